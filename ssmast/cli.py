@@ -1,0 +1,52 @@
+"""The `ssmast` command: a table of commands, each loaded only when it is used."""
+
+import importlib
+import sys
+
+from ssmast.command import run_command
+from ssmast.settings import UsageError
+
+# name -> module with main(argv) -> int, and the line `ssmast --help` shows.
+COMMANDS = {
+    "demo": ("ssmast.demo", "the whole way in a few minutes, on sounds made here"),
+    "pretrain": ("ssmast.training.pretrain", "pretrain an encoder on unlabelled audio"),
+    "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
+    "embed": ("ssmast.evaluation.embed_files", "files -> embeddings (.npz)"),
+    "report": ("ssmast.evaluation.report", "one HTML page from a run or from results"),
+    "describe": ("ssmast.model.describe", "layers, parameters and MACs of a model"),
+    "show-views": ("ssmast.training.show_views", "picture of clips, views and dropped patches"),
+    "doctor": ("ssmast.doctor", "check this installation and say how to mend it"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console command."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from ssmast import __version__
+
+        print(f"ssmast {__version__}")
+        return 0
+    name, *rest = words
+    return run_command(lambda argv: _dispatch(name, argv), rest, name=f"ssmast {name}")
+
+
+def _dispatch(name: str, argv: list[str]) -> int:
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name][0])
+    return module.main(argv)
+
+
+def _help() -> str:
+    lines = ["ssmast COMMAND [key=value ...]", "", "Commands (each explains its keys by --help):"]
+    lines += [f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "Several processes: accelerate launch pretrain/run.py [key=value ...]"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Small MLPs between the embedding and the contrastive loss; thrown away after pretraining."""
+
+from torch import nn
+
+NORMS = ("none", "layer", "batch")
+
+
+def _norm(kind: str, dim: int) -> list[nn.Module]:
+    if kind == "layer":
+        return [nn.LayerNorm(dim)]
+    if kind == "batch":
+        return [nn.BatchNorm1d(dim)]
+    if kind == "none":
+        return []
+    raise ValueError(f"head norm must be one of {', '.join(NORMS)}, got {kind!r}")
+
+
+def _mlp(dims: list[int], *, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for dim_in, dim_out in zip(dims[:-2], dims[1:-1], strict=True):
+        layers += [nn.Linear(dim_in, dim_out, bias=norm == "none")]
+        layers += [*_norm(norm, dim_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
+
+
+def build_projector(
+    *, kind: str, dim_in: int, hidden: int, dim: int, num_layers: int, norm: str
+) -> nn.Sequential:
+    """Embedding (B, dim_in) -> projection (B, dim).
+
+    Args:
+        kind: "linear", one layer as the poster's released code has, or "mlp".
+        dim_in: size of the encoder's pooled embedding.
+        hidden: width of the layers between.
+        dim: size of the projection.
+        num_layers: linear layers of the "mlp"; 3 in MoCo v3.
+        norm: "layer", "batch" or "none" before each activation. LayerNorm keeps clips apart, so
+            gradient accumulation and several processes give the numbers of one big batch.
+
+    Source: Chen et al. 2021 (MoCo v3), section 4. Differs from MoCo v3: LayerNorm and GELU
+    instead of synchronised BatchNorm and ReLU, for the reason above.
+    """
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(dim_in, dim))
+    if kind != "mlp":
+        raise ValueError(f"head kind must be linear or mlp, got {kind!r}")
+    return _mlp([dim_in, *[hidden] * (num_layers - 1), dim], norm=norm)
+
+
+def build_predictor(*, hidden: int, dim: int, norm: str) -> nn.Module:
+    """Two layers, (B, dim) -> (B, dim), on the student only; `hidden` 0 means none.
+
+    Source: Chen et al. 2021 (MoCo v3), section 4.
+    """
+    return _mlp([dim, hidden, dim], norm=norm) if hidden else nn.Identity()

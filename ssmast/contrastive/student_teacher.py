@@ -1,0 +1,115 @@
+"""Student and momentum teacher."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmast.model import PatchDrop
+
+PoolTokens = Callable[[Tensor, object, Tensor | None], Tensor]
+
+
+class Branch(nn.Module):
+    """Log-mel -> embedding -> projection: what student and teacher have in common.
+
+    Args:
+        backbone: encoder with `encode(log_mel, patch_drop=...) -> (tokens, grid, mask)`.
+        pool: maps tokens (B, N, D), their grid and mask to the embedding (B, E).
+        projector: maps the embedding to the projection (B, P).
+    """
+
+    def __init__(self, backbone: nn.Module, pool: PoolTokens, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pool = pool
+        self.projector = projector
+
+    def forward(self, log_mel: Tensor, patch_drop: PatchDrop | None) -> tuple[Tensor, Tensor]:
+        """Normalised log-mel (B, 1, F, T) -> embedding (B, E) and raw projection (B, P)."""
+        tokens, grid, mask = self.backbone.encode(log_mel, patch_drop=patch_drop)
+        embedding = self.pool(tokens, grid, mask)
+        return embedding, self.projector(embedding)
+
+
+class Student(nn.Module):
+    """The network that learns: a branch, a predictor and, if asked, the temperature.
+
+    Both views go through one `forward`, so DistributedDataParallel sees one pass a micro-batch.
+    """
+
+    def __init__(
+        self,
+        branch: Branch,
+        predictor: nn.Module,
+        *,
+        temperature: float,
+        learn_temperature: bool = False,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}; 0.1 is usual")
+        self.branch = branch
+        self.predictor = predictor
+        log_temperature = torch.tensor(temperature).log()
+        self.log_temperature = nn.Parameter(log_temperature, requires_grad=learn_temperature)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Scalar; at least 0.01, the bound CLIP trains with."""
+        return self.log_temperature.exp().clamp(min=0.01)
+
+    def forward(
+        self,
+        view_1: Tensor,
+        view_2: Tensor,
+        drop_1: PatchDrop | None = None,
+        drop_2: PatchDrop | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views (B, 1, F, T) -> predictions (B, P) of unit length, embeddings (2B, E), temperature.
+
+        Returns:
+            Prediction of view_1, prediction of view_2, embeddings of both (detached, for
+            monitors), and the temperature.
+        """
+        embedding_1, projection_1 = self.branch(view_1, drop_1)
+        embedding_2, projection_2 = self.branch(view_2, drop_2)
+        prediction_1 = F.normalize(self.predictor(projection_1).float(), dim=1)
+        prediction_2 = F.normalize(self.predictor(projection_2).float(), dim=1)
+        embeddings = torch.cat([embedding_1, embedding_2]).detach()
+        return prediction_1, prediction_2, embeddings, self.temperature
+
+
+class Teacher(nn.Module):
+    """Exponential moving average of the student's branch; never sees a gradient."""
+
+    def __init__(self, student_branch: Branch) -> None:
+        super().__init__()
+        self.branch = copy.deepcopy(student_branch)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, view: Tensor, drop: PatchDrop | None = None) -> Tensor:
+        """View (B, 1, F, T) -> key (B, P) of unit length."""
+        return F.normalize(self.branch(view, drop)[1].float(), dim=1)
+
+    @torch.no_grad()
+    def ema_update_(self, student_branch: Branch, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, once a step.
+
+        Floating-point buffers (BatchNorm statistics) follow the same average; counters are
+        copied. Source: He et al. 2020 (MoCo), eq. 2.
+        """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+        pairs = [*zip(self.branch.parameters(), student_branch.parameters(), strict=True)]
+        pairs += zip(self.branch.buffers(), student_branch.buffers(), strict=True)
+        floating = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        torch._foreach_lerp_(
+            [mine for mine, _ in floating], [theirs for _, theirs in floating], 1 - momentum
+        )
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)

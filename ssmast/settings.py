@@ -1,0 +1,224 @@
+"""Typed `key=value` settings: one dataclass is the schema, the help text and the file format.
+
+A command is `parse(Schema, argv)`. Values come, later ones winning, from the defaults of the
+dataclass, from a recipe (YAML, safely loaded), and from `key=value` words.
+"""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Schema = TypeVar("Schema")
+
+
+class UsageError(ValueError):
+    """The command line or a recipe asks for something that does not exist; exit status 2."""
+
+
+def setting(default: Any, help: str) -> Any:  # noqa: A002 - the word users know
+    """A dataclass field with its help text; mutable defaults are copied per instance."""
+    metadata = {"help": help}
+    if dataclasses.is_dataclass(default) and isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flat_fields(schema: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Every leaf of a nested dataclass by its dotted name, in the order of its definition."""
+    leaves: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            leaves |= flat_fields(typing.cast(type, kind), f"{prefix}{field.name}.")
+        else:
+            field.type = kind
+            leaves[prefix + field.name] = field
+    return leaves
+
+
+def to_yaml(settings: Any) -> str:
+    """The settings as YAML, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The settings as plain nested dicts, lists, numbers and strings."""
+    return dataclasses.asdict(settings)
+
+
+def load_recipe(name: str, folder: Path) -> dict[str, Any]:
+    """The mapping in a recipe: a YAML file's path, or the name of one in `folder`.
+
+    Raises:
+        UsageError: if there is no such recipe, or it is not a plain mapping.
+    """
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UsageError(f"recipe {name!r} was not found; give a .yaml file or one of: {known}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise UsageError(f"recipe {path} cannot be read as plain YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path} must hold `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def parse(
+    schema: type[Schema],
+    argv: list[str],
+    *,
+    command: str,
+    description: str = "",
+    recipes: Path | None = None,
+    default_recipe: str = "",
+) -> Schema | None:
+    """Settings from `key=value` words; None when `--help` or `--print-config` was all.
+
+    Args:
+        schema: dataclass whose fields (made by `setting`) name, type and explain every key.
+        argv: words after the command.
+        command: what the user typed, for messages.
+        description: shown above the keys by `--help`.
+        recipes: folder of recipes; with it the key `recipe` chooses one.
+        default_recipe: recipe used when none is named; empty for none.
+
+    Raises:
+        UsageError: for an unknown key (naming the nearest), a value of the wrong type, a word
+            without `=`, or an unknown flag.
+    """
+    leaves = flat_fields(schema)
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(_help(leaves, schema, command=command, description=description))
+        return None
+    words, flags = _split_words(argv, command=command)
+    layers: list[dict[str, Any]] = []
+    if recipes is not None:
+        recipe = words.get("recipe", default_recipe)
+        if recipe:
+            layers.append({**load_recipe(recipe, recipes), "recipe": recipe})
+    config = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(config, False)
+    for layer in layers:
+        flat = _flatten(layer)
+        _check_keys(flat, leaves, where="the recipe")
+        config = _merge(config, flat, where="the recipe")
+    values = {key: _value(key, text, leaves, command=command) for key, text in words.items()}
+    config = _merge(config, values, where=f"`{command}`")
+    settings = typing.cast(Schema, OmegaConf.to_object(config))
+    if "--print-config" in flags:
+        sys.stdout.write(to_yaml(settings))
+        return None
+    return settings
+
+
+def wants_dry_run(argv: list[str]) -> bool:
+    """True if the command is to check and print everything but start nothing."""
+    return "--dry-run" in argv
+
+
+def _split_words(argv: list[str], *, command: str) -> tuple[dict[str, str], set[str]]:
+    words: dict[str, str] = {}
+    flags: set[str] = set()
+    for word in argv:
+        if word in {"--print-config", "--dry-run"}:
+            flags.add(word)
+        elif word.startswith("-") or "=" not in word:
+            raise UsageError(
+                f"`{command}` takes key=value words, got {word!r}; see `{command} --help`"
+            )
+        else:
+            key, _, text = word.partition("=")
+            words[key] = text
+    return words, flags
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _check_keys(
+    flat: dict[str, Any], leaves: dict[str, dataclasses.Field[Any]], *, where: str
+) -> None:
+    for key in flat:
+        if key not in leaves:
+            # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
+            tails = {name.rpartition(".")[2]: name for name in leaves}
+            near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)
+            near = near or [
+                tails[t] for t in difflib.get_close_matches(key, tails, n=1, cutoff=0.6)
+            ]
+            hint = f"; did you mean {near[0]!r}?" if near else "; --help lists the keys"
+            raise UsageError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _value(
+    key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, command: str
+) -> Any:
+    _check_keys({key: text}, leaves, where=f"`{command}`")
+    kind = leaves[key].type
+    if kind is str:
+        return text  # a path may hold any character, so YAML must not read it
+    if isinstance(kind, types.UnionType) and str in typing.get_args(kind):
+        return None if text in {"", "null", "none"} else text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{key}={text} cannot be read as a value") from error
+    if isinstance(value, str) and kind in (int, float):
+        try:  # YAML reads 1e-3 without a dot as text
+            value = float(value)
+        except ValueError:
+            return value
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _merge(config: DictConfig, flat: dict[str, Any], *, where: str) -> DictConfig:
+    for key, value in flat.items():
+        try:
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{key}={value} in {where} does not fit: {reason}") from error
+    return config
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+
+
+def _help(
+    leaves: dict[str, dataclasses.Field[Any]], schema: type, *, command: str, description: str
+) -> str:
+    defaults = _flatten(dataclasses.asdict(schema()))
+    lines = [f"{command} [key=value ...] [--print-config] [--dry-run]", "", description.strip(), ""]
+    width = max(len(name) for name in leaves)
+    for name, field in leaves.items():
+        default = defaults.get(name)
+        shown = "" if default in ("", None, []) else f" [{default}]"
+        text = field.metadata.get("help", "")
+        lines.append(f"  {name:<{width}}  {text}{shown} ({_type_name(field.type)})")
+    return "\n".join(lines) + "\n"

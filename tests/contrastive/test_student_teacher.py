@@ -1,0 +1,100 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
+
+
+class _Mean(nn.Module):
+    """A stand-in for an encoder: one linear layer over the mel axis, tokens = frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+        self.norm = nn.BatchNorm1d(6)
+
+    def encode(self, log_mel, *, patch_drop=None):
+        return self.layer(log_mel[:, 0].transpose(1, 2)), None, None
+
+
+def _student(norm: str = "layer", **kwargs) -> Student:
+    projector = build_projector(
+        kind="mlp", dim_in=6, hidden=16, dim=4, num_layers=3, norm=norm
+    )
+    branch = Branch(_Mean(), lambda tokens, grid, mask: tokens.mean(dim=1), projector)
+    return Student(branch, build_predictor(hidden=16, dim=4, norm=norm), temperature=0.2, **kwargs)
+
+
+def test_outputs_are_unit_length():
+    student = _student()
+    p_1, p_2, embeddings, temperature = student(torch.randn(3, 1, 8, 5), torch.randn(3, 1, 8, 5))
+    keys = Teacher(student.branch)(torch.randn(3, 1, 8, 5))
+    for vectors in (p_1, p_2, keys):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert embeddings.shape == (6, 6)
+    assert temperature.item() == pytest.approx(0.2)
+
+
+def test_student_gets_gradient_and_teacher_gets_none():
+    student = _student()
+    teacher = Teacher(student.branch)
+    p_1, p_2, _, _ = student(torch.randn(3, 1, 8, 5), torch.randn(3, 1, 8, 5))
+    (p_1 * teacher(torch.randn(3, 1, 8, 5))).sum().backward(retain_graph=True)
+    p_2.sum().backward()
+    touched = [p.grad is not None for n, p in student.named_parameters() if "norm.w" not in n]
+    assert sum(touched) >= len(touched) - 2  # the stand-in's unused BatchNorm and temperature
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+def test_ema_is_exact_for_parameters_and_buffers(momentum):
+    student = _student(norm="batch")
+    teacher = Teacher(student.branch)
+    before = copy.deepcopy(teacher.state_dict())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        for buffer in student.buffers():
+            buffer.add_(1)
+    teacher.ema_update_(student.branch, momentum)
+    for name, value in teacher.branch.state_dict().items():
+        mine, theirs = before[f"branch.{name}"], student.branch.state_dict()[name]
+        if value.is_floating_point():
+            expected = mine.double() * momentum + theirs.double() * (1 - momentum)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(value, theirs)
+
+
+def test_momentum_outside_zero_one_is_refused():
+    student = _student()
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\], got 1.5"):
+        Teacher(student.branch).ema_update_(student.branch, 1.5)
+
+
+def test_learnt_temperature_gets_gradient_and_stays_above_its_floor():
+    student = _student(learn_temperature=True)
+    view = torch.randn(2, 1, 8, 5)
+    student(view, view)[3].backward()
+    assert student.log_temperature.grad is not None
+    with torch.no_grad():
+        student.log_temperature.fill_(-100)
+    assert student.temperature.item() == pytest.approx(0.01)
+
+
+def test_linear_head_is_one_layer_as_in_the_paper():
+    head = build_projector(kind="linear", dim_in=6, hidden=1, dim=4, num_layers=3, norm="layer")
+    assert [type(layer) for layer in head] == [nn.Linear]
+
+
+@pytest.mark.parametrize(("key", "value"), [("kind", "cnn"), ("norm", "group")])
+def test_unknown_head_names_the_allowed_ones(key, value):
+    wanted = {"kind": "mlp", "norm": "layer", key: value}
+    with pytest.raises(ValueError, match="must be"):
+        build_projector(dim_in=6, hidden=8, dim=4, num_layers=3, **wanted)
+
+
+def test_predictor_may_be_absent():
+    assert isinstance(build_predictor(hidden=0, dim=4, norm="layer"), nn.Identity)

@@ -1,0 +1,94 @@
+from dataclasses import dataclass
+
+import pytest
+
+from ssmast.settings import UsageError, parse, setting
+
+
+@dataclass
+class Optim:
+    lr: float = setting(1e-3, "peak learning rate")
+    betas: list[float] = setting([0.9, 0.95], "decay rates")
+
+
+@dataclass
+class Config:
+    recipe: str = setting("", "recipe")
+    data: str = setting("", "folder of audio")
+    steps: int = setting(100, "optimiser steps")
+    verbose: bool = setting(False, "say more")
+    label: str | None = setting(None, "column")
+    optim: Optim = setting(Optim, "")
+
+
+def _parse(*words, **kwargs):
+    return parse(Config, list(words), command="ssmast test", **kwargs)
+
+
+def test_defaults_then_words():
+    config = _parse("optim.lr=3e-4", "steps=1e3", "verbose=true", "optim.betas=[0.9, 0.99]")
+    assert config == Config(steps=1000, verbose=True, optim=Optim(lr=3e-4, betas=[0.9, 0.99]))
+
+
+def test_a_path_is_taken_as_it_stands():
+    odd = "/mnt/a b/{x}: [1]#'"
+    assert _parse(f"data={odd}").data == odd
+    assert _parse("data=2024-01-01").data == "2024-01-01"
+    assert _parse("label=null").label is None
+    assert _parse("label=speaker").label == "speaker"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'.*did you mean 'optim.lr'"),
+        ("lr=1", "did you mean 'optim.lr'"),
+        ("zzz=1", "--help lists the keys"),
+        ("steps=many", "steps=many .* does not fit"),
+        ("steps=1.5", "steps=1.5 .* does not fit"),
+        ("optim.lr={", "cannot be read as a value"),
+        ("steps", "takes key=value words, got 'steps'"),
+        ("--steps=3", "takes key=value words"),
+    ],
+)
+def test_mistakes_are_one_sentence(word, message):
+    with pytest.raises(UsageError, match=message) as error:
+        _parse(word)
+    assert "\n" not in str(error.value)
+
+
+def test_recipe_lies_between_defaults_and_words(tmp_path):
+    (tmp_path / "small.yaml").write_text("steps: 7\noptim: {lr: 0.5}\n")
+    config = _parse("recipe=small", "optim.lr=0.1", recipes=tmp_path)
+    assert (config.steps, config.optim.lr, config.recipe) == (7, 0.1, "small")
+    by_path = _parse(f"recipe={tmp_path}/small.yaml", recipes=tmp_path / "none")
+    assert by_path.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 7", "unknown key 'stepz' in the recipe; did you mean 'steps'"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read as plain YAML"),
+        ("[1, 2]", "must hold `key: value` lines, got list"),
+        ("steps: many", "does not fit"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        _parse("recipe=bad", recipes=tmp_path)
+
+
+def test_unknown_recipe_lists_those_there_are(tmp_path):
+    (tmp_path / "small.yaml").write_text("steps: 7\n")
+    with pytest.raises(UsageError, match="'smal' was not found.*one of: small"):
+        _parse("recipe=smal", recipes=tmp_path)
+
+
+def test_help_names_every_key_and_print_config_every_value(capsys):
+    assert _parse("--help") is None
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in ("data", "steps", "optim.lr", "peak learning rate"))
+    assert _parse("--print-config", "steps=3") is None
+    assert "steps: 3" in capsys.readouterr().out
