@@ -1,0 +1,173 @@
+"""Settings -> parts. The only place where a config is taken apart; the parts never see it."""
+
+import logging
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ssmast import __version__
+from ssmast.audio import (
+    Corpus,
+    LogMel,
+    SegmentDataset,
+    StepSampler,
+    ViewAugment,
+    collate_segments,
+    open_corpus,
+    write_synthetic_corpus,
+)
+from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
+from ssmast.encoder import Encoder
+from ssmast.model import create_model, pool_tokens, pooled_dim
+from ssmast.training.config import PretrainConfig
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC_CLIPS = 1500
+
+
+def open_data(config: PretrainConfig, *, built_in: Path) -> Corpus:
+    """The corpus of `data=`, or the training part of the built-in one, written when missing."""
+    if config.data:
+        return open_corpus(config.data)
+    folder = write_synthetic_corpus(built_in, num_clips=SYNTHETIC_CLIPS, seed=0)
+    corpus = open_corpus(folder)
+    split = corpus.table["split"].to_pylist()
+    return corpus.select([i for i, part in enumerate(split) if part == "train"])
+
+
+def build_log_mel(config: PretrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:
+    """The front end, un-normalised unless mean and std are known."""
+    front = config.front_end
+    return LogMel(
+        sample_rate=front.sample_rate,
+        n_fft=front.n_fft,
+        hop_length=front.hop_length,
+        num_mels=front.num_mels,
+        f_min=front.f_min,
+        f_max=front.f_max,
+        mean=mean,
+        std=std,
+    )
+
+
+def build_augment(config: PretrainConfig) -> ViewAugment:
+    """The batched part of the augmentation."""
+    views = config.views
+    return ViewAugment(
+        mixup_rate=views.mixup_rate,
+        crop_freq=_pair("views.crop_freq", views.crop_freq),
+        crop_time=_pair("views.crop_time", views.crop_time),
+        canvas=_pair("views.canvas", views.canvas),
+        fader=views.fader,
+        freq_mask=views.freq_mask,
+        time_mask=views.time_mask,
+        noise_std=views.noise_std,
+    )
+
+
+def build_student(config: PretrainConfig, *, drop_path: float | None = None) -> Student:
+    """Backbone, projector and predictor with fresh weights."""
+    backbone = create_model(
+        config.model,
+        num_classes=0,
+        input_size=(config.front_end.num_mels, config.views.frames),
+        drop_path_rate=config.drop_path if drop_path is None else drop_path,
+    )
+    head = config.head
+    grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
+
+    def pool(tokens: torch.Tensor, grid: Any, mask: torch.Tensor | None) -> torch.Tensor:
+        return pool_tokens(tokens, grid, mode=head.pooling, mask=mask)
+
+    projector = build_projector(
+        kind=head.kind,
+        dim_in=pooled_dim(head.pooling, grid.freq, backbone.num_features),
+        hidden=head.hidden,
+        dim=head.dim,
+        num_layers=head.num_layers,
+        norm=head.norm,
+    )
+    predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
+    return Student(
+        Branch(backbone, pool, projector),
+        predictor,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature,
+    )
+
+
+def build_encoder(
+    config: PretrainConfig, *, student: Student, teacher: Teacher, log_mel: LogMel, facts: dict[str, Any]
+) -> Encoder:
+    """The encoder to export: one of the two networks, front end and pooling together."""
+    export = config.export
+    branch = teacher.branch if export.network == "teacher" else student.branch
+    return Encoder(
+        branch.backbone,
+        log_mel,
+        pooling=export.pooling,
+        layers=export.layers,
+        chunk_seconds=export.chunk_seconds,
+        info={**facts, "network": export.network, "version": __version__},
+    )
+
+
+def steps_of(config: PretrainConfig, *, num_clips: int) -> int:
+    """Optimiser steps of the run: `steps`, or what `epochs` takes."""
+    return config.steps or max(1, math.ceil(config.epochs * num_clips / config.batch_size))
+
+
+def segment_loader(
+    config: PretrainConfig,
+    dataset: SegmentDataset,
+    *,
+    first_step: int,
+    steps: int,
+    rank: int,
+    num_ranks: int,
+) -> DataLoader[Any]:
+    """This process' share of every step from `first_step` on.
+
+    Raises:
+        ValueError: if the batch cannot be shared out evenly.
+    """
+    parts = num_ranks * config.optim.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
+            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
+        )
+    sampler = StepSampler(
+        start=first_step,
+        stop=steps,
+        batch_size=config.batch_size,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate_segments,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if config.workers else None,
+    )
+
+
+def _quiet_worker(worker: int) -> None:
+    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _pair(key: str, values: list[float]) -> tuple[float, float]:
+    if len(values) != 2:
+        raise ValueError(f"{key} must be two numbers, got {values}")
+    return values[0], values[1]

@@ -1,0 +1,152 @@
+"""Checkpoints that are always valid: written aside, checked, then renamed into place.
+
+A checkpoint is a folder `<step>/` of safetensors files, `state.json`, and `checksums.json`, which
+is written last. The folder gets its name only when all of it is on the disk, so a kill at any
+moment leaves either the whole checkpoint or none of it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_MARKER = "checksums.json"
+Tensors = dict[str, dict[str, Tensor]]
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint's files are not the ones that were written."""
+
+
+def save_checkpoint(
+    folder: Path, step: int, *, tensors: Tensors, state: dict[str, Any], keep: int
+) -> Path:
+    """Write `folder/<step>/` so that it is complete or absent, then drop older ones.
+
+    Args:
+        folder: holds one folder a checkpoint.
+        step: optimiser steps done.
+        tensors: file name (without suffix) -> name -> tensor.
+        state: plain values, stored as JSON.
+        keep: newest checkpoints that stay; older ones go only once this one has been verified.
+
+    Raises:
+        OSError: if the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, partial = folder / f"{step:08d}", folder / f".partial-{step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for name, group in tensors.items():
+            flat = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(flat, partial / f"{name}.safetensors")
+            _flush(partial / f"{name}.safetensors")
+        _write_json(partial / "state.json", {"step": step, **state})
+        sums = {file.name: sha256(file) for file in sorted(partial.iterdir())}
+        _write_json(partial / _MARKER, sums)
+        _flush(partial)
+        if final.exists():  # a damaged one of the same step that was not worth loading
+            shutil.rmtree(final)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _flush(folder)
+    verify_checkpoint(final)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first, whether damaged or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare every file with its checksum.
+
+    Raises:
+        DamagedCheckpointError: naming the first file that is missing or differs.
+    """
+    try:
+        sums = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} has no readable {_MARKER}") from error
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpointError(f"checkpoint {path} has lost its file {name}")
+        if sha256(file) != expected:
+            raise DamagedCheckpointError(f"{file} is not what was written; its checksum differs")
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """State and tensors of a verified checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        DamagedCheckpointError: if a file is missing or changed.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; give a folder of checkpoints/")
+    verify_checkpoint(path)
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    return state, tensors
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are named in a warning. None without any.
+
+    Raises:
+        DamagedCheckpointError: if there are checkpoints and every one is damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            verify_checkpoint(path)
+        except DamagedCheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+        else:
+            return path
+    if found:
+        raise DamagedCheckpointError(
+            f"all {len(found)} checkpoints in {folder} are damaged; start again in another run="
+        )
+    return None
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Have the file's or folder's content on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

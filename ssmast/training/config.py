@@ -1,0 +1,168 @@
+"""Every key of `ssmast pretrain`, with its default and its meaning."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssmast.settings import UsageError, setting
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@dataclass
+class FrontEnd:
+    """Waveform -> log-mel."""
+
+    sample_rate: int = setting(16000, "Hz; audio at other rates is resampled")
+    n_fft: int = setting(1024, "FFT size in samples")
+    hop_length: int = setting(160, "samples between frames (160 = 10 ms)")
+    num_mels: int = setting(128, "mel bins")
+    f_min: float = setting(60.0, "lowest mel frequency in Hz")
+    f_max: float = setting(7800.0, "highest mel frequency in Hz")
+    stats_clips: int = setting(1000, "clips that corpus mean and std are measured on")
+
+
+@dataclass
+class Views:
+    """One clip -> two augmented views."""
+
+    frames: int = setting(96, "frames of a view (96 = 0.95 s, 1024 = 10.23 s)")
+    segments: int = setting(2, "2: each view has a random segment of its own; 1: both share one")
+    waveform_augment: float = setting(0.0, "probability of the audiomentations chain per segment")
+    mixup_rate: float = setting(0.4, "largest share of a background clip mixed in (BYOL-A)")
+    mixup_memory: int = setting(512, "past clips that backgrounds are drawn from")
+    crop_freq: list[float] = setting([0.6, 1.5], "random resized crop: height, shortest to tallest")
+    crop_time: list[float] = setting([0.6, 1.5], "random resized crop: width, shortest to widest")
+    canvas: list[float] = setting([1.0, 1.5], "virtual canvas (freq, time) that crops are cut from")
+    fader: float = setting(0.0, "largest gain of the random linear fade, in log-mel std")
+    freq_mask: int = setting(0, "widest SpecAugment mask in mel bins")
+    time_mask: int = setting(0, "widest SpecAugment mask in frames")
+    noise_std: float = setting(0.0, "largest std of the noise added to the log-mel")
+
+
+@dataclass
+class PatchDropConfig:
+    """Patches the student does not see."""
+
+    rate: float = setting(0.2, "share of patches dropped in pretraining (poster: 0.2)")
+    mode: str = setting("structured", "structured (whole columns and rows, saves time) or random")
+    teacher: bool = setting(False, "drop patches of the teacher's views too")
+
+
+@dataclass
+class Head:
+    """Embedding -> projection."""
+
+    kind: str = setting("mlp", "mlp or linear (the poster's code)")
+    pooling: str = setting("mean", "how tokens become the embedding the head sees")
+    hidden: int = setting(1024, "width of the hidden layers")
+    dim: int = setting(256, "size of the projection")
+    num_layers: int = setting(3, "linear layers of the mlp")
+    norm: str = setting("layer", "layer, batch or none")
+    predictor: int = setting(1024, "hidden width of the student's predictor; 0 for none")
+
+
+@dataclass
+class Loss:
+    """Symmetric InfoNCE."""
+
+    temperature: float = setting(0.2, "divides the cosine similarity")
+    learn_temperature: bool = setting(False, "let the temperature be learnt")
+    queue_size: int = setting(2048, "negatives kept from earlier steps; 0 for none")
+    batch_negatives: bool = setting(True, "use the other clips of the batch as negatives too")
+
+
+@dataclass
+class TeacherConfig:
+    """Momentum teacher."""
+
+    momentum: float = setting(0.99, "at the first step")
+    final_momentum: float = setting(1.0, "at the last step, reached along a cosine")
+
+
+@dataclass
+class Optim:
+    """AdamW with warm-up and cosine."""
+
+    lr: float = setting(1e-3, "peak learning rate")
+    min_lr: float = setting(1e-6, "learning rate at the last step")
+    warmup: float = setting(0.1, "share of the steps spent warming up")
+    weight_decay: float = setting(0.05, "for matrices; never for norms, biases, positions")
+    betas: list[float] = setting([0.9, 0.95], "AdamW's two decay rates")
+    clip_norm: float = setting(3.0, "largest gradient norm; 0 for no clipping")
+    accumulate: int = setting(1, "micro-batches a step; the loss is that of the whole batch")
+
+
+@dataclass
+class Export:
+    """What `encoder/` holds at the end."""
+
+    network: str = setting("teacher", "student or teacher")
+    pooling: str = setting("freq+max", "mean, mean+max or freq+max; see docs/pooling")
+    layers: str = setting("last", "last, stages or blocks")
+    chunk_seconds: float = setting(10.0, "longer audio is embedded in pieces of this length")
+
+
+@dataclass
+class PretrainConfig:
+    """`ssmast pretrain`: student, momentum teacher, queue of negatives (SS-MAST)."""
+
+    recipe: str = setting("", "name of a recipe, or a YAML file of these keys")
+    data: str = setting("", "folder, list, CSV or tar(s) of audio; empty: the built-in corpus")
+    run: str = setting("", "run folder; empty: runs/<recipe>, numbered if that exists")
+    model: str = setting("mast_nano", "mast_nano, mast_tiny, mast_small, mast_base or mast_large")
+    steps: int = setting(0, "optimiser steps; 0: as many as `epochs` takes")
+    epochs: float = setting(10.0, "passes over the data, if steps is 0")
+    batch_size: int = setting(96, "clips a step, over all processes and micro-batches")
+    workers: int = setting(2, "processes that read audio, for each training process")
+    seed: int = setting(0, "every random choice follows from it")
+    checkpoint_every: int = setting(200, "steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept")
+    resume: str = setting("never", "never, auto (the newest valid checkpoint, if any) or a path")
+    processes: int = setting(0, "processes that must take part; 0: as many as were launched")
+    precision: str = setting("auto", "fp32, bf16, or auto: bf16 on a GPU that has it")
+    threads: int = setting(0, "CPU threads a process; 0: its share of the cores")
+    log_every: int = setting(10, "steps between lines of metrics.jsonl")
+    cache: str = setting("auto", "keep decoded audio on disk: auto (up to 8 GB), off, or a folder")
+    max_bad_share: float = setting(0.1, "stop if more than this share of the clips is unreadable")
+    tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
+    drop_path: float = setting(0.0, "stochastic depth of the student, 0 to 1")
+    front_end: FrontEnd = setting(FrontEnd, "")
+    views: Views = setting(Views, "")
+    patch_drop: PatchDropConfig = setting(PatchDropConfig, "")
+    head: Head = setting(Head, "")
+    loss: Loss = setting(Loss, "")
+    teacher: TeacherConfig = setting(TeacherConfig, "")
+    optim: Optim = setting(Optim, "")
+    export: Export = setting(Export, "")
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can mean; deeper checks stand where a value is used."""
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
+        _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        _require(self.views.frames >= 8, "views.frames", self.views.frames, "at least 8")
+        _require(self.views.segments in (1, 2), "views.segments", self.views.segments, "1 or 2")
+        _require(0 < self.optim.lr < 10, "optim.lr", self.optim.lr, "between 0 and 10")
+        _require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "from 0 to below 1")
+        _require(self.optim.accumulate >= 1, "optim.accumulate", self.optim.accumulate, "1 or more")
+        rate = self.patch_drop.rate
+        _require(0 <= rate <= 0.9, "patch_drop.rate", rate, "from 0 to 0.9")
+        _one_of("export.network", self.export.network, ("student", "teacher"))
+        _one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        if self.head.norm == "batch" and self.optim.accumulate > 1:
+            raise UsageError(
+                "head.norm=batch sees only a micro-batch, so optim.accumulate would change the "
+                "result; use head.norm=layer"
+            )
+
+
+def _require(holds: bool, key: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UsageError(f"{key} must be {wanted}, got {value}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, key, repr(value), " or ".join(allowed))

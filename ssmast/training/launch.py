@@ -1,0 +1,111 @@
+"""How many processes, which device, how many threads - and a clean way to be stopped."""
+
+import logging
+import os
+import signal
+from types import FrameType, TracebackType
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+logger = logging.getLogger(__name__)
+
+_LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
+
+
+def start_accelerator(*, precision: str, processes: int, threads: int) -> Accelerator:
+    """The accelerator of this process, once it is sure that the launch is the one asked for.
+
+    Args:
+        precision: "fp32", "bf16", or "auto" for bf16 on a GPU that has it.
+        processes: processes that must take part; 0 accepts any number the launcher started.
+        threads: CPU threads for this process; 0 for its share of the cores. `accelerate launch`
+            sets one thread, which would leave the other cores idle.
+
+    Raises:
+        ValueError: if more processes were asked for than take part.
+    """
+    has_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    accelerator = Accelerator(
+        cpu=not has_gpu,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        # Nothing of the student needs its buffers broadcast; queue and teacher stay outside.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    wanted = max(processes, _requested_by_launcher())
+    if wanted > accelerator.num_processes:
+        raise ValueError(
+            f"{wanted} processes were asked for but {accelerator.num_processes} is running; "
+            "without a GPU use `accelerate launch --multi_gpu --num_processes N`, "
+            "since `--cpu` starts only one"
+        )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    return accelerator
+
+
+def _launcher() -> list[str]:
+    """Command line of the launcher that started this process, if one did."""
+    parent = psutil.Process().parent()
+    try:
+        words = parent.cmdline() if parent else []
+    except psutil.Error:
+        return []
+    return words if any(name in word for word in words[:4] for name in _LAUNCHERS) else []
+
+
+def _requested_by_launcher() -> int:
+    words = _launcher()
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name in {"--num_processes", "--num-processes", "--nproc_per_node", "--nproc-per-node"}:
+            value = value or (words[i + 1] if i + 1 < len(words) else "")
+            machines = [w for w in words if w.startswith(("--num_machines", "--nnodes"))]
+            if value.isdigit() and not machines:
+                return int(value)
+    return 1
+
+
+class StopRequest:
+    """Turns Ctrl-C, SIGTERM and the launcher's death into a flag that the loop polls.
+
+    The first signal sets `signal_number`; a second one of the same kind stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._previous: dict[int, object] = {}
+        self._parent = os.getppid() if _launcher() else None
+
+    def __enter__(self) -> "StopRequest":
+        """Take over the two signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        logger.warning("stopping after this step; the state will be saved (again to stop at once)")
+
+    def poll(self) -> int:
+        """0, or the number of the signal that asks this process to stop."""
+        if not self.signal_number and self._parent not in (None, os.getppid()):
+            logger.warning("the launcher is gone; stopping after this step")
+            self.signal_number = signal.SIGTERM
+        return self.signal_number

@@ -1,0 +1,127 @@
+"""Progress line, `metrics.jsonl` and TensorBoard of one run; only the main process writes."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """One object a logged step, appended and flushed.
+
+    Args:
+        file: metrics.jsonl; lines of steps at or after `first_step` (left by a killed run that
+            went further than its last checkpoint) are dropped.
+        steps: steps of the whole run.
+        first_step: step this process starts at.
+        enabled: False on all but the main process.
+        tensorboard: folder for TensorBoard events, or None.
+        plain_every: seconds between plain progress lines when not on a terminal.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        steps: int,
+        first_step: int = 0,
+        enabled: bool = True,
+        tensorboard: Path | None = None,
+        plain_every: float = 15.0,
+    ) -> None:
+        self.enabled = enabled
+        self.steps = steps
+        if not enabled:
+            return
+        _drop_lines_from(file, first_step)
+        self._file = file.open("a", encoding="utf-8")
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, leave=True)
+        self._plain_every, self._last_plain, self._start = plain_every, 0.0, time.monotonic()
+        self._first_step = first_step
+        self._board = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=first_step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append a line; NaN becomes null, so every line is JSON."""
+        if not self.enabled:
+            return
+        clean = {key: _plain(value) for key, value in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in clean.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(key, value, step)
+
+    def advance(self, step: int, shown: dict[str, str]) -> None:
+        """Move the progress line to `step` steps done."""
+        if not self.enabled:
+            return
+        if not self._bar.disable:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last_plain >= self._plain_every or step == self.steps:
+            self._last_plain = now
+            done = max(step - self._first_step, 1)
+            left = (now - self._start) / done * (self.steps - step)
+            words = " ".join(f"{key}={value}" for key, value in shown.items())
+            logger.info("step %d/%d, %s left, %s", step, self.steps, _clock(left), words)
+
+    def __enter__(self) -> "MetricsLog":
+        """Nothing to open: the files are open already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files, also after an error."""
+        if self.enabled:
+            self._bar.close()
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics.jsonl."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the line a kill cut short
+            continue
+    return rows
+
+
+def _drop_lines_from(file: Path, step: int) -> None:
+    if file.is_file():
+        kept = [json.dumps(row) for row in read_metrics(file) if row["step"] < step]
+        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
