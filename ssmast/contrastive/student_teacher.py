@@ -99,8 +99,7 @@ class Teacher(nn.Module):
     def ema_update_(self, student_branch: Branch, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, once a step.
 
-        Floating-point buffers (BatchNorm statistics) follow the same average; counters are
-        copied. Source: He et al. 2020 (MoCo), eq. 2.
+        Floating-point buffers follow the same average; counters are copied. Source: He et al. 2020 (MoCo), eq. 2.
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")

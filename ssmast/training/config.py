@@ -57,7 +57,7 @@ class Head:
     hidden: int = setting(1024, "width of the hidden layers")
     dim: int = setting(256, "size of the projection")
     num_layers: int = setting(3, "linear layers of the mlp")
-    norm: str = setting("layer", "layer, batch or none")
+    norm: str = setting("batch", "batch, layer (needed by optim.accumulate) or none")
     predictor: int = setting(1024, "hidden width of the student's predictor; 0 for none")
 
 

@@ -183,7 +183,7 @@ class Pretraining:
         All keys come before the first loss: the loss of a micro-batch then sees the negatives
         that one big batch would give it.
         """
-        self.teacher.train(mode=self.config.head.norm == "batch")
+        self.teacher.eval()
         drop_teacher = self.config.patch_drop.teacher
         with self.accelerator.autocast():
             keys = [
@@ -304,6 +304,7 @@ class Pretraining:
 
     # -- what a run looks like while it runs --------------------------------------------------
 
+    @torch.no_grad()
     def measure(self, values: dict[str, Any]) -> dict[str, Any]:
         """Turn a step's tensors into the numbers that tell whether it learns."""
         embeddings, (p_1, p_2) = values["embeddings"], values["predictions"]

@@ -53,7 +53,7 @@ def test_queue_loss_equals_lightly_ntxent_with_a_memory_bank():
 
     queries, keys, negatives = _unit(4, 8), _unit(4, 8, seed=1), _unit(16, 8, seed=2)
     oracle = NTXentLoss(temperature=0.3, memory_bank_size=(16, 8))
-    oracle.memory_bank.bank = negatives.T.contiguous()
+    oracle.memory_bank.bank = negatives.clone()
     oracle.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
     queries.requires_grad_()
     expected = oracle(queries, keys)

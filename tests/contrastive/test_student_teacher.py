@@ -50,7 +50,7 @@ def test_student_gets_gradient_and_teacher_gets_none():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_ema_is_exact_for_parameters_and_buffers(momentum):
-    student = _student(norm="batch")
+    student = _student(norm="batch")  # the stand-in encoder has buffers too
     teacher = Teacher(student.branch)
     before = copy.deepcopy(teacher.state_dict())
     with torch.no_grad():
@@ -98,3 +98,16 @@ def test_unknown_head_names_the_allowed_ones(key, value):
 
 def test_predictor_may_be_absent():
     assert isinstance(build_predictor(hidden=0, dim=4, norm="layer"), nn.Identity)
+
+
+def test_batch_norm_equals_torch_and_its_gradient():
+    from ssmast.contrastive.heads import GlobalBatchNorm
+
+    ours, torchs = GlobalBatchNorm(5), nn.BatchNorm1d(5)
+    x = torch.randn(7, 5) * 3 + 100
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weight = torch.randn(7, 5)
+    (ours(a) * weight).sum().backward()
+    (torchs(b) * weight).sum().backward()
+    torch.testing.assert_close(ours(x), torchs(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,36 @@
+"""Sound file -> waveform -> log-mel -> view. The only station that opens sound files."""
+
+from ssmast.audio.augment import ViewAugment
+from ssmast.audio.cache import cache_decoded
+from ssmast.audio.corpus import Corpus, open_corpus
+from ssmast.audio.mel import LogMel
+from ssmast.audio.memory import MixupMemory
+from ssmast.audio.order import StepSampler, keyed_uniform, sample_at
+from ssmast.audio.quarantine import Quarantine
+from ssmast.audio.read import AudioError, read_audio, read_segments, resample
+from ssmast.audio.segments import SegmentDataset, collate_segments
+from ssmast.audio.stats import measure_mean_std
+from ssmast.audio.synthetic import write_synthetic_corpus
+from ssmast.audio.table import read_table
+
+__all__ = [
+    "AudioError",
+    "Corpus",
+    "LogMel",
+    "MixupMemory",
+    "Quarantine",
+    "SegmentDataset",
+    "StepSampler",
+    "ViewAugment",
+    "cache_decoded",
+    "collate_segments",
+    "keyed_uniform",
+    "measure_mean_std",
+    "open_corpus",
+    "read_audio",
+    "read_segments",
+    "resample",
+    "read_table",
+    "sample_at",
+    "write_synthetic_corpus",
+]

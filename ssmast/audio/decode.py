@@ -1,0 +1,233 @@
+"""Opening and decoding sound files with libsndfile, and saying what is wrong with one.
+
+What was measured of libsndfile 1.2.2 shapes this module: a headerless variable-bitrate mp3 reads
+short, because its length is guessed from the first frame, so the length of an mp3 is counted and
+never asked for; cut WAV, AIFF and Ogg files decode to what is there, a cut FLAC raises.
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+Source = str | os.PathLike[str] | bytes
+
+# fmt: off
+AUDIO_EXTENSIONS = frozenset(
+    [".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc",
+     ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"]
+)
+"""File names that a corpus takes in, lower case."""
+
+FOREIGN_EXTENSIONS = frozenset(
+    [".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".wma", ".wmv",
+     ".avi", ".ac3", ".amr", ".ape", ".wv", ".3gp"]
+)
+"""Audio and video that soundfile cannot decode, lower case."""
+# fmt: on
+
+_BLOCK_FRAMES = 1 << 16
+_MPEG_FRAME = 1152
+_UNKNOWN_LENGTH = 1 << 48  # FLAC written to a pipe reports 2**63 - 1 frames
+_FOREIGN_MAGIC = (  # (offset, bytes, what it is)
+    (4, b"ftyp", "MPEG-4 (m4a, mp4)"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+    (0, b"\xff\xf1", "AAC"),
+    (0, b"\xff\xf9", "AAC"),
+    (0, b"\x30\x26\xb2\x75", "Windows Media (wma)"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"MAC ", "Monkey's Audio (ape)"),
+    (0, b"wvpk", "WavPack"),
+)
+
+
+class AudioError(ValueError):
+    """A sound file that cannot be used; the message is one sentence that names the file."""
+
+
+class Decoder(soundfile.SoundFile):
+    """A sound file that is read straight on.
+
+    After every read of a seekable file, soundfile seeks to where it already stands. In Opus and mp3
+    that disturbs the decoder (block by block, samples came out up to 0.87 off), and in a FLAC file
+    of unknown length it fails.
+    """
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether `seek` may be used."""
+        return super().seekable()
+
+    def seekable(self) -> bool:
+        """False, which is what keeps soundfile from seeking by itself."""
+        return False
+
+
+@contextmanager
+def opened(source: Source, label: str) -> Iterator[Decoder]:
+    """An open decoder; every failure inside the block comes out as AudioError.
+
+    Args:
+        source: path of a file, or its bytes.
+        label: what to call it in an error.
+
+    Raises:
+        AudioError: if it cannot be opened, or decoding fails.
+    """
+    if not isinstance(source, bytes):
+        _check_path(source, label)
+    try:
+        # Encoded by hand: soundfile would refuse a name that is not valid UTF-8.
+        target: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
+        with Decoder(target) as file:
+            yield file
+    except AudioError:
+        raise
+    except (soundfile.SoundFileError, OSError, TypeError, RuntimeError, ValueError) as error:
+        raise AudioError(f"{label} {_why_unreadable(source, error)}") from error
+
+
+def decode(file: Decoder, label: str, frames: int | None) -> np.ndarray:
+    """Mono samples from where the file stands: `frames` of them, or all there are.
+
+    Args:
+        file: from `opened`.
+        label: what to call it in an error.
+        frames: how many; None for all.
+
+    Raises:
+        AudioError: if there are fewer.
+    """
+    blocks: list[np.ndarray] = []
+    missing = _UNKNOWN_LENGTH if frames is None else frames
+    while missing > 0:
+        block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(_mono(block))
+        missing -= len(block)
+    audio = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    if frames is not None and len(audio) < frames:
+        raise AudioError(
+            f"{label} is truncated: its header promises {file.frames} frames, and decoding ended "
+            f"{frames - len(audio)} frames short of what was asked"
+        )
+    return audio
+
+
+def _mono(block: np.ndarray) -> np.ndarray:
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def length_is_known(file: Decoder) -> bool:
+    """Whether `frames` of an open file can be believed: never that of an mp3."""
+    return 0 < file.frames < _UNKNOWN_LENGTH and not file.subtype.startswith("MPEG")
+
+
+class _Endless(io.BytesIO):
+    """Bytes that claim to be 64 times as long, so that the guessed length cuts nothing off."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._claimed = 64 * len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            return super().seek(self._claimed + offset)
+        return super().seek(offset, whence)
+
+    def readinto(self, buffer: bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.tell() >= self._claimed - 128:  # mpg123 looks for a tag in the last 128 bytes
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
+        return super().readinto(buffer)
+
+
+def decode_mp3(file: Decoder, source: Source) -> np.ndarray:
+    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early.
+
+    Args:
+        file: from `opened`.
+        source: of the same file.
+    """
+    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    if _mp3_states_its_length(data):
+        return decode(file, "", None)
+    if data[-128:-125] == b"TAG":
+        data = data[:-128]
+    blocks: list[np.ndarray] = []
+    with Decoder(_Endless(data)) as endless:
+        while True:
+            try:
+                block = endless.read(_MPEG_FRAME, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError:
+                break  # cut inside its last frame: small blocks lose no more than that
+            if not len(block):
+                break
+            blocks.append(_mono(block))
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+
+
+def _mp3_states_its_length(data: bytes) -> bool:
+    start = 0
+    if data[:3] == b"ID3" and len(data) > 10:
+        # A tag states its own length, seven bits a byte.
+        start = 10 + sum(
+            (byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True)
+        )
+    head = data[start : start + 2048]
+    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def label_of(source: Source, name: str | None) -> str:
+    """What to call a source in an error: its name, its path, or how long it is."""
+    if name is not None:
+        return name
+    if isinstance(source, bytes):
+        return f"audio of {len(source)} bytes"
+    return os.fsencode(source).decode("utf-8", "backslashreplace")
+
+
+def _check_path(path: str | os.PathLike[str], label: str) -> None:
+    """Refuse what is no file before the decoder sees it: a named pipe would block it for good."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AudioError(f"{label} cannot be opened: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{label} is a folder, not a sound file")
+    if not stat.S_ISREG(mode):
+        raise AudioError(f"{label} is a pipe or device, not a sound file")
+
+
+def _why_unreadable(source: Source, error: Exception) -> str:
+    """What is wrong with a source that the decoder refused, from its first bytes."""
+    try:
+        if isinstance(source, bytes):
+            head = source[:512]
+        else:
+            with open(source, "rb") as file:
+                head = file.read(512)
+    except OSError as problem:
+        return f"cannot be opened: {problem.strerror}"
+    if not head:
+        return "is empty: it holds zero bytes"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not audio; run `git lfs pull` where it was cloned"
+    for offset, magic, what in _FOREIGN_MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return f"is {what}, which soundfile cannot decode; convert it to FLAC"
+    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+        return "is a text file, not audio"
+    extension = "" if isinstance(source, bytes) else Path(os.fsdecode(source)).suffix.lower()
+    if extension in FOREIGN_EXTENSIONS:
+        return f"is {extension}, which soundfile cannot decode; convert it to FLAC"
+    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return f"is damaged, truncated or no audio that soundfile can decode ({reason})"

@@ -1,0 +1,195 @@
+"""Waveform to log-mel spectrogram: one object for pretraining, probing, fine-tuning and export."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1.1920929e-07
+"""Added to the mel power before the logarithm: float32 machine epsilon."""
+
+_FRAMES_AT_ONCE = 1 << 15
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram with its normalisation.
+
+    The power spectrogram of librosa (periodic Hann window, centred frames, zeros beyond the ends)
+    through Slaney's mel filters of unit area, then the natural logarithm. Autocast does not reach
+    in here: the transform is worked out in float64 as librosa's is (in float32, quiet bins beside a
+    loud tone come out 2e-3 off; on devices without float64, that is taken), the rest in float32.
+
+    Args:
+        sample_rate: rate of the waveforms in Hz.
+        n_fft: length of the window and the transform in samples.
+        hop_length: samples between frames.
+        num_mels: number of mel bins F.
+        f_min: lowest frequency in Hz.
+        f_max: highest frequency in Hz.
+        mean: of the log-mel over the corpus, subtracted by `normalize`.
+        std: of the log-mel over the corpus, divided out by `normalize`.
+
+    Raises:
+        ValueError: if the settings make no filterbank, or leave a mel bin without a frequency.
+
+    Source: settings and normalisation as BYOL-A (Niizumi et al. 2021); filters as librosa.
+    """
+
+    filterbank: Tensor
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16000,
+        n_fft: int = 1024,
+        hop_length: int = 160,
+        num_mels: int = 128,
+        f_min: float = 60.0,
+        f_max: float = 7800.0,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for what, value in (
+            ("sample_rate", sample_rate),
+            ("n_fft", n_fft),
+            ("hop_length", hop_length),
+            ("num_mels", num_mels),
+        ):
+            if value < 1:
+                raise ValueError(f"{what} must be at least 1, got {value}")
+        if not 0 <= f_min < f_max <= sample_rate / 2:
+            raise ValueError(
+                f"f_min and f_max must satisfy 0 <= f_min < f_max <= {sample_rate / 2:g} Hz (half "
+                f"the sample rate), got {f_min:g} and {f_max:g}"
+            )
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
+        self.sample_rate = sample_rate
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.num_mels = num_mels
+        self.f_min = float(f_min)
+        self.f_max = float(f_max)
+        self.mean = float(mean)
+        self.std = float(std)
+        # Not persistent: it follows from the settings, and a checkpoint holds those.
+        self.register_buffer("filterbank", self._filterbank(), persistent=False)
+
+    def _filterbank(self) -> Tensor:
+        return mel_filterbank(self.sample_rate, self.n_fft, self.num_mels, self.f_min, self.f_max)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMel":
+        super()._apply(fn, recurse)
+        if self.filterbank.dtype != torch.float32:  # `encoder.half()` must not round the filters
+            self.filterbank = self._filterbank().to(self.filterbank.device)
+        return self
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Natural logarithm of the mel power plus `EPS`, not normalised.
+
+        Args:
+            waveform: samples (B, S), S >= 1.
+
+        Returns:
+            Float32 (B, 1, F, T) with T = 1 + S // hop_length.
+        """
+        if waveform.ndim != 2 or waveform.shape[1] < 1:
+            raise ValueError(
+                f"waveform must be (batch, samples) with at least one sample, got shape "
+                f"{tuple(waveform.shape)}"
+            )
+        with torch.autocast(waveform.device.type, enabled=False):
+            if torch.compiler.is_compiling():  # an exported graph takes any batch: no loop over it
+                return self._log_mel(waveform)
+            # A few clips at a time: float64 frames and spectra take 16 kB a frame.
+            clips = max(1, _FRAMES_AT_ONCE // self.frames(waveform.shape[1]))
+            return torch.cat([self._log_mel(part) for part in waveform.split(clips)])
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        device = waveform.device
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        spectrum = torch.stft(
+            waveform.to(precise),
+            self.n_fft,
+            hop_length=self.hop_length,
+            window=torch.hann_window(self.n_fft, dtype=precise, device=device),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )  # (B, n_fft / 2 + 1, T)
+        power = (spectrum.real.square() + spectrum.imag.square()).float()
+        return (self.filterbank @ power + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+
+    def normalize(self, log_mel: Tensor) -> Tensor:
+        """Subtract the corpus mean and divide by its standard deviation; any shape."""
+        return (log_mel - self.mean) / self.std
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Normalised log-mel spectrogram (B, 1, F, T) of waveforms (B, S)."""
+        return self.normalize(self.log_mel(waveform))
+
+    def frames(self, samples: int) -> int:
+        """Number of frames that a waveform of so many samples gives."""
+        return 1 + samples // self.hop_length
+
+    def samples(self, frames: int) -> int:
+        """Fewest samples that give so many frames: 15,200 (0.95 s) for 96 at the defaults."""
+        return (frames - 1) * self.hop_length
+
+    def settings(self) -> dict[str, int | float]:
+        """Constructor arguments in plain numbers; `LogMel(**settings)` is this object again."""
+        return {
+            "sample_rate": self.sample_rate,
+            "n_fft": self.n_fft,
+            "hop_length": self.hop_length,
+            "num_mels": self.num_mels,
+            "f_min": self.f_min,
+            "f_max": self.f_max,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def extra_repr(self) -> str:
+        """The settings, as `print` shows them."""
+        return ", ".join(f"{name}={value:g}" for name, value in self.settings().items())
+
+
+def mel_filterbank(
+    sample_rate: int, n_fft: int, num_mels: int, f_min: float, f_max: float
+) -> Tensor:
+    """Triangular mel filters of unit area (F, n_fft // 2 + 1), float32, worked out in float64.
+
+    Args:
+        sample_rate: in Hz.
+        n_fft: length of the transform.
+        num_mels: number of filters F.
+        f_min: lower edge of the first filter in Hz.
+        f_max: upper edge of the last filter in Hz.
+
+    Raises:
+        ValueError: if a filter falls between two frequencies of the transform.
+
+    Source: Slaney 1998 (Auditory Toolbox), as in librosa.filters.mel.
+    """
+    scale = torch.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max), num_mels + 2, dtype=torch.float64)
+    edges = torch.where(
+        scale < 15, scale * 200 / 3, 1000 * torch.exp((scale - 15) * math.log(6.4) / 27)
+    )
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    filters = torch.minimum(rising, falling).clamp_min(0)  # (F, n_fft / 2 + 1)
+    empty = int((filters.sum(dim=1) == 0).sum())
+    if empty:
+        raise ValueError(
+            f"{empty} of {num_mels} mel bins hold no frequency at n_fft={n_fft} and {sample_rate} "
+            f"Hz; use fewer mel bins or a longer transform"
+        )
+    return (filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def _hz_to_mel(hz: float) -> float:
+    """Slaney's scale: linear to 1 kHz (mel 15), then 27 steps for each factor of 6.4."""
+    return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)

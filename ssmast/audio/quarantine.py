@@ -1,0 +1,90 @@
+"""The list of clips that could not be used, and the limit on how many there may be."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+
+class Quarantine:
+    """The list of clips that could not be used, on disk, and the limit on how many there may be.
+
+    Args:
+        path: of the CSV file with columns name and reason; read if it exists, so that the count
+            survives a restart. None to keep no file.
+        corpus_size: number of clips.
+        max_share: largest share of bad clips to go on with. The first 20 are always allowed where
+            that is less than half of the corpus: a share of a few clips says nothing.
+
+    Raises:
+        ValueError: if the file is no quarantine list.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str] | None, *, corpus_size: int, max_share: float = 0.1
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.corpus_size = corpus_size
+        self.max_share = max_share
+        self._names: set[str] = set()
+        if self.path is not None and self.path.exists():
+            self._names = set(_read_quarantine(self.path))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def add(self, rejected: Sequence[tuple[str, str]]) -> None:
+        """Write clips down, each once.
+
+        Args:
+            rejected: (name, reason) pairs.
+
+        Raises:
+            ValueError: if there are now more bad clips than allowed; they are written down first.
+        """
+        new = [(name, reason) for name, reason in dict(rejected).items() if name not in self._names]
+        if not new:
+            return
+        if self.path is not None:
+            _append_quarantine(self.path, new)
+        self._names.update(name for name, _ in new)
+        allowed = max(self.max_share * self.corpus_size, min(20, self.corpus_size // 2))
+        if len(self._names) > allowed:
+            raise ValueError(
+                f"{len(self._names)} of {self.corpus_size} clips are bad, more than the share of "
+                f"{self.max_share:g} allowed; the last: {new[-1][1]} (all reasons: {self.path})"
+            )
+
+
+def _append_quarantine(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = False
+        if size:
+            file.seek(size - 1)
+            torn = file.read(1) != b"\n"  # a crash cut the last row short: close it first
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if not size:
+            writer.writerow(["name", "reason"])
+        writer.writerows(rows)
+        file.write((b"\r\n" if torn else b"") + text.getvalue().encode())
+
+
+def _read_quarantine(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, None)
+        if header not in (None, ["name", "reason"]):
+            raise ValueError(
+                f"{path} is no quarantine list: its first line must be name,reason, got "
+                f"{','.join(header)!r}"
+            )
+        # A row that a crash cut short is dropped: the clip will be met again.
+        return [row[0] for row in rows if len(row) == 2]

@@ -1,0 +1,85 @@
+"""Mean and standard deviation of the log-mel over a corpus, from a sample of its clips."""
+
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ssmast.audio.corpus import Corpus
+from ssmast.audio.mel import LogMel
+from ssmast.audio.order import keyed_uniform, sample_at
+from ssmast.audio.read import AudioError, read_segments
+
+_log = logging.getLogger(__name__)
+
+_MIN_PEAK = 1e-4  # silent clips are no training data either
+_MAX_ABS = 100.0
+
+
+def measure_mean_std(
+    corpus: Corpus,
+    log_mel: LogMel,
+    *,
+    num_samples: int,
+    seed: int,
+    max_clips: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[float, float]:
+    """Mean and standard deviation over all cells of the log-mel of one segment a clip.
+
+    Bad, silent and wild clips are skipped. The same arguments give the same numbers.
+
+    Args:
+        corpus: of the clips.
+        log_mel: front end; its own mean and std do not matter.
+        num_samples: length of a segment, as in training.
+        seed: chooses clips and segments.
+        max_clips: how many clips at most; each is taken once.
+        progress: called with (clips done, clips in all) after each clip.
+
+    Returns:
+        (mean, std) of the log-mel before normalisation.
+
+    Raises:
+        ValueError: if no clip could be used, or all of them are constant.
+    """
+    total = min(max_clips, len(corpus))
+    epoch, clips = sample_at(np.arange(total), size=len(corpus), seed=seed)
+    positions = keyed_uniform(seed, epoch, clips, 0, 1)
+    device = log_mel.filterbank.device
+    count, sum_, sum_of_squares, num_bad, last = 0, 0.0, 0.0, 0, ""
+    for done, (clip, position) in enumerate(zip(clips.tolist(), positions, strict=True), start=1):
+        try:
+            waveform = read_segments(
+                corpus.source(clip),
+                sample_rate=log_mel.sample_rate,
+                num_samples=num_samples,
+                positions=position,
+                name=corpus.name(clip),
+            )
+            peak = float(np.abs(waveform).max())
+            if not _MIN_PEAK <= peak <= _MAX_ABS:
+                raise AudioError(f"{corpus.name(clip)} has a peak of {peak:.2g}")
+        except AudioError as error:
+            num_bad, last = num_bad + 1, str(error)
+        else:
+            with torch.no_grad():
+                cells = log_mel.log_mel(torch.from_numpy(waveform).to(device)).double()
+            count += cells.numel()
+            sum_ += float(cells.sum())
+            sum_of_squares += float(cells.square().sum())
+        if progress is not None:
+            progress(done, total)
+    if num_bad:
+        _log.warning("%d of %d clips left out of mean and std, the last: %s", num_bad, total, last)
+    if not count:
+        raise ValueError(f"none of {total} clips could be used to measure mean and std; {last}")
+    mean = sum_ / count
+    std = math.sqrt(max(sum_of_squares / count - mean**2, 0.0))
+    if not std > 0:
+        raise ValueError(
+            f"the log-mel of {total - num_bad} clips has no spread; is it all silence?"
+        )
+    return mean, std

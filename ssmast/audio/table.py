@@ -1,0 +1,80 @@
+"""Tables of text: the metadata.csv of a labelled set."""
+
+import csv
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import pyarrow as pa
+
+_DELIMITERS = ",;\t"
+
+
+def read_table(path: str | PathLike[str]) -> pa.Table:
+    """Read a CSV file as a table in which every column is text.
+
+    A byte order mark is dropped and empty lines are skipped; the delimiter is the one of comma,
+    semicolon and tab that the header holds most of.
+
+    Args:
+        path: of the CSV file, UTF-8, with a header.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty, not UTF-8, or a row has more or fewer fields than the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            delimiter = max(_DELIMITERS, key=header.count)
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            columns = [name.strip() for name in next(rows, [])]
+            _check_header(path, columns)
+            # Turned, and so no longer held as rows: a million of those would weigh a gigabyte.
+            fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no valid CSV file: {error}") from error
+    fields = fields or [() for _ in columns]
+    arrays = [pa.array(values, type=pa.large_string()) for values in fields]
+    return pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[str]:
+    """One column of a table as a list.
+
+    Args:
+        table: from `read_table`.
+        column: its name.
+        path: of the table, for the error.
+
+    Raises:
+        ValueError: if there is no such column; the message lists those there are.
+    """
+    if column not in table.column_names:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.column_names)}")
+    return table[column].to_pylist()
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    if not any(columns):
+        raise ValueError(f"{path} is empty; a header with the column names was wanted")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} names a column twice in its header: {', '.join(twice)}")
+
+
+def _full_rows(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+    # csv readers count lines, not rows, which is what an editor shows.
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != width:
+            line = getattr(rows, "line_num", "?")
+            raise ValueError(f"{path} has {len(row)} fields in line {line}; its header has {width}")
+        yield row

@@ -1,0 +1,217 @@
+"""Uncompressed tar archives, indexed through their headers and read by byte range.
+
+Nothing is extracted: a member is a name, an offset and a size. Only regular files with the name of
+a sound file are taken; links, devices and names that lead out of the archive are left alone.
+"""
+
+import logging
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from ssmast.audio.read import AUDIO_EXTENSIONS, AudioError
+
+_log = logging.getLogger(__name__)
+
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)
+_BLOCK = 512
+_MAX_OPEN = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarIndex:
+    """The sound files inside one tar, in its order.
+
+    Args:
+        path: of the tar.
+        names: of the members, binary (UTF-8, undecodable bytes kept).
+        offsets: of the first byte of each member, int64.
+        sizes: of the members in bytes, int64.
+        num_ignored: regular files that are no sound file by name.
+        num_refused: links, devices, sparse files and names that lead out of the archive.
+        complete: whether the archive ends as it should.
+    """
+
+    path: Path
+    names: pa.Array
+    offsets: np.ndarray
+    sizes: np.ndarray
+    num_ignored: int
+    num_refused: int
+    complete: bool
+
+
+def index_tar(path: str | os.PathLike[str]) -> TarIndex:
+    """Index the sound files of an uncompressed tar by reading its headers only.
+
+    A truncated or damaged archive gives the members that are whole; what is wrong is logged.
+
+    Args:
+        path: of the tar.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is compressed, or no tar at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; an uncompressed tar was wanted")
+    with path.open("rb") as file:
+        head = file.read(_BLOCK)
+    for magic, what in _COMPRESSED:
+        if head.startswith(magic):
+            raise ValueError(
+                f"{path} is a tar compressed with {what}, whose members cannot be read by byte "
+                f"range; decompress it once"
+            )
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return _walk(path, tar)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a tar archive: {error}") from error
+
+
+def _walk(path: Path, tar: tarfile.TarFile) -> TarIndex:
+    names: list[bytes] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    num_ignored = num_refused = 0
+    length = path.stat().st_size
+    end, problem = 0, ""
+    while True:
+        try:
+            member = tar.next()
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+            problem = str(error) or type(error).__name__
+            break
+        if member is None:
+            break
+        # Else a million-member tar would hold a million TarInfo objects.
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        # A size below zero, from an extended header, would send the reader round in a circle.
+        if member.size < 0 or member.offset < end:
+            problem = f"member {member.name!r} has an impossible size"
+            break
+        whole = member.isreg() and not member.issparse()
+        if whole and member.offset_data + member.size > length:
+            problem = f"member {member.name!r} is cut off"
+            break
+        end = member.offset_data
+        if member.isdir():
+            continue
+        name = safe_member_name(member.name)
+        if name is None or not whole:
+            num_refused += 1
+        elif PurePosixPath(name).suffix.lower() not in AUDIO_EXTENSIONS or is_hidden(name):
+            num_ignored += 1
+        else:
+            names.append(os.fsencode(name))
+            offsets.append(member.offset_data)
+            sizes.append(member.size)
+    problem = problem or _damage_at(path, tar.offset)
+    if problem:
+        _log.warning("%s is damaged, %d sound files kept: %s", path, len(names), problem)
+    if num_refused:
+        _log.warning("%s: left %d links, devices or unsafe names alone", path, num_refused)
+    return TarIndex(
+        path=path,
+        names=pa.array(names, type=pa.large_binary()),
+        offsets=np.array(offsets, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int64),
+        num_ignored=num_ignored,
+        num_refused=num_refused,
+        complete=not problem,
+    )
+
+
+def _damage_at(path: Path, offset: int) -> str:
+    """Why reading stopped at an offset; empty where the end mark, a block of zeros, is there."""
+    with path.open("rb") as file:
+        file.seek(max(offset - _BLOCK, 0))
+        blocks = file.read(2 * _BLOCK)
+    # tarfile stands either before or behind the first block of the end mark.
+    if bytes(_BLOCK) in (blocks[:_BLOCK], blocks[_BLOCK:]):
+        return ""
+    return "the archive ends early or goes on with an unreadable header"
+
+
+def safe_member_name(name: str) -> str | None:
+    """Name of a tar member without a leading "./"; None where it leads out of the archive."""
+    parts = PurePosixPath(name).parts
+    if name.startswith(("/", "\\")) or ".." in parts or not parts or "\x00" in name:
+        return None
+    return "/".join(parts)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+class _Handle:
+    """An open file that closes with its last user, so that threads may share and drop it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class TarReader:
+    """Reads byte ranges of tars, opened when first needed and at most 64 at a time.
+
+    Safe to pickle, to fork and to share between threads: pread keeps no position.
+
+    Args:
+        paths: of the tars, addressed by number.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._handles: dict[int, _Handle] = {}
+
+    def __getstate__(self) -> dict[str, list[Path]]:
+        return {"paths": self.paths}
+
+    def __setstate__(self, state: dict[str, list[Path]]) -> None:
+        self.paths = state["paths"]
+        self._handles = {}
+
+    def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
+        """Bytes [offset, offset + size) of a tar.
+
+        Args:
+            tar: number of the tar.
+            offset: first byte.
+            size: number of bytes.
+            name: of the member, for the error.
+
+        Raises:
+            AudioError: if the tar is gone, cannot be read, or has become shorter.
+        """
+        path = self.paths[tar]
+        try:
+            handle = self._handles.get(tar)
+            if handle is None:
+                handle = self._handles[tar] = _Handle(path)
+                while len(self._handles) > _MAX_OPEN:
+                    self._handles.pop(next(iter(self._handles)), None)
+            data = os.pread(handle.number, size, offset)
+        except OSError as error:
+            raise AudioError(f"{name} in {path} cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise AudioError(
+                f"{name} is cut off in {path}: {size} bytes were indexed, {len(data)} are there"
+            )
+        return data

@@ -1,0 +1,1 @@
+"""Evaluation: a frozen encoder becomes a number."""

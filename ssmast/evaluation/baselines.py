@@ -1,0 +1,79 @@
+"""What an encoder must beat: statistics of a log-mel spectrogram, with nothing learnt."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LogMelStatistics(nn.Module):
+    """Mean and std over time of every mel bin: `num_mels` means, then as many stds.
+
+    25 ms Hann window, 10 ms hop, FFT of 1024, 0-8 kHz, Slaney mel of the power, ln(x + 1e-6).
+    It takes clips and gives vectors as an `Encoder` does, so both are scored by one path.
+
+    Args:
+        num_mels: mel bins; the vector has twice as many numbers.
+    """
+
+    sample_rate = 16000
+    n_fft = 1024
+    win_length = 400
+    hop_length = 160
+    eps = 1e-6
+
+    def __init__(self, *, num_mels: int = 128) -> None:
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        self.num_mels = num_mels
+        self.dim = 2 * num_mels
+        self.window: Tensor
+        self.filters: Tensor
+        self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
+        filters = melscale_fbanks(
+            self.n_fft // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate, "slaney", "slaney"
+        )
+        self.register_buffer("filters", filters, persistent=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes the vectors what they are."""
+        names = ("sample_rate", "n_fft", "win_length", "hop_length", "num_mels", "eps")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the settings; there are no weights."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, S) at 16 kHz -> (B, 2 * num_mels)."""
+        spectrum = torch.stft(
+            waveform.float(),
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            win_length=self.win_length,
+            window=self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
+        log_mel = (power.transpose(1, 2) @ self.filters + self.eps).log()  # (B, T, num_mels)
+        return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
+
+    def embed_clips(self, waveforms: list[Tensor]) -> Tensor:
+        """One vector for each clip (S,) at 16 kHz, on the CPU."""
+        device = self.window.device
+        # One clip at a time: padding to a common length would move the statistics.
+        return torch.cat([self(clip.to(device)[None]).cpu() for clip in waveforms])
+
+
+def pad_clips(waveforms: list[Tensor]) -> Tensor:
+    """Clips (S_i,) -> (B, max S), zeros behind the shorter ones."""
+    longest = max(len(clip) for clip in waveforms)
+    return torch.stack([F.pad(clip, (0, longest - len(clip))) for clip in waveforms])

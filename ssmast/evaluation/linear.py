@@ -1,0 +1,181 @@
+"""One linear layer on frozen embeddings, many of them trained at once.
+
+Models that differ only in learning rate or seed are one batched matrix product: the weights are
+(S, D, L * C) for S seeds and L learning rates, so a grid costs little more than one probe.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssmast.evaluation.classifier import Fitted, Part
+from ssmast.evaluation.metrics import Metric
+
+# Adam moves a logit of standardised features by up to lr * dim a step: in units of 1 / dim one
+# grid holds the best rate for 256 and for 4096 dimensions, which a grid of plain rates does not.
+LR_GRID = tuple(0.1 * 300 ** (i / 7) for i in range(8))
+
+# Gradients below this are set to zero: squared, they would be denormal numbers, which make a CPU
+# seven times slower once the training part is fitted.
+_TINY = 1e-8
+
+
+def fit_linear(
+    train: Part,
+    valid: Part,
+    *,
+    num_classes: int,
+    metric: Metric,
+    num_seeds: int = 5,
+    seed: int = 0,
+    lr_grid: tuple[float, ...] = LR_GRID,
+    num_epochs: int = 100,
+    patience: int | None = None,
+    batch_size: int = 256,
+) -> Fitted:
+    """Linear probes trained with Adam and a cosine; the learning rate is chosen on `valid` alone.
+
+    The whole grid is tried with the first seed; the best rate is then trained with every seed.
+
+    Args:
+        train: standardised features (n, D) and class numbers (n,).
+        valid: the same; class -1 (not in train) is never right.
+        num_classes: C.
+        metric: what to choose by; equal values are decided by the cross-entropy.
+        num_seeds: S probes that differ in the order of the clips.
+        seed: the first of them.
+        lr_grid: learning rates times D.
+        num_epochs: passes over the training part.
+        patience: None for a cosine down to zero, whose last weights are taken. A number keeps the
+            rate constant, takes the best epoch on `valid`, and stops after so many epochs without
+            a better one.
+        batch_size: clips a step; more where an epoch would otherwise have over 100 steps.
+
+    Source: the shape is EVAR's (Niizumi et al. 2022): standardised features, one layer, Adam.
+    Differs from EVAR: the learning rate is chosen on the validation part; weights start at zero
+    (random ones stay as noise when clips are fewer than dimensions); a cosine instead of picking
+    the best epoch. Over nine real tasks (31 to 500 validation clips) of 2048-dimensional features
+    the picked epoch scored 80.0 % on average, the end of the cosine 83.1, tuned logistic
+    regression 83.3.
+    """
+    batch_size = max(batch_size, math.ceil(len(train[1]) / 100))
+    rates = [rate / train[0].shape[1] for rate in lr_grid]
+    train, valid = (_with_ones(train[0]), train[1]), (_with_ones(valid[0]), valid[1])
+
+    def run(rates: list[float], num_seeds: int) -> _Models:
+        models = _Models(
+            train,
+            valid,
+            rates=rates,
+            seeds=range(seed, seed + num_seeds),
+            num_classes=num_classes,
+            metric=metric,
+        )
+        models.train_(num_epochs=num_epochs, patience=patience, batch_size=batch_size)
+        return models
+
+    search = run(rates, 1)
+    ranks = list(zip(search.score[0].tolist(), (-search.loss[0]).tolist(), strict=True))
+    chosen = ranks.index(max(ranks))
+    final = run([rates[chosen]], num_seeds)
+    weights = final.weights[:, :, 0]  # (S, D + 1, C)
+    return Fitted(
+        scores=lambda features: _with_ones(features) @ weights,
+        chosen={
+            "lr": rates[chosen],
+            "epoch": final.epoch[:, 0].tolist(),
+            "at_grid_end": chosen in (0, len(rates) - 1),
+        },
+        valid=final.score[:, 0].tolist(),
+    )
+
+
+def _with_ones(features: Tensor) -> Tensor:
+    """(n, D) -> (n, D + 1): the weight of the last column is the bias."""
+    return F.pad(features, (0, 1), value=1.0)
+
+
+class _Models:
+    """S x L probes under training, and of each the weights kept so far.
+
+    Attributes:
+        weights: (S, D, L, C) kept.
+        score: (S, L) validation metric of the kept weights.
+        loss: (S, L) validation cross-entropy of them.
+        epoch: (S, L) epochs they were trained for.
+    """
+
+    def __init__(
+        self,
+        train: Part,
+        valid: Part,
+        *,
+        rates: list[float],
+        seeds: range,
+        num_classes: int,
+        metric: Metric,
+    ) -> None:
+        self.features, self.targets = train
+        self.valid, self.metric, self.num_classes = valid, metric, num_classes
+        device, shape = self.features.device, (len(seeds), len(rates))
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # Adam's step does not depend on the scale of its parameter: with weights = rate * units,
+        # one optimiser of rate 1 trains all the rates.
+        self.rates = torch.tensor(rates, device=device).repeat_interleave(num_classes)
+        dim = self.features.shape[1]
+        self.units = torch.zeros(shape[0], dim, shape[1] * num_classes, device=device)
+        self.weights = torch.zeros(shape[0], dim, shape[1], num_classes, device=device)
+        self.score = torch.full(shape, -math.inf, device=device)
+        self.loss = torch.full(shape, math.inf, device=device)
+        self.epoch = torch.zeros(shape, dtype=torch.long, device=device)
+
+    def train_(self, *, num_epochs: int, patience: int | None, batch_size: int) -> None:
+        """Train, then keep the last weights (cosine) or, with patience, the best ones."""
+        adam = torch.optim.Adam([self.units], lr=1.0, fused=True)
+        one_hot = F.one_hot(self.targets, self.num_classes).float()
+        num_clips = len(self.targets)
+        for epoch in range(num_epochs):
+            order = torch.stack([torch.randperm(num_clips, generator=g) for g in self.generators])
+            batches = order.to(self.features.device).split(batch_size, dim=1)
+            for index, batch in enumerate(batches):
+                if patience is None:
+                    progress = (epoch + index / len(batches)) / num_epochs
+                    adam.param_groups[0]["lr"] = 0.5 * (1 + math.cos(math.pi * progress))
+                self.units.grad = self._gradient(batch, one_hot)
+                adam.step()
+            if patience is not None:
+                self._keep_better_(epoch + 1)
+                if int((epoch + 1 - self.epoch).amin()) >= patience:
+                    break
+        if patience is None:
+            self._keep_better_(num_epochs)
+
+    def _gradient(self, batch: Tensor, one_hot: Tensor) -> Tensor:
+        """Of the cross-entropy, for clips (S, b): each seed has its own."""
+        inputs = self.features[batch]  # (S, b, D)
+        logits = (inputs @ self.units).mul_(self.rates).unflatten(2, (-1, self.num_classes))
+        errors = logits.softmax(dim=3).sub_(one_hot[batch][:, :, None])  # (S, b, L, C)
+        errors = F.hardshrink(errors, _TINY).flatten(2)
+        return (inputs.transpose(1, 2) @ errors).div_(batch.shape[1])
+
+    def _keep_better_(self, epoch: int) -> None:
+        weights = (self.units * self.rates).unflatten(2, (-1, self.num_classes))
+        score, loss = self._validate(weights)
+        better = (score > self.score) | ((score == self.score) & (loss < self.loss))
+        if better.any():
+            self.weights = torch.where(better[:, None, :, None], weights, self.weights)
+            self.score = torch.where(better, score, self.score)
+            self.loss = torch.where(better, loss, self.loss)
+            self.epoch = torch.where(better, epoch, self.epoch)
+
+    def _validate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Metric and cross-entropy of every model, (S, L) each."""
+        features, targets = self.valid
+        shape = (-1, self.num_classes)
+        logits = (features @ weights.flatten(2)).unflatten(2, shape).transpose(1, 2)
+        known = targets >= 0  # a class not in train has no logit
+        log_share = logits[:, :, known].log_softmax(dim=3)  # (S, L, n, C)
+        where = targets[known].expand(*log_share.shape[:3])[..., None]
+        return self.metric.score(logits, targets), -log_share.gather(3, where).mean(dim=(2, 3))

@@ -1,0 +1,181 @@
+"""Which clips train, choose and score: rules that never let a fold leak."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HELD_OUT = 0.15
+
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Positions of the clips of each part; the learning rate is chosen on `valid` alone."""
+
+    name: str
+    train: NDArray[np.int64]
+    valid: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    def parts(self) -> dict[str, NDArray[np.int64]]:
+        """The three parts by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def named_parts(
+    clips: list[str], labels: list[str], values: list[str], *, groups: list[str] | None = None
+) -> Split:
+    """One split from a column of train, valid and test.
+
+    Without a valid part, 15 % of the training clips are held out, see `hold_out`.
+
+    Raises:
+        ValueError: if a value is none of the names (validation, val, dev are valid's).
+    """
+    parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
+    for index, value in enumerate(values):
+        if value.lower() not in _PARTS:
+            raise ValueError(
+                f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}"
+            )
+        parts[_PARTS[value.lower()]].append(index)
+    train = np.array(parts["train"], dtype=np.int64)
+    valid = np.array(parts["valid"], dtype=np.int64)
+    if not len(valid) and len(train):
+        held = hold_out(
+            [clips[i] for i in train],
+            [labels[i] for i in train],
+            groups=None if groups is None else [groups[i] for i in train],
+        )
+        train, valid = train[~held], train[held]
+    return Split(
+        name="split", train=train, valid=valid, test=np.array(parts["test"], dtype=np.int64)
+    )
+
+
+def group_folds(values: list[str]) -> list[Split]:
+    """One split a fold: test = fold k, valid = fold k + 1 (cyclic), train = the rest.
+
+    Source: HEAR (Turian et al. 2022) chooses on the next fold; choosing on the test fold, as
+    several published evaluations do, inflates the score.
+
+    Raises:
+        ValueError: for fewer than three folds.
+    """
+    return _cyclic(values, what="fold")
+
+
+def leave_one_out(values: list[str]) -> list[Split]:
+    """One split a value (speaker, session): it is the test, the next one (cyclic) the valid part."""
+    return _cyclic(values, what="left out")
+
+
+def _cyclic(values: list[str], *, what: str) -> list[Split]:
+    names = sorted(set(values), key=_natural)
+    if len(names) < 3:
+        raise ValueError(
+            f"folds need at least 3 different values (test, valid, train), got {names}"
+        )
+    column = np.array(values)
+    splits = []
+    for position, name in enumerate(names):
+        test = column == name
+        valid = column == names[(position + 1) % len(names)]
+        splits.append(
+            Split(
+                name=f"{what} {name}",
+                train=np.flatnonzero(~(test | valid)),
+                valid=np.flatnonzero(valid),
+                test=np.flatnonzero(test),
+            )
+        )
+    return splits
+
+
+def hold_out(
+    clips: list[str],
+    labels: list[str],
+    *,
+    groups: list[str] | None = None,
+    share: float = HELD_OUT,
+) -> NDArray[np.bool_]:
+    """Which clips to hold out for validation; a function of their names, not of their order.
+
+    Args:
+        clips: names; their hashes make the choice.
+        labels: every class gives its `share`, but keeps at least one clip for training.
+        groups: clips of one group (a speaker) go together; the classes are then balanced as far
+            as whole groups allow.
+        share: of the clips.
+
+    Returns:
+        (n,) True where held out.
+
+    Raises:
+        ValueError: if there are fewer than two groups.
+    """
+    if groups is not None:
+        return _hold_out_groups(labels, groups, share=share)
+    held = np.zeros(len(clips), dtype=bool)
+    by_class: dict[str, list[int]] = defaultdict(list)
+    for index in sorted(range(len(clips)), key=lambda i: _hash(clips[i])):
+        by_class[labels[index]].append(index)
+    for members in by_class.values():
+        held[members[: min(round(share * len(members)), len(members) - 1)]] = True
+    if not held.any():  # classes too small to give a whole clip each: take the share of all
+        spare = [members[0] for members in by_class.values() if len(members) > 1]
+        held[spare[: max(1, round(share * len(clips)))]] = True
+    return held
+
+
+def _hold_out_groups(labels: list[str], groups: list[str], *, share: float) -> NDArray[np.bool_]:
+    names = sorted(set(groups), key=_hash)
+    if len(names) < 2:
+        raise ValueError(f"holding out whole groups needs at least 2 of them, got {names}")
+    classes = sorted(set(labels))
+    counts = {name: np.zeros(len(classes)) for name in names}
+    for label, group in zip(labels, groups):
+        counts[group][classes.index(label)] += 1
+    total = np.array([Counter(labels)[name] for name in classes], dtype=float)
+    wanted, taken = share * total, np.zeros(len(classes))
+    chosen: set[str] = set()
+    while len(chosen) < len(names) - 1:
+        # The group that brings the class counts nearest to what is wanted; stop when none helps.
+        distance = {
+            name: float(np.abs(wanted - taken - counts[name]).sum())
+            for name in names
+            if name not in chosen
+        }
+        best = min(distance, key=lambda name: distance[name])
+        if chosen and distance[best] >= float(np.abs(wanted - taken).sum()):
+            break
+        chosen.add(best)
+        taken += counts[best]
+    return np.array([group in chosen for group in groups])
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts fold 10 after fold 9."""
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]

@@ -1,0 +1,286 @@
+"""Labelled sets: a folder with `metadata.csv` becomes clips, labels and honest splits.
+
+    metadata.csv      path,label,split,...   split is train, valid or test
+    metadata.csv      path,label,fold,...    one score a fold
+    audio.tar         or the audio files themselves, named by `path`
+
+A task names a set and, where wanted, other columns:
+`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssmast.evaluation.splits import Split, group_folds, leave_one_out, named_parts
+
+OPTIONS = ("label", "split", "fold", "protocol", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What to learn from which columns of which labelled set.
+
+    Attributes:
+        name: folder of the set.
+        label: column with the classes.
+        split: column of train, valid, test.
+        fold: column of folds, used when the split column is empty or `protocol` is "folds".
+        protocol: "auto", "split", "folds" or "leave_one_out:COLUMN".
+        group: column that validation clips held out of the training part must not share with
+            it, such as the speaker; empty for none.
+    """
+
+    name: str
+    label: str = "label"
+    split: str = "split"
+    fold: str = "fold"
+    protocol: str = "auto"
+    group: str = ""
+
+    def __str__(self) -> str:
+        """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
+        defaults = TaskSpec(name=self.name)
+        options = ",".join(
+            f"{key}={getattr(self, key)}"
+            for key in OPTIONS
+            if getattr(self, key) != getattr(defaults, key)
+        )
+        return f"{self.name}:{options}" if options else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A labelled set, read.
+
+    Attributes:
+        spec: as asked for.
+        folder: of the labelled set.
+        clips: path of each clip that takes part, as metadata.csv has it.
+        labels: class name of each clip.
+        classes: sorted names; a label's position is its class number.
+        splits: one, or one a fold; they hold positions in `clips`.
+        left_out: how many rows were left out, by reason.
+        num_unseen: test clips, over all splits, whose class the training part lacks; they count
+            as wrong.
+    """
+
+    spec: TaskSpec
+    folder: Path
+    clips: list[str]
+    labels: list[str]
+    classes: list[str]
+    splits: list[Split]
+    left_out: dict[str, int] = field(default_factory=dict)
+    num_unseen: int = 0
+
+    @property
+    def ids_sha256(self) -> str:
+        """Hash of the sorted (clip, part) lines: equal only if the same clips play the same parts."""
+        lines = sorted(
+            f"{self.clips[index]}\t{split.name}\t{part}\n"
+            for split in self.splits
+            for part, indices in split.parts().items()
+            for index in indices
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def labels_sha256(self) -> str:
+        """Hash of the (clip, label) lines."""
+        lines = sorted(f"{clip}\t{label}\n" for clip, label in zip(self.clips, self.labels))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def split_names(text: str) -> list[str]:
+    """Task specs in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
+
+    >>> split_names("[a, b:label=speaker,split=c, d]")
+    ['a', 'b:label=speaker,split=c', 'd']
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    names: list[str] = []
+    for word in (word.strip().strip("'\"") for word in text.split(",")):
+        # A word such as `split=c` belongs to the task before it.
+        if names and re.match(rf"({'|'.join(OPTIONS)})=", word):
+            names[-1] += "," + word
+        elif word:
+            names.append(word)
+    return names
+
+
+def parse_task(text: str) -> TaskSpec:
+    """A task from `name` or `name:key=value,key=value`.
+
+    Raises:
+        ValueError: if a key is unknown or the name is missing.
+    """
+    name, _, rest = text.partition(":")
+    if not name:
+        raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
+    options: dict[str, str] = {}
+    for word in filter(None, rest.split(",")):
+        key, equals, value = word.partition("=")
+        if key not in OPTIONS or not equals:
+            raise ValueError(
+                f"task {text!r}: after ':' come key=value pairs with the keys "
+                f"{', '.join(OPTIONS)}, got {word!r}"
+            )
+        options[key] = value
+    return TaskSpec(name=name, **options)
+
+
+def find_tasks(data: str | Path) -> list[str]:
+    """Names of the labelled sets in `data`: sub-folders whose metadata.csv has a label column.
+
+    If `data` is such a set itself, the answer is its own name.
+
+    Raises:
+        FileNotFoundError: if `data` is no folder or holds no labelled set.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
+    if _has_labels(data):
+        return [data.resolve().name]
+    names = sorted(folder.name for folder in data.iterdir() if _has_labels(folder))
+    if not names:
+        raise FileNotFoundError(
+            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of path,label,split"
+        )
+    return names
+
+
+def load_task(data: str | Path, spec: TaskSpec | str) -> Task:
+    """Read one task of the labelled sets in `data`.
+
+    Raises:
+        FileNotFoundError: if the set is not there.
+        ValueError: if a column is missing, a split value unknown or a part empty.
+    """
+    spec = parse_task(spec) if isinstance(spec, str) else spec
+    folder = _find_folder(Path(data), spec.name)
+    rows = _read_rows(folder)
+    _check_columns(rows, spec, folder)
+    kind, column = _protocol(rows, spec, folder)
+    left_out: Counter[str] = Counter()
+    kept: list[dict[str, str]] = []
+    for row in rows:
+        empty = next((name for name in (spec.label, column) if not row[name]), None)
+        if empty:
+            left_out[f"empty {empty}"] += 1
+        else:
+            kept.append(row)
+    clips = [row["path"] for row in kept]
+    repeated = next((clip for clip, count in Counter(clips).items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
+    labels = [row[spec.label] for row in kept]
+    values = [row[column] for row in kept]
+    if kind == "split":
+        groups = [row[spec.group] for row in kept] if spec.group else None
+        splits = [named_parts(clips, labels, values, groups=groups)]
+    else:
+        splits = (group_folds if kind == "folds" else leave_one_out)(values)
+    num_unseen = sum(_check_split(split, labels, spec) for split in splits)
+    return Task(
+        spec=spec,
+        folder=folder,
+        clips=clips,
+        labels=labels,
+        classes=sorted(set(labels)),
+        splits=splits,
+        left_out=dict(left_out),
+        num_unseen=num_unseen,
+    )
+
+
+def _has_labels(folder: Path) -> bool:
+    table = folder / "metadata.csv"
+    if not table.is_file():
+        return False
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        return "label" in next(csv.reader(file), [])
+
+
+def _find_folder(data: Path, name: str) -> Path:
+    for folder in (data / name, data if data.resolve().name == name else None):
+        if folder is not None and (folder / "metadata.csv").is_file():
+            return folder
+    found = ", ".join(find_tasks(data))
+    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
+
+
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metadata.csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = [
+            {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+            for row in csv.DictReader(file)
+        ]
+    if not rows:
+        raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
+    return rows
+
+
+def _check_columns(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> None:
+    wanted = ["path", spec.label, *filter(None, [spec.group])]
+    if spec.split != "split" or spec.protocol == "split":
+        wanted.append(spec.split)
+    if spec.fold != "fold" or spec.protocol == "folds":
+        wanted.append(spec.fold)
+    for column in wanted:
+        if column not in rows[0]:
+            raise ValueError(
+                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(rows[0])}"
+            )
+
+
+def _protocol(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
+    """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
+    if spec.protocol.startswith("leave_one_out:"):
+        column = spec.protocol.partition(":")[2]
+        if column not in rows[0]:
+            raise ValueError(
+                f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
+                f"it has: {', '.join(rows[0])}"
+            )
+        return "leave_one_out", column
+    columns = {"split": spec.split, "folds": spec.fold}
+    if spec.protocol in columns:
+        return spec.protocol, columns[spec.protocol]
+    if spec.protocol != "auto":
+        raise ValueError(
+            "protocol of a task must be auto, split, folds or leave_one_out:COLUMN, "
+            f"got {spec.protocol!r}"
+        )
+    for kind, column in columns.items():
+        if any(row.get(column) for row in rows):
+            return kind, column
+    raise ValueError(
+        f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
+        "add one of train, valid, test"
+    )
+
+
+def _check_split(split: Split, labels: list[str], spec: TaskSpec) -> int:
+    """Refuse a split that cannot be scored; how many test clips have a class not trained on."""
+    for part, indices in split.parts().items():
+        if not len(indices):
+            raise ValueError(f"task {str(spec)!r} has no clip in the {part} part of {split.name}")
+    trained = {labels[index] for index in split.train}
+    if len(trained) < 2:
+        raise ValueError(
+            f"task {str(spec)!r} trains on {len(trained)} class in {split.name}; wanted at least 2"
+        )
+    for part, indices in (("valid", split.valid), ("test", split.test)):
+        if not any(labels[index] in trained for index in indices):
+            raise ValueError(
+                f"task {str(spec)!r}: no class of the {part} part of {split.name} is in its "
+                "training part, so nothing can be scored"
+            )
+    return sum(labels[index] not in trained for index in split.test)

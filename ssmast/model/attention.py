@@ -1,0 +1,148 @@
+"""Attention with a decomposed relative bias, exact and without the N x N_k bias where that pays.
+
+Letters: B clips, H heads, N queries, K keys (K = f x t, row by row), D channels of a head.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PATHS = ("auto", "reference", "mask", "augmented")
+
+# Fused CUDA kernels stop at this head size.
+MAX_FUSED_HEAD = 256
+
+# Logits of one head up to which the plain form trains fastest on a CPU.
+MAX_PLAIN_LOGITS = 2**23
+
+
+def relative_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_freq: Tensor,
+    bias_time: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    path: str = "auto",
+) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v, where the bias of key (i, j) is freq[i] + time[j].
+
+    Args:
+        q: (B, H, N, D).
+        k: (B, H, K, D).
+        v: (B, H, K, D).
+        bias_freq: (B, H, N, f), one number for each row of keys.
+        bias_time: (B, H, N, t), one number for each column of keys.
+        key_mask: bool (B, K), True where the key takes part; each clip needs at least one.
+        path: how to compute it, never what: "reference" writes the formula out; "mask" hands
+            the summed bias to fused attention as its mask; "augmented" hides the bias in longer
+            heads, so that the N x K bias never exists; "auto" takes the fastest for the device.
+
+    Returns:
+        (B, H, N, D).
+
+    Raises:
+        ValueError: for an unknown path.
+
+    Source: Li et al. 2022 (MViTv2), eq. 4, as in its released code: the bias is not divided by
+    sqrt(D).
+    Differs from Zhu & Omar 2023 (MAST), eq. 2, which divides the bias by sqrt(D) too: ImageNet
+    weights only fit the released code.
+    """
+    if path == "auto":
+        path = choose_path(
+            q.device.type,
+            head_dim=q.shape[-1],
+            queries=q.shape[-2],
+            freq=bias_freq.shape[-1],
+            time=bias_time.shape[-1],
+            trains=q.requires_grad and torch.is_grad_enabled(),
+        )
+    if path == "reference":
+        return _reference(q, k, v, bias_freq, bias_time, key_mask)
+    if path == "mask":
+        bias = _full_bias(bias_freq, bias_time, key_mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if path == "augmented":
+        return _augmented(q, k, v, bias_freq, bias_time, key_mask)
+    raise ValueError(f"attention path must be one of {', '.join(PATHS)}, got {path!r}")
+
+
+def choose_path(
+    device: str, *, head_dim: int, queries: int, freq: int, time: int, trains: bool
+) -> str:
+    """Fastest path on a kind of device for so many queries and `freq` x `time` keys.
+
+    CUDA: "augmented" within the head size of the fused kernels, else "mask"; by their documented
+    limits, `benchmarks/encoder.py` measures.
+    CPU, measured on shapes of mast_nano and mast_base from 1 s to 15 s: without gradient "mask"
+    is the fastest (fused; up to 2x). With gradient a mask is no longer fused there, so the plain
+    form is; until the logits of a head outgrow the caches, where "augmented" stays fused.
+    """
+    if device == "cuda":
+        fits = _head_size(head_dim, freq, time) <= MAX_FUSED_HEAD
+        return "augmented" if fits else "mask"
+    if device == "cpu" and trains:
+        return "augmented" if queries * freq * time > MAX_PLAIN_LOGITS else "reference"
+    return "mask"
+
+
+def _head_size(dim: int, freq: int, time: int) -> int:
+    """Channels of an augmented head: with bias and key-mask columns, in multiples of 8."""
+    return -(-(dim + freq + time + 1) // 8) * 8
+
+
+def _full_bias(bias_freq: Tensor, bias_time: Tensor, key_mask: Tensor | None) -> Tensor:
+    bias = (bias_freq[..., :, None] + bias_time[..., None, :]).flatten(-2)  # (B, H, N, K)
+    if key_mask is not None:
+        bias = bias.masked_fill(~key_mask[:, None, None, :], float("-inf"))
+    return bias
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_freq: Tensor,
+    bias_time: Tensor,
+    key_mask: Tensor | None,
+) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, K)
+    logits = logits.unflatten(-1, (bias_freq.shape[-1], bias_time.shape[-1]))
+    logits = (logits + bias_freq[..., :, None] + bias_time[..., None, :]).flatten(-2)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
+    return logits.softmax(dim=-1) @ v
+
+
+def _augmented(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_freq: Tensor,
+    bias_time: Tensor,
+    key_mask: Tensor | None,
+) -> Tensor:
+    """Q' = [q / sqrt(D), freq bias, time bias, 1], K' = [k, onehot(row), onehot(column), mask]."""
+    freq, time, dim = bias_freq.shape[-1], bias_time.shape[-1], q.shape[-1]
+    size = _head_size(dim, freq, time)
+    spare = size - dim - freq - time
+    codes = torch.cat(
+        [
+            torch.eye(freq, device=k.device, dtype=k.dtype).repeat_interleave(time, dim=0),
+            torch.eye(time, device=k.device, dtype=k.dtype).repeat(freq, 1),
+            k.new_zeros(freq * time, spare),
+        ],
+        dim=-1,
+    ).expand(*k.shape[:3], -1)
+    if key_mask is not None:
+        # Finite in every float type, and far below any logit: exp of it is exactly zero.
+        closed = (~key_mask).to(k.dtype)[:, None, :, None] * -3e4
+        codes = torch.cat([codes[..., :-1], closed.expand(*k.shape[:3], 1)], dim=-1)
+    queries = torch.cat(
+        [q * dim**-0.5, bias_freq, bias_time, q.new_ones(*q.shape[:3], spare)], dim=-1
+    )
+    keys = torch.cat([k, codes], dim=-1)
+    values = F.pad(v, (0, size - dim))  # fused kernels want one head size for all three
+    return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :dim]

@@ -1,0 +1,200 @@
+"""What a model is: its blocks, parameters and cost, read from the live model."""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from timm import create_model, list_models
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssmast.model.block import Block, PoolingAttention
+from ssmast.model.grid import Grid
+from ssmast.model.mast import MAST
+
+# Gong et al. 2021; counted by Zhu & Omar 2023, Table 5.
+AST_PARAMETERS, AST_MACS = 88.1e6, 103.4e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings:
+    """Keys of `ssmast describe`."""
+
+    model: str = field(default="mast_base", metadata={"help": "name of a model"})
+    mels: int = field(default=128, metadata={"help": "mel bins of the input"})
+    frames: int = field(default=1024, metadata={"help": "frames of the input"})
+    num_classes: int = field(default=527, metadata={"help": "outputs of the head, 0 for none"})
+
+
+class Cost(NamedTuple):
+    """Multiply-accumulates of one forward pass of one clip.
+
+    Attributes:
+        papers: as the papers count (ptflops): layers alone, attention's products left out.
+        full: every matrix product and convolution, attention's products and biases too.
+    """
+
+    papers: int
+    full: int
+
+
+class _Row(NamedTuple):
+    channels: int
+    grid: Grid | None
+    what: str
+    macs: int
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast describe`: print the table of one model."""
+    from ssmast.settings import parse
+
+    settings = parse(DescribeSettings, argv, command="ssmast describe", description=__doc__ or "")
+    if settings is not None:
+        with torch.device("meta"):
+            model = create_model(
+                _known(settings.model),
+                num_classes=settings.num_classes,
+                input_size=(settings.mels, settings.frames),
+            )
+        sys.stdout.write(describe(cast(MAST, model)) + "\n")
+    return 0
+
+
+def count_macs(model: MAST, *, freq_bins: int, frames: int) -> Cost:
+    """Cost of one clip of `freq_bins` mel bins x `frames` frames; nothing is computed."""
+    return _trace(model, freq_bins, frames)[1]
+
+
+def describe(model: str | MAST) -> str:
+    """Table of a model's blocks with parameters and cost, beside AST's published numbers.
+
+    Args:
+        model: a registered name such as "mast_base", or a model; its training input is described.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ValueError: for a name that is not of this family.
+    """
+    if isinstance(model, str):
+        with torch.device("meta"):
+            return describe(cast(MAST, create_model(_known(model))))
+    name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    freq_bins, frames = model.input_size
+    rows, cost = _trace(model, freq_bins, frames)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        f"{name}: input {model.in_chans} x {freq_bins} x {frames} (channels x mel bins x frames)",
+        "",
+        "| block | channels x tokens (freq x time) | what | MACs (M) |",
+        "|---|---|---|---|",
+        *(_format(label, row) for label, row in _merge(rows)),
+        "",
+        "| | parameters (M) | MACs (G), papers' counter | MACs (G), attention products too |",
+        "|---|---|---|---|",
+        f"| {name} | {parameters / 1e6:.2f} | {cost.papers / 1e9:.2f} | {cost.full / 1e9:.2f} |",
+        f"| AST, as published | {AST_PARAMETERS / 1e6:.1f} | {AST_MACS / 1e9:.1f} | |",
+    ]
+    return "\n".join(lines)
+
+
+def _known(name: str) -> str:
+    names = list_models("mast_*")
+    if name not in names:
+        raise ValueError(f"model must be one of {', '.join(names)}, got {name!r}")
+    return name
+
+
+@torch.no_grad()
+def _trace(model: MAST, freq_bins: int, frames: int) -> tuple[dict[str, _Row], Cost]:
+    """Run a weightless copy under hooks: one row for the stem, each block and the head."""
+    model = copy.deepcopy(model).to("meta").eval()
+    for attention in model.modules():
+        if isinstance(attention, PoolingAttention):
+            attention.path = "reference"  # the products as written, not a kernel's padded ones
+    macs: dict[nn.Module, int] = {}
+    rows: dict[str, _Row] = {}
+    for module in model.modules():
+        if type(module) in _MACS:
+            module.register_forward_hook(_counter(macs))
+
+    def note(label: str, what: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], outcome: Any) -> None:
+            tokens, grid = outcome[:2] if isinstance(outcome, tuple) else (outcome, None)
+            cost = sum(macs.get(part, 0) for part in module.modules())
+            rows[label] = _Row(tokens.shape[-1], grid, what, cost)
+
+        return hook
+
+    kernel, stride = model.patch_embed.kernel, model.patch_embed.stride
+    stem = f"{kernel[0]}x{kernel[1]} convolution, stride {stride[0]}x{stride[1]}"
+    model.patch_embed.register_forward_hook(note("patch embed", stem))
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for index, block in enumerate(blocks):
+        block.register_forward_hook(note(str(index), _what(block)))
+    model.head.register_forward_hook(note("head", f"{model.global_pool or 'no'} pooling, linear"))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(torch.zeros(1, model.in_chans, freq_bins, frames, device="meta"))
+    return rows, Cost(papers=sum(macs.values()), full=counter.get_total_flops() // 2)
+
+
+def _what(block: Block) -> str:
+    freq, time = block.stride_q
+    if block.stride_q == (1, 1):
+        return "attention + MLP"
+    kind = "2-D" if freq > 1 and time > 1 else "1-D, time" if time > 1 else "1-D, freq"
+    return f"pooling attention ({kind}, stride {freq}x{time}) + MLP"
+
+
+def _merge(rows: dict[str, _Row]) -> list[tuple[str, _Row]]:
+    """Runs of equal blocks as one row, labelled first-last."""
+    merged: list[tuple[str, _Row]] = []
+    for label, row in rows.items():
+        if merged and merged[-1][1] == row:
+            label, _ = f"{merged[-1][0].split('-')[0]}-{label}", merged.pop()
+        merged.append((label, row))
+    return merged
+
+
+def _format(label: str, row: _Row) -> str:
+    size = str(row.channels)
+    if row.grid is not None:
+        size += f" x {row.grid.freq * row.grid.time} ({row.grid.freq}x{row.grid.time})"
+    runs = [int(number) for number in label.split("-") if number.isdigit()]
+    each = " each" if len(runs) == 2 else ""
+    return f"| {label} | {size} | {row.what} | {row.macs / 1e6:.1f}{each} |"
+
+
+def _counter(macs: dict[nn.Module, int]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        macs[module] = macs.get(module, 0) + _MACS[type(module)](module, output)
+
+    return hook
+
+
+def _conv_macs(module: nn.Conv2d, output: Tensor) -> int:
+    weights = module.weight[0].numel() + (module.bias is not None)
+    return output.numel() * weights
+
+
+def _linear_macs(module: nn.Linear, output: Tensor) -> int:
+    return output.numel() * (module.in_features + (module.bias is not None))
+
+
+def _elementwise_macs(module: nn.Module, output: Tensor) -> int:
+    return output.numel()
+
+
+# What ptflops counts, and how.
+_MACS: dict[type[nn.Module], Callable[..., int]] = {
+    nn.Conv2d: _conv_macs,
+    nn.Linear: _linear_macs,
+    nn.LayerNorm: _elementwise_macs,
+    nn.GELU: _elementwise_macs,
+}

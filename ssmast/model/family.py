@@ -1,0 +1,77 @@
+"""The family's names and numbers, registered with timm; importing this module registers them."""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from ssmast.model.mast import MAST
+
+
+def _cfg() -> dict[str, Any]:
+    """What timm wants to know about a model: mel bins x frames stand for its image size."""
+    return {
+        "num_classes": 527,
+        "input_size": (1, 128, 1024),
+        "fixed_input_size": False,
+        "mean": (0.0,),
+        "std": (1.0,),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {f"mast_{size}": _cfg() for size in ("nano", "tiny", "small", "base", "large")}
+)
+
+
+def _create(variant: str, pretrained: bool, numbers: dict[str, Any]) -> MAST:
+    """Build through timm, so that features_only, local folders and the Hub work."""
+    if "img_size" in numbers:  # timm's scripts say img_size
+        numbers["input_size"] = numbers.pop("img_size")
+    overlay = dict(numbers.pop("pretrained_cfg_overlay", None) or {})
+    if not pretrained:  # with weights, the configuration tells what they were made for
+        size = numbers.get("input_size", (128, 1024))
+        overlay.setdefault("input_size", (numbers.get("in_chans", 1), *size))
+    out_indices = numbers.pop("out_indices", len(numbers["depths"]))
+    return build_model_with_cfg(
+        MAST,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **numbers,
+    )
+
+
+@register_model
+def mast_nano(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """1.2 M parameters, heads of 32 channels: trains on a CPU."""
+    numbers = {"embed_dim": 32, "depths": (1, 1, 2, 1)}
+    return _create("mast_nano", pretrained, {**numbers, **kwargs})
+
+
+@register_model
+def mast_tiny(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """Widths and depths of MViTv2-T."""
+    return _create("mast_tiny", pretrained, {"depths": (1, 2, 5, 2), **kwargs})
+
+
+@register_model
+def mast_small(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """Widths and depths of MViTv2-S."""
+    return _create("mast_small", pretrained, {"depths": (1, 2, 11, 2), **kwargs})
+
+
+@register_model
+def mast_base(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """Widths and depths of MViTv2-B; Table 1 of Zhu & Omar 2023."""
+    return _create("mast_base", pretrained, {"depths": (2, 3, 16, 3), **kwargs})
+
+
+@register_model
+def mast_large(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """Widths and depths of MViTv2-L."""
+    numbers = {"embed_dim": 144, "num_heads": 2, "depths": (2, 6, 36, 4), "expand_attn": False}
+    return _create("mast_large", pretrained, {**numbers, **kwargs})

@@ -1,0 +1,233 @@
+"""From a log-mel spectrogram to a grid of tokens, and which of those tokens to drop."""
+
+import math
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ssmast.model.grid import Grid, KeptGrid
+
+Size = TypeVar("Size", int, Tensor)
+
+
+class PatchEmbed(nn.Module):
+    """The stem: one strided convolution from the spectrogram to tokens."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=kernel, stride=stride, padding=padding)
+
+    def grid(self, freq_bins: int, frames: int) -> Grid:
+        """Grid of an input of `freq_bins` mel bins and `frames` frames.
+
+        Raises:
+            ValueError: if the input is smaller than the kernel.
+        """
+        freq, time = (self.length(axis, size) for axis, size in enumerate((freq_bins, frames)))
+        if freq < 1 or time < 1:
+            raise ValueError(
+                f"log_mel must be at least as large as the stem's kernel {self.kernel} less twice "
+                f"its padding {self.padding}, got {freq_bins} mel bins x {frames} frames"
+            )
+        return Grid(freq, time)
+
+    def length(self, axis: int, size: Size) -> Size:
+        """Tokens along `axis` (0 freq, 1 time) for an input of `size` (int, or int tensor)."""
+        return (size + 2 * self.padding[axis] - self.kernel[axis]) // self.stride[axis] + 1
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Grid]:
+        """(B, C, F, T) -> tokens (B, N, D) and their grid."""
+        grid = self.grid(log_mel.shape[-2], log_mel.shape[-1])
+        tokens = self.proj(log_mel).flatten(2).transpose(1, 2)  # (B, D, f, t) -> (B, N, D)
+        return tokens.contiguous(), grid
+
+
+class PatchDrop(NamedTuple):
+    """Which stem tokens one forward pass keeps; drawn by `draw_patch_drop`.
+
+    Attributes:
+        grid: the stem grid it was drawn for.
+        keep: bool (B, N), mode "random".
+        rows: kept rows, int64, mode "structured".
+        columns: kept columns, int64, mode "structured".
+    """
+
+    grid: Grid
+    keep: Tensor | None = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+def patch_drop_draws(
+    grid: Grid, *, mode: str, batch: int, group: tuple[int, int] | None = None
+) -> tuple[int, ...]:
+    """Shape of the uniform numbers that `draw_patch_drop` wants."""
+    if mode == "random":
+        return batch, grid.freq * grid.time
+    if mode == "structured":
+        return (sum(_groups(grid, group)) + 1,)
+    raise ValueError(f'patch-drop mode must be "random" or "structured", got {mode!r}')
+
+
+def draw_patch_drop(
+    grid: Grid,
+    *,
+    rate: float,
+    mode: str,
+    batch: int,
+    group: tuple[int, int] | None = None,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> PatchDrop:
+    """Choose the patches that one forward pass drops.
+
+    "random" drops single patches, round(rate x N) of every clip, each clip its own. Grid and cost
+    stay; a dropped patch influences nothing.
+
+    "structured" drops whole frequency rows and time columns in groups of the encoder's total
+    stride, the same for the batch; the kept ones close ranks, so compute falls. How many groups of
+    each is chosen by `_structured_counts`.
+
+    Args:
+        grid: of the stem, `MAST.grid_of(freq_bins, frames)[0]`.
+        rate: share of patches to drop, 0 to 0.9.
+        mode: "random" or "structured".
+        batch: number of clips.
+        group: rows x columns that fall together, `MAST.drop_group`; mode "structured" only.
+        generator: source of the draws where `uniforms` is not given; never the global one.
+        uniforms: numbers in [0, 1) of the shape that `patch_drop_draws` tells.
+
+    Raises:
+        ValueError: for an unknown mode, a rate out of range, draws of a wrong shape, or neither
+            `generator` nor `uniforms`.
+
+    Source: poster of SS-MAST (20 % of patches, pretraining only).
+    Differs from the poster: mode "structured" drops groups, not single patches.
+    """
+    if not 0.0 <= rate <= 0.9:
+        raise ValueError(f"patch-drop rate must lie in 0..0.9, got {rate}")
+    shape = patch_drop_draws(grid, mode=mode, batch=batch, group=group)
+    if rate == 0.0:
+        return PatchDrop(grid)
+    if uniforms is None:
+        if generator is None:
+            raise ValueError("patch-drop draws need generator= or uniforms=, got neither")
+        uniforms = torch.rand(shape, generator=generator, device=generator.device)
+    uniforms = torch.as_tensor(uniforms)
+    if tuple(uniforms.shape) != shape:
+        raise ValueError(f"uniforms must have shape {shape}, got {tuple(uniforms.shape)}")
+    if mode == "random":
+        num_kept = max(1, shape[1] - round(rate * shape[1]))
+        kept = uniforms.argsort(dim=1)[:, :num_kept]
+        keep = torch.zeros(shape, dtype=torch.bool, device=uniforms.device)
+        return PatchDrop(grid, keep=keep.scatter_(1, kept, True))
+    assert group is not None
+    num_rows, num_columns = _groups(grid, group)
+    uniforms = uniforms.cpu()
+    row_draws, column_draws, choice = uniforms.split([num_rows, num_columns, 1])
+    kept_rows, kept_columns = _structured_counts(
+        num_rows, num_columns, rate=rate, uniform=float(choice)
+    )
+    return PatchDrop(
+        grid,
+        rows=_members(row_draws, kept_rows, size=group[0], length=grid.freq),
+        columns=_members(column_draws, kept_columns, size=group[1], length=grid.time),
+    )
+
+
+def _groups(grid: Grid, group: tuple[int, int] | None) -> tuple[int, int]:
+    if group is None:
+        raise ValueError('patch-drop mode "structured" needs group=, which is model.drop_group')
+    return grid.pool(group)
+
+
+def _structured_counts(
+    num_rows: int, num_columns: int, *, rate: float, uniform: float
+) -> tuple[int, int]:
+    """How many row groups and column groups to keep, so that the kept share averages 1 - rate.
+
+    Of all (rows, columns) the best pair at or above the wanted share and the best at or below are
+    taken: near the share, and with rows and columns thinned alike. The draw picks one of the two
+    with the odds that make the mean exact. Time is thinned with frequency where it is fine enough;
+    at 96 frames (3 column groups) only frequency is, as losing a third of the time is far off 20 %.
+    """
+    wanted = 1.0 - rate
+
+    def cost(pair: tuple[int, int]) -> float:
+        row_share, column_share = pair[0] / num_rows, pair[1] / num_columns
+        return abs(row_share * column_share - wanted) + 0.25 * abs(row_share - column_share)
+
+    def share(pair: tuple[int, int]) -> float:
+        return pair[0] * pair[1] / (num_rows * num_columns)
+
+    pairs = [(r, c) for r in range(1, num_rows + 1) for c in range(1, num_columns + 1)]
+    above = min((pair for pair in pairs if share(pair) >= wanted), key=cost)
+    # A grid of few groups cannot go below the wanted share: then the smallest share is kept.
+    below = min((pair for pair in pairs if share(pair) <= wanted), key=cost, default=above)
+    if math.isclose(share(above), share(below)):
+        return above
+    odds = (wanted - share(below)) / (share(above) - share(below))
+    return above if uniform < odds else below
+
+
+def _members(draws: Tensor, num_kept: int, *, size: int, length: int) -> Tensor:
+    """Positions of the `num_kept` groups with the smallest draws, in order."""
+    groups = draws.argsort()[:num_kept].sort().values
+    members = (groups[:, None] * size + torch.arange(size)).flatten()
+    return members[members < length]
+
+
+def drop_patches(
+    x: Tensor, grid: Grid, mask: Tensor | None, patch_drop: PatchDrop
+) -> tuple[Tensor, Grid, Tensor | None]:
+    """Take the dropped stem tokens out: by mask ("random") or for good ("structured").
+
+    Args:
+        x: stem tokens (B, N, D).
+        grid: of the N tokens.
+        mask: bool (B, N), True where a token is valid.
+        patch_drop: drawn for this grid.
+
+    Returns:
+        Tokens, grid and mask that are left.
+
+    Raises:
+        ValueError: for a drop drawn for another grid or batch, or a structured one with a mask.
+    """
+    if patch_drop.grid != grid:
+        raise ValueError(
+            f"patch_drop must be drawn for the stem grid {tuple(grid)}, "
+            f"got one for {tuple(patch_drop.grid)}"
+        )
+    if patch_drop.keep is not None:
+        keep = patch_drop.keep.to(x.device)
+        if keep.shape != x.shape[:2]:
+            raise ValueError(
+                f"patch_drop must be drawn for {len(x)} clips, got one for {len(keep)}"
+            )
+        if mask is not None:
+            # A padded clip may lose its every patch; it then keeps them all.
+            kept = keep & mask
+            keep = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
+        return x, grid, keep
+    if patch_drop.rows is not None and patch_drop.columns is not None:
+        if mask is not None:
+            raise ValueError(
+                'patch-drop mode "structured" needs clips of one length, got lengths=; '
+                'cut the clips to one length or use mode "random"'
+            )
+        rows, columns = patch_drop.rows.to(x.device), patch_drop.columns.to(x.device)
+        image = x.unflatten(1, grid[:])  # (B, N, D) -> (B, f, t, D)
+        image = image.index_select(1, rows).index_select(2, columns)
+        return image.flatten(1, 2), KeptGrid(rows, columns, grid), None
+    return x, grid, mask

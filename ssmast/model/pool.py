@@ -1,0 +1,104 @@
+"""From a grid of tokens to one vector a clip."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmast.model.grid import Grid
+
+POOL_MODES = ("mean", "mean+max", "freq+max")
+
+
+def pooled_dim(mode: str, freq: int, dim: int) -> int:
+    """Length of the vector that `pool_tokens` makes from `freq` rows of `dim` channels.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    factors = {"mean": 1, "mean+max": 2, "freq+max": freq + 1}
+    if mode not in factors:
+        raise ValueError(f"pooling must be one of {', '.join(POOL_MODES)}, got {mode!r}")
+    return factors[mode] * dim
+
+
+def pool_tokens(x: Tensor, grid: Grid, *, mode: str, mask: Tensor | None = None) -> Tensor:
+    """One vector a clip.
+
+    Args:
+        x: tokens (B, N, D).
+        grid: of the N tokens; rows that structured patch-drop removed count as zeros, so that the
+            vector's length does not depend on the draw.
+        mode: "mean"; "mean+max"; "freq+max": the time mean of each frequency row, row after row,
+            then the maximum over all tokens.
+        mask: bool (B, N), True where a token is valid; a row without any gives zeros.
+
+    Returns:
+        (B, pooled_dim(mode, grid.full.freq, D)).
+
+    Raises:
+        ValueError: for an unknown mode.
+
+    Source: "freq+max" after Niizumi et al. 2022 (BYOL-A v2; M2D), frequency kept apart.
+    """
+    pooled_dim(mode, grid.full.freq, x.shape[-1])
+    if mode == "mean":
+        return _mean(x, mask)
+    top = x if mask is None else x.masked_fill(~mask[..., None], float("-inf"))
+    top = top.amax(dim=1)
+    if mode == "mean+max":
+        return torch.cat([_mean(x, mask), top], dim=-1)
+    rows = x.unflatten(1, grid[:])  # (B, N, D) -> (B, f, t, D)
+    rows = _mean(rows, None if mask is None else mask.unflatten(1, grid[:]))
+    if grid.full.freq != grid.freq:
+        whole = rows.new_zeros(len(rows), grid.full.freq, rows.shape[-1])
+        rows = whole.index_copy(1, grid.positions(0, rows.device), rows)
+    return torch.cat([rows.flatten(1), top], dim=-1)
+
+
+def merge_pooled(pooled: Tensor, weights: Tensor, *, mode: str, dim: int) -> Tensor:
+    """One vector of a long clip from those of its pieces.
+
+    Args:
+        pooled: (P, pooled_dim) of P pieces, from `pool_tokens`.
+        weights: (P,) lengths of the pieces; means are weighted by them, maxima are not.
+        mode: as in `pool_tokens`.
+        dim: channels D.
+
+    Returns:
+        (pooled_dim,).
+    """
+    num_max = 0 if mode == "mean" else dim
+    means, tops = pooled.split([pooled.shape[1] - num_max, num_max], dim=1)
+    weights = weights.to(pooled) / weights.sum()
+    return torch.cat([(means * weights[:, None]).sum(dim=0), tops.amax(dim=0)])
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the last axis but one of the valid tokens."""
+    if mask is None:
+        return x.mean(dim=-2)
+    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    # masked_fill and not a product: a masked token may hold anything, infinity too.
+    return x.masked_fill(~mask[..., None], 0.0).sum(dim=-2) / count
+
+
+class AttentionPool(nn.Module):
+    """One learned query a head that looks over all tokens; for classification heads."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(num_heads, 1, dim // num_heads))
+        self.key = nn.Linear(dim, dim, bias=False)  # a bias would shift all logits alike
+        self.value = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D) -> (B, D); `mask` bool (B, N) is True where a token is valid."""
+        heads = (self.num_heads, -1)
+        key = self.key(x).unflatten(-1, heads).transpose(1, 2)  # (B, N, D) -> (B, H, N, D/H)
+        value = self.value(x).unflatten(-1, heads).transpose(1, 2)
+        query = self.query.expand(len(x), -1, -1, -1)
+        mask = None if mask is None else mask[:, None, None, :]
+        pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.proj(pooled.transpose(1, 2).flatten(1))  # (B, H, 1, D/H) -> (B, D)

@@ -1,0 +1,69 @@
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssmast.audio.corpus import open_corpus
+from ssmast.audio.mel import LogMel
+from ssmast.audio.read import read_audio
+from ssmast.audio.stats import measure_mean_std
+
+
+def write_clips(folder, num=6, num_samples=4000):
+    rng = np.random.default_rng(0)
+    for n in range(num):
+        audio = 0.05 * (n + 1) * rng.standard_normal(num_samples)
+        soundfile.write(folder / f"{n}.wav", audio, 16000, subtype="FLOAT")
+    return open_corpus(folder)
+
+
+def test_mean_and_std_are_those_of_all_cells(tmp_path):
+    corpus = write_clips(tmp_path)
+    mel = LogMel(mean=3.0, std=2.0)  # which do not count
+    mean, std = measure_mean_std(corpus, mel, num_samples=4000, seed=0)
+    waveform = torch.stack([torch.from_numpy(read_audio(corpus.source(i))) for i in range(6)])
+    cells = mel.log_mel(waveform).double()
+    assert mean == pytest.approx(float(cells.mean()), abs=1e-6)
+    assert std == pytest.approx(float(cells.std(correction=0)), abs=1e-6)
+
+
+def test_a_sample_of_clips_is_enough_and_is_the_same_each_time(tmp_path):
+    corpus = write_clips(tmp_path, num=40, num_samples=8000)
+    mel = LogMel()
+    some = measure_mean_std(corpus, mel, num_samples=2000, seed=0, max_clips=10)
+    assert some == measure_mean_std(corpus, mel, num_samples=2000, seed=0, max_clips=10)
+    assert some != measure_mean_std(corpus, mel, num_samples=2000, seed=1, max_clips=10)
+    whole = measure_mean_std(corpus, mel, num_samples=2000, seed=0)
+    np.testing.assert_allclose(some, whole, atol=0.8)
+
+
+def test_bad_silent_and_wild_clips_are_left_out(tmp_path, caplog):
+    expected = measure_mean_std(write_clips(tmp_path), LogMel(), num_samples=4000, seed=0)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(4000), 16000)
+    soundfile.write(tmp_path / "wild.wav", np.full(4000, 1e29), 16000, subtype="FLOAT")
+    with caplog.at_level(logging.WARNING):
+        found = measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=4000, seed=0)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert "3 of 9 clips left out" in caplog.text
+
+
+def test_progress_counts_every_clip(tmp_path):
+    calls = []
+    measure_mean_std(
+        write_clips(tmp_path),
+        LogMel(),
+        num_samples=400,
+        seed=0,
+        max_clips=4,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_corpus_without_a_usable_clip_says_so(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of 1 clips could be used .*zero bytes"):
+        measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=400, seed=0)

@@ -1,0 +1,67 @@
+"""Pooling of tokens to one vector a clip."""
+
+import pytest
+import torch
+
+from ssmast.model.grid import Grid, KeptGrid
+from ssmast.model.pool import POOL_MODES, AttentionPool, pool_tokens, pooled_dim
+
+
+def test_modes_are_what_their_names_say():
+    x = torch.randn(2, 12, 5)
+    grid = Grid(3, 4)
+    rows = x.unflatten(1, (3, 4)).mean(2)
+    top = x.max(1).values
+    expected = {
+        "mean": x.mean(1),
+        "mean+max": torch.cat([x.mean(1), top], 1),
+        "freq+max": torch.cat([rows[:, 0], rows[:, 1], rows[:, 2], top], 1),
+    }
+    for mode in POOL_MODES:
+        out = pool_tokens(x, grid, mode=mode)
+        torch.testing.assert_close(out, expected[mode])
+        assert out.shape == (2, pooled_dim(mode, 3, 5))
+
+
+@pytest.mark.parametrize("mode", POOL_MODES)
+def test_a_padded_clip_pools_as_it_would_alone(mode):
+    x = torch.randn(1, 3, 6, 5)
+    x[:, :, 4:] = float("nan")  # whatever lies in the padding
+    mask = (torch.arange(6) < 4).repeat(3)[None]
+    padded = pool_tokens(x.flatten(1, 2), Grid(3, 6), mode=mode, mask=mask)
+    alone = pool_tokens(x[:, :, :4].flatten(1, 2), Grid(3, 4), mode=mode)
+    torch.testing.assert_close(padded, alone)
+
+
+def test_a_row_without_a_valid_token_gives_zeros():
+    x = torch.randn(1, 6, 5)
+    mask = torch.tensor([[True, True, True, False, False, False]])
+    out = pool_tokens(x, Grid(2, 3), mode="freq+max", mask=mask)
+    assert (out[:, 5:10] == 0).all()
+    torch.testing.assert_close(out[:, 10:], x[:, :3].amax(1))
+
+
+def test_rows_that_structured_drop_removed_stay_in_the_vector_as_zeros():
+    x = torch.randn(2, 4, 5)
+    grid = KeptGrid(torch.tensor([1, 3]), torch.tensor([0, 1]), Grid(4, 3))
+    out = pool_tokens(x, grid, mode="freq+max").unflatten(1, (5, 5))
+    assert (out[:, [0, 2]] == 0).all()
+    torch.testing.assert_close(out[:, [1, 3]], x.unflatten(1, (2, 2)).mean(2))
+
+
+def test_attention_pool_sees_only_valid_tokens_and_mixes_them_by_weight():
+    pool = AttentionPool(8, 2)
+    torch.nn.init.normal_(pool.query)
+    x = torch.randn(3, 7, 8)
+    mask = torch.arange(7) < 5
+    other = x.masked_fill(~mask[:, None], 9.0)
+    masks = mask.expand(3, -1)
+    torch.testing.assert_close(pool(x, masks), pool(other, masks), rtol=0, atol=0)
+    torch.testing.assert_close(pool(x, masks), pool(x[:, :5]))
+    same = pool(x[:, :1].expand(-1, 4, -1))
+    torch.testing.assert_close(same, pool.proj(pool.value(x[:, 0])))
+
+
+def test_an_unknown_mode_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"one of mean, mean\+max, freq\+max, got 'max'"):
+        pool_tokens(torch.randn(1, 4, 2), Grid(2, 2), mode="max")

@@ -1,0 +1,189 @@
+"""The step of SS-MAST: one optimiser step, one EMA update, one enqueue, exact under accumulation."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ssmast.audio import LogMel
+from ssmast.settings import UsageError
+from ssmast.training.config import (
+    FrontEnd,
+    Head,
+    Loss,
+    Optim,
+    PatchDropConfig,
+    PretrainConfig,
+    Views,
+)
+from ssmast.training.loop import split_batch
+from ssmast.training.ss_mast import Pretraining
+
+_MELS, _FRAMES = 32, 32
+
+
+def _config(**kwargs) -> PretrainConfig:
+    defaults = {
+        "steps": 10,
+        "batch_size": 8,
+        "front_end": FrontEnd(num_mels=_MELS),
+        "views": Views(frames=_FRAMES, mixup_memory=16),
+        "head": Head(hidden=64, dim=16, predictor=64),
+        "loss": Loss(queue_size=20),
+    }
+    return PretrainConfig(**(defaults | kwargs))
+
+
+def _trainer(config: PretrainConfig) -> Pretraining:
+    return Pretraining(
+        config,
+        accelerator=Accelerator(cpu=True),
+        log_mel=LogMel(num_mels=_MELS, mean=-5.0, std=4.0),
+        num_clips=1000,
+        steps=config.steps,
+    )
+
+
+def _batch(seed: int = 0, size: int = 8) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange((_FRAMES - 1) * 160) / 16000
+    pitch = 200 * 1.3 ** torch.arange(size)[:, None, None]  # every clip its own
+    tone = torch.sin(2 * torch.pi * pitch * time)
+    return {
+        "waveform": tone + torch.randn(size, 2, len(time), generator=generator) * 0.1,
+        "clip": torch.arange(size) + 100 * seed,
+        "epoch": torch.zeros(size, dtype=torch.long),
+        "position": torch.arange(size) + 8 * seed,
+        "rejected": [],
+    }
+
+
+def test_a_step_moves_student_teacher_queue_and_memory_once():
+    trainer = _trainer(_config())
+    before = copy.deepcopy(trainer.teacher.state_dict())
+    values = trainer.train_step([_batch()])
+    assert not values["skipped"]
+    assert trainer.step == 1
+    assert trainer.queue.total == 16  # both views' keys
+    assert len(trainer.memory) == 8
+    student = trainer.raw_student.branch.state_dict()
+    for name, teacher in trainer.teacher.branch.state_dict().items():
+        expected = 0.99 * before[f"branch.{name}"] + 0.01 * student[name]
+        torch.testing.assert_close(teacher, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_key_of_the_own_clip_is_a_negative(monkeypatch):
+    from ssmast.training import ss_mast
+
+    seen = []
+    original = ss_mast.info_nce
+
+    def spy(queries, positives, negatives, **kwargs):
+        seen.append((kwargs["query_ids"], kwargs["negative_ids"], len(negatives)))
+        return original(queries, positives, negatives, **kwargs)
+
+    monkeypatch.setattr(ss_mast, "info_nce", spy)
+    trainer = _trainer(_config())
+    trainer.train_step([_batch(0)])
+    trainer.train_step([_batch(1)])
+    # Both terms of a step see the same snapshot: nothing was enqueued between them.
+    assert [num for _, _, num in seen] == [8, 8, 16 + 8, 16 + 8]
+    assert torch.equal(seen[2][1], seen[3][1])
+    assert not set(seen[2][0].tolist()) & set(seen[2][1][:16].tolist())
+
+
+@pytest.mark.parametrize("mode", ["random", "structured"])
+@pytest.mark.parametrize("batch_negatives", [True, False])
+def test_four_micro_batches_equal_one_batch(mode, batch_negatives):
+    def stepped(parts: int) -> Pretraining:
+        config = _config(
+            optim=Optim(accumulate=parts),
+            head=Head(hidden=32, dim=16, predictor=32, norm="layer"),
+            patch_drop=PatchDropConfig(mode=mode),
+            loss=Loss(queue_size=20, batch_negatives=batch_negatives),
+        )
+        trainer = _trainer(config)
+        # One step: AdamW's first move is a sign, which turns rounding into a whole step.
+        keys = torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator()))
+        trainer.queue.enqueue_(keys, torch.arange(500, 520), step=0)
+        trainer.train_step(split_batch(_batch(), parts))
+        return trainer
+
+    one, four = stepped(1), stepped(4)
+    for (name, a), b in zip(
+        one.raw_student.named_parameters(), four.raw_student.parameters(), strict=True
+    ):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(one.queue.keys, four.queue.keys, rtol=1e-5, atol=1e-6)
+
+
+def test_every_student_parameter_gets_gradient():
+    trainer = _trainer(_config())
+    trainer.train_step([_batch(0)])
+    trainer.train_step([_batch(1)])
+    for name, parameter in trainer.raw_student.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
+
+
+def test_the_loss_falls_when_the_same_batch_comes_again():
+    trainer = _trainer(_config(steps=30, optim=Optim(lr=1e-3), loss=Loss(queue_size=0)))
+    losses = [float(trainer.train_step([_batch()])["loss"]) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_non_finite_clip_moves_nothing_that_is_learnt():
+    trainer = _trainer(_config())
+    trainer.train_step([_batch(0)])
+    student = copy.deepcopy(trainer.raw_student.state_dict())
+    teacher = copy.deepcopy(trainer.teacher.state_dict())
+    bad = _batch(1)
+    bad["waveform"][3] = float("nan")
+    values = trainer.train_step([bad])
+    assert values["skipped"]
+    assert trainer.step == 2  # the place in the data moves on
+    assert trainer.queue.total == 16
+    for name, value in trainer.raw_student.state_dict().items():
+        assert torch.equal(value, student[name])
+    for name, value in trainer.teacher.state_dict().items():
+        assert torch.equal(value, teacher[name])
+
+
+def test_views_of_a_clip_do_not_depend_on_the_batch_around_it():
+    trainer = _trainer(_config())
+    whole = trainer.prepare(_batch())
+    part = trainer.prepare({key: value[2:4] for key, value in _batch().items()})
+    for a, b in zip(whole.views, part.views, strict=True):
+        torch.testing.assert_close(a[2:4], b)
+
+
+def test_measure_gives_finite_numbers():
+    trainer = _trainer(_config())
+    row = trainer.measure(trainer.train_step([_batch()]))
+    assert all(isinstance(value, float) for value in row.values())
+    assert row["queue_fill"] == pytest.approx(16 / 20)
+    assert 1 <= row["rank_embedding"] <= 16
+
+
+def test_a_queue_of_more_than_a_tenth_of_the_corpus_warns(caplog):
+    _trainer(_config(loss=Loss(queue_size=101)))
+    assert "more than a tenth of the 1000 clips" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"optim": Optim(lr=0.0)}, "optim.lr must be between 0 and 10"),
+        ({"patch_drop": PatchDropConfig(rate=0.95)}, "patch_drop.rate must be from 0 to 0.9"),
+        ({"head": Head(norm="batch"), "optim": Optim(accumulate=2)}, "head.norm=batch"),
+        ({"precision": "fp16"}, "precision must be auto or fp32 or bf16"),
+    ],
+)
+def test_settings_that_no_run_can_mean_are_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        _config(**wrong)
