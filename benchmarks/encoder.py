@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.mvitv2 import MultiScaleAttention, MultiScaleVit, MultiScaleVitCfg
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ssmast.command import run_command
 from ssmast.model import MAST, create_model
-from ssmast.model.block import Block
+from ssmast.model.block import PoolingAttention
 from ssmast.settings import parse, setting
 
 MELS = 128
@@ -46,7 +46,7 @@ class Settings:
     dtype: str = setting("float32", "float32, or bfloat16 for autocast")
     threads: int = setting(0, "CPU threads, 0 for torch's choice")
     paths: list[str] = setting(["reference", "mask", "augmented"], "attention paths beside auto")  # noqa: RUF009
-    patch_drop: float = setting(0.2, "also the training step with this structured drop; 0 for none")
+    patch_drop: float = setting(0.2, "also time with this structured patch-drop; 0 for none")
     mvit: bool = setting(True, "time timm's MViTv2 too")
     ast: bool = setting(True, "time AST too")
     out: str = setting("", "JSON file to write")
@@ -79,18 +79,17 @@ class AST(nn.Module):
 
 def timm_twin(mast: MAST) -> MultiScaleVit:
     """MViTv2 of timm with the numbers of `mast`, position tables for each axis, same weights."""
-    first = mast.get_submodule("stages.0.blocks.0.attn")
+    ours = [module for module in mast.modules() if isinstance(module, PoolingAttention)]
     config = MultiScaleVitCfg(
         depths=mast.depths,
         embed_dim=int(mast.patch_embed.proj.out_channels),
-        num_heads=first.num_heads,
-        stride_q=mast.stride_q,
+        num_heads=ours[0].num_heads,
+        stride_q=cast(Any, mast.stride_q),
         expand_attn=mast.feature_info[0]["num_chs"] == mast.patch_embed.proj.out_channels,
         rel_pos_type="",  # with "spatial" the constructor asserts a square
     )
     twin = MultiScaleVit(config, img_size=mast.input_size, in_chans=1, num_classes=NUM_CLASSES)
     theirs = [module for module in twin.modules() if isinstance(module, MultiScaleAttention)]
-    ours = [module.attn for module in mast.modules() if isinstance(module, Block)]
     for attention, own in zip(theirs, ours, strict=True):
         attention.rel_pos_type = "spatial"
         attention.rel_pos_h = nn.Parameter(own.rel_pos_freq.detach().clone())
@@ -225,18 +224,16 @@ def measure(settings: Settings, frames: int, batch: int, timer: Timer) -> list[d
             def call(model: nn.Module = model, keywords: dict[str, Any] = keywords) -> Tensor:
                 return model(x, **keywords)
 
-            if draw is None:
-                model.eval()
-                forward, row["forward_mb"] = timer.run(call, backward=False)
+            model.eval()
+            forward, row["forward_mb"] = timer.run(call, backward=False)
             model.train()
             model.zero_grad()
             step, row["step_mb"] = timer.run(call, backward=True)
             if run < 0:
                 row["saved_mb"] = saved_megabytes(model, call)
                 continue
+            row["forward_seconds"].append(forward)
             row["step_seconds"].append(step)
-            if draw is None:
-                row["forward_seconds"].append(forward)
     return list(rows.values())
 
 
@@ -257,15 +254,15 @@ def table(rows: list[dict[str, Any]]) -> str:
             ),
             None,
         )
-        forward, step = row["forward_seconds"], row["step_seconds"]
+        step = median(row["step_seconds"])
         cells = [
             row["frames"],
             row["batch"],
             row["name"],
             f"{row['parameters'] / 1e6:.1f}",
-            f"{row['batch'] / median(forward):.2f}" if forward else "",
-            f"{row['batch'] / median(step):.2f}",
-            f"{rival / median(step):.2f} x" if rival else "",
+            f"{row['batch'] / median(row['forward_seconds']):.2f}",
+            f"{row['batch'] / step:.2f}",
+            f"{rival / step:.2f} x" if rival else "",
             f"{row['saved_mb']:.0f}",
             *("" if row[key] is None else f"{row[key]:.0f}" for key in ("forward_mb", "step_mb")),
         ]

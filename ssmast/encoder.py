@@ -1,51 +1,64 @@
-"""An encoder folder: log-mel front end, backbone and pooling, from waveform to embedding."""
+"""Encoder: waveform -> embedding, from one folder that holds all it takes.
 
+    config.json          front end, architecture, pooling; timm reads it as `local-dir:FOLDER`
+    model.safetensors    weights
+    checksums.json       SHA-256 of both, verified on load
+    README.md            model card
+"""
+
+import contextlib
 import hashlib
 import json
-import logging
-import os
-import shutil
-import tempfile
+import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from timm.models import save_for_hf
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ssmast.audio import LogMel, read_audio, resample
-from ssmast.model import MAST, create_model, merge_pooled, pool_tokens, pooled_dim
-
-logger = logging.getLogger(__name__)
+from ssmast.audio import LogMel, read_audio
+from ssmast.encoder_folder import model_card, read_folder, write_folder
+from ssmast.model import MAST, create_model, pool_tokens, pooled_dim
+from ssmast.model.pool import POOL_MODES
 
 LAYERS = ("last", "stages", "blocks")
-_FILES = ("config.json", "model.safetensors", "README.md")
-# Padded samples of one batch: keeps an hour of audio, or a thousand clips, within bounded memory.
-_BATCH_SECONDS = 40.0
 
-Clip = str | os.PathLike[str] | np.ndarray | Tensor
+Clip = str | Path | np.ndarray[Any, np.dtype[Any]] | Tensor
+
+
+class _Chunk(NamedTuple):
+    """Frames [start, start + length) of the log-mel of one clip of a list."""
+
+    clip: int
+    start: int
+    length: int
 
 
 class Encoder(nn.Module):
-    """Waveform -> embedding, the same for every client: probe, export, search, your own code.
+    """Log-mel front end, backbone and pooling as one thing.
 
     Args:
-        backbone: MAST (or another encoder with its interface); a head is not used.
-        log_mel: front end with the corpus' mean and std.
-        pooling: "mean", "mean+max" or "freq+max" (see `ssmast.model.pool_tokens`).
-        layers: "last" for the normed output, "stages" or "blocks" for one pooled vector after
-            each, concatenated.
-        chunk_seconds: longer audio is cut into pieces of this length, whose embeddings are
-            merged: means weighted by length, maxima by maximum.
-        info: plain values about how it was made; kept in config.json and the model card.
+        backbone: a model of the family, made by `ssmast.create_model`.
+        log_mel: the front end, with the normalisation it was trained with.
+        pooling: "mean", "mean+max" or "freq+max" (time mean of each frequency row, then the
+            maximum over all tokens).
+        layers: which tokens are pooled: "last", the ends of the "stages", or all "blocks"; their
+            vectors are joined.
+        chunk_seconds: longer clips are cut into equal pieces of at most about this length; of
+            their vectors the means are averaged by length, of the maxima the largest is taken.
+        info: facts for the model card, plain JSON values.
+
+    Raises:
+        ValueError: for an unknown pooling or layers, or a backbone of another family.
     """
 
     def __init__(
         self,
-        backbone: MAST,
+        backbone: nn.Module,
         log_mel: LogMel,
         *,
         pooling: str = "freq+max",
@@ -54,435 +67,418 @@ class Encoder(nn.Module):
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if pooling not in POOL_MODES:
+            raise ValueError(f"pooling must be one of {', '.join(POOL_MODES)}, got {pooling!r}")
         if layers not in LAYERS:
             raise ValueError(f"layers must be one of {', '.join(LAYERS)}, got {layers!r}")
-        if not chunk_seconds >= 0.5:
-            raise ValueError(f"chunk_seconds must be at least 0.5, got {chunk_seconds}")
-        self.backbone, self.log_mel = backbone, log_mel
+        if not isinstance(backbone, MAST):
+            raise ValueError(
+                f"backbone must come from ssmast.create_model, got {type(backbone).__name__}"
+            )
+        if not chunk_seconds > 0:
+            raise ValueError(f"chunk_seconds must be above 0, got {chunk_seconds}")
+        self.backbone = backbone
+        self.log_mel = log_mel
         self.pooling, self.layers, self.chunk_seconds = pooling, layers, float(chunk_seconds)
-        self.info = info or {}
-        self._widths = self._layer_widths()
+        self.info = dict(info or {})
+        stem = backbone.patch_embed
+        self._stride = stem.stride[1] * math.prod(time for _, time in backbone.stride_q)
+        # Frames that a piece needs beyond its columns x stride, and at all.
+        self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
+        self._fewest_frames = max(1, stem.kernel[1] - 2 * stem.padding[1])
+
+    # -- what it is ------------------------------------------------------------------------------
 
     @property
     def sample_rate(self) -> int:
-        """Rate of the waveforms that `forward` takes, in Hz."""
+        """Hz at which the front end works."""
         return self.log_mel.sample_rate
 
     @property
     def dim(self) -> int:
-        """D, the length of an embedding."""
-        return sum(pooled_dim(self.pooling, freq, width) for freq, width in self._widths)
+        """Length of an embedding."""
+        return sum(pooled_dim(self.pooling, rows, dim) for rows, dim in self._pooled_layers())
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.backbone.parameters()).device
-
-    # -- the way of the tensor -------------------------------------------------------------------
-
-    def forward(self, waveform: Tensor, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Waveforms at `sample_rate`, padded to one length, to embeddings; differentiable.
-
-        Args:
-            waveform: (B, S).
-            lengths: samples of each clip; None if none is padded.
-
-        Returns:
-            (B, dim), each clip's what it would be alone.
-        """
-        log_mel = self.log_mel(waveform)
-        frames = None
-        if lengths is not None:
-            frames = torch.as_tensor([self.log_mel.frames(int(length)) for length in lengths])
-        if self.layers == "last":
-            outcomes = [self.backbone.encode(log_mel, lengths=frames)]
-        else:
-            outcomes = self.backbone.encode_blocks(log_mel, lengths=frames)
-            if self.layers == "stages":
-                outcomes = [outcomes[i] for i in self.backbone.stage_ends]
-        pooled = [pool_tokens(x, grid, mode=self.pooling, mask=mask) for x, grid, mask in outcomes]
-        return torch.cat(pooled, dim=1)
-
-    def embed(
-        self, waveform: Clip | Sequence[Clip], sample_rate: int | None = None
-    ) -> Tensor:
-        """Embeddings of clips of any kind, rate and length.
-
-        Args:
-            waveform: a path; samples (S,) or (B, S), numpy or torch; or a list of any of these,
-                of different lengths.
-            sample_rate: of the samples in Hz; paths bring their own.
-
-        Returns:
-            Float32 (B, dim) on the CPU; B is 1 for a single clip.
-
-        Raises:
-            ValueError: for samples without a rate, with another number of axes, none at all, or
-                not finite; for a file that cannot be decoded.
-            FileNotFoundError: if a path does not exist.
-        """
-        clips = self._clips(waveform, sample_rate)
-        chunk = round(self.chunk_seconds * self.sample_rate)
-        pieces = [(i, piece) for i, clip in enumerate(clips) for piece in _cut(clip, chunk)]
-        order = sorted(range(len(pieces)), key=lambda p: len(pieces[p][1]))
-        vectors = torch.empty(len(pieces), self.dim)
-        for batch in _batches(order, [len(piece) for _, piece in pieces], self.sample_rate):
-            vectors[batch] = self._embed_batch([pieces[p][1] for p in batch])
-        owner = torch.tensor([i for i, _ in pieces])
-        weights = torch.tensor([float(len(piece)) for _, piece in pieces])
-        return torch.stack(
-            [self._merge(vectors[owner == i], weights[owner == i]) for i in range(len(clips))]
-        )
-
-    def embed_frames(
-        self, waveform: Clip | Sequence[Clip], sample_rate: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One embedding for each column of the last token grid, with its time.
-
-        Args:
-            waveform: as `embed` takes it; several clips must be of one length.
-            sample_rate: as in `embed`.
-
-        Returns:
-            Float32 (B, N, F'·D), the frequency rows of a column one after the other, and its
-            centre in milliseconds (B, N), evenly spaced.
-
-        Raises:
-            ValueError: as `embed`, and for clips of different lengths.
-        """
-        clips = self._clips(waveform, sample_rate)
-        if len({len(clip) for clip in clips}) > 1:
-            raise ValueError(
-                "embed_frames needs clips of one length, got "
-                f"{sorted({len(clip) for clip in clips})} samples; call it once a length"
-            )
-        hop = self.frame_hop_samples
-        chunk = max(hop, round(self.chunk_seconds * self.sample_rate) // hop * hop)
-        total, columns = len(clips[0]), []
-        for start in range(0, total, chunk):
-            # One hop of the next chunk goes along, and its column is the next chunk's first.
-            batch = [clip[start : start + chunk] for clip in clips]
-            tokens = self._frames_of(torch.from_numpy(np.stack(batch)))
-            if start + chunk < total:
-                tokens = tokens[:, : chunk // hop]
-            columns.append(tokens)
-        frames = torch.cat(columns, dim=1)
-        times = torch.arange(frames.shape[1]) * (hop * 1000.0 / self.sample_rate)
-        return frames, times.expand(len(clips), -1).clone()
-
-    @property
-    def frame_hop_samples(self) -> int:
-        """Samples between the columns of `embed_frames`."""
-        stride = self.backbone.patch_embed.stride[1]
-        for _, time in self.backbone.stride_q:
-            stride *= time
-        return stride * self.log_mel.hop_length
-
-    @torch.inference_mode()
-    def _frames_of(self, waveform: Tensor) -> Tensor:
-        with _evaluating(self):
-            log_mel = self.log_mel(waveform.to(self.device))
-            x, grid, _ = self.backbone.encode(log_mel)
-        x = x.float().unflatten(1, (grid.freq, grid.time))  # (B, N, D) -> (B, f, t, D)
-        return x.transpose(1, 2).flatten(2).cpu()
-
-    @torch.inference_mode()
-    def _embed_batch(self, pieces: list[np.ndarray]) -> Tensor:
-        lengths = [len(piece) for piece in pieces]
-        waveform = torch.zeros(len(pieces), max(lengths))
-        for row, piece in zip(waveform, pieces, strict=True):
-            row[: len(piece)] = torch.from_numpy(piece)
-        same = min(lengths) == max(lengths)
-        with _evaluating(self):
-            return self(waveform.to(self.device), None if same else lengths).float().cpu()
-
-    def _merge(self, vectors: Tensor, weights: Tensor) -> Tensor:
-        parts = vectors.split(
-            [pooled_dim(self.pooling, freq, width) for freq, width in self._widths], dim=1
-        )
-        return torch.cat(
-            [
-                merge_pooled(part, weights, mode=self.pooling, dim=width)
-                for part, (_, width) in zip(parts, self._widths, strict=True)
-            ]
-        )
-
-    def _clips(
-        self, waveform: Clip | Sequence[Clip], sample_rate: int | None
-    ) -> list[np.ndarray]:
-        """Every clip as float32 samples at `sample_rate` of the front end."""
-        if isinstance(waveform, list | tuple):
-            if not waveform:
-                raise ValueError("embed needs at least one clip, got an empty list")
-            return [clip for item in waveform for clip in self._clips(item, sample_rate)]
-        if isinstance(waveform, str | os.PathLike):
-            if not Path(waveform).exists():
-                raise FileNotFoundError(f"{waveform} does not exist; give the path of a sound file")
-            return [read_audio(waveform, sample_rate=self.sample_rate)]
-        if isinstance(waveform, Tensor):
-            waveform = waveform.detach().cpu().numpy()
-        samples = np.asarray(waveform)
-        if samples.ndim not in (1, 2) or samples.size == 0:
-            raise ValueError(
-                f"waveform must be (samples,) or (clips, samples) and not empty, got shape "
-                f"{samples.shape}"
-            )
-        if not np.issubdtype(samples.dtype, np.floating):
-            raise ValueError(
-                f"waveform must be floating-point samples within about +-1, got {samples.dtype}; "
-                "divide integer samples by their full scale"
-            )
-        if sample_rate is None or sample_rate <= 0:
-            raise ValueError(f"samples need their sample_rate in Hz, got {sample_rate}")
-        if not np.isfinite(samples).all():
-            raise ValueError("waveform holds NaN or infinity; clean it before embedding")
-        rows = np.atleast_2d(samples).astype(np.float32, copy=False)
-        return [resample(row, sample_rate, self.sample_rate) for row in rows]
-
-    def _layer_widths(self) -> list[tuple[int, int]]:
-        """Frequency rows and channels of every layer that is pooled, seen on a short input."""
-        frames = self.backbone.input_size[1]
-        log_mel = torch.zeros(1, 1, self.log_mel.num_mels, frames, device=self.device)
-        with torch.inference_mode(), _evaluating(self):
-            outcomes = self.backbone.encode_blocks(log_mel)
-        layers = [(grid.freq, x.shape[-1]) for x, grid, _ in outcomes]
-        if self.layers == "last":
-            return layers[-1:]
-        if self.layers == "stages":
-            return [layers[i] for i in self.backbone.stage_ends]
-        return layers
-
-    # -- the folder ------------------------------------------------------------------------------
+    def sha256(self) -> str:
+        """Hash of the weights: that of model.safetensors."""
+        return hashlib.sha256(self._weights()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """What config.json holds under "ssmast"."""
+        """What besides the weights decides an embedding, plain JSON values."""
         return {
             "front_end": self.log_mel.settings(),
             "pooling": self.pooling,
             "layers": self.layers,
             "chunk_seconds": self.chunk_seconds,
-            "embedding_dim": self.dim,
-            "info": self.info,
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    # -- embedding -------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        waveform: Clip | Sequence[Clip],
+        sample_rate: int | None = None,
+        *,
+        batch_seconds: float = 60.0,
+    ) -> Tensor:
+        """One vector a clip, of sound of any rate and length.
+
+        Args:
+            waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,) of any
+                lengths. Integers are scaled by their type's range.
+            sample_rate: Hz of the samples; files know their own.
+            batch_seconds: audio that goes through the network at once; bounds the memory.
+
+        Returns:
+            Float32 (B, `dim`) on the CPU; (1, `dim`) for one clip. A clip in a list gets the
+            vector that it gets alone.
+
+        Raises:
+            ValueError: if samples come without their rate, are empty, not finite, or not (S,) or
+                (B, S). AudioError, a kind of it, if a file cannot be read.
+        """
+        return self.embed_clips(self._clips(waveform, sample_rate), batch_seconds=batch_seconds)
+
+    @torch.no_grad()
+    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
+        """`embed` for float32 clips (S,) that are at `sample_rate` already."""
+        is_max = self._is_max()
+        means = torch.zeros(len(waveforms), self.dim)
+        maxima = torch.full_like(means, -math.inf)
+        totals = [self._num_frames(len(waveform)) for waveform in waveforms]
+        chunks = [chunk for clip, total in enumerate(totals) for chunk in self._cut(clip, total)]
+        budget = batch_seconds * self.sample_rate / self.log_mel.hop_length
+        with self._evaluating():
+            for batch in _batches(chunks, budget):
+                vectors = self._pool(*self._log_mels(waveforms, batch)).float().cpu()
+                for chunk, vector in zip(batch, vectors, strict=True):
+                    means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
+                    maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
+        return torch.where(is_max, maxima, means)
+
+    @torch.no_grad()
+    def embed_frames(
+        self, waveform: Clip, sample_rate: int | None = None, *, batch_seconds: float = 60.0
+    ) -> tuple[Tensor, Tensor]:
+        """One vector a time column of tokens: the frequency rows of the last layer, joined.
+
+        Args:
+            waveform: a file, or samples (S,) or (B, S).
+            sample_rate: Hz of the samples; files know their own.
+            batch_seconds: audio that goes through the network at once.
+
+        Returns:
+            Float32 vectors (B, N, rows x channels), and the time of the centre of each in
+            milliseconds (B, N), evenly spaced, none beyond the end of the clip; on the CPU.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        if isinstance(waveform, list | tuple):
+            raise ValueError(
+                "embed_frames takes one clip (S,) or clips of one length (B, S), got a "
+                f"{type(waveform).__name__}; call it once a clip"
+            )
+        clips = self._clips(waveform, sample_rate)
+        total = self._num_frames(len(clips[0]))
+        chunks = [chunk for clip in range(len(clips)) for chunk in self._cut(clip, total)]
+        pieces: dict[_Chunk, Tensor] = {}
+        with self._evaluating():
+            for batch in _batches(chunks, batch_seconds * self.sample_rate / self._hop):
+                log_mel, lengths = self._log_mels(clips, batch)
+                tokens, grid, _ = self.backbone.encode(log_mel, lengths=lengths)
+                maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
+                for chunk, columns in zip(batch, maps.float().cpu(), strict=True):
+                    pieces[chunk] = columns[: self._num_columns(chunk.length)]
+        rows = [
+            torch.cat([pieces[chunk] for chunk in chunks if chunk.clip == clip])
+            for clip in range(len(clips))
+        ]
+        embeddings = torch.stack(rows)  # (B, N, f * C)
+        stem = self.backbone.patch_embed
+        centres = torch.arange(embeddings.shape[1]) * self._stride
+        centres = centres + (stem.kernel[1] - 1) / 2 - stem.padding[1]  # in frames
+        milliseconds = centres.clamp(min=0) * (1000 * self._hop / self.sample_rate)
+        return embeddings, milliseconds.float().expand(len(clips), -1).clone()
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
         """Write the encoder folder, whole or not at all; an older encoder there is replaced.
 
         Raises:
-            FileExistsError: if the folder holds something else.
+            FileExistsError: if the folder holds anything but an encoder.
+            ValueError: if the backbone was not made by `ssmast.create_model`.
         """
-        folder = Path(folder)
-        is_encoder = (folder / "config.json").is_file() and (folder / "checksums.json").is_file()
-        if folder.exists() and not is_encoder and (folder.is_file() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} exists and is no encoder folder; choose another name")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        config = self._config()
+        parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
+        card = model_card(config, dim=self.dim, num_parameters=parameters)
+        write_folder(folder, config=config, weights=self._weights(), card=card)
+
+    def _config(self) -> dict[str, Any]:
+        backbone = self.backbone
+        pretrained_cfg = dict(getattr(backbone, "pretrained_cfg", None) or {})
+        architecture = pretrained_cfg.pop("architecture", None)
+        if architecture is None:
+            raise ValueError("only a backbone made by ssmast.create_model can be saved")
+        # Regularisation of the training run does not belong to the weights.
+        args = dict(getattr(backbone, "_model_args", {}))
+        args.pop("drop_path_rate", None)
+        args.update(input_size=backbone.input_size, in_chans=backbone.in_chans)
+        args["global_pool"] = backbone.global_pool
+        front = self.log_mel.settings()
+        kept = ("first_conv", "classifier", "license", "fixed_input_size")
+        return {
+            "architecture": architecture,
+            "num_classes": backbone.num_classes,
+            "num_features": backbone.num_features,
+            "model_args": {**args, "num_classes": backbone.num_classes},
+            "pretrained_cfg": {
+                **{key: pretrained_cfg[key] for key in kept if key in pretrained_cfg},
+                "input_size": [backbone.in_chans, *backbone.input_size],
+                "num_classes": backbone.num_classes,
+                "mean": [front["mean"]],
+                "std": [front["std"]],
+            },
+            "ssmast": {"format": 1, **self.settings(), "info": self.info},
+        }
+
+    def _weights(self) -> bytes:
+        from safetensors.torch import save
+
+        state = {name: value.contiguous() for name, value in self.backbone.state_dict().items()}
+        return save(state, metadata={"format": "pt"})
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    @property
+    def _hop(self) -> int:
+        return self.log_mel.hop_length
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Every module in eval mode, and afterwards in its own again."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
-            save_for_hf(
-                self.backbone,
-                str(partial),
-                model_config={"ssmast": self.settings()},
-                safe_serialization=True,
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _clips(self, waveform: Clip | Sequence[Clip], sample_rate: int | None) -> list[Tensor]:
+        """What a caller may give -> float32 clips (S,) at `self.sample_rate`."""
+        if isinstance(waveform, list | tuple):
+            if not waveform:
+                raise ValueError("embed wants at least one clip, got an empty list")
+            clips = [self._clips(item, sample_rate) for item in waveform]
+            several = next((len(clip) for clip in clips if len(clip) > 1), None)
+            if several is not None:
+                raise ValueError(
+                    f"a clip in a list must be a file or samples (S,), got {several} rows; "
+                    "give (B, S) alone"
+                )
+            return [clip for (clip,) in clips]
+        if isinstance(waveform, str | Path):
+            return [torch.from_numpy(read_audio(waveform, sample_rate=self.sample_rate))]
+        if isinstance(waveform, Tensor):
+            waveform = waveform.detach().float().cpu().numpy() if waveform.is_floating_point() else (
+                waveform.cpu().numpy()
             )
-            (partial / "README.md").write_text(model_card(self), encoding="utf-8")
-            sums = {name: _sha256(partial / name) for name in _FILES}
-            (partial / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-            partial.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return folder
+        if not isinstance(waveform, np.ndarray):
+            raise ValueError(
+                "a clip must be a file, a numpy array or a torch tensor, got "
+                f"{type(waveform).__name__}"
+            )
+        if sample_rate is None or sample_rate <= 0:
+            raise ValueError(f"samples need their sample_rate in Hz, got {sample_rate}")
+        return [
+            torch.from_numpy(_resample(row, int(sample_rate), self.sample_rate))
+            for row in _checked_rows(waveform)
+        ]
+
+    def _num_frames(self, samples: int) -> int:
+        return max(self.log_mel.frames(samples), self._fewest_frames)
+
+    def _num_columns(self, frames: int) -> int:
+        return self.backbone.grid_of(self.log_mel.num_mels, frames)[-1].time
+
+    def _cut(self, clip: int, frames: int) -> list[_Chunk]:
+        """Pieces of equal length, in whole columns, so that no short tail is left over."""
+        columns = self._num_columns(frames)
+        longest = self.chunk_seconds * self.sample_rate / self._hop / self._stride
+        count = math.ceil(columns / math.ceil(longest))
+        edges = [columns * part // count for part in range(count + 1)]
+        chunks = []
+        for start, stop in pairwise(edges):
+            end = stop * self._stride + self._overhang if stop < columns else frames
+            chunks.append(_Chunk(clip, start * self._stride, end - start * self._stride))
+        return chunks
+
+    def _log_mels(
+        self, waveforms: Sequence[Tensor], chunks: Sequence[_Chunk]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised log-mels (B, 1, F, T) of the chunks, cut from those of the whole clips.
+
+        Each chunk's samples come with the half window on both sides, so cutting changes no frame.
+        The second value holds the frames of each, or None where all have T.
+        """
+        context = math.ceil(self.log_mel.n_fft // 2 / self._hop)  # frames
+        longest = max(chunk.length for chunk in chunks)
+        size = (longest + 2 * context) * self._hop
+        batch = torch.zeros(len(chunks), size)
+        for row, chunk in zip(batch, chunks, strict=True):
+            first = (chunk.start - context) * self._hop
+            last = (chunk.start + chunk.length + context) * self._hop
+            part = waveforms[chunk.clip][max(first, 0) : max(last, 0)]
+            row[max(-first, 0) :][: len(part)] = part
+        device = self.backbone.patch_embed.proj.weight.device
+        log_mel = self.log_mel(batch.to(device))[..., context : context + longest]
+        lengths = torch.tensor([chunk.length for chunk in chunks])
+        return log_mel, None if int(lengths.min()) == longest else lengths
+
+    def _pool(self, log_mel: Tensor, lengths: Tensor | None) -> Tensor:
+        """Pooled vectors (B, `dim`)."""
+        if self.layers == "last":
+            outcomes = [self.backbone.encode(log_mel, lengths=lengths)]
+        else:
+            outcomes = self.backbone.encode_blocks(log_mel, lengths=lengths)
+            if self.layers == "stages":
+                outcomes = [outcomes[index] for index in self.backbone.stage_ends]
+        return torch.cat(
+            [pool_tokens(x, grid, mode=self.pooling, mask=mask) for x, grid, mask in outcomes],
+            dim=1,
+        )
+
+    def _pooled_layers(self) -> list[tuple[int, int]]:
+        """(frequency rows, channels) of every layer that is pooled."""
+        backbone = self.backbone
+        grids = backbone.grid_of(self.log_mel.num_mels, max(backbone.input_size[1], 1))
+        if self.layers == "last":
+            return [(grids[-1].freq, backbone.num_features)]
+        layers = []
+        for stage, grid in zip(backbone.stages, grids[1:], strict=True):
+            blocks = [(grid.freq, block.mlp.fc2.out_features) for block in stage.blocks]
+            layers += blocks if self.layers == "blocks" else blocks[-1:]
+        return layers
+
+    def _is_max(self) -> Tensor:
+        """Which numbers of an embedding are maxima over tokens, bool (`dim`,)."""
+        parts = []
+        for rows, dim in self._pooled_layers():
+            part = torch.zeros(pooled_dim(self.pooling, rows, dim), dtype=torch.bool)
+            if self.pooling != "mean":
+                part[-dim:] = True
+            parts.append(part)
+        return torch.cat(parts)
 
 
-def load_encoder(source: str | os.PathLike[str]) -> Encoder:
-    """Load an encoder folder, or one from the Hugging Face Hub.
-
-    Args:
-        source: folder; or "org/name" or "hf-hub:org/name" where no such folder exists.
-
-    Returns:
-        The encoder in evaluation mode, on the CPU.
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder in a folder, or on the Hugging Face Hub (`org/name`); on the CPU, in eval mode.
 
     Raises:
-        FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if a file is not what was written, or does not fit the others.
+        FileNotFoundError: if there is none, or one of its files is missing.
+        ValueError: if a file is damaged.
     """
-    folder = _folder_of(source)
-    for name in (*_FILES, "checksums.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no encoder folder: {name} is missing")
-    _verify(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "ssmast" not in config:
-        raise ValueError(f"{folder}/config.json has no front end ('ssmast'); export it with ssmast")
-    settings = config["ssmast"]
-    backbone = _build(config, folder)
-    backbone.load_state_dict(load_file(folder / "model.safetensors"))
-    encoder = Encoder(
-        backbone,
-        LogMel(**settings["front_end"]),
-        pooling=settings["pooling"],
-        layers=settings["layers"],
-        chunk_seconds=settings["chunk_seconds"],
-        info=settings["info"],
-    )
+    from safetensors.torch import load_file
+
+    config, weights = read_folder(path)
+    ours = config["ssmast"]
+    try:
+        log_mel = LogMel(**ours["front_end"])
+        backbone = create_model(config["architecture"], **config["model_args"])
+        encoder = Encoder(
+            backbone,
+            log_mel,
+            pooling=ours["pooling"],
+            layers=ours["layers"],
+            chunk_seconds=ours["chunk_seconds"],
+            info=ours.get("info", {}),
+        )
+        backbone.load_state_dict(load_file(weights))
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{weights.parent} cannot be loaded: its config.json and weights do not make an "
+            f"encoder of this version ({reason})"
+        ) from error
     return encoder.eval()
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
-    """The same encoder with fresh weights: what pretraining has to beat."""
-    state = torch.random.get_rng_state()
-    try:
+    """The same architecture, front end and pooling with fresh weights: what training must beat.
+
+    Args:
+        encoder: to copy all but the weights of; made or loaded, on any device.
+        seed: of the fresh weights; the global generator is left as it was.
+    """
+    config = encoder._config()
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = create_model(_architecture(encoder.backbone), **_model_args(encoder.backbone))
-    finally:
-        torch.random.set_rng_state(state)
-    return Encoder(
+        backbone = create_model(config["architecture"], **json.loads(json.dumps(config["model_args"])))
+    twin = Encoder(
         backbone,
         LogMel(**encoder.log_mel.settings()),
         pooling=encoder.pooling,
         layers=encoder.layers,
         chunk_seconds=encoder.chunk_seconds,
         info={"network": "untrained", "seed": seed},
-    ).eval()
+    )
+    return twin.to(encoder.backbone.patch_embed.proj.weight.device).eval()
 
 
-def model_card(encoder: Encoder) -> str:
-    """README.md of the folder: what it is, how to use it, how it was made."""
-    name = _architecture(encoder.backbone)
-    front = encoder.log_mel.settings()
-    facts = {key: value for key, value in encoder.info.items() if not isinstance(value, dict)}
-    lines = [
-        "---",
-        "library_name: timm",
-        "tags: [audio, feature-extraction, self-supervised, ssmast]",
-        "---",
-        "",
-        f"# {name}: audio encoder",
-        "",
-        f"Waveform to a {encoder.dim}-dimensional embedding (pooling {encoder.pooling}, layers "
-        f"{encoder.layers}).",
-        "",
-        "```python",
-        "import ssmast",
-        "",
-        'encoder = ssmast.load_encoder("path/of/this/folder")',
-        'embedding = encoder.embed("clip.wav")            # (1, D); any rate, any length',
-        "```",
-        "",
-        "The backbone alone, through timm (`import ssmast` registers the architecture):",
-        "",
-        "```python",
-        "import ssmast, timm",
-        "",
-        'net = timm.create_model("local-dir:path/of/this/folder", pretrained=True)',
-        "```",
-        "",
-        "## Input",
-        "",
-        *(f"- {key}: {value}" for key, value in front.items()),
-        "",
-        "## How it was made",
-        "",
-        *(f"- {key}: {value}" for key, value in facts.items()),
-        "",
-        "## Limits",
-        "",
-        f"Trained on views of {encoder.backbone.input_size[1]} frames; audio longer than "
-        f"{encoder.chunk_seconds:g} s is embedded in pieces that are merged. It hears what its "
-        "training data held; score it on your own labelled clips with `ssmast probe`.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-class _evaluating:  # noqa: N801 - reads as a word where it is used
-    """Evaluation mode for a while; the mode that was is put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.was_training = module, module.training
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *args: object) -> None:
-        self.module.train(self.was_training)
-
-
-def _cut(clip: np.ndarray, chunk: int) -> list[np.ndarray]:
-    """Pieces of `chunk` samples; a rest below a tenth of one joins the piece before it."""
-    if len(clip) <= chunk:
-        return [clip]
-    starts = list(range(0, len(clip), chunk))
-    if len(clip) - starts[-1] < chunk // 10:
-        starts.pop()
-    return [clip[a:b] for a, b in zip(starts, [*starts[1:], len(clip)], strict=True)]
-
-
-def _batches(order: list[int], lengths: list[int], sample_rate: int) -> Iterator[list[int]]:
-    """Groups of neighbours in `order` (sorted by length), each of bounded padded length."""
-    batch: list[int] = []
-    for p in order:
-        if batch and (len(batch) + 1) * lengths[p] > _BATCH_SECONDS * sample_rate:
+def _batches(chunks: Sequence[_Chunk], budget: float) -> Iterator[list[_Chunk]]:
+    """Chunks of similar length together, each batch at most `budget` padded frames."""
+    batch: list[_Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: -chunk.length):
+        # The first one is the longest: all are padded to it, and none to over twice its length.
+        if batch and (
+            (len(batch) + 1) * batch[0].length > budget or 2 * chunk.length < batch[0].length
+        ):
             yield batch
             batch = []
-        batch.append(p)
+        batch.append(chunk)
     if batch:
         yield batch
 
 
-def _folder_of(source: str | os.PathLike[str]) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    name = str(source).removeprefix("hf-hub:")
-    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if str(source).startswith("hf-hub:") or (looks_like_hub and not folder.parent.exists()):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _checked_rows(samples: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Samples (S,) or (B, S) of any number type -> finite float32 (B, S)."""
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"waveform must be (S,) or (B, S), got shape {samples.shape}")
+    rows = np.atleast_2d(samples)
+    if rows.size == 0:
+        raise ValueError(f"waveform must hold at least one sample, got shape {samples.shape}")
+    if rows.shape[1] <= 8 and rows.shape[0] >= 1000:
+        raise ValueError(
+            f"waveform must be (batch, samples), got shape {samples.shape}, which looks like "
+            "(samples, channels); average the channels, or transpose it"
+        )
+    if rows.dtype.kind in "iu":
+        if rows.dtype.kind == "u" or rows.dtype.itemsize == 1:
+            raise ValueError(f"waveform must hold floats or signed integers, got {rows.dtype}")
+        return rows.astype(np.float32) / -float(np.iinfo(rows.dtype).min)
+    if rows.dtype.kind != "f":
+        raise ValueError(f"waveform must hold floats or signed integers, got {rows.dtype}")
+    rows = rows.astype(np.float32, copy=False)
+    if not np.isfinite(rows).all():
+        raise ValueError("waveform must be finite, got NaN or infinity")
+    return rows
 
-        try:
-            return Path(snapshot_download(name, allow_patterns=[*_FILES, "checksums.json"]))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise FileNotFoundError(
-                f"{source} is no folder, and the Hub gave no encoder of that name: {error}"
-            ) from error
-    raise FileNotFoundError(f"encoder folder {source} does not exist; give a run's encoder/ folder")
 
+def _resample(
+    samples: np.ndarray[Any, np.dtype[np.float32]], rate: int, wanted: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """As `read_audio` resamples, so that a file and its samples give one embedding."""
+    import soxr
 
-def _verify(folder: Path) -> None:
-    try:
-        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder}/checksums.json is damaged; export the encoder again") from error
-    for name in _FILES:
-        if _sha256(folder / name) != sums.get(name):
+    if rate != wanted:
+        resampled = soxr.resample(samples, rate, wanted, quality="HQ")
+        if not len(resampled):
             raise ValueError(
-                f"{folder / name} is not the file that was exported (checksum differs); "
-                "copy or export the encoder again"
+                f"waveform is too short: {len(samples)} samples at {rate} Hz make none at "
+                f"{wanted} Hz"
             )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _build(config: dict[str, Any], folder: Path) -> MAST:
-    try:
-        args = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
-        return create_model(config["architecture"], **args)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}/config.json does not describe a known model: {error}") from error
-
-
-def _architecture(backbone: nn.Module) -> str:
-    return backbone.pretrained_cfg["architecture"]
-
-
-def _model_args(backbone: nn.Module) -> dict[str, Any]:
-    from timm.models._input import get_model_args
-
-    return get_model_args(backbone)
+        samples = resampled
+    return np.ascontiguousarray(samples, dtype=np.float32)

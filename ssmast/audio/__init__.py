@@ -29,8 +29,8 @@ __all__ = [
     "open_corpus",
     "read_audio",
     "read_segments",
-    "resample",
     "read_table",
+    "resample",
     "sample_at",
     "write_synthetic_corpus",
 ]

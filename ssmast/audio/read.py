@@ -215,10 +215,18 @@ def _finished(
 def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (S,) at `rate` Hz as float32 samples at `sample_rate` Hz (soxr, high quality).
 
+    Args:
+        audio: one channel, of any float type.
+        rate: of `audio` in Hz.
+        sample_rate: of the result in Hz.
+
     Raises:
-        AudioError: if a rate is not positive, or the samples are not finite.
+        ValueError: if a rate is not positive.
+        AudioError: if a sample is not finite, or there are too few for one sample.
     """
-    return _finished(audio, _positive(rate, "rate"), sample_rate, "the waveform")
+    samples = np.asarray(audio, dtype=np.float32)
+    _positive(sample_rate, "sample_rate")
+    return _finished(samples, _positive(rate, "rate"), sample_rate, "the waveform")
 
 
 def _resampled_length(frames: int, rate: int, sample_rate: int) -> int:

@@ -1,13 +1,12 @@
-"""Twelve kinds of synthetic sound, told apart by what happens in them rather than by how they colour.
+"""Twelve kinds of synthetic sound, told apart by what happens in them, not by their colour.
 
 Pitch, timbre, level, tempo, onset, room and background are drawn for each clip alone, the same way
-for every class; four pairs differ in the order of time only (up and down, even and paired).
+for every class; three pairs differ in the order of time only (up and down, even and paired).
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from scipy.signal import lfilter
 
 _TABLE_SIZE = 4096
 _ECHO_SECONDS = 0.4
@@ -38,12 +37,11 @@ def _pitch(rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(150.0), np.log(600.0))))
 
 
-def _events(rng: np.random.Generator, num: int, rate: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Seconds since the last onset (S,), number of that onset (S,), and samples between onsets."""
+def _events(rng: np.random.Generator, num: int, rate: int) -> tuple[np.ndarray, int]:
+    """Seconds since the last onset (S,), and samples from one onset to the next."""
     period = int(rate * rng.uniform(0.45, 0.9))
     since = (np.arange(num) + int(rng.integers(period))) % period
-    count = np.cumsum(since == 0)
-    return since / rate, count, period
+    return since / rate, period
 
 
 def _envelope(rng: np.random.Generator, since: np.ndarray, seconds: float) -> np.ndarray:
@@ -55,7 +53,7 @@ def _envelope(rng: np.random.Generator, since: np.ndarray, seconds: float) -> np
 
 
 def _note(rng: np.random.Generator, num: int, rate: int, *, odd: bool) -> np.ndarray:
-    since, _, period = _events(rng, num, rate)
+    since, period = _events(rng, num, rate)
     tone = _tone(rng, np.full(num, _pitch(rng)), rate, odd=odd)
     return tone * _envelope(rng, since, period / rate)
 
@@ -72,7 +70,7 @@ def tone_all(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
 
 def vibrato(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Notes whose pitch swings 4 to 8 times a second."""
-    since, _, period = _events(rng, num, rate)
+    since, period = _events(rng, num, rate)
     swing = np.sin(2 * np.pi * (rng.uniform(4, 8) * np.arange(num) / rate + rng.uniform()))
     hz = _pitch(rng) * 2 ** (rng.uniform(0.8, 1.8) / 12 * swing)
     return _tone(rng, hz, rate) * _envelope(rng, since, period / rate)
@@ -80,7 +78,7 @@ def vibrato(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
 
 def tremolo(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Notes whose level swings 4 to 8 times a second."""
-    since, _, period = _events(rng, num, rate)
+    since, period = _events(rng, num, rate)
     swing = np.sin(2 * np.pi * (rng.uniform(4, 8) * np.arange(num) / rate + rng.uniform()))
     tone = _tone(rng, np.full(num, _pitch(rng)), rate) * (1 + rng.uniform(0.6, 0.95) * swing)
     return tone * _envelope(rng, since, period / rate)
@@ -88,7 +86,7 @@ def tremolo(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
 
 def bell(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Struck sounds with inharmonic partials, by frequency modulation that dies away."""
-    since, _, _ = _events(rng, num, rate)
+    since, _ = _events(rng, num, rate)
     carrier = _pitch(rng)
     ratio = rng.choice([1.41, 1.73, 2.24, 2.76, 3.36]) * rng.uniform(0.97, 1.03)
     decay = np.exp(-since * rng.uniform(3, 9))
@@ -98,7 +96,9 @@ def bell(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
 
 def pluck(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Plucked strings. Source: Karplus & Strong 1983."""
-    since, count, period = _events(rng, num, rate)
+    from scipy.signal import lfilter
+
+    since, period = _events(rng, num, rate)
     delay = max(2, round(rate / _pitch(rng)))
     burst = np.zeros(period)
     burst[:delay] = rng.uniform(-1, 1, delay)
@@ -108,11 +108,11 @@ def pluck(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     feedback[0] = 1
     feedback[delay:] = -rng.uniform(0.985, 0.998) * np.array([bright, 1 - bright])
     string = lfilter([1.0], feedback, burst)
-    return string[np.round(since * rate).astype(np.int64)] * np.where(count < 0, 0, 1)
+    return string[np.round(since * rate).astype(np.int64)]
 
 
 def _glide(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.ndarray:
-    since, _, period = _events(rng, num, rate)
+    since, period = _events(rng, num, rate)
     along = since / (period / rate) - 0.5
     hz = _pitch(rng) * 2 ** (direction * rng.uniform(0.3, 1.0) * along)
     # As loud at the end as at the start: the shape must not tell the direction.
@@ -131,7 +131,7 @@ def glide_down(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
 
 
 def _notes(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.ndarray:
-    since, _, period = _events(rng, num, rate)
+    since, period = _events(rng, num, rate)
     third = period / rate / 3
     step = np.minimum(since // third, 2)  # three notes, then again
     interval = rng.choice([2, 3, 4])
@@ -196,7 +196,12 @@ def make_sound(
 
     Returns:
         Float64 samples (S,), with a peak below 1.
+
+    Raises:
+        ValueError: if there is no such class.
     """
+    if label not in CLASSES:
+        raise ValueError(f"label must be one of {', '.join(CLASSES)}, got {label!r}")
     dry = CLASSES[label](rng, num_samples, sample_rate)
     size = num_samples + int(_ECHO_SECONDS * sample_rate)
     sound = np.fft.rfft(dry, size) * _room(rng, size, sample_rate)

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class LogMelStatistics(nn.Module):
@@ -66,14 +66,8 @@ class LogMelStatistics(nn.Module):
         log_mel = (power.transpose(1, 2) @ self.filters + self.eps).log()  # (B, T, num_mels)
         return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
 
-    def embed_clips(self, waveforms: list[Tensor]) -> Tensor:
+    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
         """One vector for each clip (S,) at 16 kHz, on the CPU."""
         device = self.window.device
-        # One clip at a time: padding to a common length would move the statistics.
+        # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
         return torch.cat([self(clip.to(device)[None]).cpu() for clip in waveforms])
-
-
-def pad_clips(waveforms: list[Tensor]) -> Tensor:
-    """Clips (S_i,) -> (B, max S), zeros behind the shorter ones."""
-    longest = max(len(clip) for clip in waveforms)
-    return torch.stack([F.pad(clip, (0, longest - len(clip))) for clip in waveforms])

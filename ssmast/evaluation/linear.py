@@ -31,7 +31,7 @@ def fit_linear(
     num_seeds: int = 5,
     seed: int = 0,
     lr_grid: tuple[float, ...] = LR_GRID,
-    num_epochs: int = 100,
+    num_epochs: int = 50,
     patience: int | None = None,
     batch_size: int = 256,
 ) -> Fitted:
@@ -57,8 +57,8 @@ def fit_linear(
     Differs from EVAR: the learning rate is chosen on the validation part; weights start at zero
     (random ones stay as noise when clips are fewer than dimensions); a cosine instead of picking
     the best epoch. Over nine real tasks (31 to 500 validation clips) of 2048-dimensional features
-    the picked epoch scored 80.0 % on average, the end of the cosine 83.1, tuned logistic
-    regression 83.3.
+    the picked epoch scored 80.2 % on average, the end of the cosine 83.0 (of 50 epochs; 83.4 of
+    100), logistic regression with its C chosen alike 83.3.
     """
     batch_size = max(batch_size, math.ceil(len(train[1]) / 100))
     rates = [rate / train[0].shape[1] for rate in lr_grid]

@@ -12,9 +12,14 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmast.audio import read_table
 from ssmast.evaluation.splits import Split, group_folds, leave_one_out, named_parts
 
 OPTIONS = ("label", "split", "fold", "protocol", "group")
@@ -60,6 +65,7 @@ class Task:
         spec: as asked for.
         folder: of the labelled set.
         clips: path of each clip that takes part, as metadata.csv has it.
+        rows: its row in metadata.csv, which is its number in the corpus of the folder.
         labels: class name of each clip.
         classes: sorted names; a label's position is its class number.
         splits: one, or one a fold; they hold positions in `clips`.
@@ -71,6 +77,7 @@ class Task:
     spec: TaskSpec
     folder: Path
     clips: list[str]
+    rows: NDArray[np.int64]
     labels: list[str]
     classes: list[str]
     splits: list[Split]
@@ -165,39 +172,69 @@ def load_task(data: str | Path, spec: TaskSpec | str) -> Task:
     """
     spec = parse_task(spec) if isinstance(spec, str) else spec
     folder = _find_folder(Path(data), spec.name)
-    rows = _read_rows(folder)
-    _check_columns(rows, spec, folder)
-    kind, column = _protocol(rows, spec, folder)
+    table = _read_columns(folder)
+    _check_columns(table, spec, folder)
+    kind, column = _protocol(table, spec, folder)
     left_out: Counter[str] = Counter()
-    kept: list[dict[str, str]] = []
-    for row in rows:
-        empty = next((name for name in (spec.label, column) if not row[name]), None)
+    kept: list[int] = []
+    for index in range(len(table["path"])):
+        empty = next((name for name in (spec.label, column) if not table[name][index]), None)
         if empty:
             left_out[f"empty {empty}"] += 1
         else:
-            kept.append(row)
-    clips = [row["path"] for row in kept]
+            kept.append(index)
+    clips = [table["path"][index] for index in kept]
     repeated = next((clip for clip, count in Counter(clips).items() if count > 1), None)
     if repeated is not None:
         raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
-    labels = [row[spec.label] for row in kept]
-    values = [row[column] for row in kept]
+    labels = [table[spec.label][index] for index in kept]
+    values = [table[column][index] for index in kept]
     if kind == "split":
-        groups = [row[spec.group] for row in kept] if spec.group else None
+        groups = [table[spec.group][index] for index in kept] if spec.group else None
         splits = [named_parts(clips, labels, values, groups=groups)]
     else:
         splits = (group_folds if kind == "folds" else leave_one_out)(values)
-    num_unseen = sum(_check_split(split, labels, spec) for split in splits)
-    return Task(
+    task = Task(
         spec=spec,
         folder=folder,
         clips=clips,
+        rows=np.array(kept, dtype=np.int64),
         labels=labels,
         classes=sorted(set(labels)),
         splits=splits,
         left_out=dict(left_out),
-        num_unseen=num_unseen,
     )
+    return _checked(task)
+
+
+def without(task: Task, clips: Collection[str]) -> Task:
+    """The task less some clips (unreadable ones), counted under `left_out`.
+
+    Raises:
+        ValueError: if a part is empty then.
+    """
+    gone = set(clips)
+    keep = np.array([clip not in gone for clip in task.clips])
+    if keep.all():
+        return task
+    new = np.cumsum(keep) - 1  # new position of each clip that stays
+    splits = [
+        replace(
+            split, **{part: new[where[keep[where]]] for part, where in split.parts().items()}
+        )
+        for split in task.splits
+    ]
+    labels = [label for label, kept in zip(task.labels, keep, strict=True) if kept]
+    smaller = replace(
+        task,
+        clips=[clip for clip, kept in zip(task.clips, keep, strict=True) if kept],
+        rows=task.rows[keep],
+        labels=labels,
+        classes=sorted(set(labels)),
+        splits=splits,
+        left_out={**task.left_out, "unreadable": int((~keep).sum())},
+    )
+    return _checked(smaller)
 
 
 def _has_labels(folder: Path) -> bool:
@@ -216,38 +253,36 @@ def _find_folder(data: Path, name: str) -> Path:
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metadata.csv").open(newline="", encoding="utf-8-sig") as file:
-        rows = [
-            {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-            for row in csv.DictReader(file)
-        ]
-    if not rows:
+def _read_columns(folder: Path) -> dict[str, list[str]]:
+    table = read_table(folder / "metadata.csv")
+    if not len(table):
         raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
-    return rows
+    return {
+        name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
+    }
 
 
-def _check_columns(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> None:
+def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
     wanted = ["path", spec.label, *filter(None, [spec.group])]
     if spec.split != "split" or spec.protocol == "split":
         wanted.append(spec.split)
     if spec.fold != "fold" or spec.protocol == "folds":
         wanted.append(spec.fold)
     for column in wanted:
-        if column not in rows[0]:
+        if column not in table:
             raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(rows[0])}"
+                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(table)}"
             )
 
 
-def _protocol(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
+def _protocol(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
     """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
     if spec.protocol.startswith("leave_one_out:"):
         column = spec.protocol.partition(":")[2]
-        if column not in rows[0]:
+        if column not in table:
             raise ValueError(
                 f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
-                f"it has: {', '.join(rows[0])}"
+                f"it has: {', '.join(table)}"
             )
         return "leave_one_out", column
     columns = {"split": spec.split, "folds": spec.fold}
@@ -259,7 +294,7 @@ def _protocol(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> tuple
             f"got {spec.protocol!r}"
         )
     for kind, column in columns.items():
-        if any(row.get(column) for row in rows):
+        if any(table.get(column, [])):
             return kind, column
     raise ValueError(
         f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
@@ -267,20 +302,26 @@ def _protocol(rows: list[dict[str, str]], spec: TaskSpec, folder: Path) -> tuple
     )
 
 
-def _check_split(split: Split, labels: list[str], spec: TaskSpec) -> int:
-    """Refuse a split that cannot be scored; how many test clips have a class not trained on."""
+def _checked(task: Task) -> Task:
+    """The task with `num_unseen` counted, refused if a split cannot be scored."""
+    return replace(task, num_unseen=sum(_check_split(split, task) for split in task.splits))
+
+
+def _check_split(split: Split, task: Task) -> int:
+    """How many test clips have a class that the training part lacks."""
+    name, labels = str(task.spec), task.labels
     for part, indices in split.parts().items():
         if not len(indices):
-            raise ValueError(f"task {str(spec)!r} has no clip in the {part} part of {split.name}")
+            raise ValueError(f"task {name!r} has no clip in the {part} part of {split.name}")
     trained = {labels[index] for index in split.train}
     if len(trained) < 2:
         raise ValueError(
-            f"task {str(spec)!r} trains on {len(trained)} class in {split.name}; wanted at least 2"
+            f"task {name!r} trains on {len(trained)} class in {split.name}; wanted at least 2"
         )
     for part, indices in (("valid", split.valid), ("test", split.test)):
         if not any(labels[index] in trained for index in indices):
             raise ValueError(
-                f"task {str(spec)!r}: no class of the {part} part of {split.name} is in its "
+                f"task {name!r}: no class of the {part} part of {split.name} is in its "
                 "training part, so nothing can be scored"
             )
     return sum(labels[index] not in trained for index in split.test)

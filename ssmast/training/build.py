@@ -30,14 +30,16 @@ logger = logging.getLogger(__name__)
 SYNTHETIC_CLIPS = 1500
 
 
-def open_data(config: PretrainConfig, *, built_in: Path) -> Corpus:
-    """The corpus of `data=`, or the training part of the built-in one, written when missing."""
+def built_in_corpus(runs: Path) -> Path:
+    """The labelled set of synthetic sounds beside the runs, written when it is not there yet."""
+    return write_synthetic_corpus(runs / "synthetic", num_clips=SYNTHETIC_CLIPS, seed=0)
+
+
+def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
+    """The corpus of `data=`, or the training part of the built-in one."""
     if config.data:
         return open_corpus(config.data)
-    folder = write_synthetic_corpus(built_in, num_clips=SYNTHETIC_CLIPS, seed=0)
-    corpus = open_corpus(folder)
-    split = corpus.table["split"].to_pylist()
-    return corpus.select([i for i, part in enumerate(split) if part == "train"])
+    return open_corpus(built_in_corpus(runs)).select(split="train")
 
 
 def build_log_mel(config: PretrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:

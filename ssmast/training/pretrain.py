@@ -64,7 +64,7 @@ def run(config: PretrainConfig, *, dry_run: bool = False) -> RunFolder:
         # The main process decides alone: a second look would already find its folder taken.
         folder = _on_main(accelerator, lambda: open_run(config))
         corpus = _on_main_first(
-            accelerator, lambda: open_data(config, built_in=folder.path.parent / "synthetic")
+            accelerator, lambda: open_data(config, runs=folder.path.parent)
         )
         steps = steps_of(config, num_clips=len(corpus))
         if accelerator.is_main_process:

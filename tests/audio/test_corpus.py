@@ -418,7 +418,7 @@ def _value_in_process(corpus, i, results):
     results.put(value_of(corpus, i))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_other_processes_read_too(tmp_path, method):
     corpus = open_corpus(

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import soxr
 
-from ssmast.audio.read import AudioError, crop, read_audio, read_segments
+from ssmast.audio.read import AudioError, crop, read_audio, read_segments, resample
 
 RATE = 16000
 
@@ -72,6 +72,20 @@ def test_any_rate_is_resampled_like_soxr(rate):
     read = read_audio(encoded(audio, rate, "WAV", "FLOAT"))
     expected = soxr.resample(audio, rate, RATE, quality="HQ")
     np.testing.assert_allclose(read, expected, atol=1e-7)
+
+
+def test_samples_are_resampled_as_a_file_with_them_is():
+    audio = noise(44100)
+    read = read_audio(encoded(audio, 44100, "WAV", "FLOAT"))
+    for kind in (np.float32, np.float64):
+        out = resample(audio.astype(kind), 44100, RATE)
+        assert out.dtype == np.float32
+        np.testing.assert_array_equal(out, read)
+    assert resample(audio.astype(np.float64), RATE, RATE).dtype == np.float32
+    with pytest.raises(ValueError, match="rate must be at least 1, got 0"):
+        resample(audio, 0, RATE)
+    with pytest.raises(AudioError, match="the waveform holds 1 samples that are NaN"):
+        resample(np.array([0.1, np.nan]), 44100, RATE)
 
 
 def test_a_tone_keeps_its_pitch_and_level_when_resampled():

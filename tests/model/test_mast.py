@@ -1,6 +1,5 @@
 """The encoder: its tables, any input, batches of different lengths, patch-drop."""
 
-import statistics
 import time
 
 import pytest
@@ -173,7 +172,7 @@ def test_the_other_stem_and_attention_pooling_keep_batches_exact():
 @pytest.mark.parametrize(
     ("stride_q", "stride_kv"),
     [
-        (((1, 1), (3, 3), (1, 2), (2, 1)), (6, 6)),
+        (((1, 1), (3, 3), (1, 2), (2, 1)), (9, 9)),
         (((2, 4), (1, 1), (2, 1), (1, 4)), (4, 8)),
         (((1, 1), (1, 1), (1, 1), (1, 1)), (4, 4)),
     ],
@@ -426,7 +425,7 @@ def test_structured_drop_of_a_fifth_saves_at_least_15_percent_of_the_time():
 
     seconds(None)
     runs = [[seconds(drop) for drop in (None, *drops)] for _ in range(15)]
-    whole, more, less = (statistics.median(column) for column in zip(*runs, strict=True))
+    whole, more, less = (min(column) for column in zip(*runs, strict=True))
     # The two shares are drawn 2 : 3.
     assert (0.4 * more + 0.6 * less) / whole < 0.85
 

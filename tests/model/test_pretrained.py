@@ -1,5 +1,8 @@
 """timm's MViTv2 is the oracle: the same weights give the same numbers on a square RGB input."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -68,6 +71,16 @@ def test_the_larger_ones_equal_timm(size):
     oracle, ours = pair(size)
     load_timm_state_dict(ours, oracle.state_dict())
     assert_equal_in_value_and_gradient(oracle, ours, 64)
+
+
+def test_a_spectrogram_equals_timm_with_position_tables_for_each_axis():
+    # The benchmark's twin: timm's blocks with our pooling schedule on a non-square input.
+    path = Path(__file__).parents[2] / "benchmarks" / "encoder.py"
+    spec = importlib.util.spec_from_file_location("encoder_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    ours = jitter(create_model("mast_tiny", input_size=(64, 160)))
+    assert benchmark.check_twin(ours, benchmark.timm_twin(ours)) < 1e-4
 
 
 def test_a_spectrogram_model_takes_the_stem_summed_and_the_tables_read_anew():

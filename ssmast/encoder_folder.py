@@ -1,0 +1,223 @@
+"""The encoder folder on disk: written whole or not at all, checked before it is used."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CONFIG, WEIGHTS, CARD, CHECKSUMS = (
+    "config.json",
+    "model.safetensors",
+    "README.md",
+    "checksums.json",
+)
+
+
+def write_folder(
+    folder: str | Path, *, config: dict[str, Any], weights: bytes, card: str
+) -> None:
+    """Write an encoder folder under a temporary name, then give it its own.
+
+    Args:
+        folder: may not exist, be empty, or hold an older encoder, which is replaced.
+        config: content of config.json.
+        weights: content of model.safetensors.
+        card: content of README.md.
+
+    Raises:
+        FileExistsError: if the folder holds anything but an encoder.
+        ValueError: if the config holds what JSON cannot.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; wanted a folder to write an encoder to")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_encoder(folder):
+        raise FileExistsError(
+            f"{folder} holds files but no encoder; choose an empty or a new folder"
+        )
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the encoder's info must be plain JSON values: {error}") from error
+    files = {CONFIG: text.encode(), WEIGHTS: weights}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[CARD] = card.encode()
+    # Last of the files: without it a folder is not an encoder.
+    files[CHECKSUMS] = (json.dumps(sums, indent=2) + "\n").encode()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        for name, content in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """Configuration and weights file of an encoder folder, after checking both.
+
+    Args:
+        path: folder, or the name of a model on the Hugging Face Hub (`org/name`, optionally with
+            `hf-hub:` before it), which is then downloaded.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is missing.
+        ValueError: if a file is damaged or config.json is not that of an encoder.
+    """
+    folder = _find_folder(str(path))
+    missing = [name for name in (CONFIG, WEIGHTS, CHECKSUMS) if not (folder / name).is_file()]
+    if missing:
+        nested = folder / "encoder"
+        hint = f"; did you mean {nested}?" if _is_encoder(nested) else ""
+        raise FileNotFoundError(
+            f"{folder} is no encoder folder: it has no {' and no '.join(missing)}{hint}"
+        )
+    for name, wanted in _read_json(folder / CHECKSUMS).items():
+        file = folder / name
+        # The list may name further exports; a file outside the folder is none of them.
+        if Path(name).name != name or not file.is_file() or _sha256(file) != wanted:
+            raise ValueError(
+                f"{file} is damaged: it does not match {CHECKSUMS}; copy the encoder folder again"
+            )
+    config = _read_json(folder / CONFIG)
+    wanted_keys = {"architecture", "model_args", "num_classes", "ssmast"}
+    lacking = sorted(wanted_keys - config.keys())
+    if lacking:
+        raise ValueError(
+            f"{folder / CONFIG} is not that of an ssmast encoder: it lacks {', '.join(lacking)}"
+        )
+    return config, folder / WEIGHTS
+
+
+def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
+    """README.md: what the encoder is, how to use it, what it was trained on."""
+    ours = config["ssmast"]
+    info = ours["info"]
+    front = ours["front_end"]
+    facts = {
+        "architecture": f"`{config['architecture']}`, {num_parameters / 1e6:.1f} M parameters",
+        "input": f"waveform at {front['sample_rate']} Hz (other rates are resampled), any length",
+        "front end": f"log-mel, {front['num_mels']} bins, {front['f_min']:g} to "
+        f"{front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
+        "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
+        "long audio": f"in pieces of {ours['chunk_seconds']:g} s, averaged",
+    }
+    rows = {**facts, **{key: value for key, value in info.items() if not isinstance(value, dict)}}
+    details = {key: value for key, value in info.items() if isinstance(value, dict)}
+    lines = [
+        "---",
+        "library_name: ssmast",
+        "pipeline_tag: feature-extraction",
+        "tags: [audio, ssmast, timm]",
+        "---",
+        "",
+        "# Audio encoder",
+        "",
+        "A Multiscale Audio Spectrogram Transformer: sound in, one vector out.",
+        "",
+        "```python",
+        "import ssmast",
+        "",
+        'encoder = ssmast.load_encoder("THIS FOLDER")',
+        'encoder.embed("sound.wav")                        # float32 (1, D)',
+        "encoder.embed(waveform, sample_rate)              # numpy or torch, (S,) or (B, S)",
+        "encoder.embed_frames(waveform, sample_rate)       # (B, N, D), milliseconds (B, N)",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()),
+    ]
+    for key, value in details.items():
+        lines += ["", f"## {key}", "", "```json", json.dumps(value, indent=1), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _find_folder(path: str) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    name = path.removeprefix("hf-hub:")
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and not name.startswith(".")
+    if is_hub_name and not folder.exists():
+        return _download(name)
+    raise FileNotFoundError(
+        f"there is no encoder folder at {path}; wanted a folder with {CONFIG}, {WEIGHTS} and "
+        f"{CHECKSUMS}, or a Hub name such as org/name"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision or None,
+            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS],
+        )
+    except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{repo} is neither a folder here nor an encoder that the Hugging Face Hub gave: "
+            f"{reason}"
+        ) from error
+    return Path(folder)
+
+
+def _is_encoder(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in (CONFIG, CHECKSUMS)):
+        return False
+    try:
+        return "ssmast" in _read_json(folder / CONFIG)
+    except ValueError:
+        return False
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: it is not JSON; copy the folder again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object; copy the folder again")
+    return content
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename; an older folder is moved aside first, so there is never half of one."""
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        folder.rename(aside / "old")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

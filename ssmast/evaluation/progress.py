@@ -1,0 +1,58 @@
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere."""
+
+import logging
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts clips towards `total`.
+
+    Args:
+        title: what is done.
+        total: clips.
+        enabled: False on all but the main process.
+        plain_every: seconds between plain lines.
+    """
+
+    def __init__(
+        self, title: str, *, total: int, enabled: bool = True, plain_every: float = 15.0
+    ) -> None:
+        self.title, self.total, self.enabled = title, total, enabled
+        self._every, self._done = plain_every, 0
+        self._start = self._last = time.monotonic()
+        # disable=None: no bar where nobody could see it move
+        self._bar = tqdm(
+            total=total, desc=title, unit="clip", leave=False, disable=None if enabled else True
+        )
+
+    def advance(self, clips: int) -> None:
+        """So many more are done."""
+        self._done += clips
+        self._bar.update(clips)
+        now = time.monotonic()
+        if self.enabled and self._bar.disable and now - self._last >= self._every:
+            self._last = now
+            rate = self._done / (now - self._start)
+            left = (self.total - self._done) / rate
+            logger.info(
+                *("%s: %d of %d clips, %.0f a second, %.0f s left",),
+                *(self.title, self._done, self.total, rate, left),
+            )
+
+    def __enter__(self) -> "Progress":
+        """The bar stands already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        self._bar.close()

@@ -1,0 +1,229 @@
+"""A whole pretraining run, small: its folder, its errors, stopping it and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssmast.command import run_command
+from ssmast.encoder import load_encoder
+from ssmast.training import pretrain
+from ssmast.training.checkpoint import checkpoints, load_checkpoint
+from ssmast.training.metrics_log import read_metrics
+
+_SMALL = (
+    "recipe=smoke", "steps=6", "batch_size=4", "workers=0", "checkpoint_every=2", "log_every=1",
+    "front_end.num_mels=32", "views.frames=32", "head.hidden=16", "head.dim=8", "head.predictor=16",
+    "loss.queue_size=8", "tensorboard=false", "front_end.stats_clips=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory) -> Path:
+    """Twelve tones, one clip each, in a folder of folders."""
+    folder = tmp_path_factory.mktemp("audio")
+    time_ = np.arange(16000) / 16000
+    for i in range(12):
+        (folder / str(i % 3)).mkdir(exist_ok=True)
+        tone = 0.3 * np.sin(2 * np.pi * 150 * 1.25**i * time_) * np.exp(-time_ * (i % 4))
+        soundfile.write(folder / str(i % 3) / f"{i}.wav", tone, 16000)
+    return folder
+
+
+def _run(*words: str, audio: Path, run: Path) -> int:
+    argv = [*_SMALL, f"data={audio}", f"run={run}", *words]
+    return run_command(pretrain.main, argv, name="ssmast pretrain")
+
+
+def _final_state(run: Path) -> dict[str, torch.Tensor]:
+    _, tensors = load_checkpoint(checkpoints(run / "checkpoints")[-1])
+    return {f"{group}/{name}": t for group, items in tensors.items() for name, t in items.items()}
+
+
+def _assert_same_state(one: Path, other: Path) -> None:
+    a, b = _final_state(one), _final_state(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.fixture(scope="module")
+def finished(audio, tmp_path_factory) -> Path:
+    """A finished run that others are compared with."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert _run(audio=audio, run=run) == 0
+    return run
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "encoder", "report.html"} <= names
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    encoder = load_encoder(finished / "encoder")
+    assert encoder.embed(np.zeros(8000, np.float32), 16000).shape == (1, encoder.dim)
+
+
+def test_the_same_command_gives_the_same_bits(finished, audio, tmp_path):
+    assert _run(audio=audio, run=tmp_path / "again") == 0
+    _assert_same_state(finished, tmp_path / "again")
+    assert read_losses(finished) == read_losses(tmp_path / "again")
+
+
+def read_losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, audio, tmp_path, monkeypatch):
+    run = tmp_path / "killed"
+    step = pretrain.Pretraining.train_step
+    monkeypatch.setattr(pretrain.Pretraining, "train_step", _dies_at(step, 5))
+    with pytest.raises(RuntimeError, match="killed"):
+        _run(audio=audio, run=run)
+    monkeypatch.setattr(pretrain.Pretraining, "train_step", step)
+    assert _run("resume=auto", "workers=1", audio=audio, run=run) == 0
+    _assert_same_state(finished, run)
+    assert read_losses(finished) == read_losses(run)
+
+
+def _dies_at(step, number):
+    def train_step(self, micro_batches):
+        if self.step + 1 == number:
+            raise RuntimeError("killed")
+        return step(self, micro_batches)
+
+    return train_step
+
+
+def test_a_run_folder_is_not_overwritten(finished, audio, capsys):
+    assert _run(audio=audio, run=finished) == 1
+    assert "already holds a run; add resume=auto" in capsys.readouterr().err
+
+
+def test_going_on_with_other_settings_names_them(finished, audio, capsys):
+    assert _run("resume=auto", "batch_size=6", audio=audio, run=finished) == 1
+    assert "batch_size (was 4, now 6)" in capsys.readouterr().err
+
+
+def test_going_on_with_a_finished_run_changes_nothing(finished, audio):
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert _run("resume=auto", audio=audio, run=finished) == 0
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_half_written_checkpoint_falls_back(finished, audio, tmp_path, capsys, caplog):
+    run = tmp_path / "half"
+    assert _run(audio=audio, run=run) == 0
+    newest = checkpoints(run / "checkpoints")[-1]
+    (newest / "student.safetensors").write_bytes(b"half")
+    for file in (run / "encoder").iterdir():
+        file.unlink()
+    assert _run("resume=auto", audio=audio, run=run) == 0
+    assert "student.safetensors is not what was written" in caplog.text
+    _assert_same_state(finished, run)
+
+
+def test_a_missing_resume_point_is_an_error(audio, tmp_path, capsys):
+    assert _run(f"resume={tmp_path}/nothing", audio=audio, run=tmp_path / "run") == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["data=/no/such/folder"], 1, "does not exist"),
+        (["optim.lrr=1"], 2, "did you mean 'optim.lr'"),
+        (["recipe=nothing"], 2, "recipe 'nothing' was not found"),
+        (["processes=2"], 1, "2 processes were asked for but 1 is running"),
+        (["batch_size=6", "optim.accumulate=4", "head.norm=layer"], 1, "batch_size=6"),
+        (["model=mast_huge"], 1, "mast_huge"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words, status, message, audio, tmp_path, capsys):
+    assert _run(*words, audio=audio, run=tmp_path / "run") == status
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in said
+    assert said.startswith("ssmast pretrain: ")
+
+
+def test_an_empty_folder_and_one_of_broken_files_are_refused(audio, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert _run(audio=empty, run=tmp_path / "a") == 1
+    assert "no sound file was found" in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for i in range(30):
+        (broken / f"{i}.wav").write_text("not audio")
+    assert _run(audio=broken, run=tmp_path / "b") == 1
+    assert "could be used" in capsys.readouterr().err
+
+
+def test_a_few_broken_files_are_listed_and_skipped(audio, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for i, file in enumerate(sorted(audio.rglob("*.wav"))):
+        (mixed / f"{i}.wav").write_bytes(file.read_bytes())
+    (mixed / "bad.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (mixed / "nan.wav").write_bytes(b"")
+    assert _run("steps=8", audio=mixed, run=tmp_path / "run") == 0
+    listed = (tmp_path / "run" / "quarantine.csv").read_text()
+    assert "bad.wav" in listed
+    assert "nan.wav" in listed
+
+
+def _launch(*words: str, audio: Path, run: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    if processes > 1:
+        launcher += ["--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--main_process_port", "0"]
+    door = Path(__file__).parents[2] / "pretrain" / "run.py"
+    command = [*launcher, str(door), *_SMALL, f"data={audio}", f"run={run}", *words]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(audio, tmp_path):
+    assert _launch("threads=1", audio=audio, run=tmp_path / "one").wait(300) == 0
+    assert _launch("threads=1", audio=audio, run=tmp_path / "two", processes=2).wait(300) == 0
+    one, two = read_losses(tmp_path / "one"), read_losses(tmp_path / "two")
+    assert one == pytest.approx(two, rel=1e-4)
+    assert one[:2] == pytest.approx(two[:2], abs=2e-6)
+
+
+@pytest.mark.slow
+def test_asking_for_two_and_getting_one_is_an_error(audio, tmp_path):
+    door = Path(__file__).parents[2] / "pretrain" / "run.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += [str(door), *_SMALL, f"data={audio}", f"run={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "2 processes were asked for but 1 is running" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_a_checkpoint_and_the_run_goes_on(audio, tmp_path, number, status):
+    run = tmp_path / "run"
+    door = Path(__file__).parents[2] / "pretrain" / "run.py"
+    command = [sys.executable, str(door), *_SMALL, "steps=4000", "checkpoint_every=0"]
+    process = subprocess.Popen([*command, f"data={audio}", f"run={run}", "workers=1"])
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    saved = checkpoints(run / "checkpoints")
+    assert len(saved) == 1
+    state = json.loads((saved[0] / "state.json").read_text())
+    assert state["step"] >= 4
