@@ -14,8 +14,6 @@ COMMANDS = {
     "embed": ("ssmast.evaluation.embed_files", "files -> embeddings (.npz)"),
     "report": ("ssmast.evaluation.report", "one HTML page from a run or from results"),
     "describe": ("ssmast.model.describe", "layers, parameters and MACs of a model"),
-    "show-views": ("ssmast.training.show_views", "picture of clips, views and dropped patches"),
-    "doctor": ("ssmast.doctor", "check this installation and say how to mend it"),
 }
 
 

@@ -1,9 +1,9 @@
 """Encoder: waveform -> embedding, from one folder that holds all it takes.
 
-    config.json          front end, architecture, pooling; timm reads it as `local-dir:FOLDER`
-    model.safetensors    weights
-    checksums.json       SHA-256 of both, verified on load
-    README.md            model card
+config.json          front end, architecture, pooling; timm reads it as `local-dir:FOLDER`
+model.safetensors    weights
+checksums.json       SHA-256 of both, verified on load
+README.md            model card
 """
 
 import contextlib
@@ -11,31 +11,26 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
+from timm.layers.mlp import Mlp
+from timm.models import is_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssmast.audio import LogMel, read_audio
+from ssmast.audio import LogMel
+from ssmast.encoder_chunks import Chunk, Chunks, batches
 from ssmast.encoder_folder import model_card, read_folder, write_folder
+from ssmast.encoder_input import Clip, read_clips
 from ssmast.model import MAST, create_model, pool_tokens, pooled_dim
 from ssmast.model.pool import POOL_MODES
 
 LAYERS = ("last", "stages", "blocks")
-
-Clip = str | Path | np.ndarray[Any, np.dtype[Any]] | Tensor
-
-
-class _Chunk(NamedTuple):
-    """Frames [start, start + length) of the log-mel of one clip of a list."""
-
-    clip: int
-    start: int
-    length: int
+FORMAT = 1
+_LOADING_ARGS = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+}  # fmt: skip
 
 
 class Encoder(nn.Module):
@@ -81,11 +76,6 @@ class Encoder(nn.Module):
         self.log_mel = log_mel
         self.pooling, self.layers, self.chunk_seconds = pooling, layers, float(chunk_seconds)
         self.info = dict(info or {})
-        stem = backbone.patch_embed
-        self._stride = stem.stride[1] * math.prod(time for _, time in backbone.stride_q)
-        # Frames that a piece needs beyond its columns x stride, and at all.
-        self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
-        self._fewest_frames = max(1, stem.kernel[1] - 2 * stem.padding[1])
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -93,6 +83,11 @@ class Encoder(nn.Module):
     def sample_rate(self) -> int:
         """Hz at which the front end works."""
         return self.log_mel.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.patch_embed.proj.weight.device
 
     @property
     def dim(self) -> int:
@@ -138,20 +133,22 @@ class Encoder(nn.Module):
             ValueError: if samples come without their rate, are empty, not finite, or not (S,) or
                 (B, S). AudioError, a kind of it, if a file cannot be read.
         """
-        return self.embed_clips(self._clips(waveform, sample_rate), batch_seconds=batch_seconds)
+        return self.embed_clips(
+            read_clips(waveform, sample_rate, wanted=self.sample_rate), batch_seconds=batch_seconds
+        )
 
     @torch.no_grad()
     def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
-        is_max = self._is_max()
+        is_max, cutter = self._is_max(), self._chunks()
         means = torch.zeros(len(waveforms), self.dim)
         maxima = torch.full_like(means, -math.inf)
-        totals = [self._num_frames(len(waveform)) for waveform in waveforms]
-        chunks = [chunk for clip, total in enumerate(totals) for chunk in self._cut(clip, total)]
-        budget = batch_seconds * self.sample_rate / self.log_mel.hop_length
+        totals = [cutter.frames(len(waveform)) for waveform in waveforms]
+        chunks = [chunk for clip, total in enumerate(totals) for chunk in cutter.cut(clip, total)]
         with self._evaluating():
-            for batch in _batches(chunks, budget):
-                vectors = self._pool(*self._log_mels(waveforms, batch)).float().cpu()
+            for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
+                log_mel, lengths = cutter.log_mels(waveforms, batch, device=self.device)
+                vectors = self._pool(log_mel, lengths).float().cpu()
                 for chunk, vector in zip(batch, vectors, strict=True):
                     means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
                     maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
@@ -180,27 +177,26 @@ class Encoder(nn.Module):
                 "embed_frames takes one clip (S,) or clips of one length (B, S), got a "
                 f"{type(waveform).__name__}; call it once a clip"
             )
-        clips = self._clips(waveform, sample_rate)
-        total = self._num_frames(len(clips[0]))
-        chunks = [chunk for clip in range(len(clips)) for chunk in self._cut(clip, total)]
-        pieces: dict[_Chunk, Tensor] = {}
+        clips = read_clips(waveform, sample_rate, wanted=self.sample_rate)
+        cutter = self._chunks()
+        total = cutter.frames(len(clips[0]))
+        chunks = [chunk for clip in range(len(clips)) for chunk in cutter.cut(clip, total)]
+        pieces: dict[Chunk, Tensor] = {}
         with self._evaluating():
-            for batch in _batches(chunks, batch_seconds * self.sample_rate / self._hop):
-                log_mel, lengths = self._log_mels(clips, batch)
+            for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
+                log_mel, lengths = cutter.log_mels(clips, batch, device=self.device)
                 tokens, grid, _ = self.backbone.encode(log_mel, lengths=lengths)
                 maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
                 for chunk, columns in zip(batch, maps.float().cpu(), strict=True):
-                    pieces[chunk] = columns[: self._num_columns(chunk.length)]
+                    pieces[chunk] = columns[: cutter.columns(chunk.length)]
         rows = [
             torch.cat([pieces[chunk] for chunk in chunks if chunk.clip == clip])
             for clip in range(len(clips))
         ]
         embeddings = torch.stack(rows)  # (B, N, f * C)
-        stem = self.backbone.patch_embed
-        centres = torch.arange(embeddings.shape[1]) * self._stride
-        centres = centres + (stem.kernel[1] - 1) / 2 - stem.padding[1]  # in frames
-        milliseconds = centres.clamp(min=0) * (1000 * self._hop / self.sample_rate)
-        return embeddings, milliseconds.float().expand(len(clips), -1).clone()
+        centres = torch.arange(embeddings.shape[1]) * cutter.stride + cutter.centre()  # frames
+        milliseconds = centres.double() * (1000 * self.log_mel.hop_length / self.sample_rate)
+        return embeddings, milliseconds.float().repeat(len(clips), 1)
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -241,7 +237,7 @@ class Encoder(nn.Module):
                 "mean": [front["mean"]],
                 "std": [front["std"]],
             },
-            "ssmast": {"format": 1, **self.settings(), "info": self.info},
+            "ssmast": {"format": FORMAT, **self.settings(), "info": self.info},
         }
 
     def _weights(self) -> bytes:
@@ -252,9 +248,11 @@ class Encoder(nn.Module):
 
     # -- parts -----------------------------------------------------------------------------------
 
-    @property
-    def _hop(self) -> int:
-        return self.log_mel.hop_length
+    def _chunks(self) -> Chunks:
+        return Chunks(self.backbone, self.log_mel, seconds=self.chunk_seconds)
+
+    def _frames_of(self, seconds: float) -> float:
+        return seconds * self.sample_rate / self.log_mel.hop_length
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -266,77 +264,6 @@ class Encoder(nn.Module):
         finally:
             for module, mode in modes:
                 module.training = mode
-
-    def _clips(self, waveform: Clip | Sequence[Clip], sample_rate: int | None) -> list[Tensor]:
-        """What a caller may give -> float32 clips (S,) at `self.sample_rate`."""
-        if isinstance(waveform, list | tuple):
-            if not waveform:
-                raise ValueError("embed wants at least one clip, got an empty list")
-            clips = [self._clips(item, sample_rate) for item in waveform]
-            several = next((len(clip) for clip in clips if len(clip) > 1), None)
-            if several is not None:
-                raise ValueError(
-                    f"a clip in a list must be a file or samples (S,), got {several} rows; "
-                    "give (B, S) alone"
-                )
-            return [clip for (clip,) in clips]
-        if isinstance(waveform, str | Path):
-            return [torch.from_numpy(read_audio(waveform, sample_rate=self.sample_rate))]
-        if isinstance(waveform, Tensor):
-            waveform = waveform.detach().float().cpu().numpy() if waveform.is_floating_point() else (
-                waveform.cpu().numpy()
-            )
-        if not isinstance(waveform, np.ndarray):
-            raise ValueError(
-                "a clip must be a file, a numpy array or a torch tensor, got "
-                f"{type(waveform).__name__}"
-            )
-        if sample_rate is None or sample_rate <= 0:
-            raise ValueError(f"samples need their sample_rate in Hz, got {sample_rate}")
-        return [
-            torch.from_numpy(_resample(row, int(sample_rate), self.sample_rate))
-            for row in _checked_rows(waveform)
-        ]
-
-    def _num_frames(self, samples: int) -> int:
-        return max(self.log_mel.frames(samples), self._fewest_frames)
-
-    def _num_columns(self, frames: int) -> int:
-        return self.backbone.grid_of(self.log_mel.num_mels, frames)[-1].time
-
-    def _cut(self, clip: int, frames: int) -> list[_Chunk]:
-        """Pieces of equal length, in whole columns, so that no short tail is left over."""
-        columns = self._num_columns(frames)
-        longest = self.chunk_seconds * self.sample_rate / self._hop / self._stride
-        count = math.ceil(columns / math.ceil(longest))
-        edges = [columns * part // count for part in range(count + 1)]
-        chunks = []
-        for start, stop in pairwise(edges):
-            end = stop * self._stride + self._overhang if stop < columns else frames
-            chunks.append(_Chunk(clip, start * self._stride, end - start * self._stride))
-        return chunks
-
-    def _log_mels(
-        self, waveforms: Sequence[Tensor], chunks: Sequence[_Chunk]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Normalised log-mels (B, 1, F, T) of the chunks, cut from those of the whole clips.
-
-        Each chunk's samples come with the half window on both sides, so cutting changes no frame.
-        The second value holds the frames of each, or None where all have T.
-        """
-        context = math.ceil(self.log_mel.n_fft // 2 / self._hop)  # frames
-        longest = max(chunk.length for chunk in chunks)
-        size = (longest + 2 * context) * self._hop
-        batch = torch.zeros(len(chunks), size)
-        for row, chunk in zip(batch, chunks, strict=True):
-            first = (chunk.start - context) * self._hop
-            last = (chunk.start + chunk.length + context) * self._hop
-            part = waveforms[chunk.clip][max(first, 0) : max(last, 0)]
-            row[max(-first, 0) :][: len(part)] = part
-        device = self.backbone.patch_embed.proj.weight.device
-        log_mel = self.log_mel(batch.to(device))[..., context : context + longest]
-        lengths = torch.tensor([chunk.length for chunk in chunks])
-        return log_mel, None if int(lengths.min()) == longest else lengths
 
     def _pool(self, log_mel: Tensor, lengths: Tensor | None) -> Tensor:
         """Pooled vectors (B, `dim`)."""
@@ -359,8 +286,14 @@ class Encoder(nn.Module):
             return [(grids[-1].freq, backbone.num_features)]
         layers = []
         for stage, grid in zip(backbone.stages, grids[1:], strict=True):
-            blocks = [(grid.freq, block.mlp.fc2.out_features) for block in stage.blocks]
-            layers += blocks if self.layers == "blocks" else blocks[-1:]
+            widths = [
+                module.fc2.out_features
+                for module in stage.modules()
+                if isinstance(module, Mlp) and isinstance(module.fc2, nn.Linear)
+            ]
+            layers += [
+                (grid.freq, width) for width in (widths if self.layers == "blocks" else widths[-1:])
+            ]
         return layers
 
     def _is_max(self) -> Tensor:
@@ -384,10 +317,17 @@ def load_encoder(path: str | Path) -> Encoder:
     from safetensors.torch import load_file
 
     config, weights = read_folder(path)
-    ours = config["ssmast"]
+    ours, architecture = config["ssmast"], config["architecture"]
+    # A folder from elsewhere may name a model of ours and its sizes, not further files to load.
+    foreign = sorted(config["model_args"].keys() & _LOADING_ARGS)
+    if ours.get("format") != FORMAT or foreign or not is_model(architecture):
+        raise ValueError(
+            f"{weights.parent} is not for this version: wanted format {FORMAT} and a model of "
+            f"this family, got format {ours.get('format')} and {architecture!r} {foreign or ''}"
+        )
     try:
-        log_mel = LogMel(**ours["front_end"])
-        backbone = create_model(config["architecture"], **config["model_args"])
+        log_mel = _log_mel(ours["front_end"])
+        backbone = create_model(architecture, **config["model_args"])
         encoder = Encoder(
             backbone,
             log_mel,
@@ -416,69 +356,19 @@ def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
     config = encoder._config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = create_model(config["architecture"], **json.loads(json.dumps(config["model_args"])))
+        backbone = create_model(
+            config["architecture"], **json.loads(json.dumps(config["model_args"]))
+        )
     twin = Encoder(
         backbone,
-        LogMel(**encoder.log_mel.settings()),
+        _log_mel(encoder.log_mel.settings()),
         pooling=encoder.pooling,
         layers=encoder.layers,
         chunk_seconds=encoder.chunk_seconds,
         info={"network": "untrained", "seed": seed},
     )
-    return twin.to(encoder.backbone.patch_embed.proj.weight.device).eval()
+    return twin.to(encoder.device).eval()
 
 
-def _batches(chunks: Sequence[_Chunk], budget: float) -> Iterator[list[_Chunk]]:
-    """Chunks of similar length together, each batch at most `budget` padded frames."""
-    batch: list[_Chunk] = []
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.length):
-        # The first one is the longest: all are padded to it, and none to over twice its length.
-        if batch and (
-            (len(batch) + 1) * batch[0].length > budget or 2 * chunk.length < batch[0].length
-        ):
-            yield batch
-            batch = []
-        batch.append(chunk)
-    if batch:
-        yield batch
-
-
-def _checked_rows(samples: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Samples (S,) or (B, S) of any number type -> finite float32 (B, S)."""
-    if samples.ndim not in (1, 2):
-        raise ValueError(f"waveform must be (S,) or (B, S), got shape {samples.shape}")
-    rows = np.atleast_2d(samples)
-    if rows.size == 0:
-        raise ValueError(f"waveform must hold at least one sample, got shape {samples.shape}")
-    if rows.shape[1] <= 8 and rows.shape[0] >= 1000:
-        raise ValueError(
-            f"waveform must be (batch, samples), got shape {samples.shape}, which looks like "
-            "(samples, channels); average the channels, or transpose it"
-        )
-    if rows.dtype.kind in "iu":
-        if rows.dtype.kind == "u" or rows.dtype.itemsize == 1:
-            raise ValueError(f"waveform must hold floats or signed integers, got {rows.dtype}")
-        return rows.astype(np.float32) / -float(np.iinfo(rows.dtype).min)
-    if rows.dtype.kind != "f":
-        raise ValueError(f"waveform must hold floats or signed integers, got {rows.dtype}")
-    rows = rows.astype(np.float32, copy=False)
-    if not np.isfinite(rows).all():
-        raise ValueError("waveform must be finite, got NaN or infinity")
-    return rows
-
-
-def _resample(
-    samples: np.ndarray[Any, np.dtype[np.float32]], rate: int, wanted: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """As `read_audio` resamples, so that a file and its samples give one embedding."""
-    import soxr
-
-    if rate != wanted:
-        resampled = soxr.resample(samples, rate, wanted, quality="HQ")
-        if not len(resampled):
-            raise ValueError(
-                f"waveform is too short: {len(samples)} samples at {rate} Hz make none at "
-                f"{wanted} Hz"
-            )
-        samples = resampled
-    return np.ascontiguousarray(samples, dtype=np.float32)
+def _log_mel(settings: dict[str, Any]) -> LogMel:
+    return LogMel(**settings)

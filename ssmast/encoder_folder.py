@@ -17,9 +17,7 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS = (
 )
 
 
-def write_folder(
-    folder: str | Path, *, config: dict[str, Any], weights: bytes, card: str
-) -> None:
+def write_folder(folder: str | Path, *, config: dict[str, Any], weights: bytes, card: str) -> None:
     """Write an encoder folder under a temporary name, then give it its own.
 
     Args:
@@ -138,12 +136,12 @@ def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
         *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()),
     ]
     for key, value in details.items():
-        lines += ["", f"## {key}", "", "```json", json.dumps(value, indent=1), "```"]
+        lines += ["", f"## {key}", "", "```json", json.dumps(value, indent=1, default=str), "```"]
     return "\n".join(lines) + "\n"
 
 
 def _cell(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -152,8 +150,9 @@ def _find_folder(path: str) -> Path:
     if folder.is_dir():
         return folder
     name = path.removeprefix("hf-hub:")
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and not name.startswith(".")
-    if is_hub_name and not folder.exists():
+    is_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?", name) is not None
+    # `runs/demo` with a folder `runs` here is a path with a mistake, not a name on the Hub.
+    if is_hub_name and (name != path or not folder.parent.exists()):
         return _download(name)
     raise FileNotFoundError(
         f"there is no encoder folder at {path}; wanted a folder with {CONFIG}, {WEIGHTS} and "
@@ -212,7 +211,11 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     try:
         folder.rename(aside / "old")
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            (aside / "old").rename(folder)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, read_audio
-from ssmast.evaluation.processes import all_say, gather_list, gather_rows, process_state
+from ssmast.evaluation.processes import (
+    Processes,
+    all_say,
+    gather_list,
+    gather_rows,
+    process_state,
+)
 from ssmast.evaluation.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -80,6 +86,8 @@ def embed_corpus(
     cache: Path | None = None,
     workers: int = 0,
     batch_seconds: float = 60.0,
+    sha256: str | None = None,
+    processes: Processes | None = None,
 ) -> Embeddings:
     """Embed every clip of a corpus, or take the vectors from the cache.
 
@@ -92,26 +100,31 @@ def embed_corpus(
         cache: folder to keep vectors in, by the hashes of encoder and corpus; None for none.
         workers: threads that decode; 0 for one a core, at most 8.
         batch_seconds: audio that goes through the encoder at once.
+        sha256: of the embedder, where it is known: hashing large weights takes a second.
+        processes: that take part; all that were launched by default.
 
     Raises:
         ValueError: if no clip could be read.
     """
-    file = None if cache is None else cache / f"{cache_key(embedder, corpus)}.safetensors"
+    file = None if cache is None else cache / f"{cache_key(embedder, corpus, sha256)}.safetensors"
     found = _load(file) if file is not None else None
-    if not all_say(found is not None) or found is None:
-        found = _embed(embedder, corpus, title, workers, batch_seconds)
-        if file is not None and process_state().is_main_process:
+    state = processes or process_state()
+    if not all_say(found is not None, state) or found is None:
+        found = _embed(embedder, corpus, title, workers, batch_seconds, state)
+        if file is not None and state.is_main:
             _store(file, found)
     if not len(found.rows):
         name, reason = found.rejected[0]
-        raise ValueError(f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}")
+        raise ValueError(
+            f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
+        )
     return found
 
 
-def cache_key(embedder: Embedder, corpus: Corpus) -> str:
+def cache_key(embedder: Embedder, corpus: Corpus, sha256: str | None = None) -> str:
     """Hash of all that decides the vectors: weights, settings, audio, crop policy, this code."""
     parts = {
-        "weights": embedder.sha256,
+        "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
         "corpus": corpus.fingerprint,
         "crop": "whole clips",
@@ -121,17 +134,23 @@ def cache_key(embedder: Embedder, corpus: Corpus) -> str:
 
 
 def _embed(
-    embedder: Embedder, corpus: Corpus, title: str, workers: int, batch_seconds: float
+    embedder: Embedder,
+    corpus: Corpus,
+    title: str,
+    workers: int,
+    batch_seconds: float,
+    state: Processes,
 ) -> Embeddings:
-    state = process_state()
-    mine = range(state.process_index, len(corpus), state.num_processes)
+    share = range(state.rank, len(corpus), state.size)
     rows: list[int] = []
     values: list[Tensor] = []
     rejected: list[tuple[str, str]] = []
-    with Progress(title, total=len(mine), enabled=state.is_main_process) as progress:
-        for window in _windows(corpus, mine, embedder.sample_rate, workers):
+    with Progress(title, total=len(share), enabled=state.is_main) as progress:
+        for window in _windows(corpus, share, embedder.sample_rate, workers):
             good = [(row, audio) for row, audio in window if isinstance(audio, Tensor)]
-            rejected += [(corpus.name(row), str(bad)) for row, bad in window if isinstance(bad, str)]
+            rejected += [
+                (corpus.name(row), str(bad)) for row, bad in window if isinstance(bad, str)
+            ]
             if good:
                 vectors = embedder.embed_clips(
                     [audio for _, audio in good], batch_seconds=batch_seconds
@@ -146,9 +165,8 @@ def _embed(
                 ]
             progress.advance(len(window))
     stacked = torch.cat(values) if values else torch.zeros(0, embedder.dim)
-    return _gather(
-        Embeddings(values=stacked, rows=np.array(rows, dtype=np.int64), rejected=rejected)
-    )
+    mine = Embeddings(values=stacked, rows=np.array(rows, dtype=np.int64), rejected=rejected)
+    return _gather(mine, state)
 
 
 def _windows(
@@ -187,7 +205,7 @@ def _windows(
                 future.cancel()
 
 
-# -- cache -------------------------------------------------------------------------------------------
+# -- cache and processes ---------------------------------------------------------------------
 
 
 def _store(file: Path, found: Embeddings) -> None:
@@ -223,13 +241,13 @@ def _load(file: Path) -> Embeddings | None:
     )
 
 
-def _gather(mine: Embeddings) -> Embeddings:
+def _gather(mine: Embeddings, state: Processes) -> Embeddings:
     """The shares of all processes put together, in the order of the corpus."""
-    values = gather_rows(mine.values)
-    rows = gather_rows(torch.from_numpy(mine.rows))
+    values = gather_rows(mine.values, state)
+    rows = gather_rows(torch.from_numpy(mine.rows), state)
     order = rows.argsort()
     return Embeddings(
         values=values[order].contiguous(),
         rows=rows[order].numpy(),
-        rejected=sorted(gather_list(mine.rejected)),
+        rejected=sorted(gather_list(mine.rejected, state)),
     )

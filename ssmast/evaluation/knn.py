@@ -19,7 +19,7 @@ def fit_knn(
     k_grid: tuple[int, ...] = K_GRID,
     temperature: float = 0.07,
 ) -> Fitted:
-    """Vote of the k training clips of highest cosine similarity s, weighted by exp(s / temperature).
+    """Vote of the k training clips of highest cosine similarity, by exp(similarity / temperature).
 
     Args:
         train: standardised features (n, D) and class numbers (n,).

@@ -1,4 +1,4 @@
-"""Logistic regression by L-BFGS: no learning rate and no seed, a cross-check of the linear probe."""
+"""Logistic regression by L-BFGS: no learning rate, no seed; a cross-check of the linear probe."""
 
 import warnings
 

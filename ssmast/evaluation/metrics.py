@@ -80,7 +80,7 @@ def confusion_matrix(predictions: Tensor, targets: Tensor, *, num_classes: int) 
 def worst_pairs(
     confusion: list[list[int]], classes: list[str], *, limit: int = 8
 ) -> list[dict[str, Any]]:
-    """The most frequent mistakes: `{true, predicted, count, share of the true class}`, worst first."""
+    """The most frequent mistakes, worst first: true, predicted, count, share of the true class."""
     pairs = []
     for true, row in enumerate(confusion):
         total = max(sum(row), 1)

@@ -1,6 +1,6 @@
 """The processes of one evaluation: who am I, how many are we, put our shares together."""
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -10,22 +10,36 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def process_state() -> PartialState:
-    """Rank, number of processes and device; one process and the GPU, if any, without a launcher."""
-    return PartialState(cpu=not torch.cuda.is_available())
+class Processes(NamedTuple):
+    """This process among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The one that writes."""
+        return self.rank == 0
 
 
-def all_say(yes: bool) -> bool:
+def process_state() -> Processes:
+    """Rank, number and device; without a launcher one process, on the GPU if there is one."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    assert state.device is not None
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def all_say(yes: bool, state: Processes) -> bool:
     """True if every process says so."""
-    if process_state().num_processes == 1:
+    if state.size == 1:
         return yes
     return all(gather_object([yes]))
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, state: Processes) -> Tensor:
     """Rows (n_i, ...) of all processes, whose numbers may differ, one after the other."""
-    state = process_state()
-    if state.num_processes == 1:
+    if state.size == 1:
         return rows
     rows = rows.to(state.device)
     is_row = gather(pad_across_processes(torch.ones(len(rows), device=state.device)))
@@ -35,6 +49,6 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered[is_row > 0].cpu()
 
 
-def gather_list(items: list[T]) -> list[T]:
+def gather_list(items: list[T], state: Processes) -> list[T]:
     """Lists of all processes joined."""
-    return items if process_state().num_processes == 1 else gather_object(items)
+    return items if state.size == 1 else gather_object(items)

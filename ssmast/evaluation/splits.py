@@ -80,7 +80,7 @@ def group_folds(values: list[str]) -> list[Split]:
 
 
 def leave_one_out(values: list[str]) -> list[Split]:
-    """One split a value (speaker, session): it is the test, the next one (cyclic) the valid part."""
+    """One split a value (speaker, session): it is tested on, the next one (cyclic) is valid."""
     return _cyclic(values, what="left out")
 
 
@@ -148,7 +148,7 @@ def _hold_out_groups(labels: list[str], groups: list[str], *, share: float) -> N
         raise ValueError(f"holding out whole groups needs at least 2 of them, got {names}")
     classes = sorted(set(labels))
     counts = {name: np.zeros(len(classes)) for name in names}
-    for label, group in zip(labels, groups):
+    for label, group in zip(labels, groups, strict=True):
         counts[group][classes.index(label)] += 1
     total = np.array([Counter(labels)[name] for name in classes], dtype=float)
     wanted, taken = share * total, np.zeros(len(classes))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-TITLES = {"pretrained": "pretrained", "untrained": "untrained twin", "log_mel": "log-mel"}
+TITLES = {"pretrained": "pretrained", "untrained": "untrained", "log_mel": "log-mel"}
 
 
 def columns_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

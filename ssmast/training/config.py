@@ -28,7 +28,7 @@ class Views:
     frames: int = setting(96, "frames of a view (96 = 0.95 s, 1024 = 10.23 s)")
     segments: int = setting(2, "2: each view has a random segment of its own; 1: both share one")
     waveform_augment: float = setting(0.0, "probability of the audiomentations chain per segment")
-    mixup_rate: float = setting(0.4, "largest share of a background clip mixed in (BYOL-A)")
+    mixup_rate: float = setting(0.2, "largest share of a background clip mixed in (BYOL-A)")
     mixup_memory: int = setting(512, "past clips that backgrounds are drawn from")
     crop_freq: list[float] = setting([0.6, 1.5], "random resized crop: height, shortest to tallest")
     crop_time: list[float] = setting([0.6, 1.5], "random resized crop: width, shortest to widest")
@@ -67,7 +67,7 @@ class Loss:
 
     temperature: float = setting(0.2, "divides the cosine similarity")
     learn_temperature: bool = setting(False, "let the temperature be learnt")
-    queue_size: int = setting(2048, "negatives kept from earlier steps; 0 for none")
+    queue_size: int = setting(576, "negatives kept from earlier steps; 0 for none")
     batch_negatives: bool = setting(True, "use the other clips of the batch as negatives too")
 
 
@@ -83,7 +83,7 @@ class TeacherConfig:
 class Optim:
     """AdamW with warm-up and cosine."""
 
-    lr: float = setting(1e-3, "peak learning rate")
+    lr: float = setting(5e-4, "peak learning rate")
     min_lr: float = setting(1e-6, "learning rate at the last step")
     warmup: float = setting(0.1, "share of the steps spent warming up")
     weight_decay: float = setting(0.05, "for matrices; never for norms, biases, positions")
@@ -97,7 +97,7 @@ class Export:
     """What `encoder/` holds at the end."""
 
     network: str = setting("teacher", "student or teacher")
-    pooling: str = setting("freq+max", "mean, mean+max or freq+max; see docs/pooling")
+    pooling: str = setting("freq+max", "how tokens become the embedding: mean, mean+max or freq+max")
     layers: str = setting("last", "last, stages or blocks")
     chunk_seconds: float = setting(10.0, "longer audio is embedded in pieces of this length")
 

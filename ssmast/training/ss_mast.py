@@ -101,7 +101,7 @@ class Pretraining:
         # Every draw of a step (stochastic depth) follows from seed, step and rank alone, so a
         # resumed run needs no saved generator.
         rank = self.accelerator.process_index
-        torch.manual_seed((self.config.seed << 44) ^ (self.step << 14) ^ rank)
+        torch.manual_seed(((self.config.seed << 44) ^ (self.step << 14) ^ rank) % 2**63)
         batches = [self.prepare(micro) for micro in micro_batches]
         keys_1, keys_2, ids = self.teacher_keys(batches)
         negatives, negative_ids = self.queue.snapshot()  # frozen for the whole step
@@ -205,7 +205,7 @@ class Pretraining:
         """Waveforms (B, 2, S) -> two augmented, normalised views and their drops."""
         device = self.accelerator.device
         waveform = micro["waveform"].to(device, non_blocking=True)
-        segments = [self.log_mel.log_mel(waveform[:, i]) for i in (0, 1)]
+        segments = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
         views = []
         for i in (0, 1):
             raw = segments[i]

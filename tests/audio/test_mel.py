@@ -192,3 +192,13 @@ def test_impossible_settings_are_refused(settings, reason):
 def test_a_waveform_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"waveform must be \(batch, samples\)"):
         LogMel()(torch.zeros(shape))
+
+
+def test_the_fast_transform_is_within_a_few_thousandths():
+    time = torch.arange(16000) / 16000
+    loud = torch.sin(2 * torch.pi * 440 * time)[None] + 1e-4 * torch.randn(1, 16000)
+    front_end = LogMel()
+    exact, fast = front_end.log_mel(loud), front_end.log_mel(loud, fast=True)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast, exact, atol=1e-2, rtol=0)
+    assert not torch.equal(fast, exact)

@@ -1,0 +1,99 @@
+"""Cutting the log-mels of clips into pieces that a network takes, without changing a frame."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssmast.audio import LogMel
+from ssmast.model import MAST
+
+
+class Chunk(NamedTuple):
+    """Frames [start, start + length) of the log-mel of one clip of a list."""
+
+    clip: int
+    start: int
+    length: int
+
+
+class Chunks:
+    """How one encoder cuts: in whole columns of tokens, all pieces of a clip about equal.
+
+    Args:
+        backbone: gives the stride of a column.
+        log_mel: front end.
+        seconds: longest piece, rounded up to whole columns.
+    """
+
+    def __init__(self, backbone: MAST, log_mel: LogMel, *, seconds: float) -> None:
+        stem = backbone.patch_embed
+        self._backbone, self._log_mel = backbone, log_mel
+        self.stride = stem.stride[1] * math.prod(time for _, time in backbone.stride_q)
+        frames = seconds * log_mel.sample_rate / log_mel.hop_length
+        self._most_columns = math.ceil(frames / self.stride)
+        # Frames that a piece needs beyond columns x stride, and frames that it needs at all.
+        self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
+        self._fewest = max(1, stem.kernel[1] - 2 * stem.padding[1])
+
+    def frames(self, samples: int) -> int:
+        """Frames of a clip; one too short for the stem has silence after it."""
+        return max(self._log_mel.frames(samples), self._fewest)
+
+    def columns(self, frames: int) -> int:
+        """Columns of tokens that so many frames give."""
+        return self._backbone.grid_of(self._log_mel.num_mels, frames)[-1].time
+
+    def centre(self) -> float:
+        """Frame at the centre of the first column; the others follow every `stride` frames."""
+        stem = self._backbone.patch_embed
+        return max(0.0, (stem.kernel[1] - 1) / 2 - stem.padding[1])
+
+    def cut(self, clip: int, frames: int) -> list[Chunk]:
+        """Pieces of equal length, so that no short tail is left over."""
+        columns = self.columns(frames)
+        count = math.ceil(columns / self._most_columns)
+        edges = [columns * part // count for part in range(count + 1)]
+        chunks = []
+        for start, stop in pairwise(edges):
+            end = stop * self.stride + self._overhang if stop < columns else frames
+            chunks.append(Chunk(clip, start * self.stride, end - start * self.stride))
+        return chunks
+
+    def log_mels(
+        self, waveforms: Sequence[Tensor], chunks: Sequence[Chunk], *, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised log-mels (B, 1, F, T) of the pieces: slices of those of the whole clips.
+
+        The second value holds the frames of each, or is None where all have T.
+        """
+        hop = self._log_mel.hop_length
+        # Each piece comes with the half window on both sides, which are cut off again.
+        context = math.ceil(self._log_mel.n_fft // 2 / hop)
+        longest = max(chunk.length for chunk in chunks)
+        batch = torch.zeros(len(chunks), (longest + 2 * context) * hop)
+        for row, chunk in zip(batch, chunks, strict=True):
+            first = (chunk.start - context) * hop
+            last = (chunk.start + chunk.length + context) * hop
+            part = waveforms[chunk.clip][max(first, 0) : last]
+            row[max(-first, 0) :][: len(part)] = part
+        log_mel = self._log_mel(batch.to(device))[..., context : context + longest]
+        lengths = torch.tensor([chunk.length for chunk in chunks])
+        return log_mel, None if int(lengths.min()) == longest else lengths
+
+
+def batches(chunks: Sequence[Chunk], *, most_frames: float) -> Iterator[list[Chunk]]:
+    """Pieces of similar length together, each batch at most so many padded frames."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: -chunk.length):
+        # The first one is the longest: all are padded to it, and none to over twice its length.
+        too_many = (len(batch) + 1) * batch[0].length > most_frames if batch else False
+        if batch and (too_many or 2 * chunk.length < batch[0].length):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch

@@ -1,0 +1,81 @@
+"""What to score on: the text a user writes, and what it means.
+
+`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`.
+"""
+
+import re
+from dataclasses import dataclass
+
+OPTIONS = ("label", "split", "fold", "protocol", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What to learn from which columns of which labelled set.
+
+    Attributes:
+        name: folder of the set.
+        label: column with the classes.
+        split: column of train, valid, test.
+        fold: column of folds, used when the split column is empty or `protocol` is "folds".
+        protocol: "auto", "split", "folds" or "leave_one_out:COLUMN".
+        group: column that validation clips held out of the training part must not share with
+            it, such as the speaker; empty for none.
+    """
+
+    name: str
+    label: str = "label"
+    split: str = "split"
+    fold: str = "fold"
+    protocol: str = "auto"
+    group: str = ""
+
+    def __str__(self) -> str:
+        """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
+        defaults = TaskSpec(name=self.name)
+        options = ",".join(
+            f"{key}={getattr(self, key)}"
+            for key in OPTIONS
+            if getattr(self, key) != getattr(defaults, key)
+        )
+        return f"{self.name}:{options}" if options else self.name
+
+
+def split_names(text: str) -> list[str]:
+    """Task specs in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
+
+    >>> split_names("[a, b:label=speaker,split=c, d]")
+    ['a', 'b:label=speaker,split=c', 'd']
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    names: list[str] = []
+    for word in (word.strip().strip("'\"") for word in text.split(",")):
+        # A word such as `split=c` belongs to the task before it.
+        if names and re.match(rf"({'|'.join(OPTIONS)})=", word):
+            names[-1] += "," + word
+        elif word:
+            names.append(word)
+    return names
+
+
+def parse_task(text: str) -> TaskSpec:
+    """A task from `name` or `name:key=value,key=value`.
+
+    Raises:
+        ValueError: if a key is unknown or the name is missing.
+    """
+    name, _, rest = text.partition(":")
+    if not name:
+        raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
+    options: dict[str, str] = {}
+    for word in filter(None, rest.split(",")):
+        key, equals, value = word.partition("=")
+        if key not in OPTIONS or not equals:
+            raise ValueError(
+                f"task {text!r}: after ':' come key=value pairs with the keys "
+                f"{', '.join(OPTIONS)}, got {word!r}"
+            )
+        options[key] = value
+    return TaskSpec(name=name, **options)

@@ -1,0 +1,134 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ssmast.audio import open_corpus, read_audio
+from ssmast.evaluation import embed
+from ssmast.evaluation.baselines import LogMelStatistics
+from ssmast.evaluation.embed import cache_key, embed_corpus
+
+from .conftest import write_set
+
+
+class Counting(LogMelStatistics):
+    """Log-mel statistics that count how many clips they saw."""
+
+    seen = 0
+
+    def embed_clips(self, waveforms, *, batch_seconds=60.0):
+        self.seen += len(waveforms)
+        return super().embed_clips(waveforms, batch_seconds=batch_seconds)
+
+
+def test_every_clip_is_embedded_whole_in_the_order_of_the_corpus(sets, tiny_encoder):
+    corpus = open_corpus(sets / "tones")
+    found = embed_corpus(tiny_encoder, corpus, workers=3)
+    assert found.rows.tolist() == list(range(48))
+    assert found.rejected == []
+    alone = [tiny_encoder.embed(corpus.source(row)) for row in (0, 17, 47)]
+    torch.testing.assert_close(found.values[[0, 17, 47]], torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_small_windows_change_nothing(sets, tiny_encoder, monkeypatch):
+    corpus = open_corpus(sets / "tones")
+    wanted = embed_corpus(tiny_encoder, corpus)
+    monkeypatch.setattr(embed, "_WINDOW_SAMPLES", 10_000)
+    monkeypatch.setattr(embed, "_WINDOW_CLIPS", 5)
+    found = embed_corpus(tiny_encoder, corpus)
+    torch.testing.assert_close(found.values, wanted.values, atol=1e-5, rtol=1e-4)
+
+
+def test_the_cache_is_used_and_a_damaged_one_replaced(sets, tmp_path, caplog):
+    corpus = open_corpus(sets / "tones")
+    counting = Counting()
+    first = embed_corpus(counting, corpus, cache=tmp_path)
+    second = embed_corpus(counting, corpus, cache=tmp_path)
+    assert counting.seen == 48
+    assert torch.equal(first.values, second.values)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    third = embed_corpus(counting, corpus, cache=tmp_path)
+    assert counting.seen == 96
+    assert "is damaged" in caplog.text
+    assert torch.equal(first.values, third.values)
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]  # no leftovers
+
+
+def test_the_key_follows_weights_settings_and_audio(sets, tiny_encoder, encoder_folder):
+    from ssmast.encoder import load_encoder, random_twin
+
+    corpus, other = open_corpus(sets / "tones"), open_corpus(sets / "more_tones")
+    key = cache_key(tiny_encoder, corpus)
+    loaded = load_encoder(encoder_folder)
+    assert cache_key(loaded, corpus) == key
+    loaded.pooling = "mean"
+    keys = [
+        cache_key(loaded, corpus),
+        cache_key(random_twin(tiny_encoder, seed=0), corpus),
+        cache_key(tiny_encoder, other),
+        cache_key(LogMelStatistics(), corpus),
+        cache_key(LogMelStatistics(num_mels=64), corpus),
+    ]
+    assert len({key, *keys}) == 6
+
+
+def test_unreadable_clips_are_left_out_with_a_reason(tmp_path):
+    corpus = open_corpus(write_set(tmp_path / "set", bad=2))
+    found = embed_corpus(LogMelStatistics(), corpus, cache=tmp_path / "cache")
+    assert found.rows.tolist() == list(range(46))
+    assert [name for name, _ in found.rejected] == ["046.wav", "047.wav"]
+    assert all(name in reason for name, reason in found.rejected)
+    again = embed_corpus(LogMelStatistics(), corpus, cache=tmp_path / "cache")
+    assert again.rejected == found.rejected
+
+
+def test_vectors_that_are_not_finite_are_left_out(sets):
+    class Broken(LogMelStatistics):
+        def embed_clips(self, waveforms, *, batch_seconds=60.0):
+            vectors = super().embed_clips(waveforms, batch_seconds=batch_seconds)
+            vectors[3, 0] = torch.inf
+            return vectors
+
+    found = embed_corpus(Broken(), open_corpus(sets / "tones"))
+    assert found.rejected == [("003.wav", "its embedding is not finite")]
+    assert 3 not in found.rows
+
+
+def test_a_set_of_nothing_readable_is_refused(tmp_path):
+    corpus = open_corpus(write_set(tmp_path / "set", num_clips=3, bad=3))
+    with pytest.raises(ValueError, match="none of 3 clips could be embedded; the first, 000.wav"):
+        embed_corpus(LogMelStatistics(), corpus)
+
+
+def test_an_interruption_stops_the_reading_and_keeps_no_half_cache(sets, tmp_path):
+    class Interrupted(LogMelStatistics):
+        def embed_clips(self, waveforms, *, batch_seconds=60.0):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(Interrupted(), open_corpus(sets / "tones"), cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_log_mel_statistics_equal_librosa(sets):
+    import librosa
+
+    audio = read_audio(sets / "tones" / "000.wav")
+    power = librosa.feature.melspectrogram(
+        y=audio, sr=16000, n_fft=1024, win_length=400, hop_length=160, n_mels=128,
+        fmin=0, fmax=8000, power=2.0, pad_mode="constant",
+    )  # fmt: skip
+    log_mel = np.log(power + 1e-6)
+    wanted = np.concatenate([log_mel.mean(axis=1), log_mel.std(axis=1)])
+    (found,) = LogMelStatistics().embed_clips([torch.from_numpy(audio)])
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-3)
+
+
+def test_log_mel_statistics_take_the_shortest_clip():
+    (found,) = LogMelStatistics().embed_clips([torch.zeros(1)])
+    assert found.isfinite().all()
+    assert json.dumps(LogMelStatistics().settings())

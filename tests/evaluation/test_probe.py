@@ -1,0 +1,231 @@
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssmast.evaluation.linear import fit_linear
+from ssmast.evaluation.metrics import get_metric, t_interval
+from ssmast.evaluation.probe import PROTOCOLS, run_probe
+from ssmast.evaluation.splits import group_folds, named_parts
+from ssmast.evaluation.task_spec import TaskSpec
+from ssmast.evaluation.tasks import Task
+
+
+def gaussians(
+    *, num_clips: int, dim: int, classes: int, apart: float, seed: int = 0, folds: int = 0
+) -> tuple[torch.Tensor, Task]:
+    """Classes around random centres, features of very different scale and offset."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.arange(num_clips) % classes
+    centres = apart * torch.randn(classes, dim, generator=generator) / dim**0.5
+    features = centres[numbers] + torch.randn(num_clips, dim, generator=generator)
+    features = features * torch.logspace(-3, 3, dim) + torch.linspace(-50, 50, dim)
+    clips = [f"{i:04d}" for i in range(num_clips)]
+    labels = [f"class{n}" for n in numbers]
+    if folds:
+        splits = group_folds([str(i // classes % folds) for i in range(num_clips)])
+    else:
+        # in blocks of the classes, so that every part has all of them alike
+        parts = [("train", "train", "valid", "test")[i // classes % 4] for i in range(num_clips)]
+        splits = [named_parts(clips, labels, parts)]
+    task = Task(
+        spec=TaskSpec(name="gaussians"),
+        folder=Path(),
+        clips=clips,
+        rows=np.arange(num_clips),
+        labels=labels,
+        classes=sorted(set(labels)),
+        splits=splits,
+    )
+    return features, task
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "dim", "classes"), [(800, 16, 2), (1200, 64, 5), (400, 600, 4)]
+)
+def test_the_linear_probe_is_as_good_as_logistic_regression(num_clips, dim, classes):
+    features, task = gaussians(num_clips=num_clips, dim=dim, classes=classes, apart=3.0)
+    linear = run_probe(features, task)
+    logreg = run_probe(features, task, protocol="logreg")
+    assert 1 / classes + 0.15 < logreg.mean < 0.99  # neither hopeless nor trivial
+    # half of the bootstrap interval over the test clips is about two standard errors
+    assert logreg.test_interval95 is not None
+    assert linear.mean > logreg.mean - (logreg.mean - logreg.test_interval95[0])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_learns_what_is_there_and_nothing_else(protocol):
+    features, task = gaussians(num_clips=400, dim=8, classes=4, apart=12.0)
+    assert run_probe(features, task, protocol=protocol, num_seeds=2).mean > 0.95
+    order = np.random.default_rng(0).permutation(400)
+    shuffled = dataclasses.replace(task, labels=[task.labels[i] for i in order])
+    assert run_probe(features, shuffled, protocol=protocol, num_seeds=2).mean < 0.45
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_probe_repeats_itself_exactly(protocol):
+    features, task = gaussians(num_clips=200, dim=8, classes=3, apart=3.0)
+    first, second = (run_probe(features, task, protocol=protocol) for _ in range(2))
+    assert {**first.to_dict(), "seconds": 0} == {**second.to_dict(), "seconds": 0}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_test_part_has_no_say(protocol):
+    features, task = gaussians(num_clips=200, dim=8, classes=3, apart=3.0)
+    first = run_probe(features, task, protocol=protocol)
+    changed = features.clone()
+    changed[torch.from_numpy(task.splits[0].test)] *= 1000
+    second = run_probe(changed, task, protocol=protocol)
+    assert (first.chosen, first.valid) == (second.chosen, second.valid)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_class_not_trained_on_counts_as_wrong(protocol):
+    features, task = gaussians(num_clips=400, dim=8, classes=4, apart=12.0)
+    split = task.splits[0]
+    labels = list(task.labels)
+    for i in split.test[:50]:
+        labels[i] = "new"
+    for i in split.valid[:5]:
+        labels[i] = "new"
+    task = dataclasses.replace(task, labels=labels, classes=sorted(set(labels)))
+    result = run_probe(features, task, protocol=protocol, num_seeds=2)
+    assert result.mean == pytest.approx(0.5, abs=0.05)
+    new = task.classes.index("new")
+    assert not any(row[new] for row in result.confusion)  # it cannot be predicted
+    assert sum(result.confusion[new]) == 50 * len(result.scores)
+
+
+def test_seeds_give_the_interval_and_folds_theirs():
+    features, task = gaussians(num_clips=300, dim=8, classes=3, apart=2.0)
+    result = run_probe(features, task, num_seeds=4)
+    assert len(result.scores) == 4
+    assert len(set(result.scores)) > 1  # seeds do something
+    assert (result.mean, result.ci95) == t_interval(result.scores)
+    assert result.fold_scores is None
+    features, task = gaussians(num_clips=300, dim=8, classes=3, apart=2.0, folds=5)
+    result = run_probe(features, task, num_seeds=2)
+    assert result.fold_scores is not None
+    assert np.array(result.fold_scores).shape == (5, 2)
+    assert result.scores == pytest.approx(np.mean(result.fold_scores, axis=0).tolist())
+    wanted = t_interval(np.mean(result.fold_scores, axis=1).tolist())
+    assert (result.mean, result.ci95) == pytest.approx(wanted)
+    assert [entry["split"] for entry in result.chosen] == [f"fold {k}" for k in range(5)]
+    assert sum(map(sum, result.confusion)) == 2 * 300
+
+
+def test_scale_and_constant_features_do_not_matter():
+    features, task = gaussians(num_clips=300, dim=8, classes=3, apart=3.0)
+    wanted = run_probe(features, task, num_seeds=2).mean
+    constant = torch.full((300, 2), 7.7) * (1 + 1e-7 * torch.randn(300, 2))
+    moved = torch.cat([1e4 * features - 3, constant], dim=1)
+    assert run_probe(moved, task, num_seeds=2).mean == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_batched_models_equal_one_model_alone():
+    """Several rates and seeds at once against plain autograd and Adam, one by one."""
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 5), torch.randint(3, (60,))
+    valid = torch.randn(40, 5), torch.randint(3, (40,))
+    fitted = fit_linear(
+        (x, y), valid, num_classes=3, metric=get_metric("accuracy"), num_seeds=2,
+        lr_grid=(0.5,), num_epochs=4, batch_size=15, seed=7,
+    )  # fmt: skip
+    for row, seed in enumerate((7, 8)):
+        layer = torch.nn.Linear(5, 3)
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        adam = torch.optim.Adam(layer.parameters(), lr=0.5 / 5)
+        generator = torch.Generator().manual_seed(seed)
+        for epoch in range(4):
+            order = torch.randperm(60, generator=generator)
+            for index, batch in enumerate(order.split(15)):
+                progress = (epoch + index / 4) / 4
+                adam.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * progress))
+                adam.zero_grad()
+                torch.nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
+                adam.step()
+        torch.testing.assert_close(
+            fitted.scores(valid[0])[row], layer(valid[0]).detach(), atol=1e-4, rtol=1e-3
+        )
+
+
+def test_the_rate_is_chosen_by_validation():
+    features, task = gaussians(num_clips=400, dim=8, classes=4, apart=6.0)
+    chosen = run_probe(features, task).chosen[0]
+    grid_low, grid_high = 0.1 / 8, 30 / 8
+    assert grid_low <= chosen["lr"] <= grid_high
+    assert chosen["epoch"] == [50] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"protocol": "svm"}, "one of linear, logreg, knn, evar, got 'svm'"),
+        ({"metric": "f1"}, "one of accuracy, balanced_accuracy, got 'f1'"),
+        ({"num_seeds": 0}, "seeds must be at least 1, got 0"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(arguments, sentence):
+    features, task = gaussians(num_clips=40, dim=4, classes=2, apart=3.0)
+    with pytest.raises(ValueError, match=sentence):
+        run_probe(features, task, **arguments)
+
+
+def test_features_must_fit():
+    features, task = gaussians(num_clips=40, dim=4, classes=2, apart=3.0)
+    with pytest.raises(ValueError, match="one row for each of 40 clips"):
+        run_probe(features[:-1], task)
+    features[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        run_probe(features, task)
+
+
+def test_ten_small_sets_take_seconds():
+    features, task = gaussians(num_clips=400, dim=256, classes=10, apart=3.0)
+    started = time.monotonic()
+    run_probe(features, task)
+    assert time.monotonic() - started < 3  # 0.3 s on a quiet core
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_log_mel_rows_agree_with_the_published_baselines(shared_data, tmp_path):
+    """Features and splits as in BASELINES.md; logistic regression at its C gives its numbers."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from ssmast.audio import open_corpus
+    from ssmast.evaluation.baselines import LogMelStatistics
+    from ssmast.evaluation.embed import embed_corpus
+    from ssmast.evaluation.tasks import load_task
+
+    published = {  # C=1, and its 95 % bootstrap interval
+        "speech_commands_v2_test": (47.6, 43.4, 51.7),
+        "speech_commands_v2_test:label=speaker,split=split_speaker": (95.1, 91.6, 97.5),
+        "emodb_4": (73.5, 66.2, 80.2),
+        "fsdd": (95.3, 93.0, 97.7),
+        "instruments": (89.6, 85.3, 93.4),
+        "instruments:label=midi,split=split_pitch": (48.7, 40.3, 58.0),
+    }
+    for spec, (wanted, low, _) in published.items():
+        task = load_task(shared_data, spec)
+        found = embed_corpus(LogMelStatistics(), open_corpus(task.folder), cache=tmp_path)
+        features, labels = found.values[task.rows], np.array(task.labels)
+        split = task.splits[0]
+        train = split.train
+        if spec in ("emodb_4", "fsdd"):  # no valid part of their own: theirs trained on all
+            train = np.concatenate([split.train, split.valid])
+        scaler = StandardScaler().fit(features[train])
+        model = LogisticRegression(C=1.0, max_iter=3000)
+        model.fit(scaler.transform(features[train]), labels[train])
+        score = model.score(scaler.transform(features[split.test]), labels[split.test])
+        assert 100 * score == pytest.approx(wanted, abs=1.0), spec
+        # our own protocols lie in or above the published interval
+        linear, logreg = (run_probe(features, task, protocol=p) for p in ("linear", "logreg"))
+        assert 100 * linear.mean > low, spec
+        assert logreg.test_interval95 is not None
+        assert linear.mean > logreg.test_interval95[0], spec

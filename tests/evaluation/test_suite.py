@@ -1,0 +1,184 @@
+import json
+import logging
+
+import pytest
+
+from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
+from ssmast.settings import UsageError
+
+from .conftest import write_set
+
+
+def test_results_of_every_task_stand_in_files_and_in_the_table(
+    sets, encoder_folder, tmp_path, capsys
+):
+    words = [f"encoder={encoder_folder}", f"data={sets}", f"out={tmp_path}", "seeds=2"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "| task | classes | train / valid / test | pretrained | untrained | log-mel |" in table
+    assert (tmp_path / "results.md").read_text() == table
+    assert (tmp_path / "report.html").is_file()
+    result = json.loads((tmp_path / "tones.linear.json").read_text())
+    wanted = {
+        "task": "tones", "protocol": "linear", "metric": "accuracy", "n_train": 24, "n_valid": 12,
+        "n_test": 12, "num_classes": 3, "pooling": "freq+max", "layers": "last", "dim": 320,
+        "column": "pretrained", "rejected": [], "version": "0.1.0",
+    }  # fmt: skip
+    assert {key: result[key] for key in wanted} == wanted
+    assert len(result["scores"]) == 2
+    assert len(result["ids_sha256"]) == 64
+    sums = json.loads((encoder_folder / "checksums.json").read_text())
+    assert result["encoder_sha256"] == sums["model.safetensors"]
+    assert set(result["chosen"][0]) == {"split", "lr", "epoch", "at_grid_end"}
+    assert set(result["baselines"]) == {"untrained", "log_mel"}
+    assert result["baselines"]["log_mel"]["mean"] > 0.9  # tones are easy
+    average = (
+        result["mean"] + json.loads((tmp_path / "more_tones.linear.json").read_text())["mean"]
+    ) / 2
+    assert f"| **average of 2** |  |  | **{100 * average:.1f}** |" in table
+
+
+def test_what_is_done_is_not_done_again(sets, tmp_path, caplog):
+    config = ProbeConfig(
+        encoder="log_mel", data=str(sets), out=str(tmp_path), seeds=2, tasks="tones"
+    )
+    first = run_suite(config)
+    with caplog.at_level(logging.INFO):
+        second = run_suite(config)
+    assert "done before" in caplog.text
+    assert first == second
+    file = tmp_path / "tones.linear.json"
+    before = file.stat().st_mtime_ns
+    config.seeds = 3
+    third = run_suite(config)
+    assert file.stat().st_mtime_ns > before
+    assert len(third[0]["scores"]) == 3
+    file.write_text("{")  # cut short by a full disk
+    assert run_suite(config)[0]["mean"] == third[0]["mean"]
+
+
+def test_columns_and_protocols_have_files_of_their_own(sets, tmp_path):
+    tasks = "[tones:label=speaker,protocol=folds,tones:protocol=leave_one_out:speaker]"
+    for protocol in ("knn", "logreg"):
+        run_suite(
+            ProbeConfig(
+                encoder="log_mel", data=str(sets), out=str(tmp_path), tasks=tasks, protocol=protocol
+            )
+        )
+    names = sorted(file.name for file in tmp_path.glob("*.json"))
+    assert names == [
+        "tones-label-speaker-protocol-folds.knn.json",
+        "tones-label-speaker-protocol-folds.logreg.json",
+        "tones-protocol-leave_one_out-speaker.knn.json",
+        "tones-protocol-leave_one_out-speaker.logreg.json",
+    ]
+    result = json.loads((tmp_path / names[2]).read_text())
+    assert [part["name"] for part in result["splits"]] == [f"left out s{i}" for i in range(4)]
+    assert result["n_test"] == 48
+    assert "confusion" in result
+
+
+def test_unreadable_clips_are_left_out_of_all_columns(encoder_folder, tmp_path, caplog):
+    write_set(tmp_path / "data" / "tones", bad=1)
+    (result,) = run_suite(
+        ProbeConfig(
+            encoder=str(encoder_folder),
+            data=str(tmp_path / "data"),
+            out=str(tmp_path / "out"),
+            protocol="knn",
+        )
+    )
+    assert result["left_out"] == {"unreadable": 1}
+    assert result["rejected"][0][0] == "047.wav"
+    assert result["n_train"] + result["n_valid"] + result["n_test"] == 47
+    assert "1 clips are left out" in caplog.text
+    assert "047.wav" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pooling_can_be_another_than_the_folders(sets, encoder_folder, tmp_path):
+    config = ProbeConfig(
+        encoder=str(encoder_folder), data=str(sets), out=str(tmp_path), tasks="tones",
+        protocol="knn", pooling="mean", layers="stages", baselines=False,
+    )  # fmt: skip
+    (result,) = run_suite(config)
+    assert (result["pooling"], result["layers"], result["dim"]) == ("mean", "stages", 120)
+    assert result["baselines"] == {}
+    config.pooling = "sum"
+    with pytest.raises(ValueError, match="pooling must be one of"):
+        run_suite(config)
+
+
+def test_a_dry_run_names_the_tasks_and_embeds_nothing(sets, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["encoder=log_mel", f"data={sets}", "tasks=tones", "--dry-run"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "tones: 3 classes, train/valid/test 24/12/12\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["encoder=log_mel"], "data= is missing"),
+        (["data={sets}"], "encoder= is missing"),
+        (["data={sets}", "encoder=log_mel", "protocol=svm"], "protocol must be one of linear"),
+        (["data={sets}", "encoder=log_mel", "metric=f1"], "metric must be one of accuracy"),
+        (["data={sets}", "encoder=log_mel", "seeds=0"], "seeds must be at least 1"),
+        (["data={sets}", "encoder=log_mel", "tasks=[]"], "names no task"),
+        (["encodr=log_mel"], "did you mean 'encoder'"),
+    ],
+)
+def test_a_wrong_command_is_a_usage_error(sets, words, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        main([word.format(sets=sets) for word in words])
+
+
+def test_missing_things_are_named(sets, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no encoder folder at"):
+        main([f"encoder={tmp_path / 'none'}", f"data={sets}"])
+    with pytest.raises(FileNotFoundError, match="no labelled set 'cats' in"):
+        main(["encoder=log_mel", f"data={sets}", "tasks=cats"])
+
+
+def test_results_go_beside_the_encoder_by_default(encoder_folder):
+    config = ProbeConfig(encoder=str(encoder_folder), data="x")
+    assert out_folder(config) == encoder_folder.parent / "probe"
+    assert str(out_folder(ProbeConfig(encoder="log_mel"))) == "probe"
+    assert str(out_folder(ProbeConfig(encoder="log_mel", out="here"))) == "here"
+
+
+def test_many_classes_leave_the_confusion_out(tmp_path, sets, monkeypatch):
+    monkeypatch.setattr("ssmast.evaluation.suite._MOST_CLASSES_SHOWN", 2)
+    (result,) = run_suite(
+        ProbeConfig(
+            encoder="log_mel", data=str(sets), out=str(tmp_path), tasks="tones", protocol="knn"
+        )
+    )
+    assert "confusion" not in result
+
+
+@pytest.mark.slow
+def test_two_processes_embed_what_one_embeds(sets, encoder_folder, tmp_path):
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    words = ["linear_eval/run.py", f"encoder={encoder_folder}", f"data={sets}", "tasks=tones"]
+    root = __import__("pathlib").Path(__file__).parents[2]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    for name, command in (("two", [*launch, *words]), ("one", words)):
+        subprocess.run(
+            [sys.executable, *command, f"out={tmp_path / name}"],
+            check=True, cwd=root, capture_output=True, timeout=120,
+        )  # fmt: skip
+    one, two = (
+        json.loads((tmp_path / name / "tones.linear.json").read_text()) for name in ("one", "two")
+    )
+    assert one["scores"] == two["scores"]
+    files = sorted((tmp_path / "one" / "embeddings").iterdir())
+    assert len(files) == 3
+    for file in files:
+        alone, shared = load_file(file), load_file(tmp_path / "two" / "embeddings" / file.name)
+        assert alone["rows"].tolist() == shared["rows"].tolist()
+        assert float((alone["values"] - shared["values"]).abs().max()) < 1e-5

@@ -1,0 +1,147 @@
+import pytest
+
+from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
+from ssmast.evaluation.tasks import find_tasks, load_task, without
+
+
+def write(folder, text):
+    folder.mkdir(exist_ok=True)
+    (folder / "metadata.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_specs_survive_being_written():
+    for text in ("a", "a:label=speaker,split=s2", "a:protocol=leave_one_out:speaker", "a:group=g"):
+        assert str(parse_task(text)) == text
+    assert parse_task("a:label=x") == TaskSpec(name="a", label="x")
+
+
+def test_commas_inside_a_task_do_not_split_it():
+    wanted = ["a", "b:label=speaker,split=c", "d:protocol=leave_one_out:x,group=y"]
+    assert split_names(f"[{', '.join(wanted)}]") == wanted
+    assert split_names(",".join(wanted)) == wanted
+    assert split_names("'a'") == ["a"]
+    assert split_names("[]") == []
+
+
+@pytest.mark.parametrize("text", ["a:labels=x", "a:label", ":label=x"])
+def test_a_spec_that_makes_no_sense_is_refused(text):
+    with pytest.raises(ValueError, match="task"):
+        parse_task(text)
+
+
+def test_labelled_sets_are_found(sets):
+    assert find_tasks(sets) == ["more_tones", "tones"]
+    assert find_tasks(sets / "tones") == ["tones"]
+    assert load_task(sets / "tones", "tones").clips == load_task(sets, "tones").clips
+
+
+def test_missing_data_is_one_sentence(sets, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder of labelled sets at"):
+        find_tasks(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no labelled set in"):
+        find_tasks(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no labelled set 'tonnes' in .*more_tones, tones"):
+        load_task(sets, "tonnes")
+
+
+def test_columns_choose_what_is_learnt(sets):
+    task = load_task(sets, "tones:label=speaker,protocol=folds")
+    assert task.classes == ["s0", "s1", "s2", "s3"]
+    assert [split.name for split in task.splits] == ["fold 1", "fold 2", "fold 3"]
+    task = load_task(sets, "tones:protocol=leave_one_out:speaker")
+    assert [split.name for split in task.splits] == [f"left out s{i}" for i in range(4)]
+    task = load_task(sets, "tones")
+    assert [len(rows) for rows in task.splits[0].parts().values()] == [24, 12, 12]
+    assert task.rows.tolist() == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("tones:label=colour", "no column 'colour'; it has: path, label, split, fold, speaker"),
+        ("tones:split=split2", "no column 'split2'"),
+        ("tones:group=g", "no column 'g'"),
+        ("tones:protocol=leave_one_out:g", "no column 'g' to leave out"),
+        ("tones:protocol=kfold", "must be auto, split, folds or leave_one_out:COLUMN, got 'kfold'"),
+        ("tones:split=label", "must be train, valid or test, got 'low'"),
+    ],
+)
+def test_wrong_columns_are_named(sets, spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_task(sets, spec)
+
+
+def test_rows_without_label_or_split_are_left_out_and_counted(tmp_path):
+    rows = ["a.wav,x,train", "b.wav,y,train", "c.wav,,train", "d.wav,x,valid", "e.wav,x,test"]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "f.wav,y,", ""]))
+    task = load_task(tmp_path, "s")
+    assert task.clips == ["a.wav", "b.wav", "d.wav", "e.wav"]
+    assert task.rows.tolist() == [0, 1, 3, 4]
+    assert task.left_out == {"empty label": 1, "empty split": 1}
+
+
+def test_classes_not_trained_on_are_counted(tmp_path):
+    rows = "a,x,train\nb,y,train\nc,x,valid\nd,x,test\ne,z,test\nf,z,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows)
+    task = load_task(tmp_path, "s")
+    assert (task.num_unseen, task.classes) == (2, ["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("a,x,train\nb,y,train\nc,x,valid\n", "no clip in the test part"),
+        ("a,x,test\n", "no clip in the train part"),
+        ("a,x,train\nb,x,train\nc,x,valid\nd,x,test\n", "trains on 1 class"),
+        ("a,x,train\nb,y,train\nc,x,valid\nd,z,test\n", "no class of the test part"),
+        ("a,x,train\na,y,train\nc,x,valid\nd,x,test\n", "lists 'a' twice"),
+        ("a,x,\nb,y,\n", "neither a filled column 'split' nor 'fold'"),
+        ("", "has no rows below its header"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tmp_path, rows, sentence):
+    write(tmp_path / "s", "path,label,split\n" + rows)
+    with pytest.raises(ValueError, match=sentence):
+        load_task(tmp_path, "s")
+
+
+def test_the_hash_of_the_clips_follows_parts_and_not_order(tmp_path):
+    lines = ["a,x,train", "b,y,train", "c,x,valid", "d,x,test", "e,y,test"]
+    texts = [lines, lines[::-1], [*lines[:-1], "e,y,valid"], [*lines[:-1], "e,x,test"]]
+    tasks = []
+    for i, text in enumerate(texts):
+        write(tmp_path / f"s{i}", "path,label,split\n" + "\n".join(text))
+        tasks.append(load_task(tmp_path, f"s{i}"))
+    hashes = [task.ids_sha256 for task in tasks]
+    assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
+    assert tasks[0].labels_sha256 == tasks[1].labels_sha256 != tasks[3].labels_sha256
+
+
+def test_unreadable_clips_leave_all_parts(sets):
+    task = load_task(sets, "tones")
+    gone = [task.clips[task.splits[0].train[0]], task.clips[task.splits[0].test[-1]]]
+    smaller = without(task, gone)
+    assert smaller.left_out == {"unreadable": 2}
+    assert len(smaller.clips) == 46
+    for part, rows in smaller.splits[0].parts().items():
+        old = [task.clips[i] for i in task.splits[0].parts()[part]]
+        assert [smaller.clips[i] for i in rows] == [clip for clip in old if clip not in gone]
+        assert [smaller.labels[i] for i in rows] == [
+            task.labels[task.clips.index(smaller.clips[i])] for i in rows
+        ]
+    with pytest.raises(ValueError, match="no clip in the test part"):
+        without(task, [task.clips[i] for i in task.splits[0].test])
+
+
+@pytest.mark.data
+def test_real_sets_have_the_counts_their_authors_state(shared_data):
+    def counts(spec):
+        return [[len(r) for r in s.parts().values()] for s in load_task(shared_data, spec).splits]
+
+    assert counts("speech_commands_v2_test") == [[1267, 296, 532]]
+    assert counts("speech_commands_v2_test:label=speaker,split=split_speaker") == [[746, 96, 203]]
+    assert counts("instruments:label=midi,split=split_pitch") == [[491, 47, 119]]
+    assert counts("emodb_4")[0][2] == 136
+    assert sum(part[2] for part in counts("esc10")) == 398
+    assert len(counts("emodb_4:protocol=leave_one_out:speaker")) == 10

@@ -1,0 +1,451 @@
+"""Encoder: any sound in, one vector out; one folder that holds all it takes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import timm
+import torch
+
+import ssmast
+from ssmast.audio import LogMel
+from ssmast.encoder import Encoder, load_encoder, random_twin
+from ssmast.model import create_model, pool_tokens
+
+RATE = 16000
+
+
+def make_encoder(**settings) -> Encoder:
+    torch.manual_seed(1)
+    backbone = create_model(
+        "mast_nano", num_classes=0, input_size=(64, 96), embed_dim=8, depths=(1, 1, 1, 1)
+    )
+    for parameter in backbone.parameters():  # fresh weights of 0.02 would hide differences
+        torch.nn.init.normal_(parameter, std=0.2)
+    log_mel = LogMel(num_mels=64, mean=-7.0, std=4.0)
+    return Encoder(backbone, log_mel, info={"network": "teacher"}, **settings)
+
+
+def noise(samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return make_encoder()
+
+
+@pytest.fixture
+def folder(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+# -- embed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["last", "stages", "blocks"])
+@pytest.mark.parametrize("pooling", ["mean", "mean+max", "freq+max"])
+def test_clips_of_any_length_get_in_a_list_what_they_get_alone(layers, pooling):
+    encoder = make_encoder(layers=layers, pooling=pooling, chunk_seconds=1.5)
+    clips = [noise(n, seed=n) for n in (1, 5, 161, 3000, 15999, 16000, 24160, 40000)]
+    together = encoder.embed(clips, RATE)
+    alone = torch.cat([encoder.embed(clip, RATE) for clip in clips])
+    assert together.shape == (8, encoder.dim)
+    assert together.dtype == torch.float32
+    assert together.isfinite().all()
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_dim_is_told_before_anything_is_embedded():
+    # nano of width 8: 64 mels make 16, 8, 4, 4 rows of 8, 16, 32, 64 channels
+    rows_channels = [(16, 8), (8, 16), (4, 32), (4, 64)]
+    assert make_encoder(pooling="mean").dim == 64
+    assert make_encoder(pooling="mean+max").dim == 128
+    assert make_encoder(pooling="freq+max").dim == 5 * 64
+    stages = sum((rows + 1) * channels for rows, channels in rows_channels)
+    assert make_encoder(layers="stages").dim == stages
+
+
+def test_file_numpy_torch_and_integers_are_one_clip(encoder, tmp_path):
+    samples = (noise(8000).numpy() * 32767).astype(np.int16)
+    soundfile.write(tmp_path / "clip.wav", samples, RATE, subtype="PCM_16")
+    wanted = encoder.embed(torch.from_numpy(samples.astype(np.float32) / 32768), RATE)
+    assert wanted.shape == (1, encoder.dim)
+    for clip in (
+        tmp_path / "clip.wav",
+        str(tmp_path / "clip.wav"),
+        samples,
+        samples.astype(np.float64) / 32768,
+        torch.from_numpy(samples),
+    ):
+        torch.testing.assert_close(encoder.embed(clip, RATE), wanted, atol=1e-5, rtol=1e-4)
+    listed = encoder.embed([tmp_path / "clip.wav", samples], RATE)
+    torch.testing.assert_close(listed, wanted.repeat(2, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_a_batch_are_clips(encoder):
+    batch = torch.stack([noise(4000, seed=1), noise(4000, seed=2)])
+    rows = torch.cat([encoder.embed(row, RATE) for row in batch])
+    torch.testing.assert_close(encoder.embed(batch, RATE), rows, atol=1e-5, rtol=1e-4)
+
+
+def test_samples_at_another_rate_equal_the_file_of_them(encoder, tmp_path):
+    samples = noise(22050).numpy()
+    soundfile.write(tmp_path / "clip.wav", samples, 44100, subtype="FLOAT")
+    from_file = encoder.embed(tmp_path / "clip.wav")
+    torch.testing.assert_close(encoder.embed(samples, 44100), from_file, atol=1e-5, rtol=1e-4)
+    wrong_rate = encoder.embed(samples, 22050)
+    assert (wrong_rate - from_file).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("waveform", "rate", "sentence"),
+    [
+        (torch.zeros(1, 1, 100), RATE, r"must be \(S,\) or \(B, S\), got shape \(1, 1, 100\)"),
+        (torch.tensor(1.0), RATE, r"must be \(S,\) or \(B, S\), got shape \(\)"),
+        (np.zeros(0), RATE, "at least one sample"),
+        (np.zeros((0, 5)), RATE, "at least one sample"),
+        (np.array([0.0, np.nan]), RATE, "must be finite, got NaN or infinity"),
+        (torch.tensor([0.0, torch.inf]), RATE, "must be finite"),
+        (np.zeros(10), None, "samples need their sample_rate in Hz, got None"),
+        (np.zeros(10), 0, "samples need their sample_rate in Hz, got 0"),
+        (np.zeros((16000, 2)), RATE, "looks like .samples, channels."),
+        (np.zeros(10, dtype=np.uint8), RATE, "signed integers of 16 bits or more, got uint8"),
+        (np.zeros(10, dtype=bool), RATE, "floats or signed integers"),
+        (np.array(["a"]), RATE, "floats or signed integers"),
+        ([], RATE, "at least one clip, got an empty list"),
+        ([np.zeros((2, 5))], RATE, r"file or samples \(S,\), got \(2, 5\)"),
+        ([[0.0, 1.0]], RATE, r"file or samples \(S,\), got list"),
+        (None, RATE, "must be a file, a numpy array or a torch tensor, got NoneType"),
+        (b"RIFF", RATE, "got bytes"),
+    ],
+)
+def test_what_is_no_sound_is_refused_in_a_sentence(encoder, waveform, rate, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        encoder.embed(waveform, rate)
+
+
+def test_embedding_leaves_modes_and_gradients_alone():
+    encoder = make_encoder()
+    encoder.train()
+    encoder.backbone.norm.eval()
+    before = [module.training for module in encoder.modules()]
+    embedding = encoder.embed(noise(4000).requires_grad_(), RATE)
+    assert [module.training for module in encoder.modules()] == before
+    assert not embedding.requires_grad
+    # usable for a head that is trained: an inference tensor would not be
+    torch.nn.Linear(encoder.dim, 2)(embedding).sum().backward()
+
+
+# -- long clips -------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_long_clip_are_slices_of_its_log_mel(encoder):
+    clip = noise(RATE * 5 + 77)
+    cutter = make_encoder(chunk_seconds=1.0)._chunks()
+    total = cutter.frames(len(clip))
+    chunks = cutter.cut(0, total)
+    whole = encoder.log_mel(clip[None])
+    assert sum(chunk.length for chunk in chunks) == total == whole.shape[-1]
+    lengths = [chunk.length for chunk in chunks]
+    assert max(lengths) - min(lengths) <= cutter.stride  # no short tail
+    for chunk in chunks:
+        log_mel, _ = cutter.log_mels([clip], [chunk], device=torch.device("cpu"))
+        piece = whole[..., chunk.start : chunk.start + chunk.length]
+        torch.testing.assert_close(log_mel, piece, atol=1e-4, rtol=1e-5)
+
+
+def test_long_clip_is_the_weighted_mean_and_the_maximum_of_its_pieces():
+    encoder = make_encoder(chunk_seconds=1.0)
+    clip = noise(RATE * 3 + 999)
+    whole = encoder.log_mel(clip[None])
+    means, tops, total = 0, [], whole.shape[-1]
+    with torch.no_grad():
+        for chunk in encoder._chunks().cut(0, total):
+            piece = whole[..., chunk.start : chunk.start + chunk.length]
+            tokens, grid, _ = encoder.backbone.eval().encode(piece)
+            vector = pool_tokens(tokens, grid, mode="freq+max")
+            means = means + vector[:, :-64] * chunk.length / total
+            tops.append(vector[:, -64:])
+    wanted = torch.cat([means, torch.stack(tops).amax(dim=0)], dim=1)
+    torch.testing.assert_close(encoder.embed(clip, RATE), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_batch_seconds_changes_memory_only():
+    encoder = make_encoder(chunk_seconds=1.0)
+    clip = noise(RATE * 6)
+    one_by_one = encoder.embed(clip, RATE, batch_seconds=0.1)
+    torch.testing.assert_close(one_by_one, encoder.embed(clip, RATE), atol=1e-5, rtol=1e-4)
+
+
+# -- frames -----------------------------------------------------------------------------------------
+
+
+def test_frames_are_evenly_spaced_in_milliseconds_and_end_with_the_clip():
+    encoder = make_encoder(chunk_seconds=1.0)
+    for samples in (1, 100, RATE, int(2.74 * RATE), 4 * RATE):
+        embeddings, milliseconds = encoder.embed_frames(noise(samples).repeat(2, 1), RATE)
+        assert embeddings.shape == (2, milliseconds.shape[1], 4 * 64)  # 4 rows of 64 channels
+        assert embeddings.dtype == milliseconds.dtype == torch.float32
+        assert milliseconds.shape[0] == 2
+        torch.testing.assert_close(
+            milliseconds[0], torch.arange(milliseconds.shape[1]) * 320.0, atol=1e-3, rtol=0
+        )
+        assert milliseconds.max() <= 1000 * samples / RATE
+
+
+def test_time_mean_of_the_frames_is_the_frequency_part_of_the_embedding():
+    encoder = make_encoder()
+    clip = noise(RATE)
+    frames, _ = encoder.embed_frames(clip, RATE)
+    embedding = encoder.embed(clip, RATE)
+    torch.testing.assert_close(frames.mean(dim=1), embedding[:, :-64], atol=1e-5, rtol=1e-4)
+
+
+def test_a_click_moves_the_column_at_its_time():
+    encoder = make_encoder()
+    quiet = torch.zeros(4 * RATE)
+    clicked = quiet.clone()
+    clicked[int(1.92 * RATE)] = 1.0
+    before, milliseconds = encoder.embed_frames(quiet, RATE)
+    after, _ = encoder.embed_frames(clicked, RATE)
+    moved = (after - before).norm(dim=2)[0]
+    assert float(milliseconds[0, int(moved.argmax())]) == pytest.approx(1920, abs=1)
+
+
+def test_frames_of_clips_of_different_lengths_are_refused(encoder):
+    with pytest.raises(ValueError, match="call it once a clip"):
+        encoder.embed_frames([noise(100), noise(200)], RATE)
+
+
+# -- folder -----------------------------------------------------------------------------------------
+
+
+def test_a_loaded_encoder_gives_the_same_vectors(encoder, folder):
+    loaded = ssmast.load_encoder(folder)
+    clip = noise(20000)
+    assert torch.equal(loaded.embed(clip, RATE), encoder.embed(clip, RATE))
+    assert loaded.settings() == encoder.settings()
+    assert loaded.info == encoder.info
+    assert loaded.sha256 == json.loads((folder / "checksums.json").read_text())["model.safetensors"]
+    assert not loaded.training
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md",
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_timm_reads_the_folder(encoder, folder):
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    log_mel = torch.randn(1, 1, 64, 96)
+    wanted = encoder.backbone.eval()(log_mel)
+    assert torch.equal(model.eval()(log_mel), wanted)
+
+
+def test_the_card_tells_what_it_is(tmp_path):
+    encoder = make_encoder()
+    encoder.info = {"data": "a | b", "settings": {"optim": {"lr": 0.001}}}
+    encoder.save(tmp_path / "e")
+    card = (tmp_path / "e" / "README.md").read_text()
+    for part in ("mast_nano", "16000 Hz", "freq+max", "a \\| b", '"lr": 0.001', "load_encoder"):
+        assert part in card
+
+
+def test_saving_replaces_an_encoder_and_nothing_else(encoder, folder, tmp_path):
+    make_encoder(pooling="mean").save(folder)
+    assert load_encoder(folder).pooling == "mean"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds files but no encoder"):
+        encoder.save(tmp_path / "thesis")
+    with pytest.raises(FileExistsError, match="is a file"):
+        encoder.save(tmp_path / "thesis" / "chapter.txt")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    encoder.save(tmp_path / "empty")
+    load_encoder(tmp_path / "empty")
+
+
+def test_a_failed_save_leaves_nothing_and_harms_nothing(encoder, folder, tmp_path, monkeypatch):
+    before = (folder / "config.json").read_bytes()
+
+    def full_disk(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssmast.encoder_folder.os.fsync", full_disk)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            make_encoder(pooling="mean").save(target)
+    assert (folder / "config.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
+
+
+def test_info_that_json_cannot_hold_is_refused(tmp_path):
+    encoder = make_encoder()
+    encoder.info = {"data": object()}
+    with pytest.raises(ValueError, match="must be plain JSON values"):
+        encoder.save(tmp_path / "e")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_file_is_named(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no encoder folder: it has no {name}"):
+        load_encoder(folder)
+
+
+def test_the_card_may_be_edited(folder):
+    (folder / "README.md").write_text("my encoder")
+    load_encoder(folder)
+
+
+def test_the_run_folder_points_to_its_encoder(folder):
+    with pytest.raises(FileNotFoundError, match="did you mean .*encoder"):
+        load_encoder(folder.parent)
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no encoder folder at .*nowhere; wanted a folder"):
+        load_encoder(tmp_path / "nowhere")
+
+
+def rewrite_config(folder, change) -> None:
+    """Change config.json as somebody would who publishes a folder: checksums included."""
+    import hashlib
+
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    text = json.dumps(config).encode()
+    (folder / "config.json").write_bytes(text)
+    sums = json.loads((folder / "checksums.json").read_text())
+    sums["config.json"] = hashlib.sha256(text).hexdigest()
+    (folder / "checksums.json").write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["model_args"].update(checkpoint_path="/tmp/evil.pt"),
+        lambda config: config["model_args"].update(pretrained=True),
+        lambda config: config.update(architecture="hf-hub:somebody/else"),
+        lambda config: config["ssmast"].update(format=99),
+    ],
+)
+def test_a_folder_cannot_make_us_load_anything_else(folder, change):
+    rewrite_config(folder, change)
+    with pytest.raises(ValueError, match="not for this version"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda config: config["model_args"].update(embed_dim=16), "do not make an encoder"),
+        (lambda config: config.update(architecture="resnet18", model_args={}), "backbone must"),
+        (lambda config: config.pop("ssmast"), "lacks ssmast"),
+        (lambda config: config["ssmast"].pop("front_end"), "do not make an encoder"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_sentence(folder, change, sentence):
+    rewrite_config(folder, change)
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(folder)
+
+
+def test_checksums_of_files_elsewhere_are_not_followed(folder):
+    sums = json.loads((folder / "checksums.json").read_text())
+    (folder / "checksums.json").write_text(json.dumps({**sums, "../../etc/passwd": "0"}))
+    with pytest.raises(ValueError, match="damaged"):
+        load_encoder(folder)
+
+
+def test_a_hub_name_is_downloaded_and_a_mistyped_path_is_not(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, *, revision, allow_patterns):
+        asked.append((repo, revision, tuple(sorted(allow_patterns))))
+        if repo == "org/none":
+            raise OSError("404 Client Error")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    files = ("README.md", "checksums.json", "config.json", "model.safetensors")
+    load_encoder("org/name")
+    load_encoder("hf-hub:org/name@v1")
+    assert asked == [("org/name", None, files), ("org/name", "v1", files)]
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor .*404 Client Error"):
+        load_encoder("org/none")
+    with pytest.raises(FileNotFoundError, match="no encoder folder at encoder/nano"):
+        load_encoder("encoder/nano")  # the folder `encoder` is here
+    assert len(asked) == 3
+
+
+# -- the rest ---------------------------------------------------------------------------------------
+
+
+def test_the_untrained_twin_shares_all_but_the_weights(encoder):
+    state = torch.get_rng_state()
+    twin = random_twin(encoder, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert twin.settings() == encoder.settings()
+    assert twin.dim == encoder.dim
+    assert twin.sha256 not in (encoder.sha256, random_twin(encoder, seed=4).sha256)
+    assert twin.sha256 == random_twin(encoder, seed=3).sha256
+    shapes = {name: value.shape for name, value in encoder.backbone.state_dict().items()}
+    assert {name: value.shape for name, value in twin.backbone.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"pooling": "sum"}, "pooling must be one of mean, mean.max, freq.max, got 'sum'"),
+        ({"layers": "first"}, "layers must be one of last, stages, blocks, got 'first'"),
+        ({"chunk_seconds": 0}, "chunk_seconds must be above 0, got 0"),
+    ],
+)
+def test_unknown_settings_name_the_allowed_ones(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_encoder(**settings)
+
+
+def test_another_family_is_refused():
+    with pytest.raises(ValueError, match="ssmast.create_model, got Linear"):
+        Encoder(torch.nn.Linear(1, 1), LogMel())
+
+
+def test_a_copy_of_the_folder_works(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere" / "encoder")
+    load_encoder(tmp_path / "elsewhere" / "encoder")
+
+
+@pytest.mark.data
+def test_nasty_files_give_vectors_or_sentences(encoder, shared_data):
+    from ssmast.audio import AudioError
+
+    files = sorted((shared_data / "nasty" / "files").iterdir())
+    good = 0
+    for file in files:
+        try:
+            embedding = encoder.embed(file)
+        except AudioError as error:
+            assert file.name in str(error)
+            assert "\n" not in str(error)
+        else:
+            good += 1
+            assert embedding.isfinite().all()
+    assert 0 < good < len(files)
