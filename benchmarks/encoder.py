@@ -39,13 +39,13 @@ class Settings:
     """Keys of this benchmark."""
 
     model: str = setting("mast_base", "MAST of which size")
-    frames: list[int] = setting([96, 512, 1024], "input lengths; 1024 frames are 10.23 s")  # noqa: RUF009
-    batches: list[int] = setting([1, 8], "clips at once")  # noqa: RUF009
+    frames: list[int] = setting([96, 512, 1024], "input lengths; 1024 frames are 10.23 s")
+    batches: list[int] = setting([1, 8], "clips at once")
     runs: int = setting(7, "timed runs of each; the median counts")
     device: str = setting("auto", "cpu, cuda, or auto for cuda where there is one")
     dtype: str = setting("float32", "float32, or bfloat16 for autocast")
     threads: int = setting(0, "CPU threads, 0 for torch's choice")
-    paths: list[str] = setting(["reference", "mask", "augmented"], "attention paths beside auto")  # noqa: RUF009
+    paths: list[str] = setting(["reference", "mask", "augmented"], "attention paths beside auto")
     patch_drop: float = setting(0.2, "also time with this structured patch-drop; 0 for none")
     mvit: bool = setting(True, "time timm's MViTv2 too")
     ast: bool = setting(True, "time AST too")

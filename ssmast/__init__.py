@@ -17,7 +17,7 @@ _HOMES = {
     "Encoder": "ssmast.encoder",
     "load_encoder": "ssmast.encoder",
 }
-__all__ = ["Encoder", "create_model", "describe", "list_models", "load_encoder"]  # noqa: F822
+__all__ = ["Encoder", "create_model", "describe", "list_models", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,13 @@ No data, no network, no GPU. The same command gives the same numbers.
 """
 
 import logging
+import sys
 import time
 from pathlib import Path
 
 from ssmast.evaluation.report import write_report
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.evaluation.table import results_table
 from ssmast.settings import parse, wants_dry_run
 from ssmast.training.build import built_in_corpus
 from ssmast.training.config import RECIPES, PretrainConfig
@@ -44,6 +46,8 @@ def main(argv: list[str]) -> int:
         )
     )
     write_report(folder.report, run=folder.path, results=results)
+    sys.stdout.write("\n" + results_table(results) + "\n")
+    sys.stdout.flush()
     logger.info("encoder  %s", folder.encoder)
     logger.info("report   %s", folder.report.resolve())
     logger.info("time     %.0f s", time.monotonic() - started)

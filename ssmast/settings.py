@@ -23,7 +23,7 @@ class UsageError(ValueError):
     """The command line or a recipe asks for something that does not exist; exit status 2."""
 
 
-def setting(default: Any, help: str) -> Any:  # noqa: A002 - the word users know
+def setting(default: Any, help: str) -> Any:
     """A dataclass field with its help text; mutable defaults are copied per instance."""
     metadata = {"help": help}
     if dataclasses.is_dataclass(default) and isinstance(default, type):
@@ -75,7 +75,9 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
         reason = str(error).replace("\n", " ")
         raise UsageError(f"recipe {path} cannot be read as plain YAML: {reason}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"recipe {path} must hold `key: value` lines, got {type(content).__name__}")
+        raise UsageError(
+            f"recipe {path} must hold `key: value` lines, got {type(content).__name__}"
+        )
     return content
 
 
@@ -173,9 +175,7 @@ def _check_keys(
             raise UsageError(f"unknown key {key!r} in {where}{hint}")
 
 
-def _value(
-    key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, command: str
-) -> Any:
+def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, command: str) -> Any:
     _check_keys({key: text}, leaves, where=f"`{command}`")
     kind = leaves[key].type
     if kind is str:

@@ -82,7 +82,7 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 
 def test_unknown_recipe_lists_those_there_are(tmp_path):
     (tmp_path / "small.yaml").write_text("steps: 7\n")
-    with pytest.raises(UsageError, match="'smal' was not found.*one of: small"):
+    with pytest.raises(UsageError, match=r"'smal' was not found.*one of: small"):
         _parse("recipe=smal", recipes=tmp_path)
 
 

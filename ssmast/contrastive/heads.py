@@ -1,5 +1,7 @@
 """Small MLPs between the embedding and the contrastive loss; thrown away after pretraining."""
 
+from itertools import pairwise
+
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
@@ -65,7 +67,7 @@ def _norm(kind: str, dim: int) -> list[nn.Module]:
 
 def _mlp(dims: list[int], *, norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for dim_in, dim_out in zip(dims[:-2], dims[1:-1], strict=True):
+    for dim_in, dim_out in pairwise(dims[:-1]):
         layers += [nn.Linear(dim_in, dim_out, bias=norm == "none")]
         layers += [*_norm(norm, dim_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))

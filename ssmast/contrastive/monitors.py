@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def effective_rank(embeddings: Tensor) -> float:
-    """exp of the entropy of the normalised singular values; 1 when all vectors are one line.
+    """Exp of the entropy of the normalised singular values; 1 when all vectors are one line.
 
     Args:
         embeddings: (B, D). Needs B > 1; at most min(B, D) can be reached, less one when centred.
@@ -34,7 +34,7 @@ def alignment(projections_1: Tensor, projections_2: Tensor) -> float:
 
 @torch.no_grad()
 def uniformity(projections: Tensor) -> float:
-    """log mean exp(-2 d^2) over pairs of unit vectors (B, P); 0 is collapse, -4 about uniform.
+    """Log mean exp(-2 d^2) over pairs of unit vectors (B, P); 0 is collapse, -4 about uniform.
 
     Source: Wang & Isola 2020, eq. 8.
     """
@@ -44,7 +44,7 @@ def uniformity(projections: Tensor) -> float:
 
 @torch.no_grad()
 def feature_std(embeddings: Tensor) -> float:
-    """Mean std of the unit-length embeddings' dimensions times sqrt(D); 1 if spread, 0 if collapsed.
+    """Mean std of the unit-length embeddings' dimensions times sqrt(D): 1 spread, 0 collapsed.
 
     Source: Chen & He 2021 (SimSiam), section 4.1.
     """

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model import PatchDrop
+from ssmast.model import MAST, Grid, PatchDrop
 
-PoolTokens = Callable[[Tensor, object, Tensor | None], Tensor]
+PoolTokens = Callable[[Tensor, Grid, Tensor | None], Tensor]
 
 
 class Branch(nn.Module):
@@ -21,7 +21,9 @@ class Branch(nn.Module):
         projector: maps the embedding to the projection (B, P).
     """
 
-    def __init__(self, backbone: nn.Module, pool: PoolTokens, projector: nn.Module) -> None:
+    backbone: MAST
+
+    def __init__(self, backbone: MAST, pool: PoolTokens, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
@@ -97,18 +99,18 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def ema_update_(self, student_branch: Branch, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, once a step.
+        """Teacher <- momentum * teacher + (1 - momentum) * student, once a step.
 
-        Floating-point buffers follow the same average; counters are copied. Source: He et al. 2020 (MoCo), eq. 2.
+        Floating-point buffers follow the same average; counters are copied.
+
+        Source: He et al. 2020 (MoCo), eq. 2.
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        pairs = [*zip(self.branch.parameters(), student_branch.parameters(), strict=True)]
-        pairs += zip(self.branch.buffers(), student_branch.buffers(), strict=True)
-        floating = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-        torch._foreach_lerp_(
-            [mine for mine, _ in floating], [theirs for _, theirs in floating], 1 - momentum
-        )
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        mine = [*self.branch.parameters(), *self.branch.buffers()]
+        theirs = [*student_branch.parameters(), *student_branch.buffers()]
+        for average, current in zip(mine, theirs, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current.to(average.dtype), 1 - momentum)
+            else:
+                average.copy_(current)

@@ -1,5 +1,6 @@
 """Frozen embeddings and a task -> a score with its interval."""
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ssmast.evaluation.classifier import Fitted, Part
 from ssmast.evaluation.knn import fit_knn
-from ssmast.evaluation.linear import fit_linear
+from ssmast.evaluation.linear import GRID, LR_GRID, fit_linear
 from ssmast.evaluation.logreg import fit_logreg
 from ssmast.evaluation.metrics import (
     bootstrap_interval,
@@ -52,8 +53,8 @@ class ProbeResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, as they come back from it."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 def run_probe(
@@ -70,8 +71,8 @@ def run_probe(
     Args:
         features: embeddings (n, D), row i of `task.clips[i]`.
         task: with its splits.
-        protocol: "linear" (Adam with a cosine, learning rate chosen), "logreg" (L-BFGS, C chosen),
-            "knn" (k chosen), or "evar" (Adam at a constant rate, best epoch).
+        protocol: "linear" (Adam with a cosine, learning rate and L2 penalty chosen), "logreg"
+            (L-BFGS, C chosen), "knn" (k chosen), or "evar" (Adam at a constant rate, best epoch).
         metric: "accuracy" or "balanced_accuracy".
         num_seeds: repetitions; logreg and knn have no chance in them and run once.
         seed: of the first.
@@ -167,6 +168,7 @@ class _Prepared:
             metric=by,
             num_seeds=num_seeds,
             seed=seed,
+            grid=LR_GRID if protocol == "evar" else GRID,
             num_epochs=200 if protocol == "evar" else 50,
             patience=20 if protocol == "evar" else None,
         )

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,7 +22,7 @@ from ssmast.audio import (
 )
 from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
 from ssmast.encoder import Encoder
-from ssmast.model import create_model, pool_tokens, pooled_dim
+from ssmast.model import MAST, Grid, create_model, pool_tokens, pooled_dim
 from ssmast.training.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,21 @@ def build_augment(config: PretrainConfig) -> ViewAugment:
     )
 
 
-def build_student(config: PretrainConfig, *, drop_path: float | None = None) -> Student:
+def build_student(config: PretrainConfig) -> Student:
     """Backbone, projector and predictor with fresh weights."""
-    backbone = create_model(
-        config.model,
-        num_classes=0,
-        input_size=(config.front_end.num_mels, config.views.frames),
-        drop_path_rate=config.drop_path if drop_path is None else drop_path,
+    backbone = cast(
+        MAST,
+        create_model(
+            config.model,
+            num_classes=0,
+            input_size=(config.front_end.num_mels, config.views.frames),
+            drop_path_rate=config.drop_path,
+        ),
     )
     head = config.head
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
-    def pool(tokens: torch.Tensor, grid: Any, mask: torch.Tensor | None) -> torch.Tensor:
+    def pool(tokens: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> torch.Tensor:
         return pool_tokens(tokens, grid, mode=head.pooling, mask=mask)
 
     projector = build_projector(
@@ -104,7 +107,12 @@ def build_student(config: PretrainConfig, *, drop_path: float | None = None) -> 
 
 
 def build_encoder(
-    config: PretrainConfig, *, student: Student, teacher: Teacher, log_mel: LogMel, facts: dict[str, Any]
+    config: PretrainConfig,
+    *,
+    student: Student,
+    teacher: Teacher,
+    log_mel: LogMel,
+    facts: dict[str, Any],
 ) -> Encoder:
     """The encoder to export: one of the two networks, front end and pooling together."""
     export = config.export

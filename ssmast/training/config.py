@@ -97,7 +97,9 @@ class Export:
     """What `encoder/` holds at the end."""
 
     network: str = setting("teacher", "student or teacher")
-    pooling: str = setting("freq+max", "how tokens become the embedding: mean, mean+max or freq+max")
+    pooling: str = setting(
+        "freq+max", "how tokens become the embedding: mean, mean+max or freq+max"
+    )
     layers: str = setting("last", "last, stages or blocks")
     chunk_seconds: float = setting(10.0, "longer audio is embedded in pieces of this length")
 

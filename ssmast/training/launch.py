@@ -43,7 +43,7 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
             "without a GPU use `accelerate launch --multi_gpu --num_processes N`, "
             "since `--cpu` starts only one"
         )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
 

@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -146,7 +146,7 @@ def _agree(accelerator: Accelerator, signal_number: int) -> int:
     if accelerator.num_processes == 1:
         return signal_number
     mine = torch.tensor([signal_number], device=accelerator.device)
-    return int(accelerator.gather(mine).max())
+    return int(cast(torch.Tensor, accelerator.gather(mine)).max())
 
 
 def _note_skip(

@@ -1,5 +1,8 @@
 """Parameters -> optimiser."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -13,7 +16,8 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, obj
     for prefix, module in model.named_modules():
         names = getattr(module, "no_weight_decay", None)
         if callable(names):
-            exempt |= {f"{prefix}.{name}" if prefix else name for name in names()}
+            listed = cast(Iterable[str], names())
+            exempt |= {f"{prefix}.{name}" if prefix else name for name in listed}
     decay, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,11 +1,12 @@
 """SS-MAST pretraining: student, momentum teacher, queue of negatives, patch-drop.
 
-    accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
-    accelerate launch -m ssmast.training.pretrain recipe=smoke
-    ssmast pretrain recipe=smoke                     (one process)
+accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
+accelerate launch -m ssmast.training.pretrain recipe=smoke
+ssmast pretrain recipe=smoke                     (one process)
 """
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -63,9 +64,7 @@ def run(config: PretrainConfig, *, dry_run: bool = False) -> RunFolder:
     with StopRequest() as stop:
         # The main process decides alone: a second look would already find its folder taken.
         folder = _on_main(accelerator, lambda: open_run(config))
-        corpus = _on_main_first(
-            accelerator, lambda: open_data(config, runs=folder.path.parent)
-        )
+        corpus = _on_main_first(accelerator, lambda: open_data(config, runs=folder.path.parent))
         steps = steps_of(config, num_clips=len(corpus))
         if accelerator.is_main_process:
             logger.info(
@@ -92,7 +91,8 @@ def _train(
 ) -> RunFolder:
     if accelerator.is_main_process:
         folder.write_config(config)
-    facts = _on_main(accelerator, lambda: _corpus_facts(config, folder, corpus))
+    source = _on_main_first(accelerator, lambda: _decoded(config, folder, corpus))
+    facts = _on_main(accelerator, lambda: _corpus_facts(config, folder, corpus, source))
     log_mel = build_log_mel(config, mean=facts["mean"], std=facts["std"])
     trainer = Pretraining(
         config, accelerator=accelerator, log_mel=log_mel, num_clips=len(corpus), steps=steps
@@ -100,7 +100,6 @@ def _train(
     if folder.resume_from is not None:
         trainer.load_(folder.resume_from)
         logger.info("going on at step %d from %s", trainer.step, folder.resume_from)
-    source = _on_main_first(accelerator, lambda: _decoded(config, folder, corpus))
     dataset = SegmentDataset(
         source,
         num_samples=log_mel.samples(config.views.frames),
@@ -167,8 +166,10 @@ def _export(
     logger.info("report:  %s", folder.report)
 
 
-def _corpus_facts(config: PretrainConfig, folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
-    """Mean and std of the corpus, measured once a run."""
+def _corpus_facts(
+    config: PretrainConfig, folder: RunFolder, corpus: Corpus, source: Corpus
+) -> dict[str, Any]:
+    """Mean and std of the corpus, measured once a run on its decoded form."""
     facts = folder.read_facts()
     if facts:
         if facts["corpus"] != corpus.fingerprint:
@@ -179,7 +180,7 @@ def _corpus_facts(config: PretrainConfig, folder: RunFolder, corpus: Corpus) -> 
         return facts
     log_mel = build_log_mel(config)
     mean, std = measure_mean_std(
-        corpus,
+        source,
         log_mel,
         num_samples=log_mel.samples(config.views.frames),
         seed=config.seed,
@@ -203,7 +204,7 @@ def _decoded(config: PretrainConfig, folder: RunFolder, corpus: Corpus) -> Corpu
         where,
         sample_rate=config.front_end.sample_rate,
         max_bytes=8 << 30 if config.cache == "auto" else None,
-        workers=config.workers,
+        workers=len(os.sched_getaffinity(0)),  # nothing else runs yet
     )
 
 

@@ -4,7 +4,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class Pretraining:
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses, accuracies, embeddings, predictions = [], [], [], []
+        temperature = self.raw_student.temperature
         start = self._first_row(batches)
         for i, batch in enumerate(batches):
             rows = slice(start, start + len(batch.ids))
@@ -248,7 +249,7 @@ class Pretraining:
         if drop.mode == "random":  # every clip its own patches
             epoch, clip = micro["epoch"].numpy(), micro["clip"].numpy()
         else:  # one pattern a step and view, the same on every process
-            epoch, clip = np.int64(0), np.int64(self.step)
+            epoch, clip = np.zeros((), np.int64), np.array(self.step)
         draws = keyed_uniform(self.config.seed, epoch, clip, _DROP_STREAM + view, shape[-1])
         return backbone.draw_patch_drop(
             mels,
@@ -294,13 +295,15 @@ class Pretraining:
         return self.accelerator.process_index * sum(len(batch.ids) for batch in batches)
 
     def _gather(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.gather(tensor) if self.accelerator.num_processes > 1 else tensor
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return cast(Tensor, self.accelerator.gather(tensor))
 
     def _any_process(self, flag: bool | Tensor) -> bool:
         if self.accelerator.num_processes == 1:
             return bool(flag)
         mine = torch.tensor([float(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+        return bool(cast(Tensor, self.accelerator.reduce(mine, reduction="sum")) > 0)
 
     # -- what a run looks like while it runs --------------------------------------------------
 
@@ -310,7 +313,7 @@ class Pretraining:
         embeddings, (p_1, p_2) = values["embeddings"], values["predictions"]
         shared = torch.stack([values["loss"], values["accuracy"]])
         if self.accelerator.num_processes > 1:
-            shared = self.accelerator.reduce(shared, reduction="mean")
+            shared = cast(Tensor, self.accelerator.reduce(shared, reduction="mean"))
         distance = torch.stack(
             [
                 (mine - theirs).square().sum()

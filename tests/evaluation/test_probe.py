@@ -100,7 +100,7 @@ def test_a_class_not_trained_on_counts_as_wrong(protocol):
 
 
 def test_seeds_give_the_interval_and_folds_theirs():
-    features, task = gaussians(num_clips=300, dim=8, classes=3, apart=2.0)
+    features, task = gaussians(num_clips=1200, dim=64, classes=5, apart=2.0)
     result = run_probe(features, task, num_seeds=4)
     assert len(result.scores) == 4
     assert len(set(result.scores)) > 1  # seeds do something
@@ -126,13 +126,16 @@ def test_scale_and_constant_features_do_not_matter():
 
 
 def test_the_batched_models_equal_one_model_alone():
-    """Several rates and seeds at once against plain autograd and Adam, one by one."""
-    torch.manual_seed(0)
-    x, y = torch.randn(60, 5), torch.randint(3, (60,))
+    """Several seeds at once against plain autograd and Adam, one by one.
+
+    Batches of 16 cannot hold three classes in equal number: a bias gradient of zero but for
+    rounding would be blown up to a whole step by Adam.
+    """
+    x, y = torch.randn(64, 5), torch.randint(3, (64,))
     valid = torch.randn(40, 5), torch.randint(3, (40,))
     fitted = fit_linear(
         (x, y), valid, num_classes=3, metric=get_metric("accuracy"), num_seeds=2,
-        lr_grid=(0.5,), num_epochs=4, batch_size=15, seed=7,
+        grid=((0.5, 0.05),), num_epochs=4, batch_size=16, seed=7,
     )  # fmt: skip
     for row, seed in enumerate((7, 8)):
         layer = torch.nn.Linear(5, 3)
@@ -141,12 +144,13 @@ def test_the_batched_models_equal_one_model_alone():
         adam = torch.optim.Adam(layer.parameters(), lr=0.5 / 5)
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(4):
-            order = torch.randperm(60, generator=generator)
-            for index, batch in enumerate(order.split(15)):
+            order = torch.randperm(64, generator=generator)
+            for index, batch in enumerate(order.split(16)):
                 progress = (epoch + index / 4) / 4
                 adam.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * progress))
                 adam.zero_grad()
-                torch.nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
+                loss = torch.nn.functional.cross_entropy(layer(x[batch]), y[batch])
+                (loss + layer.weight.square().sum() / (2 * 0.05 * 64)).backward()
                 adam.step()
         torch.testing.assert_close(
             fitted.scores(valid[0])[row], layer(valid[0]).detach(), atol=1e-4, rtol=1e-3
@@ -156,8 +160,8 @@ def test_the_batched_models_equal_one_model_alone():
 def test_the_rate_is_chosen_by_validation():
     features, task = gaussians(num_clips=400, dim=8, classes=4, apart=6.0)
     chosen = run_probe(features, task).chosen[0]
-    grid_low, grid_high = 0.1 / 8, 30 / 8
-    assert grid_low <= chosen["lr"] <= grid_high
+    assert chosen["lr"] * 8 in (1.0, 4.0)
+    assert chosen["C"] in (0.003, 0.03, 0.3, None)
     assert chosen["epoch"] == [50] * 5
 
 

@@ -29,7 +29,7 @@ def test_results_of_every_task_stand_in_files_and_in_the_table(
     assert len(result["ids_sha256"]) == 64
     sums = json.loads((encoder_folder / "checksums.json").read_text())
     assert result["encoder_sha256"] == sums["model.safetensors"]
-    assert set(result["chosen"][0]) == {"split", "lr", "epoch", "at_grid_end"}
+    assert set(result["chosen"][0]) == {"split", "lr", "C", "epoch"}
     assert set(result["baselines"]) == {"untrained", "log_mel"}
     assert result["baselines"]["log_mel"]["mean"] > 0.9  # tones are easy
     average = (

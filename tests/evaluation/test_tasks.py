@@ -41,7 +41,7 @@ def test_missing_data_is_one_sentence(sets, tmp_path):
         find_tasks(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no labelled set in"):
         find_tasks(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no labelled set 'tonnes' in .*more_tones, tones"):
+    with pytest.raises(FileNotFoundError, match=r"no labelled set 'tonnes' in .*more_tones, tones"):
         load_task(sets, "tonnes")
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_warmup_is_linear_then_cosine_to_the_end():
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert values[10] == pytest.approx(1.0)
     assert values[-1] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(values[9:], values[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[9:]))
     quarter = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 30 / 89))
     assert values[40] == pytest.approx(quarter)
 

@@ -1,4 +1,4 @@
-"""The step of SS-MAST: one optimiser step, one EMA update, one enqueue, exact under accumulation."""
+"""The step of SS-MAST: one optimiser step, EMA update and enqueue; exact under accumulation."""
 
 import copy
 
