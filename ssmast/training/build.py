@@ -22,7 +22,8 @@ from ssmast.audio import (
 )
 from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
 from ssmast.encoder import Encoder
-from ssmast.model import MAST, Grid, create_model, pool_tokens, pooled_dim
+from ssmast.model import MAST, Grid, create_model, list_models, pool_tokens, pooled_dim
+from ssmast.settings import UsageError
 from ssmast.training.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,16 @@ def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
     if config.data:
         return open_corpus(config.data)
     return open_corpus(built_in_corpus(runs)).select(split="train")
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is not there before any audio is read.
+
+    Raises:
+        UsageError: naming the models there are.
+    """
+    if name not in list_models():
+        raise UsageError(f"model {name!r} is unknown; the models are {', '.join(list_models())}")
 
 
 def build_log_mel(config: PretrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:

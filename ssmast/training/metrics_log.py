@@ -17,10 +17,10 @@ class MetricsLog:
     """One object a logged step, appended and flushed.
 
     Args:
-        file: metrics.jsonl; lines of steps at or after `first_step` (left by a killed run that
-            went further than its last checkpoint) are dropped.
+        file: metrics.jsonl; lines after `first_step` steps (left by a killed run that went
+            further than its last checkpoint) are dropped.
         steps: steps of the whole run.
-        first_step: step this process starts at.
+        first_step: steps done when this process starts.
         enabled: False on all but the main process.
         tensorboard: folder for TensorBoard events, or None.
         plain_every: seconds between plain progress lines when not on a terminal.
@@ -40,7 +40,7 @@ class MetricsLog:
         self.steps = steps
         if not enabled:
             return
-        _drop_lines_from(file, first_step)
+        _drop_lines_after(file, first_step)
         self._file = file.open("a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, leave=True)
         self._plain_every, self._last_plain, self._start = plain_every, 0.0, time.monotonic()
@@ -49,7 +49,7 @@ class MetricsLog:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=first_step)
+            self._board = SummaryWriter(str(tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a line; NaN becomes null, so every line is JSON."""
@@ -109,9 +109,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_lines_from(file: Path, step: int) -> None:
+def _drop_lines_after(file: Path, step: int) -> None:
     if file.is_file():
-        kept = [json.dumps(row) for row in read_metrics(file) if row["step"] < step]
+        kept = [json.dumps(row) for row in read_metrics(file) if row["step"] <= step]
         file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ from ssmast.settings import parse, to_dict, wants_dry_run
 from ssmast.training.build import (
     build_encoder,
     build_log_mel,
+    check_model,
     open_data,
     segment_loader,
     steps_of,
@@ -58,6 +59,7 @@ def run(config: PretrainConfig, *, dry_run: bool = False) -> RunFolder:
         ValueError, FileNotFoundError, FileExistsError: one sentence saying what to change.
         StoppedError: after Ctrl-C or SIGTERM, with the state saved.
     """
+    check_model(config.model)
     accelerator = start_accelerator(
         precision=config.precision, processes=config.processes, threads=config.threads
     )

@@ -144,7 +144,7 @@ def test_a_missing_resume_point_is_an_error(audio, tmp_path, capsys):
         (["recipe=nothing"], 2, "recipe 'nothing' was not found"),
         (["processes=2"], 1, "2 processes were asked for but 1 is running"),
         (["batch_size=6", "optim.accumulate=4", "head.norm=layer"], 1, "batch_size=6"),
-        (["model=mast_huge"], 1, "mast_huge"),
+        (["model=mast_huge"], 2, "the models are mast_base"),
     ],
 )
 def test_mistakes_end_in_one_sentence(words, status, message, audio, tmp_path, capsys):

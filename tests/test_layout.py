@@ -1,0 +1,102 @@
+"""The house: imports go one way, and nothing unsafe is called anywhere."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ssmast"
+BASE = {"settings", "command", "version"}
+ENCODER = {"encoder", "encoder_input", "encoder_chunks", "encoder_folder"}
+# room -> rooms it may import from
+MAY_SEE = {
+    "settings": set(),
+    "command": {"settings"},
+    "audio": set(),
+    "model": {"settings"},
+    "contrastive": {"model"},
+    **{name: {"audio", "model", "ssmast"} | ENCODER for name in ENCODER},
+    "evaluation": {"audio", "model", "settings", "command", "ssmast"} | ENCODER,
+    "training": {"audio", "model", "contrastive", "evaluation", "ssmast"} | ENCODER | BASE,
+    "demo": {"evaluation", "training"} | BASE,
+    "cli": BASE | {"ssmast"},
+}
+
+
+def _files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return "ssmast" if parts == ("__init__",) else parts[0]
+
+
+def _imports(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+    room = _room(file)
+    if room == "ssmast":
+        return
+    for name in _imports(file):
+        head, _, rest = name.partition(".")
+        if head != "ssmast":
+            assert head not in {"pretrain", "linear_eval", "benchmarks", "tests"}
+            continue
+        seen = rest.split(".")[0] or "ssmast"
+        assert seen == room or seen in MAY_SEE[room], f"{room} must not see {seen}"
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_only_the_rooms_that_may_use_accelerate_and_open_sound_files(file):
+    imports = {name.split(".")[0] for name in _imports(file)}
+    if _room(file) not in {"training", "evaluation"}:
+        assert "accelerate" not in imports
+    if _room(file) != "audio":
+        assert not imports & {"soundfile", "torchcodec", "audioread", "librosa"}
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_evaluated_or_handed_to_a_shell(file):
+    assert not _imports(file) & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in {"eval", "exec", "os.system", "torch.load", "torch.save", "yaml.load"}
+        assert not called.endswith((".extractall", ".extract"))
+        assert not any(word.arg == "shell" for word in node.keywords)
+
+
+def test_help_answers_without_loading_torch():
+    code = (
+        "import sys; sys.argv = ['ssmast', '--help']; import ssmast.cli; ssmast.cli.main();"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
+
+
+def test_importing_registers_the_models_with_timm():
+    code = "import ssmast, timm; assert timm.is_model('mast_nano'); print(ssmast.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    from ssmast.cli import main
+
+    assert main(["pretran"]) == 2
+    assert "the commands are demo, pretrain" in capsys.readouterr().err
