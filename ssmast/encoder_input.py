@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import read_audio
+from ssmast.audio import read_audio, resample
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 Clip = str | Path | Samples | Tensor
@@ -44,7 +44,7 @@ def read_clips(
         )
     if sample_rate is None or not sample_rate > 0:
         raise ValueError(f"samples need their sample_rate in Hz, got {sample_rate}")
-    return [torch.from_numpy(_resample(row, int(sample_rate), wanted)) for row in _rows(waveform)]
+    return [torch.from_numpy(resample(row, int(sample_rate), wanted)) for row in _rows(waveform)]
 
 
 def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor:
@@ -77,18 +77,3 @@ def _rows(samples: Samples) -> Samples:
     if not np.isfinite(rows).all():
         raise ValueError("waveform must be finite, got NaN or infinity")
     return rows
-
-
-def _resample(samples: Samples, rate: int, wanted: int) -> Samples:
-    """As `read_audio` resamples, so that a file and its samples give one embedding."""
-    import soxr
-
-    if rate != wanted:
-        resampled = soxr.resample(samples, rate, wanted, quality="HQ")
-        if not len(resampled):
-            raise ValueError(
-                f"waveform is too short: {len(samples)} samples at {rate} Hz make none at "
-                f"{wanted} Hz"
-            )
-        samples = resampled
-    return np.ascontiguousarray(samples, dtype=np.float32)

@@ -27,7 +27,7 @@ class Views:
 
     frames: int = setting(96, "frames of a view (96 = 0.95 s, 1024 = 10.23 s)")
     segments: int = setting(2, "2: each view has a random segment of its own; 1: both share one")
-    waveform_augment: float = setting(0.0, "probability of the audiomentations chain per segment")
+    waveform_augment: float = setting(0.3, "probability of the audiomentations chain per segment")
     mixup_rate: float = setting(0.2, "largest share of a background clip mixed in (BYOL-A)")
     mixup_memory: int = setting(512, "past clips that backgrounds are drawn from")
     crop_freq: list[float] = setting([0.6, 1.5], "random resized crop: height, shortest to tallest")
