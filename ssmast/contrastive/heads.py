@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 NORMS = ("none", "layer", "batch")
@@ -48,11 +47,23 @@ def _over_processes(mean: Tensor) -> Tensor:
     size = distributed.get_world_size()
     if size == 1:
         return mean
-    if not mean.requires_grad:
-        mean = mean.clone()
-        distributed.all_reduce(mean)
-        return mean / size
-    return distributed.nn.functional.all_reduce(mean) / size
+    return _SumOverProcesses.apply(mean) / size
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce by sum, whose gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def _norm(kind: str, dim: int) -> list[nn.Module]:

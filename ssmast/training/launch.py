@@ -8,7 +8,6 @@ from types import FrameType, TracebackType
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,6 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
     accelerator = Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
-        # Nothing of the student needs its buffers broadcast; queue and teacher stay outside.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     wanted = max(processes, _requested_by_launcher())
     if wanted > accelerator.num_processes:

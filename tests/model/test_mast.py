@@ -1,7 +1,5 @@
 """The encoder: its tables, any input, batches of different lengths, patch-drop."""
 
-import time
-
 import pytest
 import torch
 
@@ -406,27 +404,26 @@ def test_pooling_by_row_has_one_length_whatever_was_dropped():
         assert pool_tokens(tokens, grid, mode="freq+max").shape == whole.shape
 
 
-@pytest.mark.slow
-def test_structured_drop_of_a_fifth_saves_at_least_15_percent_of_the_time():
+def test_structured_drop_of_a_fifth_saves_at_least_15_percent_of_the_arithmetic():
+    from torch.utils.flop_counter import FlopCounterMode
+
     net = nano().train()
-    x = torch.randn(8, 1, 128, 96)
+    x = torch.randn(2, 1, 128, 96)
     uniforms = torch.rand(12, generator=generator())
-    drops = []
+    drops = [None]
     for choice in (0.0, 0.99):
         uniforms[-1] = choice
         drops.append(
-            net.draw_patch_drop(128, 96, rate=0.2, mode="structured", batch=8, uniforms=uniforms)
+            net.draw_patch_drop(128, 96, rate=0.2, mode="structured", batch=2, uniforms=uniforms)
         )
 
-    def seconds(drop):
-        begin = time.process_time()  # not the wall clock: the machine may be shared
-        net(x, patch_drop=drop).square().mean().backward()
-        return time.process_time() - begin
+    def flops(drop):
+        with FlopCounterMode(display=False) as counter:
+            net(x, patch_drop=drop).square().mean().backward()
+        return counter.get_total_flops()
 
-    seconds(None)
-    runs = [[seconds(drop) for drop in (None, *drops)] for _ in range(15)]
-    whole, more, less = (min(column) for column in zip(*runs, strict=True))
-    # The two shares are drawn 2 : 3.
+    whole, more, less = map(flops, drops)
+    # The two shares are drawn 2 : 3. Time, which follows, is what benchmarks/encoder.py measures.
     assert (0.4 * more + 0.6 * less) / whole < 0.85
 
 
