@@ -84,7 +84,7 @@ def opened(source: Source, label: str) -> Iterator[Decoder]:
         _check_path(source, label)
     try:
         # Encoded by hand: soundfile would refuse a name that is not valid UTF-8.
-        target: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
+        target: Any = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
         with Decoder(target) as file:
             yield file
     except AudioError:
@@ -128,6 +128,18 @@ def _mono(block: np.ndarray) -> np.ndarray:
 def length_is_known(file: Decoder) -> bool:
     """Whether `frames` of an open file can be believed: never that of an mp3."""
     return 0 < file.frames < _UNKNOWN_LENGTH and not file.subtype.startswith("MPEG")
+
+
+class _Bytes(io.BytesIO):
+    """Bytes of a file in which a damaged header may send libsndfile before the start.
+
+    An exception inside its callback would be printed with a traceback and not reach us; staying at
+    the start gives libsndfile bytes that do not fit, which it reports as an error.
+    """
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self.getbuffer())}
+        return super().seek(max(0, origin[whence] + offset))
 
 
 class _Endless(io.BytesIO):

@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -378,3 +380,15 @@ def test_reading_block_by_block_disturbs_no_decoder(kind, monkeypatch):
     at_once, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     monkeypatch.setattr("ssmast.audio.decode._BLOCK_FRAMES", 1152)
     np.testing.assert_array_equal(read_audio(data, sample_rate=48000), at_once)
+
+
+def test_three_bytes_print_no_traceback():
+    # In a process of its own: the callback's traceback goes to the real stderr.
+    code = (
+        "from ssmast.audio import AudioError, read_audio\n"
+        "try:\n    read_audio(bytes([0xC2, 0x03, 0x8B]))\n"
+        "except AudioError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "no audio" in done.stdout
+    assert "Traceback" not in done.stderr
