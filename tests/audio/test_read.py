@@ -382,11 +382,14 @@ def test_reading_block_by_block_disturbs_no_decoder(kind, monkeypatch):
     np.testing.assert_array_equal(read_audio(data, sample_rate=48000), at_once)
 
 
-def test_three_bytes_print_no_traceback():
-    # In a process of its own: the callback's traceback goes to the real stderr.
+def test_a_seek_before_the_start_prints_no_traceback():
+    # An AIFF whose header sends libsndfile there; in a process of its own, as the callback's
+    # traceback goes to the real stderr.
     code = (
         "from ssmast.audio import AudioError, read_audio\n"
-        "try:\n    read_audio(bytes([0xC2, 0x03, 0x8B]))\n"
+        "head = bytes.fromhex('464f524d000042c041494646434f4d4d0000001200010000')\n"
+        "head += bytes.fromhex('1f400010fa0000fa00000000000053534e')\n"
+        "try:\n    read_audio(head.ljust(4096, bytes(1)))\n"
         "except AudioError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
