@@ -8,7 +8,7 @@ from ssmast.model.family import mast_base, mast_large, mast_nano, mast_small, ma
 from ssmast.model.grid import Grid
 from ssmast.model.mast import MAST
 from ssmast.model.patch import PatchDrop, draw_patch_drop, patch_drop_draws
-from ssmast.model.pool import merge_pooled, pool_tokens, pooled_dim
+from ssmast.model.pool import pool_tokens, pooled_dim
 from ssmast.model.pretrained import LoadReport, load_timm_state_dict
 
 
@@ -33,7 +33,6 @@ __all__ = [
     "mast_nano",
     "mast_small",
     "mast_tiny",
-    "merge_pooled",
     "patch_drop_draws",
     "pool_tokens",
     "pooled_dim",

@@ -55,24 +55,6 @@ def pool_tokens(x: Tensor, grid: Grid, *, mode: str, mask: Tensor | None = None)
     return torch.cat([rows.flatten(1), top], dim=-1)
 
 
-def merge_pooled(pooled: Tensor, weights: Tensor, *, mode: str, dim: int) -> Tensor:
-    """One vector of a long clip from those of its pieces.
-
-    Args:
-        pooled: (P, pooled_dim) of P pieces, from `pool_tokens`.
-        weights: (P,) lengths of the pieces; means are weighted by them, maxima are not.
-        mode: as in `pool_tokens`.
-        dim: channels D.
-
-    Returns:
-        (pooled_dim,).
-    """
-    num_max = 0 if mode == "mean" else dim
-    means, tops = pooled.split([pooled.shape[1] - num_max, num_max], dim=1)
-    weights = weights.to(pooled) / weights.sum()
-    return torch.cat([(means * weights[:, None]).sum(dim=0), tops.amax(dim=0)])
-
-
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the last axis but one of the valid tokens."""
     if mask is None:

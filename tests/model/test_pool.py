@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssmast.model.grid import Grid, KeptGrid
-from ssmast.model.pool import POOL_MODES, AttentionPool, merge_pooled, pool_tokens, pooled_dim
+from ssmast.model.pool import POOL_MODES, AttentionPool, pool_tokens, pooled_dim
 
 
 def test_modes_are_what_their_names_say():
@@ -47,18 +47,6 @@ def test_rows_that_structured_drop_removed_stay_in_the_vector_as_zeros():
     out = pool_tokens(x, grid, mode="freq+max").unflatten(1, (5, 5))
     assert (out[:, [0, 2]] == 0).all()
     torch.testing.assert_close(out[:, [1, 3]], x.unflatten(1, (2, 2)).mean(2))
-
-
-@pytest.mark.parametrize("mode", POOL_MODES)
-def test_pieces_of_a_clip_merge_to_its_own_vector(mode):
-    x = torch.randn(1, 3, 10, 5)
-    whole = pool_tokens(x.flatten(1, 2), Grid(3, 10), mode=mode)
-    pieces = [
-        pool_tokens(piece.flatten(1, 2), Grid(3, piece.shape[2]), mode=mode)
-        for piece in x.split([4, 4, 2], dim=2)
-    ]
-    merged = merge_pooled(torch.cat(pieces), torch.tensor([4, 4, 2]), mode=mode, dim=5)
-    torch.testing.assert_close(merged, whole[0])
 
 
 def test_attention_pool_sees_only_valid_tokens_and_mixes_them_by_weight():
