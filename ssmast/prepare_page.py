@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.audio.prepare.plan import write_atomic
-from ssmast.evaluation.page import details, key_table, page, section, text, tiles
+from ssmast.evaluation.report.page import details, key_table, page, section, text, tiles
 
 _EXAMPLES = 20  # rejected clips shown of each kind
 _BARS = 24

@@ -2,11 +2,16 @@
 
 from ssmast.audio.augment import ViewAugment
 from ssmast.audio.cache import cache_decoded
+from ssmast.audio.clip_augment import ClipAugment
 from ssmast.audio.corpus import Corpus, open_corpus
+from ssmast.audio.encode import encode_sound
+from ssmast.audio.formats import try_formats
+from ssmast.audio.long import LongSound, open_long
 from ssmast.audio.mel import LogMel
 from ssmast.audio.memory import MixupMemory
+from ssmast.audio.mixed import MixedSegments, collate_mixed
 from ssmast.audio.mixture import Mixture
-from ssmast.audio.order import StepSampler, keyed_uniform, sample_at
+from ssmast.audio.order import BalancedOrder, StepSampler, keyed_uniform, sample_at
 from ssmast.audio.quarantine import Quarantine
 from ssmast.audio.read import AudioError, read_audio, read_segments, resample
 from ssmast.audio.remote import RemoteError
@@ -18,8 +23,12 @@ from ssmast.audio.task_file import read_task_file
 
 __all__ = [
     "AudioError",
+    "BalancedOrder",
+    "ClipAugment",
     "Corpus",
     "LogMel",
+    "LongSound",
+    "MixedSegments",
     "Mixture",
     "MixupMemory",
     "Quarantine",
@@ -28,15 +37,19 @@ __all__ = [
     "StepSampler",
     "ViewAugment",
     "cache_decoded",
+    "collate_mixed",
     "collate_segments",
+    "encode_sound",
     "keyed_uniform",
     "measure_mean_std",
     "open_corpus",
+    "open_long",
     "read_audio",
     "read_segments",
     "read_table",
     "read_task_file",
     "resample",
     "sample_at",
+    "try_formats",
     "write_synthetic_corpus",
 ]

@@ -130,10 +130,10 @@ class ViewAugment:
             if self.noise_std > 0:
                 x = x + self.noise_std * white_noise(u[:, 11], x.shape)
             if self.freq_mask > 0:
-                keep = _outside_mask(x.shape[2], self.freq_mask, u[:, 7], u[:, 8])
+                keep = outside_mask(x.shape[2], self.freq_mask, u[:, 7], u[:, 8])
                 x = x * keep[:, None, :, None]
             if self.time_mask > 0:
-                keep = _outside_mask(x.shape[3], self.time_mask, u[:, 9], u[:, 10])
+                keep = outside_mask(x.shape[3], self.time_mask, u[:, 9], u[:, 10])
                 x = x * keep[:, None, None, :]
         return x
 
@@ -244,7 +244,7 @@ def _crop_size(draw: Tensor, factors: tuple[float, float], size: int, most: int)
     return ((low + (high - low) * draw) * size).long().clamp(1, most)
 
 
-def _outside_mask(num: int, most: int, width_draw: Tensor, place_draw: Tensor) -> Tensor:
+def outside_mask(num: int, most: int, width_draw: Tensor, place_draw: Tensor) -> Tensor:
     """1 outside each clip's mask and 0 inside (B, num); widths 0 to `most`, all equally likely."""
     width = (width_draw * (min(most, num) + 1)).long()
     start = (place_draw * (num - width + 1)).long()

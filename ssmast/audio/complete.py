@@ -26,13 +26,13 @@ def check_container(file: Decoder, source: Source, label: str) -> None:
         AudioError: if it is cut off.
     """
     if file.format in ("WAV", "WAVEX"):
-        promised, present = _wav_data(_first(source, 1 << 12), _size(source))
+        promised, present = _wav_data(first_bytes(source, 1 << 12), source_size(source))
         if present < _SLACK * promised:
             raise AudioError(
                 f"{label} is truncated: its header promises {promised} bytes of samples, "
                 f"{present} are there"
             )
-    elif file.format == "OGG" and not _ogg_ends(_last(source, _TAIL)):
+    elif file.format == "OGG" and not _ogg_ends(last_bytes(source, _TAIL)):
         raise AudioError(f"{label} is truncated: its last Ogg page is not there")
 
 
@@ -56,27 +56,6 @@ def check_last_frame(file: Decoder, label: str) -> None:
         raise AudioError(f"{label} is truncated: its last samples cannot be read") from error
     if not found:
         raise AudioError(f"{label} is truncated: its last samples are not there")
-
-
-def mp3_length(data: bytes) -> int:
-    """Samples that the Xing tag of an mp3 promises; 0 where it has none.
-
-    Args:
-        data: of the file.
-
-    Source: the layout of the tag as LAME writes it.
-    """
-    head = data[: 1 << 16]
-    for tag in (b"Xing", b"Info"):
-        at = head.find(tag)
-        # The header of the frame is 36, 21 or 13 bytes before it.
-        for before in (36, 21, 13):
-            start = at - before
-            if start >= 0 and head[start] == 0xFF and head[start + 1] & 0xE0 == 0xE0:
-                flags, frames = struct.unpack_from(">II", head, at + 4)
-                per_frame = 1152 if head[start + 1] & 0x18 == 0x18 else 576
-                return per_frame * frames if flags & 1 else 0
-    return 0
 
 
 def _wav_data(head: bytes, size: int) -> tuple[int, int]:
@@ -104,18 +83,21 @@ def _ogg_ends(tail: bytes) -> bool:
     return False
 
 
-def _size(source: Source) -> int:
+def source_size(source: Source) -> int:
+    """Bytes of a source."""
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
-def _first(source: Source, count: int) -> bytes:
+def first_bytes(source: Source, count: int) -> bytes:
+    """The first `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[:count]
     with Path(os.fsdecode(source)).open("rb", buffering=0) as file:
         return file.read(count)
 
 
-def _last(source: Source, count: int) -> bytes:
+def last_bytes(source: Source, count: int) -> bytes:
+    """The last `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[-count:]
     with Path(os.fsdecode(source)).open("rb", buffering=0) as file:

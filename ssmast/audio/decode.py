@@ -35,7 +35,6 @@ SOUND_EXTENSIONS = AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS
 """File names that a corpus takes in, lower case."""
 
 _BLOCK_FRAMES = 1 << 16
-_MPEG_FRAME = 1152
 _UNKNOWN_LENGTH = 1 << 48  # FLAC written to a pipe reports 2**63 - 1 frames
 _FOREIGN_MAGIC = (  # (offset, bytes, what it is)
     (4, b"ftyp", "MPEG-4 (m4a, mp4)"),
@@ -128,24 +127,37 @@ def decode(file: Decoder, label: str, frames: int | None) -> np.ndarray:
     Raises:
         AudioError: if there are fewer.
     """
-    blocks: list[np.ndarray] = []
+    blocks = list(decoded_blocks(file, label, frames))
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+
+
+def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np.ndarray]:
+    """What `decode` gives, block by block.
+
+    Args:
+        file: from `opened`.
+        label: what to call it in an error.
+        frames: how many; None for all.
+
+    Raises:
+        AudioError: at the end, if there were fewer.
+    """
     missing = _UNKNOWN_LENGTH if frames is None else frames
     while missing > 0:
         block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if not len(block):
             break
-        blocks.append(_mono(block))
+        yield mono(block)
         missing -= len(block)
-    audio = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-    if frames is not None and len(audio) < frames:
+    if frames is not None and missing > 0:
         raise AudioError(
             f"{label} is truncated: its header promises {file.frames} frames, and decoding ended "
-            f"{frames - len(audio)} frames short of what was asked"
+            f"{missing} frames short of what was asked"
         )
-    return audio
 
 
-def _mono(block: np.ndarray) -> np.ndarray:
+def mono(block: np.ndarray) -> np.ndarray:
+    """Frames (n, channels) -> the mean of the channels (n,)."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
@@ -164,60 +176,6 @@ class _Bytes(io.BytesIO):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self.getbuffer())}
         return super().seek(max(0, origin[whence] + offset))
-
-
-class _Endless(io.BytesIO):
-    """Bytes that claim to be 64 times as long, so that the guessed length cuts nothing off."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._claimed = 64 * len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            return super().seek(self._claimed + offset)
-        return super().seek(offset, whence)
-
-    def readinto(self, buffer: bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.tell() >= self._claimed - 128:  # mpg123 looks for a tag in the last 128 bytes
-            buffer[:] = bytes(len(buffer))
-            return len(buffer)
-        return super().readinto(buffer)
-
-
-def decode_mp3(file: Decoder, data: bytes) -> np.ndarray:
-    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early.
-
-    Args:
-        file: from `opened`.
-        data: of the same file.
-    """
-    if _mp3_states_its_length(data):
-        return decode(file, "", None)
-    if data[-128:-125] == b"TAG":
-        data = data[:-128]
-    blocks: list[np.ndarray] = []
-    with Decoder(_Endless(data)) as endless:
-        while True:
-            try:
-                block = endless.read(_MPEG_FRAME, dtype="float32", always_2d=True)
-            except soundfile.SoundFileError:
-                break  # cut inside its last frame: small blocks lose no more than that
-            if not len(block):
-                break
-            blocks.append(_mono(block))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-
-
-def _mp3_states_its_length(data: bytes) -> bool:
-    start = 0
-    if data[:3] == b"ID3" and len(data) > 10:
-        # A tag states its own length, seven bits a byte.
-        start = 10 + sum(
-            (byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True)
-        )
-    head = data[start : start + 2048]
-    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def label_of(source: Source, name: str | None) -> str:

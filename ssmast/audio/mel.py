@@ -122,7 +122,11 @@ class LogMel(nn.Module):
             return_complex=True,
         )  # (B, n_fft / 2 + 1, T)
         power = (spectrum.real.square() + spectrum.imag.square()).float()
-        return (self.filterbank @ power + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+        if torch.compiler.is_exporting():  # the product below asks whether the batch is 1
+            mel = torch.bmm(self.filterbank.expand(power.shape[0], -1, -1), power)
+        else:
+            mel = self.filterbank @ power
+        return (mel + EPS).log().unsqueeze(1)  # (B, 1, F, T)
 
     def normalize(self, log_mel: Tensor) -> Tensor:
         """Subtract the corpus mean and divide by its standard deviation; any shape."""

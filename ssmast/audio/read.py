@@ -5,15 +5,13 @@ off, even with a second of lead-in) nor in Vorbis (the last page may come out sh
 decoded from the start.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from ssmast.audio.codecs import decode_foreign, decoder_version
-from ssmast.audio.complete import check_container, check_last_frame, mp3_length
+from ssmast.audio.complete import check_container, check_last_frame
 from ssmast.audio.decode import (
     AUDIO_EXTENSIONS,
     FOREIGN_EXTENSIONS,
@@ -22,11 +20,12 @@ from ssmast.audio.decode import (
     ForeignError,
     Source,
     decode,
-    decode_mp3,
     label_of,
     length_is_known,
     opened,
 )
+from ssmast.audio.long import read_long
+from ssmast.audio.mp3 import decode_mp3
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
 from ssmast.audio.span import Span
 
@@ -42,8 +41,6 @@ __all__ = [
     "resample",
     "segment_start",
 ]
-
-_MP3_SLACK = 4 * 1152  # encoder delay and padding
 
 _EXACT_SEEK = frozenset(
     ["PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
@@ -70,6 +67,9 @@ def read_audio(
     base, label = _base(source, name)
     positive(sample_rate, "sample_rate")
     if not isinstance(source, Span):
+        long = read_long(base, label, sample_rate)
+        if long is not None:
+            return long
         audio, rate, _ = decode_whole(source, name=label)
         return finished(audio, rate, sample_rate, label)
 
@@ -249,13 +249,7 @@ def crop(audio: np.ndarray, num_samples: int, position: float) -> np.ndarray:
 
 def _whole(file: Decoder, source: Source, label: str) -> np.ndarray:
     if file.format == "MP3":
-        data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
-        audio, promised = decode_mp3(file, data), mp3_length(data)
-        if len(audio) < promised - _MP3_SLACK:
-            raise AudioError(
-                f"{label} is truncated: its header promises {promised} frames, {len(audio)} "
-                f"are there"
-            )
+        audio = decode_mp3(file, source, label)
     else:
         check_container(file, source, label)
         audio = decode(file, label, file.frames if length_is_known(file) else None)

@@ -56,6 +56,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         min_peak: a segment is silent if its samples swing less than this about their middle, so
             that a constant is silence too.
         max_abs: a clip is wild if a sample exceeds this.
+        order: (position, seed) -> (epoch, clip); by default the corpus' own.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -73,6 +74,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         waveform_augment: float = 0.0,
         min_peak: float = 1e-4,
         max_abs: float = 100.0,
+        order: Callable[..., tuple[int, int]] | None = None,
     ) -> None:
         for what, value in (("num_samples", num_samples), ("num_segments", num_segments)):
             if value < 1:
@@ -88,6 +90,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         self.waveform_augment = waveform_augment
         self.min_peak = min_peak
         self.max_abs = max_abs
+        self.order = order or corpus.sample_at
         self._augment: Callable[..., np.ndarray] | None = None
         self._whole = bytearray()
 
@@ -104,22 +107,33 @@ class SegmentDataset(Dataset[SegmentItem]):
         Raises:
             AudioError: if 32 clips in a row were bad.
         """
-        epoch, clip = self.corpus.sample_at(int(position), seed=self.seed)
+        epoch, clip = self.order(int(position), seed=self.seed)
+        waveform, found, rejected = self.read(epoch, clip)
+        return SegmentItem(
+            waveform=torch.from_numpy(waveform),
+            clip=found,
+            epoch=epoch,
+            position=int(position),
+            rejected=rejected,
+        )
+
+    def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
+        """Segments (num_segments, S) of a clip or its stand-in, which it is, and what was rejected.
+
+        Args:
+            epoch: that the draws belong to.
+            clip: number of the clip.
+
+        Raises:
+            AudioError: if 32 clips in a row were bad.
+        """
         rejected: list[tuple[str, str]] = []
         for attempt in range(_MAX_FAILURES):
             stand_in = self.corpus.stand_in(epoch, clip, attempt, seed=self.seed)
             try:
-                waveform = self._segments(epoch, stand_in)
+                return self._segments(epoch, stand_in), stand_in, rejected
             except AudioError as error:
                 rejected.append((self.corpus.name(stand_in), str(error)))
-                continue
-            return SegmentItem(
-                waveform=torch.from_numpy(waveform),
-                clip=stand_in,
-                epoch=epoch,
-                position=int(position),
-                rejected=rejected,
-            )
         raise AudioError(
             f"{_MAX_FAILURES} clips in a row could not be used; the last was {rejected[-1][0]}: "
             f"{rejected[-1][1]}"

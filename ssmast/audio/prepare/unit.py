@@ -1,19 +1,17 @@
 """One unit of work: some clips decoded, cut, judged and encoded into one tar, with their facts."""
 
 import hashlib
-import io
 import json
 import os
 import tarfile
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
 
+from ssmast.audio.encode import encode_sound
 from ssmast.audio.mel import LogMel
 from ssmast.audio.prepare.duplicates import fingerprint
 from ssmast.audio.prepare.plan import Cut, Plan, read_plan, write_atomic, write_table
@@ -146,7 +144,7 @@ def _write_pieces(plan: Plan, unit: int, file: BinaryIO) -> tuple[list[dict[str,
             if swing(samples) < plan.cut.min_peak * 32768:
                 silent += 1
                 continue
-            data = _encode(samples, plan.cut)
+            data = encode_sound(samples, sample_rate=plan.cut.sample_rate, codec=plan.cut.codec)
             offset = write_member(file, f"{clip:09d}-{number:05d}.{plan.cut.codec}", data)
             facts = _facts(samples, log_mel)
             place = {"clip": clip, "piece": number, "start": start, "offset": offset}
@@ -216,38 +214,3 @@ def _facts(samples: np.ndarray, log_mel: LogMel) -> dict[str, Any]:
         "sum": float(double.sum()),
         "sum_of_squares": float(double.square().sum()),
     }
-
-
-def _encode(samples: np.ndarray, cut: Cut) -> bytes:
-    buffer = io.BytesIO()
-    if cut.codec == "flac":
-        soundfile.write(buffer, samples, cut.sample_rate, format="FLAC", subtype="PCM_16")
-        return buffer.getvalue()
-    soundfile.write(buffer, samples, cut.sample_rate, format="OGG", subtype="OPUS")
-    return with_serial(buffer.getvalue(), zlib.crc32(samples.tobytes()))
-
-
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def with_serial(ogg: bytes, serial: int) -> bytes:
-    """An Ogg stream with another serial number: libsndfile draws one, so no two files are equal.
-
-    Args:
-        ogg: pages of one stream.
-        serial: 32 bits.
-
-    Source: RFC 3533, section 6.
-    """
-    out = bytearray(ogg)
-    at = 0
-    while at < len(out):
-        segments = out[at + 26]
-        end = at + 27 + segments + sum(out[at + 27 : at + 27 + segments])
-        out[at + 14 : at + 18] = serial.to_bytes(4, "little")
-        out[at + 22 : at + 26] = bytes(4)
-        # The polynomial is zlib's with the bits in the other order, begun at 0 and not inverted.
-        reflected = zlib.crc32(bytes(out[at:end]).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-        out[at + 22 : at + 26] = reflected.to_bytes(4, "big").translate(_REVERSED)
-        at = end
-    return bytes(out)

@@ -17,9 +17,10 @@ import soundfile
 import torch
 
 from ssmast.audio import LogMel, open_corpus, read_audio
+from ssmast.audio.encode import with_serial
 from ssmast.audio.prepare import prepare_corpus
 from ssmast.audio.prepare.plan import Cut, read_plan
-from ssmast.audio.prepare.unit import do_unit, piece_bounds, with_serial
+from ssmast.audio.prepare.unit import do_unit, piece_bounds
 from tests.audio.prepare.conftest import RATE, tones
 
 SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_share": 0.5}

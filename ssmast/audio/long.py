@@ -1,0 +1,181 @@
+"""Long files to one channel at one rate, block by block: never held at their own rate.
+
+`read_long` gives all samples, `open_long` pieces of them one after the other.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import soxr
+
+from ssmast.audio.complete import check_container, check_last_frame, source_size
+from ssmast.audio.decode import (
+    AudioError,
+    ForeignError,
+    Source,
+    decoded_blocks,
+    label_of,
+    length_is_known,
+    opened,
+)
+from ssmast.audio.mp3 import mp3_blocks
+from ssmast.audio.resample import positive, resampled_length
+
+# From here on a file is read block by block: its samples at their own rate would not fit beside
+# the result. Shorter ones are resampled at once; both give the same bits.
+LONG_SECONDS = 60.0
+_SHORT_BYTES = 600_000
+_MOST_AT_FIRST = 1 << 28  # samples: 4.6 hours at 16 kHz
+
+Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+class LongSound:
+    """Samples (S,) of a long file, read from front to back and never held whole.
+
+    Slices may overlap, but none may begin before an earlier one: what lies before is gone. The
+    file is opened by the first slice.
+
+    Args:
+        blocks: float32 samples at `sample_rate`, one after the other.
+        length: samples in all of them.
+        label: what to call the sound in an error.
+    """
+
+    def __init__(self, blocks: Iterator[np.ndarray], *, length: int, label: str) -> None:
+        self._blocks, self._length, self._label = blocks, length, label
+        self._held = np.zeros(0, dtype=np.float32)
+        self._first = 0  # of the samples held
+
+    def __len__(self) -> int:
+        """Samples in all."""
+        return self._length
+
+    def __getitem__(self, where: slice) -> Waveform:
+        """Samples [start, stop), at most those that there are.
+
+        Raises:
+            ValueError: if they begin before an earlier slice did.
+            AudioError: if the file cannot be decoded, or holds NaN or infinity.
+        """
+        start, stop, _ = where.indices(self._length)
+        if start < self._first:
+            raise ValueError(
+                f"{self._label} is read from front to back: wanted samples from {start} on, those "
+                f"before {self._first} are gone"
+            )
+        pieces, end = [self._held], self._first + len(self._held)
+        while end < stop:
+            block = next(self._blocks, None)
+            if block is None:
+                raise AudioError(
+                    f"{self._label} holds {end} samples where {self._length} were found before; "
+                    "was it changed while it was read?"
+                )
+            pieces.append(block)
+            end += len(block)
+        held = np.concatenate(pieces) if len(pieces) > 1 else self._held
+        self._held, self._first = held[start - self._first :], start
+        return self._held[: stop - start]
+
+
+def open_long(source: Source, *, sample_rate: int, name: str | None = None) -> LongSound | None:
+    """A file of over a minute, to be read piece by piece; None for any other.
+
+    Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
+    decoded once to count it.
+
+    Args:
+        source: path of a file, or its bytes.
+        sample_rate: rate of the samples in Hz.
+        name: what to call the source in an error; the path by default.
+
+    Raises:
+        AudioError: as `read_audio`, where that shows before all is decoded.
+    """
+    label = label_of(source, name)
+    header = _header(source, label)
+    if header is None:
+        return None
+    frames, rate, known = header
+    if not known:
+        frames = sum(map(len, _blocks(source, label)))
+    length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
+    blocks = _resampled(_blocks(source, label), rate, sample_rate, label=label)
+    return LongSound(blocks, length=length, label=label)
+
+
+def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
+    """All samples of a file of over a minute; None for any other.
+
+    Args:
+        source: path of a file, or its bytes.
+        label: what to call it in an error.
+        sample_rate: rate of the samples in Hz.
+
+    Raises:
+        AudioError: as `read_audio`.
+    """
+    header = _header(source, label)
+    if header is None:
+        return None
+    frames, rate, _ = header
+    blocks = _resampled(_blocks(source, label), rate, sample_rate, label=label)
+    return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
+
+
+def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
+    """Frames and rate of a long file, and whether the frames can be believed; None for others."""
+    try:  # an open file more would be a fifth of a short clip's time
+        if source_size(source) < _SHORT_BYTES:
+            return None
+    except (OSError, ValueError):
+        return None  # who reads it says what is wrong
+    try:
+        with opened(source, label) as file:
+            if file.frames <= LONG_SECONDS * file.samplerate:
+                return None
+            check_container(file, source, label)
+            known = length_is_known(file)
+            if known:
+                check_last_frame(file, label)
+            return file.frames, file.samplerate, known
+    except ForeignError:
+        return None
+
+
+def _blocks(source: Source, label: str) -> Iterator[np.ndarray]:
+    """A file at its own rate, and an error at the end if there is less than it promises."""
+    with opened(source, label) as file:
+        if file.format == "MP3":
+            yield from mp3_blocks(file, source, label)
+        else:
+            yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
+
+
+def _resampled(
+    blocks: Iterable[np.ndarray], rate: int, sample_rate: int, *, label: str
+) -> Iterator[np.ndarray]:
+    """Blocks at `rate`, checked to be finite, at `sample_rate` (soxr, high quality)."""
+    stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
+    for block in blocks:
+        if not np.isfinite(block).all():
+            bad = int(np.count_nonzero(~np.isfinite(block)))
+            raise AudioError(f"{label} holds {bad} samples or more that are NaN or infinite")
+        yield block if stream is None else stream.resample_chunk(np.ascontiguousarray(block))
+    if stream is not None:
+        yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+def _joined(blocks: Iterable[np.ndarray], *, expected: int) -> Waveform:
+    """Blocks put together; a wrong guess of their samples costs memory and nothing else."""
+    # Memory that is never written to is never taken, so a generous guess is free; but a damaged
+    # header may promise years.
+    samples = np.empty(min(expected + expected // 20 + 1, _MOST_AT_FIRST), dtype=np.float32)
+    filled = 0
+    for block in blocks:
+        if filled + len(block) > len(samples):
+            samples = np.concatenate([samples, np.empty_like(samples), np.empty_like(block)])
+        samples[filled : filled + len(block)] = block
+        filled += len(block)
+    return samples[:filled]
