@@ -1,13 +1,13 @@
 """ssmast: Multiscale Audio Spectrogram Transformers, from unlabelled sound to a served encoder.
 
-Importing it registers mast_nano ... mast_large and ast_nano ... ast_base with timm. The names below
-load on first use.
+Importing it registers mast_nano ... mast_large and ast_nano ... ast_base with timm, at the moment
+timm itself is imported. The names below load on first use.
 """
 
 import importlib
-import sys
-from pathlib import Path
 from typing import Any
+
+from ssmast.timm_hook import register_models
 
 __version__ = "0.1.0"
 
@@ -15,10 +15,20 @@ _HOMES = {
     "create_model": "ssmast.model",
     "list_models": "ssmast.model",
     "describe": "ssmast.model",
+    "Classifier": "ssmast.classifier",
+    "load_classifier": "ssmast.classifier",
     "Encoder": "ssmast.encoder",
     "load_encoder": "ssmast.encoder",
 }
-__all__ = ["Encoder", "create_model", "describe", "list_models", "load_encoder"]
+__all__ = [
+    "Classifier",
+    "Encoder",
+    "create_model",
+    "describe",
+    "list_models",
+    "load_classifier",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +41,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-# The console command answers --help without loading torch; everyone else gets the timm models.
-if Path(sys.argv[0] if sys.argv else "").name != "ssmast":
-    importlib.import_module("ssmast.model")
+register_models()

@@ -17,6 +17,10 @@ from ssmast.model.family import (
     mast_nano,
     mast_small,
     mast_tiny,
+    ssast_base,
+    ssast_frame_base,
+    ssast_frame_nano,
+    ssast_nano,
 )
 from ssmast.model.grid import Grid
 from ssmast.model.mast import MAST
@@ -37,6 +41,7 @@ def list_models() -> list[str]:
     return [
         *_list_timm_models("mast_*", module="family"),
         *_list_timm_models("ast_*", module="family"),
+        *_list_timm_models("ssast_*", module="family"),
     ]
 
 
@@ -72,4 +77,8 @@ __all__ = [
     "patch_drop_draws",
     "pool_tokens",
     "pooled_dim",
+    "ssast_base",
+    "ssast_frame_base",
+    "ssast_frame_nano",
+    "ssast_nano",
 ]

@@ -50,7 +50,7 @@ class AST(Backbone):
         patch_stride: from one patch to the next; smaller than a patch where they overlap.
         mlp_ratio: hidden width of the MLP over its input.
         qkv_bias: whether queries, keys and values have a bias.
-        global_pool: "cls" (mean of the two class tokens), "mean", "mean+max" or "attention" before
+        global_pool: "cls" (mean of the two class tokens), or one of MAST's, before
             the head; "" for none.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 at the first.
@@ -60,7 +60,7 @@ class AST(Backbone):
     """
 
     LEVELS = "blocks"
-    GLOBAL_POOLS = ("cls", "mean", "mean+max", "attention", "")
+    GLOBAL_POOLS = ("cls", "mean", "mean+max", "freq+max", "attention", "")
     TIMM_POOLS = {"token": "cls", "avg": "mean"}  # noqa: RUF012 (declared as ClassVar above)
 
     def __init__(
@@ -132,8 +132,44 @@ class AST(Backbone):
             x, grid, mask = drop_patches(x, grid, mask, patch_drop)
             if patch_drop.keep is not None and mask is not None:
                 x, mask, where = _close_ranks(x, mask)
+        return self._with_classes(x, grid, mask, where)
+
+    def encode_masked(self, log_mel: Tensor, *, masked: Tensor, mask_token: Tensor) -> Tokens:
+        """`encode` with some patches hidden: SSAST's pretraining.
+
+        Args:
+            log_mel: (B, C, F, T).
+            masked: bool (B, N), True for the patches of the grid to hide; their content moves
+                nothing.
+            mask_token: (D,), takes the place of a hidden patch before its position is added.
+
+        Raises:
+            ValueError: if patches overlap, so that neighbours would show what is hidden, or the
+                mask does not fit the grid.
+
+        Source: Gong et al. 2022 (SSAST), section 2.3.
+        """
+        stem = self.patch_embed
+        if stem.stride[0] < stem.kernel[0] or stem.stride[1] < stem.kernel[1]:
+            raise ValueError(
+                f"hidden patches must not overlap with shown ones, got patches of {stem.kernel} "
+                f"every {stem.stride}; use model=ssast_base, or patch_stride equal to patch_size"
+            )
+        x, grid, _, _ = self._stem(log_mel, None)
+        if masked.shape != x.shape[:2]:
+            raise ValueError(f"masked must be {tuple(x.shape[:2])}, got {tuple(masked.shape)}")
+        x = torch.where(masked[..., None], mask_token.to(x.dtype), x) + self._positions(grid, None)
+        state = self._with_classes(x, grid, None, None)
+        for level in self.levels:
+            state = self.advance(level, state)
+        return self.tokens_of(state, norm=True)
+
+    def _with_classes(
+        self, x: Tensor, grid: Grid, mask: Tensor | None, where: Tensor | None
+    ) -> State:
+        """Put the two class tokens before the patches."""
         classes = torch.cat([self.cls_token, self.dist_token], dim=1) + self.pos_embed[:, :2]
-        x = torch.cat([classes.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([classes.expand(x.shape[0], -1, -1), x], dim=1)
         key_mask = None if mask is None else F.pad(mask, (2, 0), value=True)[:, None, None]
         return State(x, grid, mask, _Extra(key_mask, where))
 
@@ -169,14 +205,15 @@ class AST(Backbone):
 
         Without a grid the tokens are those of `forward_features`: two class tokens, then patches.
         """
-        if grid is None and self.global_pool:
+        if grid is None and self.global_pool not in ("", "freq+max"):
             x, grid = x[:, 2:], ClassGrid(Grid(1, x.shape[1] - 2), x[:, :2])
         return super().forward_head(x, pre_logits, grid=grid, mask=mask)
 
     def _positions(self, grid: Grid, columns: Tensor | None) -> Tensor:
         """Position rows (N, D) of the grid, or (B, N, D) where clips have columns of their own."""
         table = self.pos_embed[0, 2:]
-        if columns is None and grid == self.train_grid:
+        # An exported graph takes any length, so it holds no choice between lengths.
+        if columns is None and not torch.compiler.is_exporting() and grid == self.train_grid:
             return table
         return resize_positions(table, self.train_grid, grid, columns=columns)
 
@@ -274,7 +311,8 @@ def _table_index(
     Source: Gong et al. 2021 (AST), section 2.2, and its released code for the middle;
     `F.interpolate(mode="bilinear", align_corners=False)` for the stretch.
     """
-    size = torch.as_tensor(size, device=device)
+    if not isinstance(size, Tensor):  # in an exported graph a symbol, which as_tensor refuses
+        size = torch.scalar_tensor(size, dtype=torch.int64, device=device)
     cells = torch.arange(num, device=device, dtype=exact_dtype(torch.device(device or "cpu")))
     cut = cells + (train_size // 2 - size // 2)
     stretched = (cells + 0.5) * (train_size / size.to(cells.dtype)) - 0.5

@@ -24,7 +24,6 @@ class Backbone(TimmInterface):
         num_class_tokens: tokens beside the grid, which `Grid.class_tokens` then holds.
     """
 
-    input_size: Pair
     in_chans: int
     num_features: int
     num_class_tokens: int = 0
@@ -95,10 +94,6 @@ class Backbone(TimmInterface):
         yield self.advance(level, state)
 
     # -- sizes -----------------------------------------------------------------------------------
-
-    def grid_of(self, freq_bins: int, frames: int) -> list[Grid]:
-        """Grid after the stem and after each stage for an input of that size."""
-        raise NotImplementedError
 
     @property
     def stage_ends(self) -> list[int]:

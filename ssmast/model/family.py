@@ -50,7 +50,10 @@ default_cfgs = generate_default_cfgs(
     }
 )
 default_cfgs |= generate_default_cfgs(
-    {f"ast_{size}": _cfg() for size in ("nano", "tiny", "small", "base")}
+    {
+        **{f"ast_{size}": _cfg() for size in ("nano", "tiny", "small", "base")},
+        **{f"ssast_{part}{size}": _cfg() for part in ("", "frame_") for size in ("nano", "base")},
+    }
 )
 
 
@@ -150,3 +153,35 @@ def ast_small(pretrained: bool = False, **kwargs: Any) -> AST:
 def ast_base(pretrained: bool = False, **kwargs: Any) -> AST:
     """Width and depth of DeiT-B: the AST of Gong et al. 2021."""
     return _ast("ast_base", pretrained, {"depth": 12, **kwargs})
+
+
+@register_model
+def ssast_nano(pretrained: bool = False, **kwargs: Any) -> AST:
+    """ast_nano with patches that do not overlap, so that they can be hidden."""
+    numbers = {"embed_dim": 128, "depth": 5, "num_heads": 4, "patch_stride": (16, 16)}
+    return _ast("ssast_nano", pretrained, {**numbers, **kwargs})
+
+
+@register_model
+def ssast_base(pretrained: bool = False, **kwargs: Any) -> AST:
+    """ast_base with patches that do not overlap: what Gong et al. 2022 (SSAST) pretrain."""
+    return _ast("ssast_base", pretrained, {"depth": 12, "patch_stride": (16, 16), **kwargs})
+
+
+@register_model
+def ssast_frame_nano(pretrained: bool = False, **kwargs: Any) -> AST:
+    """ssast_nano with patches of two whole frames."""
+    numbers = {"embed_dim": 128, "depth": 5, "num_heads": 4, **_two_frames(kwargs)}
+    return _ast("ssast_frame_nano", pretrained, {**numbers, **kwargs})
+
+
+@register_model
+def ssast_frame_base(pretrained: bool = False, **kwargs: Any) -> AST:
+    """ssast_base with patches of two whole frames: Gong et al. 2022's frame-based SSAST."""
+    return _ast("ssast_frame_base", pretrained, {"depth": 12, **_two_frames(kwargs), **kwargs})
+
+
+def _two_frames(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Patches of all mel bins x 2 frames."""
+    mels, _ = numbers.get("input_size", numbers.get("img_size", (128, 1024)))
+    return {"patch_size": (mels, 2), "patch_stride": (mels, 2)}

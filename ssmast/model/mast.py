@@ -38,7 +38,7 @@ class MAST(Backbone):
         mlp_ratio: hidden width of the MLP over its input.
         qkv_bias: whether queries, keys and values have a bias.
         expand_attn: the width grows in attention (True) or in the MLP before (mast_large).
-        global_pool: "mean", "mean+max" or "attention" before the head; "" for none.
+        global_pool: "mean", "mean+max", "freq+max" or "attention" before the head; "" for none.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 at the first.
         long_input: position tables for inputs beyond the training length: "interpolate" stretches
@@ -161,6 +161,12 @@ class MAST(Backbone):
         if self.long_input == "clamp":
             return Stretch()
         freq = grid.freq / self.train_grid.freq
+        if torch.compiler.is_exporting() and columns is None:
+            # An exported graph takes any length, so it holds no choice between lengths.
+            columns = torch.scalar_tensor(grid.time, dtype=torch.float64)
+            return Stretch(
+                freq if freq > 1 else None, (columns / self.train_grid.time).clamp(min=1.0)
+            )
         time = grid.time / self.train_grid.time
         longer: float | Tensor | None = time if time > 1 else None
         if longer is not None and columns is not None:

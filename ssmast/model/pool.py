@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ssmast.model.grid import Grid
 
-POOL_MODES = ("mean", "mean+max", "freq+max", "cls")
+POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "cls")
 # The modes whose vector ends with a maximum over tokens, one for each channel.
 MAX_MODES = ("mean+max", "freq+max")
 
@@ -17,7 +17,7 @@ def pooled_dim(mode: str, freq: int, dim: int) -> int:
     Raises:
         ValueError: for an unknown mode.
     """
-    factors = {"mean": 1, "mean+max": 2, "freq+max": freq + 1, "cls": 1}
+    factors = {"mean": 1, "mean+max": 2, "freq": freq, "freq+max": freq + 1, "cls": 1}
     if mode not in factors:
         raise ValueError(f"pooling must be one of {', '.join(POOL_MODES)}, got {mode!r}")
     return factors[mode] * dim
@@ -30,8 +30,9 @@ def pool_tokens(x: Tensor, grid: Grid, *, mode: str, mask: Tensor | None = None)
         x: tokens (B, N, D).
         grid: of the N tokens; rows that structured patch-drop removed count as zeros, so that the
             vector's length does not depend on the draw.
-        mode: "mean"; "mean+max"; "freq+max": the time mean of each frequency row, row after row,
-            then the maximum over all tokens; "cls": the mean of the grid's class tokens.
+        mode: "mean"; "mean+max"; "freq": the time mean of each frequency row, row after row;
+            "freq+max": the same, then the maximum over all tokens; "cls": the mean of the
+            grid's class tokens.
         mask: bool (B, N), True where a token is valid; a row without any gives zeros.
 
     Returns:
@@ -59,7 +60,7 @@ def pool_tokens(x: Tensor, grid: Grid, *, mode: str, mask: Tensor | None = None)
     if grid.full.freq != grid.freq:
         whole = rows.new_zeros(len(rows), grid.full.freq, rows.shape[-1])
         rows = whole.index_copy(1, grid.positions(0, rows.device), rows)
-    return torch.cat([rows.flatten(1), top], dim=-1)
+    return rows.flatten(1) if mode == "freq" else torch.cat([rows.flatten(1), top], dim=-1)
 
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -87,7 +88,7 @@ class AttentionPool(nn.Module):
         heads = (self.num_heads, -1)
         key = self.key(x).unflatten(-1, heads).transpose(1, 2)  # (B, N, D) -> (B, H, N, D/H)
         value = self.value(x).unflatten(-1, heads).transpose(1, 2)
-        query = self.query.expand(len(x), -1, -1, -1)
+        query = self.query.expand(x.shape[0], -1, -1, -1)
         mask = None if mask is None else mask[:, None, None, :]
         pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(pooled.transpose(1, 2).flatten(1))  # (B, H, 1, D/H) -> (B, D)

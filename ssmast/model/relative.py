@@ -43,8 +43,9 @@ def relative_rows(
         train_size: cells of the training input, for which the table was made.
         stride_q: of the queries, in cells.
         stride_k: of the keys, in cells.
-        stretch: input length / training length where that is above 1: one number, or one per clip
-            (B,) so that a clip in a batch reads the same rows as alone.
+        stretch: input length / training length where that is above 1: one number (in an exported
+            graph a tensor without axes, which may be 1), or one per clip (B,) so that a clip in a
+            batch reads the same rows as alone.
 
     Returns:
         (Q, K, D), or (B, Q, K, D) with a stretch per clip.
@@ -60,7 +61,7 @@ def relative_rows(
         return F.embedding((distance + zero).clamp(0, len(table) - 1), table)
     reach = (size - 1) // unit
     reachable = torch.arange(-reach, reach + 1, device=table.device)
-    if isinstance(stretch, Tensor):
+    if isinstance(stretch, Tensor) and stretch.ndim:
         stretch = stretch[:, None]  # (B, 1): a table for each clip
     rows = read_rows(table, zero + reachable.to(exact_dtype(table.device)) / stretch)
     return rows[..., distance + reach, :]  # (..., 2 reach + 1, D) -> (..., Q, K, D)

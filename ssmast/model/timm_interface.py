@@ -60,7 +60,7 @@ class TimmInterface(nn.Module):
     """
 
     LEVELS: ClassVar[str]  # attribute that holds them
-    GLOBAL_POOLS: ClassVar[tuple[str, ...]] = ("mean", "mean+max", "attention", "")
+    GLOBAL_POOLS: ClassVar[tuple[str, ...]] = ("mean", "mean+max", "freq+max", "attention", "")
     TIMM_POOLS: ClassVar[dict[str, str]] = {"avg": "mean"}  # timm's words for them
 
     patch_embed: PatchEmbed
@@ -68,6 +68,7 @@ class TimmInterface(nn.Module):
     head: nn.Sequential
     attn_pool: AttentionPool | None
     feature_info: list[dict[str, str | int]]
+    input_size: tuple[int, int]
     num_features: int
     last_heads: int
     drop_rate: float
@@ -86,6 +87,10 @@ class TimmInterface(nn.Module):
         """One level further."""
         raise NotImplementedError
 
+    def grid_of(self, freq_bins: int, frames: int) -> list[Grid]:
+        """Grid after the stem and after each stage for an input of that size."""
+        raise NotImplementedError
+
     def tokens_of(self, state: State, *, norm: bool = False) -> Tokens:
         """The grid's tokens, after the final norm where asked."""
         raise NotImplementedError
@@ -102,7 +107,9 @@ class TimmInterface(nn.Module):
         if self.attn_pool is not None:
             x = self.attn_pool(x, mask)
         elif self.global_pool:
-            grid = grid or Grid(1, x.shape[1])  # no mode of the head looks at rows
+            if grid is None and self.global_pool == "freq+max":
+                raise ValueError('global_pool "freq+max" needs the grid of the tokens: pass grid=')
+            grid = grid or Grid(1, x.shape[1])  # no other mode of the head looks at rows
             x = pool_tokens(x, grid, mode=self.global_pool, mask=mask)
         return x if pre_logits else self.head(x)
 
@@ -183,7 +190,8 @@ class TimmInterface(nn.Module):
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features
         if self.global_pool not in ("attention", ""):
-            self.head_hidden_size = pooled_dim(self.global_pool, 1, self.num_features)
+            rows = self.grid_of(*self.input_size)[-1].freq
+            self.head_hidden_size = pooled_dim(self.global_pool, rows, self.num_features)
         fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         parts = OrderedDict(**self._head_norm(), drop=nn.Dropout(self.drop_rate), fc=fc)
         self.head = nn.Sequential(parts)

@@ -18,6 +18,7 @@ def test_modes_are_what_their_names_say():
     expected = {
         "mean": x.mean(1),
         "mean+max": torch.cat([x.mean(1), top], 1),
+        "freq": torch.cat([rows[:, 0], rows[:, 1], rows[:, 2]], 1),
         "freq+max": torch.cat([rows[:, 0], rows[:, 1], rows[:, 2], top], 1),
         "cls": (classes[:, 0] + classes[:, 1]) / 2,
     }
@@ -67,7 +68,9 @@ def test_attention_pool_sees_only_valid_tokens_and_mixes_them_by_weight():
 
 
 def test_an_unknown_mode_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of mean, mean\+max, freq\+max, cls, got 'max'"):
+    with pytest.raises(
+        ValueError, match=r"one of mean, mean\+max, freq, freq\+max, cls, got 'max'"
+    ):
         pool_tokens(torch.randn(1, 4, 2), Grid(2, 2), mode="max")
 
 

@@ -16,8 +16,10 @@ NANO = {"num_classes": 5, "input_size": (128, 96)}
 
 def test_the_family_is_registered():
     names = ["mast_base", "mast_large", "mast_nano", "mast_small", "mast_tiny"]
-    assert list_models() == [*names, "ast_base", "ast_nano", "ast_small", "ast_tiny"]
-    assert set(names) <= set(timm.list_models("mast_*"))
+    names += ["ast_base", "ast_nano", "ast_small", "ast_tiny"]
+    names += ["ssast_base", "ssast_frame_base", "ssast_frame_nano", "ssast_nano"]
+    assert list_models() == names
+    assert set(names) <= set(timm.list_models("*ast_*"))
     net = timm.create_model("mast_nano")
     assert isinstance(net, MAST)
     assert net.pretrained_cfg["input_size"] == (1, 128, 1024)
