@@ -84,18 +84,28 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def ema_update_(self, student_branch: Branch, momentum: float) -> None:
-        """Teacher <- momentum * teacher + (1 - momentum) * student, once a step.
-
-        Floating-point buffers follow the same average; counters are copied.
+        """`ema_update_` of the teacher by the student, once a step.
 
         Source: He et al. 2020 (MoCo), eq. 2.
         """
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        mine = [*self.branch.parameters(), *self.branch.buffers()]
-        theirs = [*student_branch.parameters(), *student_branch.buffers()]
-        for average, current in zip(mine, theirs, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current.to(average.dtype), 1 - momentum)
-            else:
-                average.copy_(current)
+        ema_update_(self.branch, student_branch, momentum)
+
+
+@torch.no_grad()
+def ema_update_(average: nn.Module, current: nn.Module, momentum: float) -> None:
+    """Average <- momentum * average + (1 - momentum) * current, parameter by parameter.
+
+    Floating-point buffers follow the same average; counters are copied.
+
+    Raises:
+        ValueError: if momentum lies outside [0, 1].
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+    mine = [*average.parameters(), *average.buffers()]
+    theirs = [*current.parameters(), *current.buffers()]
+    for kept, new in zip(mine, theirs, strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new.to(kept.dtype), 1 - momentum)
+        else:
+            kept.copy_(new)
