@@ -2,6 +2,7 @@
 
 A command is `parse(Schema, argv)`. Values come, later ones winning, from the defaults of the
 dataclass, from a recipe (YAML, safely loaded), and from `key=value` words.
+yaml and omegaconf are imported where they are used, so that `ssmast doctor` starts without them.
 """
 
 import dataclasses
@@ -12,9 +13,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+if typing.TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Schema = TypeVar("Schema")
 
@@ -49,6 +49,8 @@ def flat_fields(schema: type, prefix: str = "") -> dict[str, dataclasses.Field[A
 
 def to_yaml(settings: Any) -> str:
     """The settings as YAML, every key written out."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
 
 
@@ -63,6 +65,8 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: if there is no such recipe, or it is not a plain mapping.
     """
+    import yaml
+
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = folder / f"{name}.yaml"
@@ -106,6 +110,8 @@ def parse(
         UsageError: for an unknown key (naming the nearest), a value of the wrong type, a word
             without `=`, or an unknown flag.
     """
+    from omegaconf import OmegaConf
+
     leaves = flat_fields(schema)
     if {"-h", "--help"} & set(argv):
         sys.stdout.write(_help(leaves, schema, command=command, description=description))
@@ -184,6 +190,8 @@ def _check_keys(
 
 
 def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, command: str) -> Any:
+    import yaml
+
     _check_keys({key: text}, leaves, where=f"`{command}`")
     kind = leaves[key].type
     if kind is str:
@@ -204,7 +212,11 @@ def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, co
     return value
 
 
-def _merge(config: DictConfig, flat: dict[str, Any], *, where: str) -> DictConfig:
+def _merge(config: "DictConfig", flat: dict[str, Any], *, where: str) -> "DictConfig":
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     for key, value in flat.items():
         if isinstance(value, list) and isinstance(OmegaConf.select(config, key), str):
             # A mixture written out in a recipe: kept as the text that a command line would hold.

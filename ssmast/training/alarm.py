@@ -105,7 +105,7 @@ class Alarm:
         return len(self._window) >= WINDOW_ROWS and self._span(0) >= WINDOW_STEPS
 
     def _verdicts(self) -> dict[str, str]:
-        verdicts = {"queue": self._queue()}
+        verdicts = {"queue": self._queue() if self._has(_OF_QUEUE) else ""}
         if _mean(self._window, "accuracy") < _FINDS:
             verdicts |= {"learning_rate": self._learning_rate()}
             if not verdicts["learning_rate"]:
@@ -131,7 +131,8 @@ class Alarm:
             f"lower optim.lr (up to {self._peak_lr:.2g} so far) to a tenth, or lengthen "
             "optim.warmup"
         )
-        if all(row["teacher_distance"] > _FAR for row in self._window):
+        has_teacher = self._has({"teacher_distance"})
+        if has_teacher and all(row["teacher_distance"] > _FAR for row in self._window):
             return (
                 f"the student is {now['teacher_distance']:.1f} times the size of the teacher's "
                 f"weights away from it, and finds {now['accuracy']:.0%} of the positives: {lower}"
@@ -176,6 +177,10 @@ class Alarm:
             return f"its keys are {now['queue_age']:.0f} steps old and are not replaced"
         return ""
 
+    def _has(self, keys: set[str]) -> bool:
+        """Whether every line of the window holds these numbers."""
+        return all(row.get(key) is not None for row in self._window for key in keys)
+
     @property
     def _now(self) -> Row:
         return self._window[-1]
@@ -183,8 +188,9 @@ class Alarm:
 
 _NEEDED = {
     "step", "loss", "chance_loss", "accuracy", "rank_embedding", "feature_std", "lr",
-    "teacher_distance", "queue_fill", "queue_age", "queue_newest", "queue_std", "key_std",
 }  # fmt: skip
+# What only a method with a teacher and a queue can say.
+_OF_QUEUE = {"queue_fill", "queue_age", "queue_newest", "queue_std", "key_std"}
 
 
 def _mean(rows: Iterable[Row], key: str) -> float:

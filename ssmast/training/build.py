@@ -4,11 +4,12 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ssmast import __version__
 from ssmast.audio import (
@@ -23,11 +24,11 @@ from ssmast.audio import (
     open_corpus,
     write_synthetic_corpus,
 )
-from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
+from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError
-from ssmast.training.config import PretrainConfig
+from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def check_model(name: str) -> None:
         raise UsageError(f"model {name!r} is unknown; the models are {', '.join(list_models())}")
 
 
-def build_log_mel(config: PretrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:
+def build_log_mel(config: TrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:
     """The front end, un-normalised unless mean and std are known."""
     front = config.front_end
     return LogMel(
@@ -126,16 +127,14 @@ def build_student(config: PretrainConfig) -> Student:
 def build_encoder(
     config: PretrainConfig,
     *,
-    student: Student,
-    teacher: Teacher,
+    backbone: Backbone,
     log_mel: LogMel,
     facts: dict[str, Any],
 ) -> Encoder:
-    """The encoder to export: one of the two networks, front end and pooling together."""
+    """The encoder to export: the network that was chosen, front end and pooling together."""
     export = config.export
-    branch = teacher.branch if export.network == "teacher" else student.branch
     return Encoder(
-        branch.backbone,
+        backbone,
         log_mel,
         pooling=export.pooling,
         layers=export.layers,
@@ -144,12 +143,12 @@ def build_encoder(
     )
 
 
-def steps_of(config: PretrainConfig, *, num_clips: int) -> int:
+def steps_of(config: TrainConfig, *, num_clips: int) -> int:
     """Optimiser steps of the run: `steps`, or what `epochs` takes."""
     return config.steps or max(1, math.ceil(config.epochs * num_clips / config.batch_size))
 
 
-def decoded(config: PretrainConfig, folder: RunFolder, corpus: Corpus) -> Corpus:
+def decoded(config: TrainConfig, folder: RunFolder, corpus: Corpus) -> Corpus:
     """The corpus decoded once, or as it is when that is not wanted or too big."""
     if config.cache == "off":
         return corpus
@@ -171,14 +170,16 @@ def queue_size_of(config: PretrainConfig, *, num_clips: int) -> int:
     return min(loss.queue_size, int(loss.queue_share * num_clips))
 
 
-def build_dataset(config: PretrainConfig, source: Corpus) -> SegmentDataset:
+def build_dataset(
+    config: PretrainConfig, source: Corpus, *, num_segments: int = 2
+) -> SegmentDataset:
     """The segments of a run's clips."""
     return SegmentDataset(
         source,
         num_samples=build_log_mel(config).samples(config.views.frames),
         sample_rate=config.front_end.sample_rate,
         seed=config.seed,
-        num_segments=2,
+        num_segments=num_segments,
         same_segment=config.views.segments == 1,
         waveform_augment=config.views.waveform_augment,
     )
@@ -194,13 +195,14 @@ def build_memory(config: PretrainConfig, *, device: torch.device) -> MixupMemory
 
 
 def segment_loader(
-    config: PretrainConfig,
-    dataset: SegmentDataset,
+    config: TrainConfig,
+    dataset: Dataset[Any],
     *,
     first_step: int,
     steps: int,
     rank: int,
     num_ranks: int,
+    collate: Callable[[list[Any]], Any] = collate_segments,
 ) -> DataLoader[Any]:
     """This process' share of every step from `first_step` on.
 
@@ -224,7 +226,7 @@ def segment_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=config.workers,
-        collate_fn=collate_segments,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if config.workers else None,

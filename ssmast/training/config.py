@@ -1,11 +1,12 @@
-"""Every key of `ssmast pretrain`, with its default and its meaning."""
+"""Every key of `ssmast pretrain`, and what all trainings share, with defaults and meanings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ssmast.settings import UsageError, setting
 
 ALARM_MODES = ("warn", "stop", "off")
+METHODS = ("ss_mast", "ssast")
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -85,6 +86,15 @@ class TeacherConfig:
 
 
 @dataclass
+class SSASTConfig:
+    """Masked patches (method=ssast)."""
+
+    masked: float = setting(400 / 512, "share of a clip's patches that is hidden")
+    cluster: list[int] = setting([3, 5], "sides of the hidden squares in patches; [1, 1]: none")
+    weight: float = setting(10.0, "of the generative loss beside the discriminative one")
+
+
+@dataclass
 class Optim:
     """AdamW or SGD, with warm-up and cosine."""
 
@@ -121,19 +131,17 @@ class ProbeWhileTraining:
     max_clips: int = setting(600, "clips of each set, evenly over its classes; never its test part")
 
 
-@dataclass
-class PretrainConfig:
-    """`ssmast pretrain`: student, momentum teacher, queue of negatives (SS-MAST)."""
+@dataclass(kw_only=True)
+class TrainConfig:
+    """What every training command has: where, how long, how often, and the parts that last."""
 
     recipe: str = setting("", "name of a recipe, or a YAML file of these keys")
-    data: str = setting(
-        "",
-        "folder, list, CSV, tar(s), prepared corpus or URL of audio, or a mixture: a .yaml file or "
-        "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
-    )
+    data: str = setting("", "the clips")
     run: str = setting("", "run folder; empty: runs/<recipe>, numbered if that exists")
     model: str = setting(
-        "mast_nano", "mast_nano, _tiny, _small, _base or _large; ast_nano, _tiny, _small or _base"
+        "mast_nano",
+        "mast_nano, _tiny, _small, _base or _large; ast_nano, _tiny, _small or _base; "
+        "ssast_nano, _base, _frame_nano or _frame_base",
     )
     init: str = setting(
         "none",
@@ -155,50 +163,107 @@ class PretrainConfig:
     cache: str = setting("auto", "keep decoded audio on disk: auto (up to 8 GB), off, or a folder")
     max_bad_share: float = setting(0.1, "stop if more than this share of the clips is unreadable")
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
-    alarm: str = setting("warn", "when training fails (see README): warn, stop or off")
     max_skipped: int = setting(5, "steps in a row with a non-finite loss or gradient that end it")
-    show_views: int = setting(4, "clips whose views are drawn into views.png and the report")
-    drop_path: float = setting(0.0, "stochastic depth of the student, 0 to 1")
+    drop_path: float = setting(0.0, "stochastic depth of the network, 0 to 1")
     front_end: FrontEnd = setting(FrontEnd, "")
+    optim: Optim = setting(Optim, "")
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can mean; deeper checks stand where a value is used."""
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        require(self.steps >= 0, "steps", self.steps, "0 or more")
+        require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        one_of("optim.name", self.optim.name, ("adamw", "sgd"))
+        require(0 < self.optim.lr < 10, "optim.lr", self.optim.lr, "between 0 and 10")
+        require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "from 0 to below 1")
+        require(self.optim.accumulate >= 1, "optim.accumulate", self.optim.accumulate, "1 or more")
+        require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "1 or more")
+        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TrainConfig):
+    """`ssmast pretrain`: SS-MAST's student, teacher and queue, or SSAST's hidden patches."""
+
+    method: str = setting(
+        "ss_mast",
+        "ss_mast, or ssast (of an ssast_* model; reads ssast.*, views.frames and "
+        "views.waveform_augment, and none of patch_drop, head, loss, teacher)",
+    )
+    data: str = setting(
+        "",
+        "folder, list, CSV, tar(s), prepared corpus or URL of audio, or a mixture: a .yaml file or "
+        "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
+    )
+    alarm: str = setting("warn", "when training fails (see README): warn, stop or off")
+    show_views: int = setting(4, "clips whose views are drawn into views.png and the report")
     views: Views = setting(Views, "")
     patch_drop: PatchDropConfig = setting(PatchDropConfig, "")
     head: Head = setting(Head, "")
     loss: Loss = setting(Loss, "")
     teacher: TeacherConfig = setting(TeacherConfig, "")
-    optim: Optim = setting(Optim, "")
+    ssast: SSASTConfig = setting(SSASTConfig, "")
     export: Export = setting(Export, "")
     probe: ProbeWhileTraining = setting(ProbeWhileTraining, "")
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean; deeper checks stand where a value is used."""
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        _require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
-        _require(self.steps >= 0, "steps", self.steps, "0 or more")
-        _require(self.workers >= 0, "workers", self.workers, "0 or more")
-        _require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
-        _require(self.views.frames >= 8, "views.frames", self.views.frames, "at least 8")
-        _require(self.views.segments in (1, 2), "views.segments", self.views.segments, "1 or 2")
-        _require(self.show_views >= 0, "show_views", self.show_views, "0 or more")
+        super().__post_init__()
+        require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
+        require(self.views.frames >= 8, "views.frames", self.views.frames, "at least 8")
+        require(self.views.segments in (1, 2), "views.segments", self.views.segments, "1 or 2")
+        require(self.show_views >= 0, "show_views", self.show_views, "0 or more")
         share = self.loss.queue_share
-        _require(0 <= share <= 1, "loss.queue_share", share, "from 0 to 1")
-        _one_of("optim.name", self.optim.name, ("adamw", "sgd"))
-        _require(0 < self.optim.lr < 10, "optim.lr", self.optim.lr, "between 0 and 10")
-        _require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "from 0 to below 1")
-        _require(self.optim.accumulate >= 1, "optim.accumulate", self.optim.accumulate, "1 or more")
-        _require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "1 or more")
-        _require(self.probe.every >= 1, "probe.every", self.probe.every, "1 or more")
+        require(0 <= share <= 1, "loss.queue_share", share, "from 0 to 1")
+        require(self.probe.every >= 1, "probe.every", self.probe.every, "1 or more")
         rate = self.patch_drop.rate
-        _require(0 <= rate <= 0.9, "patch_drop.rate", rate, "from 0 to 0.9")
-        _one_of("export.network", self.export.network, ("student", "teacher"))
-        _one_of("alarm", self.alarm, ALARM_MODES)
-        _one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        require(0 <= rate <= 0.9, "patch_drop.rate", rate, "from 0 to 0.9")
+        one_of("export.network", self.export.network, ("student", "teacher"))
+        one_of("alarm", self.alarm, ALARM_MODES)
+        one_of("method", self.method, METHODS)
+        if self.method == "ssast":
+            self._check_ssast()
+
+    def _check_ssast(self) -> None:
+        """Refuse what was asked for and does not exist without views, teacher and queue."""
+        masked, cluster = self.ssast.masked, self.ssast.cluster
+        require(0 < masked < 1, "ssast.masked", masked, "above 0 and below 1")
+        is_range = len(cluster) == 2 and 1 <= cluster[0] <= cluster[1]
+        require(is_range, "ssast.cluster", cluster, "two rising numbers from 1, such as [3, 5]")
+        require(self.ssast.weight >= 0, "ssast.weight", self.ssast.weight, "0 or more")
+        network = self.export.network
+        require(network == "student", "export.network", network, "student: ssast has no teacher")
+        views = Views(frames=self.views.frames, waveform_augment=self.views.waveform_augment)
+        for section, value, default in (
+            ("views", self.views, views),
+            ("patch_drop", self.patch_drop, PatchDropConfig()),
+            ("head", self.head, Head()),
+            ("loss", self.loss, Loss()),
+            ("teacher", self.teacher, TeacherConfig()),
+        ):
+            for item in fields(value):
+                asked, usual = getattr(value, item.name), getattr(default, item.name)
+                key = f"{section}.{item.name}"
+                wanted = "left alone by method=ssast (recipe=ssast_nano and ssast_base do)"
+                require(asked == usual, key, asked, wanted)
 
 
-def _require(holds: bool, key: str, value: object, wanted: str) -> None:
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Refuse a setting that is not what was wanted.
+
+    Raises:
+        UsageError: naming both.
+    """
     if not holds:
         raise UsageError(f"{key} must be {wanted}, got {value}")
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, key, repr(value), " or ".join(allowed))
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of those allowed.
+
+    Raises:
+        UsageError: naming them.
+    """
+    require(value in allowed, key, repr(value), " or ".join(allowed))

@@ -141,14 +141,25 @@ def start_from_(
     Raises:
         ValueError: if they are of another model or do not fit.
     """
-    report = _load(student.branch.backbone, weights, model=model, log_mel=log_mel)
+    report = load_backbone_(student.branch.backbone, weights, model=model, log_mel=log_mel)
     teacher.branch.backbone.load_state_dict(student.branch.backbone.state_dict())
     return report
 
 
-def _load(
+def load_backbone_(
     backbone: nn.Module, weights: InitialWeights, *, model: str, log_mel: LogMel
 ) -> LoadReport:
+    """Put weights into a backbone without a head.
+
+    Args:
+        backbone: written in place.
+        weights: what `read_weights` gave.
+        model: name of the backbone's architecture.
+        log_mel: front end of this run; a warning tells where the weights heard another one.
+
+    Raises:
+        ValueError: if they are of another model or do not fit.
+    """
     assert isinstance(backbone, MAST | AST)
     if weights.encoder is None:
         if isinstance(backbone, MAST) != is_timm_state_dict(weights.tensors):
@@ -159,7 +170,7 @@ def _load(
         return load_timm_state_dict(backbone, weights.tensors, skip=("head.",))
     source = weights.encoder.backbone
     theirs = cast(Any, source).pretrained_cfg["architecture"]
-    if theirs != model:
+    if theirs != model and not _differ_in_patches_only(source, backbone):
         raise UsageError(
             f"init={weights.source} is a {theirs}, this run trains {model}; use model={theirs}"
         )
@@ -169,6 +180,20 @@ def _load(
         return load_ast_state_dict(backbone, weights.tensors, source_grid=source.train_grid[:])
     assert isinstance(source, MAST)
     return load_mast_state_dict(backbone, weights.tensors, source=source)
+
+
+def _differ_in_patches_only(source: nn.Module, backbone: nn.Module) -> bool:
+    """True for two ASTs of one size whose patches overlap by different amounts.
+
+    SSAST hides patches that do not overlap and is fine-tuned with patches that do.
+    """
+    if not (isinstance(source, AST) and isinstance(backbone, AST)):
+        return False
+    shapes = [
+        {name: tensor.shape for name, tensor in net.state_dict().items() if name != "pos_embed"}
+        for net in (source, backbone)
+    ]
+    return shapes[0] == shapes[1]
 
 
 def _compare_front_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -186,13 +211,33 @@ def _compare_front_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 
 def write_init_json(
-    file: Path, report: LoadReport, weights: InitialWeights, student: Student
+    file: Path,
+    report: LoadReport,
+    weights: InitialWeights,
+    networks: nn.Module,
+    *,
+    prefix: str = "branch.backbone.",
+    heads: tuple[str, ...] = (),
 ) -> None:
-    """Every key that was used, adapted or left, with its shape, and what stays random; JSON."""
-    own = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
+    """Every key that was used, adapted or left, with its shape, and what stays random; JSON.
+
+    Args:
+        file: to write.
+        report: of the loading.
+        weights: that were loaded.
+        networks: what is trained.
+        prefix: of the backbone's parameters in it.
+        heads: beginnings of names behind the prefix that are heads.
+    """
+    own = {name: list(tensor.shape) for name, tensor in networks.state_dict().items()}
+    inside = tuple(prefix + head for head in heads)
     shape = {key: list(tensor.shape) for key, tensor in weights.tensors.items()}
     # Loading fails where a tensor of the backbone is missing, so what is left random is the heads.
-    random = {name: size for name, size in own.items() if not name.startswith("branch.backbone.")}
+    random = {
+        name: size
+        for name, size in own.items()
+        if not name.startswith(prefix) or name.startswith(inside)
+    }
     content = {
         "source": str(weights.source),
         "used": {key: shape[key] for key in report.used},
@@ -200,7 +245,7 @@ def write_init_json(
             key: {
                 "how": how,
                 "from": shape[key],
-                "to": own.get(f"branch.backbone.{mast_name(key)}"),
+                "to": own.get(f"{prefix}{mast_name(key)}"),
             }
             for key, how in report.adapted.items()
         },

@@ -15,7 +15,6 @@ from ssmast.training.alarm import Alarm, AlarmError
 from ssmast.training.data_wait import Fetcher
 from ssmast.training.launch import StopRequest
 from ssmast.training.metrics_log import MetricsLog
-from ssmast.training.online_probe import OnlineProbe, scores_shown
 from ssmast.training.replay import write_skipped
 from ssmast.training.run_folder import RunFolder
 
@@ -45,6 +44,22 @@ class Trainer(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """What scores the networks now and then, and changes nothing that trains."""
+
+    def is_due(self, step: int, *, steps: int) -> bool:
+        """Whether to score after `step` of `steps`."""
+        ...
+
+    def run(self, *, step: int) -> dict[str, float]:
+        """Scores by name; all processes call it."""
+        ...
+
+    def shown(self, scores: dict[str, float]) -> dict[str, str]:
+        """The most telling of them, for the progress line."""
+        ...
+
+
 def run_loop(
     trainer: Trainer,
     batches: Iterator[dict[str, Any]],
@@ -54,7 +69,7 @@ def run_loop(
     stop: StopRequest,
     log: MetricsLog,
     alarm: Alarm,
-    probe: OnlineProbe | None,
+    watcher: Watcher | None,
     name_of: Callable[[int], str],
     max_skipped: int,
     batch_size: int,
@@ -72,7 +87,7 @@ def run_loop(
         stop: polled once a step.
         log: metrics and progress.
         alarm: looks at every line; on the main process, the others follow it.
-        probe: scores the encoder on a labelled set now and then, or None.
+        watcher: scores what is trained now and then, or None.
         name_of: number of a clip -> its name, for the replay file.
         max_skipped: non-finite steps in a row that end the run.
         batch_size: clips a step over all processes, for clips/s.
@@ -86,7 +101,7 @@ def run_loop(
         ValueError: after `max_skipped` non-finite steps in a row, or too many bad clips.
         OSError: if the last checkpoint cannot be written.
     """
-    scores = _probe_if_due(probe, trainer, log)
+    scores = _scores_if_due(watcher, trainer, log)
     skipped_in_a_row, rejected = 0, []
     waited, since, since_step = 0.0, time.perf_counter(), trainer.step
     fetcher = Fetcher(batches)
@@ -130,13 +145,14 @@ def run_loop(
             row |= {"clips_per_second": speed, "data_wait": waited / max(now - since, 1e-9)}
             raised = alarm.look({"step": done, **row}) if log.enabled else {}
             log.write(done, row | ({"alarms": raised} if raised else {}))
-            log.advance(done, _shown(row, scores, raised))
+            told = watcher.shown(scores) if watcher is not None else {}
+            log.advance(done, _shown(row, told, raised))
             waited, since, since_step = 0.0, now, done
             # All processes hold the same list, so all of them stop when it grows too long.
             quarantine.add(gather_object(rejected))
             rejected = []
         before = time.perf_counter()
-        scores = _probe_if_due(probe, trainer, log) or scores
+        scores = _scores_if_due(watcher, trainer, log) or scores
         since += time.perf_counter() - before  # clips/s are those of training
         if done == trainer.steps:
             trainer.save(folder)
@@ -168,7 +184,7 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     return split
 
 
-def _shown(row: dict[str, Any], scores: dict[str, float], raised: dict[str, str]) -> dict[str, str]:
+def _shown(row: dict[str, Any], scores: dict[str, str], raised: dict[str, str]) -> dict[str, str]:
     """The most telling numbers for the progress line, the last scores, and what fails."""
     names = {
         "loss": "loss",
@@ -181,14 +197,14 @@ def _shown(row: dict[str, Any], scores: dict[str, float], raised: dict[str, str]
     shown = {short: f"{row[name]:.3g}" for name, short in names.items() if name in row}
     if row.get("skipped"):
         shown["skipped"] = "non-finite"
-    return shown | scores_shown(scores) | ({"ALARM": ",".join(raised)} if raised else {})
+    return shown | scores | ({"ALARM": ",".join(raised)} if raised else {})
 
 
-def _probe_if_due(probe: OnlineProbe | None, trainer: Trainer, log: MetricsLog) -> dict[str, float]:
-    """Scores of the encoder as it is now, logged; empty where none are due. All processes call."""
-    if probe is None or not probe.is_due(trainer.step, steps=trainer.steps):
+def _scores_if_due(watcher: Watcher | None, trainer: Trainer, log: MetricsLog) -> dict[str, float]:
+    """Scores of the networks as they are now, logged; empty where none are due. All call."""
+    if watcher is None or not watcher.is_due(trainer.step, steps=trainer.steps):
         return {}
-    scores = probe.run(step=trainer.step)
+    scores = watcher.run(step=trainer.step)
     log.write(trainer.step, scores)
     return scores
 

@@ -1,7 +1,7 @@
 """Parameters -> optimiser."""
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,12 +12,7 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, obj
 
     The names that `model.no_weight_decay()` lists (of any submodule having it) do not decay.
     """
-    exempt: set[str] = set()
-    for prefix, module in model.named_modules():
-        names = getattr(module, "no_weight_decay", None)
-        if callable(names):
-            listed = cast(Iterable[str], names())
-            exempt |= {f"{prefix}.{name}" if prefix else name for name in listed}
+    exempt = _spared(model)
     decay, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -29,6 +24,55 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, obj
     ]
 
 
+def layer_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float,
+    scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """`decay_groups` by depth, each with the `lr_scale` that multiplies its learning rate.
+
+    Args:
+        model: with timm's `group_matcher`.
+        weight_decay: as in `decay_groups`.
+        layer_decay: factor from each block to the one before it; 1 for none. The head has 1, the
+            final norm one factor, the last block two.
+        scales: beginnings of names -> further factor of those parameters.
+
+    Source: Clark et al. 2020 (ELECTRA) and Bao et al. 2022 (BEiT); depths as timm counts them.
+    """
+    from timm.models import group_parameters
+
+    matcher = cast(Any, model).group_matcher(coarse=False)
+    depth = cast(dict[str, int], group_parameters(model, matcher, reverse=True))
+    last, exempt = max(depth.values()), _spared(model)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = [factor for start, factor in (scales or {}).items() if name.startswith(start)]
+        scale = layer_decay ** (last - depth[name]) * (own[0] if own else 1.0)
+        is_plain = parameter.ndim < 2 or name in exempt
+        group = groups.setdefault(
+            (scale, is_plain),
+            {"params": [], "weight_decay": 0.0 if is_plain else weight_decay, "lr_scale": scale},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _spared(model: nn.Module) -> set[str]:
+    """Names that any submodule's `no_weight_decay` lists."""
+    spared: set[str] = set()
+    for prefix, module in model.named_modules():
+        names = getattr(module, "no_weight_decay", None)
+        if callable(names):
+            listed = cast(Iterable[str], names())
+            spared |= {f"{prefix}.{name}" if prefix else name for name in listed}
+    return spared
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -37,8 +81,9 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     momentum: float,
+    groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser over `decay_groups`, fused where the device has it.
+    """The optimiser over `groups` or `decay_groups`, fused where the device has it.
 
     Args:
         model: whose parameters it moves.
@@ -48,16 +93,17 @@ def build_optimizer(
             "sgd", as the papers that use them do.
         betas: decay rates of "adamw".
         momentum: of "sgd".
+        groups: of parameters, by default those of `decay_groups`.
 
     Raises:
         ValueError: for another name.
     """
     fused = next(model.parameters()).is_cuda
-    groups = decay_groups(model, weight_decay=weight_decay)
+    chosen: Any = groups or decay_groups(model, weight_decay=weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+        return torch.optim.AdamW(chosen, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+        return torch.optim.SGD(chosen, lr=lr, momentum=momentum, fused=fused)
     raise ValueError(f"optimiser must be adamw or sgd, got {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""SS-MAST pretraining: student, momentum teacher, queue of negatives, patch-drop.
+"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or method=ssast.
 
 accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
 accelerate launch -m ssmast.training.pretrain recipe=smoke
@@ -7,14 +7,14 @@ ssmast pretrain recipe=smoke                     (one process)
 
 import logging
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
-from ssmast.audio import Corpus, Quarantine, measure_mean_std
+from ssmast.audio import Corpus, LogMel
 from ssmast.command import run_command
 from ssmast.encoder import Encoder
 from ssmast.evaluation.report import write_report
@@ -23,22 +23,18 @@ from ssmast.training.alarm import Alarm
 from ssmast.training.build import (
     build_dataset,
     build_encoder,
-    build_log_mel,
     check_model,
-    decoded,
     open_data,
     segment_loader,
-    steps_of,
 )
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.init_weights import find_weights, read_weights, start_from_, write_init_json
-from ssmast.training.launch import StopRequest, on_main, on_main_first, start_accelerator
-from ssmast.training.loop import run_loop
-from ssmast.training.metrics_log import MetricsLog, read_metrics
+from ssmast.training.init_weights import find_weights, read_weights, write_init_json
 from ssmast.training.online_probe import OnlineProbe, small_tasks
-from ssmast.training.run_folder import RunFolder, open_run
-from ssmast.training.show_views import draw_views
+from ssmast.training.run_folder import RunFolder
+from ssmast.training.session import run_training
+from ssmast.training.show_views import draw_masked, draw_views
 from ssmast.training.ss_mast import Pretraining
+from ssmast.training.ssast import MaskedPretraining, build_masked_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -59,190 +55,133 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: PretrainConfig, *, dry_run: bool = False) -> RunFolder:
-    """Pretrain as the settings say, and leave a run folder with encoder and report.
+    """Pretrain as the settings say; see `session.run_training`."""
+    return run_training(SelfSupervised(config), dry_run=dry_run)
 
-    Raises:
-        ValueError, FileNotFoundError, FileExistsError: one sentence saying what to change.
-        StoppedError: after Ctrl-C or SIGTERM, with the state saved.
+
+class SelfSupervised:
+    """Pretraining on clips without labels, as `session.run_training` wants it.
+
+    Args:
+        config: settings of the run.
     """
-    check_model(config.model)
-    if config.probe.data:  # before hours may pass in reading the corpus
-        small_tasks(config.probe.data, tasks=config.probe.tasks, max_clips=config.probe.max_clips)
-    accelerator = start_accelerator(
-        precision=config.precision, processes=config.processes, threads=config.threads
-    )
-    with StopRequest() as stop:
-        # The main process decides alone: a second look would already find its folder taken.
-        folder = on_main(accelerator, lambda: open_run(config))
-        start = None  # a run that goes on has its weights in the checkpoint
-        if folder.resume_from is None and not folder.finished:
-            start = on_main_first(accelerator, lambda: find_weights(config.init, config.model))
-        corpus = on_main_first(accelerator, lambda: open_data(config, runs=folder.path.parent))
-        steps = steps_of(config, num_clips=len(corpus))
-        if accelerator.is_main_process:
-            logger.info(
-                "run folder %s: %d clips, %d steps of %d clips on %d process(es), %s",
-                *(folder.path, len(corpus), steps, config.batch_size),
-                *(accelerator.num_processes, accelerator.device),
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config, self.frames = config, config.views.frames
+        self._num_clips = 0
+        self._trainer: Pretraining | MaskedPretraining
+
+    def check(self) -> None:
+        """Model and online probe must exist."""
+        check_model(self.config.model)
+        if self._is_ssast:
+            with torch.device("meta"):  # refuses what cannot be hidden, before any audio is read
+                build_masked_encoder(self.config)
+        probe = self.config.probe
+        if probe.data:
+            small_tasks(probe.data, tasks=probe.tasks, max_clips=probe.max_clips)
+
+    @property
+    def _is_ssast(self) -> bool:
+        return self.config.method == "ssast"
+
+    def find_start(self) -> Path | None:
+        """What `init` names."""
+        return find_weights(self.config.init, self.config.model)
+
+    def open_clips(self, folder: RunFolder) -> Corpus:
+        """The corpus of `data=`, or the built-in one beside the run."""
+        corpus = open_data(self.config, runs=folder.path.parent)
+        self._num_clips = len(corpus)
+        return corpus
+
+    def known_log_mel(self) -> None:
+        """None: mean and std are those of the corpus."""
+
+    def make_trainer(
+        self, accelerator: Accelerator, log_mel: LogMel, *, steps: int
+    ) -> Pretraining | MaskedPretraining:
+        """The method's networks and step."""
+        if self._is_ssast:
+            self._trainer = MaskedPretraining(
+                self.config, accelerator=accelerator, log_mel=log_mel, steps=steps
             )
-        if dry_run:
-            return folder
-        if folder.finished:
-            logger.info("%s is finished; its encoder is %s", folder.path, folder.encoder)
-            return folder
-        with ExitStack() as stack:
-            on_main(accelerator, lambda: stack.enter_context(folder.locked()))
-            return _train(config, accelerator, folder, corpus, start=start, steps=steps, stop=stop)
-
-
-def _train(
-    config: PretrainConfig,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    corpus: Corpus,
-    *,
-    start: Path | None,
-    steps: int,
-    stop: StopRequest,
-) -> RunFolder:
-    if accelerator.is_main_process:
-        folder.write_config(config)
-    source = on_main_first(accelerator, lambda: decoded(config, folder, corpus))
-    facts = on_main(accelerator, lambda: _corpus_facts(config, folder, corpus, source))
-    log_mel = build_log_mel(config, mean=facts["mean"], std=facts["std"])
-    trainer = Pretraining(
-        config, accelerator=accelerator, log_mel=log_mel, num_clips=len(corpus), steps=steps
-    )
-    if folder.resume_from is not None:
-        trainer.load_(folder.resume_from)
-        logger.info("going on at step %d from %s", trainer.step, folder.resume_from)
-    elif start is not None:
-        weights = read_weights(start)
-        report = start_from_(
-            trainer.student, trainer.teacher, weights, model=config.model, log_mel=log_mel
+            return self._trainer
+        self._trainer = Pretraining(
+            self.config,
+            accelerator=accelerator,
+            log_mel=log_mel,
+            num_clips=self._num_clips,
+            steps=steps,
         )
-        if accelerator.is_main_process:
+        return self._trainer
+
+    def start_(self, start: Path, folder: RunFolder) -> None:
+        """Weights into every backbone that is trained."""
+        trainer, weights = self._trainer, read_weights(start)
+        report = trainer.start_from_(weights)
+        if trainer.accelerator.is_main_process:
             logger.info("init %s: %s; the heads start random", start, report)
-            write_init_json(folder.path / "init.json", report, weights, trainer.student)
-    history = on_main(accelerator, lambda: read_metrics(folder.metrics_file, up_to=trainer.step))
-    probe = _online_probe(config, trainer, history)
-    dataset = build_dataset(config, source)
-    if accelerator.is_main_process and config.show_views and not folder.views.is_file():
-        draw_views(folder.views, config, source, log_mel=log_mel, clips=config.show_views)
-    loader = segment_loader(
-        config,
-        dataset,
-        first_step=trainer.step,
-        steps=steps,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
-    )
-    is_main = accelerator.is_main_process
-    started = time.monotonic()
-    log = MetricsLog(
-        folder.metrics_file,
-        steps=steps,
-        first_step=trainer.step,
-        enabled=is_main,
-        tensorboard=folder.path / "tensorboard" if config.tensorboard else None,
-    )
-    with log, stop.deferred():
-        run_loop(
-            trainer,
-            iter(loader),
-            folder=folder,
-            quarantine=Quarantine(
-                folder.quarantine_file if is_main else None,
-                corpus_size=len(corpus),
-                max_share=config.max_bad_share,
-            ),
-            stop=stop,
-            log=log,
-            alarm=Alarm(mode=config.alarm, num_embeddings=2 * config.batch_size, history=history),
-            probe=probe,
-            name_of=corpus.name,
-            max_skipped=config.max_skipped,
-            batch_size=config.batch_size,
-            accumulate=config.optim.accumulate,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-        )
-    if is_main:
-        facts = {**facts, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
-        _export(config, folder, trainer, facts)
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def _online_probe(
-    config: PretrainConfig, trainer: Pretraining, history: list[dict[str, Any]]
-) -> OnlineProbe | None:
-    """The probe while training, on the encoder that would be exported; None if none is wanted."""
-    if not config.probe.data:
-        return None
-
-    def make_encoder() -> Encoder:
-        return build_encoder(
-            config,
-            student=trainer.student,
-            teacher=trainer.teacher,
-            log_mel=trainer.log_mel,
-            facts={},
-        )
-
-    return OnlineProbe(
-        data=config.probe.data,
-        tasks=config.probe.tasks,
-        every=config.probe.every,
-        max_clips=config.probe.max_clips,
-        make_encoder=make_encoder,
-        history=history,
-    )
-
-
-def _export(
-    config: PretrainConfig, folder: RunFolder, trainer: Pretraining, facts: dict[str, Any]
-) -> None:
-    """Write encoder/ and report.html."""
-    encoder = build_encoder(
-        config,
-        student=trainer.student,
-        teacher=trainer.teacher,
-        log_mel=trainer.log_mel,
-        facts={**facts, "settings": to_dict(config)},
-    )
-    encoder.save(folder.encoder)
-    write_report(folder.report, run=folder.path)
-    logger.info("encoder: %s", folder.encoder)
-    logger.info("report:  %s", folder.report)
-
-
-def _corpus_facts(
-    config: PretrainConfig, folder: RunFolder, corpus: Corpus, source: Corpus
-) -> dict[str, Any]:
-    """Mean and std of the corpus, measured once a run on its decoded form."""
-    facts = folder.read_facts()
-    if facts:
-        if facts["corpus"] != corpus.fingerprint:
-            raise ValueError(
-                f"{folder.path} was started on other audio ({facts['clips']} clips, now "
-                f"{len(corpus)}); resume with the same data= or choose another run="
+            prefix = "backbone." if self._is_ssast else "branch.backbone."
+            write_init_json(
+                folder.path / "init.json", report, weights, trainer.model, prefix=prefix
             )
-        return facts
-    log_mel = build_log_mel(config)
-    mean, std = measure_mean_std(
-        source,
-        log_mel,
-        num_samples=log_mel.samples(config.views.frames),
-        seed=config.seed,
-        max_clips=config.front_end.stats_clips,
-    )
-    logger.info("log-mel mean %.3f, std %.3f", mean, std)
-    data = config.data or "built-in synthetic corpus"
-    facts = {"data": data, "clips": len(corpus), "corpus": corpus.fingerprint}
-    facts |= {"mean": mean, "std": std}
-    folder.write_facts(facts)
-    return facts
+
+    def watcher(self, folder: RunFolder, history: list[dict[str, Any]]) -> OnlineProbe | None:
+        """The probe while training, on the encoder that would be exported; None if not wanted."""
+        probe = self.config.probe
+        if not probe.data:
+            return None
+        return OnlineProbe(
+            data=probe.data,
+            tasks=probe.tasks,
+            every=probe.every,
+            max_clips=probe.max_clips,
+            make_encoder=lambda: self._encoder({}),
+            history=history,
+        )
+
+    def alarm(self, history: list[dict[str, Any]]) -> Alarm:
+        """The collapse alarm."""
+        config = self.config
+        views = 1 if self._is_ssast else 2
+        return Alarm(mode=config.alarm, num_embeddings=views * config.batch_size, history=history)
+
+    def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
+        """Two segments a clip; one to hide patches of."""
+        return segment_loader(
+            self.config,
+            build_dataset(self.config, source, num_segments=1 if self._is_ssast else 2),
+            first_step=self._trainer.step,
+            steps=self._trainer.steps,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+
+    def draw(self, source: Corpus, folder: RunFolder) -> None:
+        """views.png."""
+        config = self.config
+        if config.show_views and not folder.views.is_file():
+            draw = draw_masked if self._is_ssast else draw_views
+            log_mel = self._trainer.log_mel
+            draw(folder.views, config, source, log_mel=log_mel, clips=config.show_views)
+
+    def finish(self, folder: RunFolder, facts: dict[str, Any]) -> None:
+        """encoder/ and report.html."""
+        if not self._trainer.accelerator.is_main_process:
+            return
+        self._encoder({**facts, "settings": to_dict(self.config)}).save(folder.encoder)
+        write_report(folder.report, run=folder.path)
+        logger.info("encoder: %s", folder.encoder)
+        logger.info("report:  %s", folder.report)
+
+    def _encoder(self, facts: dict[str, Any]) -> Encoder:
+        return build_encoder(
+            self.config,
+            backbone=self._trainer.exported(self.config.export.network),
+            log_mel=self._trainer.log_mel,
+            facts=facts,
+        )
 
 
 if __name__ == "__main__":

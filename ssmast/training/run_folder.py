@@ -21,6 +21,7 @@ MAY_CHANGE = {
     "run", "resume", "workers", "processes", "threads", "log_every", "checkpoint_every", "cache",
     "keep_checkpoints", "tensorboard", "show_views", "recipe", "data", "precision", "max_bad_share",
     "alarm", "max_skipped", "probe.data", "probe.tasks", "probe.every", "probe.max_clips",
+    "scoring.batch_seconds", "grad_checkpointing",
     "optim.accumulate", "export.network", "export.pooling", "export.layers", "export.chunk_seconds",
 }  # fmt: skip
 

@@ -8,9 +8,10 @@ The views are the trainer's own: the same code, the same draws of (seed, epoch, 
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from ssmast.training.build import (
 )
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.run_folder import RunFolder
+from ssmast.training.ssast import build_masked_encoder, make_batch
 from ssmast.training.view_panel import Panel, draw_panels
 from ssmast.training.views import Batch, ViewMaker
 
@@ -64,7 +66,8 @@ def main(argv: list[str]) -> int:
     facts = folder.read_facts()
     mean, std = (facts["mean"], facts["std"]) if facts else _measure(config, corpus)
     out = Path(config.out)
-    draw_views(
+    draw = draw_masked if config.method == "ssast" else draw_views
+    draw(
         out,
         config,
         corpus,
@@ -101,6 +104,40 @@ def draw_views(
     draw_panels(out, rows, names=names, log_mel=log_mel, title=_title(config, step))
 
 
+def draw_masked(
+    out: Path,
+    config: PretrainConfig,
+    corpus: Corpus,
+    *,
+    log_mel: LogMel,
+    clips: int,
+    step: int = 1,
+) -> None:
+    """The same for method=ssast: clips, and which of their patches are hidden."""
+    with torch.device("meta"):
+        backbone = build_masked_encoder(config).backbone
+    grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
+    micro = next(iter(_batches(config, corpus, num_segments=1, first=step, stop=step + 1)))
+    batch = make_batch(
+        micro,
+        log_mel=log_mel,
+        settings=config.ssast,
+        grid=grid,
+        seed=config.seed,
+        device=torch.device("cpu"),
+    )
+    rows = []
+    for i in range(min(clips, config.batch_size)):
+        hidden = batch.masked[i].unflatten(0, grid[:])
+        mel = batch.log_mel[i, 0]
+        shown = Panel("segment", mel, waveform=micro["waveform"][i, 0])
+        patch = backbone.patch_embed.stride
+        title = f"{int(hidden.sum())} of {hidden.numel()} patches hidden"
+        rows.append([shown, Panel(title, mel, dropped=hidden, patch=patch)])
+    names = [corpus.name(int(clip)) for clip in micro["clip"][: len(rows)]]
+    draw_panels(out, rows, names=names, log_mel=log_mel, title=_title(config, step))
+
+
 class StepViews(NamedTuple):
     """The batch of one step.
 
@@ -125,14 +162,7 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
         backbone = build_student(config).branch.backbone
     memory = build_memory(config, device=torch.device("cpu"))
     first = _start_memory_(memory, config.batch_size, step=step)
-    loader = segment_loader(
-        replace(config, workers=0),
-        build_dataset(config, corpus),
-        first_step=first,
-        steps=step + 1,
-        rank=0,
-        num_ranks=1,
-    )
+    loader = _batches(config, corpus, num_segments=2, first=first, stop=step + 1)
     makers = {
         mode: ViewMaker(
             replace(config, patch_drop=replace(config.patch_drop, mode=mode)),
@@ -156,6 +186,20 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
         batches[config.patch_drop.mode],
         {mode: batch.drops for mode, batch in batches.items()},
         backbone.patch_embed.stride,
+    )
+
+
+def _batches(
+    config: PretrainConfig, corpus: Corpus, *, num_segments: int, first: int, stop: int
+) -> Iterable[dict[str, Any]]:
+    """The whole batches of some steps, as one process without workers reads them."""
+    return segment_loader(
+        replace(config, workers=0),
+        build_dataset(config, corpus, num_segments=num_segments),
+        first_step=first,
+        steps=stop,
+        rank=0,
+        num_ranks=1,
     )
 
 
@@ -198,11 +242,11 @@ def _dropped(drop: PatchDrop | None, i: int) -> Tensor | None:
 
 
 def _title(config: PretrainConfig, step: int) -> str:
-    drop = config.patch_drop
-    return (
-        f"step {step}, seed {config.seed}: {config.views.frames} frames x "
-        f"{config.front_end.num_mels} mel bins, patch_drop.rate={drop.rate:g}"
-    )
+    size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
+    rate = f"patch_drop.rate={config.patch_drop.rate:g}"
+    if config.method == "ssast":
+        rate = f"ssast.masked={config.ssast.masked:g}"
+    return f"step {step}, seed {config.seed}: {size}, {rate}"
 
 
 def _measure(config: PretrainConfig, corpus: Corpus) -> tuple[float, float]:

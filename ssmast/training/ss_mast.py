@@ -1,8 +1,7 @@
 """The SS-MAST objective as a trainer: its state, its step, its numbers, its checkpoint."""
 
 import logging
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,23 +9,23 @@ from torch import Tensor
 
 from ssmast.audio import LogMel
 from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
-from ssmast.settings import to_dict
+from ssmast.model import Backbone, LoadReport
 from ssmast.training.build import build_memory, build_student, queue_size_of
-from ssmast.training.checkpoint import load_checkpoint, save_checkpoint
+from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig
 from ssmast.training.gradients import GradientSum
-from ssmast.training.launch import on_main
+from ssmast.training.init_weights import InitialWeights, start_from_
 from ssmast.training.measure import measure_learning
 from ssmast.training.optim import build_optimizer
-from ssmast.training.run_folder import RunFolder
-from ssmast.training.schedules import cosine, warmup_cosine
-from ssmast.training.trainer_state import check_state, load_tensors_, state_tensors
+from ssmast.training.schedules import cosine
+from ssmast.training.trainer import BaseTrainer
+from ssmast.training.trainer_state import load_tensors_, state_tensors
 from ssmast.training.views import Batch, Drops, ViewMaker
 
 logger = logging.getLogger(__name__)
 
 
-class Pretraining:
+class Pretraining(BaseTrainer):
     """The state of a run and its step; `loop.run_loop` makes time pass.
 
     Args:
@@ -46,12 +45,12 @@ class Pretraining:
         num_clips: int,
         steps: int,
     ) -> None:
-        self.config, self.accelerator, self.steps = config, accelerator, steps
-        self.step = 0
+        super().__init__(config, accelerator=accelerator, steps=steps)
+        self.config = config
         device = accelerator.device
         self.log_mel = log_mel.to(device)
         torch.manual_seed(config.seed)  # the same first weights on every process
-        self.student = build_student(config).to(device)
+        self.student = self.model = build_student(config).to(device)
         self.teacher = Teacher(self.student.branch).to(device)
         self.optimizer = build_optimizer(
             self.student,
@@ -93,26 +92,21 @@ class Pretraining:
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         pieces = self.embed(batches)
-        embeddings = self._gather(torch.cat(pieces).detach()).requires_grad_()  # (G, 2, E)
+        embeddings = self.gather(torch.cat(pieces).detach()).requires_grad_()  # (G, 2, E)
         values, keys, ids = self.contrast(embeddings, batches)
         values["loss"].backward()
         self.backward_encoder(batches, pieces, embeddings)
         values = {name: value.detach() for name, value in values.items()}
-        grad_norm = self._clip_gradients()
-        # Loss and gradients are the same on all processes, and so is what they decide here.
-        if not (torch.isfinite(values["loss"]) and torch.isfinite(grad_norm)):
-            self.step += 1  # the place in the data moves on; nothing that is learnt does
-            return {"skipped": True, "loss": float(values["loss"]), "grad_norm": float(grad_norm)}
-
-        self._set_learning_rate()
-        self.optimizer.step()
+        moved = self.move_(values["loss"])
+        if moved["skipped"]:
+            return moved
         self.teacher.ema_update_(self.student.branch, self.momentum)
         others = len(keys) // 2 - 1 if self.config.loss.batch_negatives else 0
         seen = {"keys": keys, "num_negatives": len(self.queue) + others}
         self.queue.enqueue_(keys, ids, step=self.step)
-        self.memory.enqueue_(self._gather(torch.cat([batch.raw for batch in batches])))
+        self.memory.enqueue_(self.gather(torch.cat([batch.raw for batch in batches])))
         self.step += 1
-        return {**values, **seen, "skipped": False, "grad_norm": grad_norm}
+        return {**values, **seen, **moved}
 
     def embed(self, batches: list[Batch]) -> list[Tensor]:
         """Embeddings (B, 2, E) of each micro-batch; only the last one keeps its graph.
@@ -182,8 +176,8 @@ class Pretraining:
             self._embed_views(self.teacher.branch, batch, batch.drops if drop else (None, None))
             for batch in batches
         ]
-        embeddings = self._gather(torch.cat(embedded))  # (G, 2, E)
-        ids = self._gather(torch.cat([batch.ids for batch in batches]))
+        embeddings = self.gather(torch.cat(embedded))  # (G, 2, E)
+        ids = self.gather(torch.cat([batch.ids for batch in batches]))
         return [self.teacher.project(embeddings[:, i]) for i in (0, 1)], ids
 
     # -- small parts of the step -----------------------------------------------------------------
@@ -196,42 +190,15 @@ class Pretraining:
             self.step, steps=self.steps, start=teacher.momentum, end=teacher.final_momentum
         )
 
-    @property
-    def lr(self) -> float:
-        """The learning rate at this step."""
-        optim = self.config.optim
-        return warmup_cosine(
-            self.step,
-            steps=self.steps,
-            warmup_steps=max(1, round(optim.warmup * self.steps)),
-            peak=optim.lr,
-            end=optim.min_lr,
-        )
-
-    def _set_learning_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-
-    def _clip_gradients(self) -> Tensor:
-        limit = self.config.optim.clip_norm or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-
     def _embed(self, batch: Batch) -> Tensor:
         """Student's embeddings (B, 2, E) of a micro-batch; called twice it gives the same."""
-        # Every draw (stochastic depth) follows from the seed and the place in the stream, so the
-        # second pass sees the first one's, and a resumed run needs no saved generator.
-        torch.manual_seed(((self.config.seed << 44) ^ int(batch.positions[0])) % 2**63)
+        self.seed_draws_(int(batch.positions[0]))
         return self._embed_views(self.student.branch, batch, batch.drops)
 
     def _embed_views(self, branch: Branch, batch: Batch, drops: Drops) -> Tensor:
         with self.accelerator.autocast():
             views = [branch.embed(*pair) for pair in zip(batch.views, drops, strict=True)]
         return torch.stack(views, dim=1).float()
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return tensor
-        return cast(Tensor, self.accelerator.gather(tensor))
 
     # -- what a run looks like while it runs --------------------------------------------------
 
@@ -247,6 +214,19 @@ class Pretraining:
         )
         return {**numbers, "lr": self.lr, "momentum": self.momentum}
 
+    # -- where it starts, what it leaves -------------------------------------------------------
+
+    def start_from_(self, weights: InitialWeights) -> LoadReport:
+        """Weights into the student's and the teacher's backbone."""
+        return start_from_(
+            self.student, self.teacher, weights, model=self.config.model, log_mel=self.log_mel
+        )
+
+    def exported(self, network: str) -> Backbone:
+        """The backbone of "student" or "teacher"."""
+        branch = self.teacher.branch if network == "teacher" else self.student.branch
+        return branch.backbone
+
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _parts(self) -> dict[str, Any]:
@@ -258,30 +238,10 @@ class Pretraining:
             "memory": self.memory,
         }
 
-    def _facts(self) -> dict[str, Any]:
-        precision = self.accelerator.mixed_precision
-        return {"steps": self.steps, "mixed_precision": precision, "settings": to_dict(self.config)}
+    def tensors(self) -> Tensors:
+        """Networks, optimiser, queue and mixup memory."""
+        return state_tensors(**self._parts())
 
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint (main process); all wait for it, and all raise if it fails."""
-        on_main(
-            self.accelerator,
-            lambda: save_checkpoint(
-                folder.checkpoints,
-                self.step,
-                tensors=state_tensors(**self._parts()),
-                state=self._facts(),
-                keep=self.config.keep_checkpoints,
-            ),
-        )
-
-    def load_(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: if it is damaged, or of a run with other settings.
-        """
-        state, tensors = load_checkpoint(path)
-        check_state(state, self._facts(), path=path)
+    def load_tensors_(self, tensors: Tensors) -> None:
+        """Take over what `tensors` gave."""
         load_tensors_(tensors, **self._parts())
-        self.step = int(state["step"])

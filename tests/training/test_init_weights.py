@@ -230,6 +230,25 @@ def test_an_earlier_ast_starts_an_ast_of_another_length(tmp_path):
     assert torch.equal(loaded["norm.weight"], backbone.state_dict()["norm.weight"])
 
 
+def test_what_ssast_learns_starts_an_ast_whose_patches_overlap(tmp_path):
+    backbone = create_model("ssast_nano", num_classes=0, input_size=(64, 128))
+    Encoder(backbone, LogMel(num_mels=64), pooling="mean").eval().save(tmp_path)
+    student = _student("ast_nano", frames=96)
+    weights = read_weights(find_weights(str(tmp_path), "ast_nano"))
+    teacher, front = Teacher(student.branch), LogMel(num_mels=64)
+    report = start_from_(student, teacher, weights, model="ast_nano", log_mel=front)
+    assert list(report.adapted) == ["pos_embed"]
+    loaded = student.branch.backbone.state_dict()
+    for name in ("patch_embed.proj.weight", "blocks.4.mlp.fc1.weight"):
+        assert torch.equal(loaded[name], backbone.state_dict()[name])
+    assert loaded["pos_embed"].shape == (1, 2 + 5 * 9, 128)
+    frames = create_model("ssast_frame_nano", num_classes=0, input_size=(64, 128))
+    Encoder(frames, LogMel(num_mels=64), pooling="mean").eval().save(tmp_path / "frames")
+    weights = read_weights(find_weights(str(tmp_path / "frames"), "ast_nano"))
+    with pytest.raises(UsageError, match="is a ssast_frame_nano, this run trains ast_nano"):
+        start_from_(student, teacher, weights, model="ast_nano", log_mel=front)
+
+
 def test_weights_of_the_other_family_are_refused(mvitv2):
     student = _student("ast_nano")
     with pytest.raises(UsageError, match="holds a MAST, this run trains ast_nano"):

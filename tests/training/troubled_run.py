@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ssmast.audio import SegmentDataset
 from ssmast.command import run_command
-from ssmast.evaluation import embed, suite
-from ssmast.training import checkpoint, pretrain
+from ssmast.evaluation import embed, scorer, suite
+from ssmast.training import checkpoint, pretrain, session
 
 
 def _die() -> None:
@@ -75,11 +75,11 @@ if __name__ == "__main__":
         case ["data", position]:
             _hang_in_data(int(position))
         case ["statistics"]:
-            pretrain.measure_mean_std = _hang
+            session.measure_mean_std = _hang
         case ["embed"]:
             embed.read_audio = _hang
             main = suite.main
         case ["probe"]:
-            suite.run_probe = _hang
+            scorer.run_probe = _hang
             main = suite.main
     sys.exit(run_command(main, sys.argv[1:], name="ssmast"))

@@ -1,0 +1,139 @@
+"""What a fine-tuning run is, settled before it begins: its set, its front end, its sizes."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
+from ssmast.encoder import Encoder
+from ssmast.evaluation.class_scores import main_metric
+from ssmast.evaluation.labelled import LabelledSet, load_labelled
+from ssmast.evaluation.splits import Split
+from ssmast.model import Backbone
+from ssmast.settings import UsageError
+from ssmast.training.build import check_model
+from ssmast.training.config import FrontEnd
+from ssmast.training.finetune_config import SCHEDULES, FinetuneConfig
+from ssmast.training.init_weights import find_weights, read_weights
+
+_MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
+_LOOKED_AT = 64
+
+
+class Setup(NamedTuple):
+    """Everything a run needs before the first step.
+
+    Attributes:
+        config: resolved: model, front end and sizes are written out.
+        found: the labelled set.
+        split: which clips train, choose and test.
+        corpus: of the whole set's folder.
+        encoder: that the weights come from, or None.
+        metric: that the best weights are chosen by.
+    """
+
+    config: FinetuneConfig
+    found: LabelledSet
+    split: Split
+    corpus: Corpus
+    encoder: Encoder | None
+    metric: str
+
+
+def set_up(config: FinetuneConfig) -> Setup:
+    """Read the set and the encoder's folder, and settle what they decide.
+
+    Raises:
+        UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
+    """
+    if not config.data:
+        raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
+    found = load_labelled(
+        config.data, config.task, labels=config.labels, share=config.scoring.held_out
+    )
+    split, corpus = found.split(config.fold), open_corpus(found.folder)
+    encoder = _encoder_of(config)
+    if encoder is not None:
+        config = _like(config, encoder)
+    config = replace(config, model=config.model or "mast_nano")
+    check_model(config.model)
+    if config.pooling_schedule and not config.model.startswith("mast_"):
+        raise UsageError(f"pooling_schedule is for mast_* models, got model={config.model}")
+    if not config.clips.frames:
+        frames = _usual_frames(corpus.take(found.rows[split.train]), config.front_end)
+        config = replace(config, clips=replace(config.clips, frames=frames))
+    config = sized(config, num_clips=len(split.train))
+    metric = main_metric(found, config.scoring.metric)
+    return Setup(config, found, split, corpus, encoder, metric)
+
+
+def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
+    """Batch size and epochs by the number of training clips, where they were left open.
+
+    Epochs fall with the root of the clips, 20 at 1,000: a set ten times as large gets about three
+    times the steps.
+    """
+    size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
+    epochs = config.epochs or float(min(80, max(5, round(20 * math.sqrt(1000 / num_clips)))))
+    return replace(config, batch_size=size, epochs=epochs)
+
+
+def model_arguments(setup: Setup) -> dict[str, Any]:
+    """Arguments of `create_model`, without the classes."""
+    config = setup.config
+    arguments: dict[str, Any] = {}
+    if setup.encoder is not None:
+        arguments = dict(getattr(setup.encoder.backbone, "_model_args", {}))
+        for key in ("num_classes", "drop_path_rate", "drop_rate"):
+            arguments.pop(key, None)
+    schedule = SCHEDULES[config.pooling_schedule]
+    if schedule is not None:
+        arguments["stride_q"] = schedule
+    return {
+        **arguments,
+        "input_size": (config.front_end.num_mels, config.clips.frames),
+        "drop_path_rate": config.drop_path,
+        "drop_rate": config.heads.dropout,
+    }
+
+
+def _encoder_of(config: FinetuneConfig) -> Encoder | None:
+    """The encoder that `init` names; None where it names something else."""
+    if config.init in ("none", "imagenet") or not Path(config.init).is_dir():
+        return None
+    folder = find_weights(config.init, config.model)
+    assert folder is not None
+    return read_weights(folder).encoder
+
+
+def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
+    """The settings with the encoder's own architecture and front end."""
+    theirs = cast(Any, cast(Backbone, encoder.backbone)).pretrained_cfg["architecture"]
+    if config.model not in ("", theirs):
+        raise UsageError(
+            f"init={config.init} is a {theirs}, this run trains {config.model}; use model={theirs}"
+        )
+    front = {k: v for k, v in encoder.log_mel.settings().items() if k not in ("mean", "std")}
+    front_end = FrontEnd(**cast(Any, front), stats_clips=config.front_end.stats_clips)
+    return replace(config, model=theirs, front_end=front_end)
+
+
+def _usual_frames(corpus: Corpus, front: FrontEnd) -> int:
+    """Frames that nine in ten clips fit into, at most 1024; of a look at 64 clips."""
+    looked_at = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
+    lengths = []
+    for clip in looked_at.tolist():
+        try:
+            audio = read_audio(corpus.source(clip), sample_rate=front.sample_rate)
+        except AudioError:
+            continue  # the run will list it
+        lengths.append(1 + len(audio) // front.hop_length)
+    if not lengths:
+        raise ValueError(
+            f"none of {len(looked_at)} training clips could be read; give clips.frames"
+        )
+    frames = math.ceil(float(np.quantile(lengths, 0.9)) / _FRAME_STEP) * _FRAME_STEP
+    return min(_MOST_FRAMES, max(_FEWEST_FRAMES, frames))

@@ -1,0 +1,138 @@
+"""What every objective's trainer is made of: learning rate, guarded step, checkpoint.
+
+An objective adds its networks, its `train_step` and its numbers; `loop.run_loop` makes time pass.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ssmast.settings import to_dict
+from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
+from ssmast.training.config import TrainConfig
+from ssmast.training.launch import on_main
+from ssmast.training.run_folder import RunFolder
+from ssmast.training.schedules import warmup_cosine
+from ssmast.training.trainer_state import check_state
+
+
+class BaseTrainer(ABC):
+    """The state of a run and its step.
+
+    Args:
+        config: settings of the run.
+        accelerator: device, processes, precision.
+        steps: optimiser steps of the whole run.
+
+    Attributes:
+        model: whose parameters the optimiser moves; set by the objective.
+        optimizer: set by the objective; a group's `lr_scale` multiplies the learning rate.
+        step: optimiser steps done.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, config: TrainConfig, *, accelerator: Accelerator, steps: int) -> None:
+        self.accelerator, self.steps, self.step = accelerator, steps, 0
+        self._settings = config
+
+    # -- what an objective is --------------------------------------------------------------------
+
+    @abstractmethod
+    def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, Any]:
+        """One optimiser step; `skipped` is True when a non-finite value made it stand still."""
+
+    @abstractmethod
+    def measure(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Numbers to log, from what `train_step` returned."""
+
+    @abstractmethod
+    def tensors(self) -> Tensors:
+        """All that the next step depends on: name of a part -> name -> tensor."""
+
+    @abstractmethod
+    def load_tensors_(self, tensors: Tensors) -> None:
+        """Take over what `tensors` gave."""
+
+    # -- small parts of a step -------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at this step."""
+        optim = self._settings.optim
+        return warmup_cosine(
+            self.step,
+            steps=self.steps,
+            warmup_steps=max(1, round(optim.warmup * self.steps)),
+            peak=optim.lr,
+            end=optim.min_lr,
+        )
+
+    def move_(self, loss: Tensor) -> dict[str, Any]:
+        """Clip the gradients and let the optimiser move, unless loss or gradient is not finite.
+
+        Both are the same on all processes, and so is what is decided here. A step that is skipped
+        counts: the place in the data moves on; nothing that is learnt does.
+
+        Returns:
+            `skipped` and `grad_norm`; of a skipped step also the `loss`.
+        """
+        limit = self._settings.optim.clip_norm or float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
+            self.step += 1
+            return {"skipped": True, "loss": float(loss), "grad_norm": float(grad_norm)}
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+        self.optimizer.step()
+        return {"skipped": False, "grad_norm": grad_norm}
+
+    def seed_draws_(self, position: int) -> None:
+        """Seed the layers' own draws (stochastic depth) by the place in the stream.
+
+        Every draw then follows from the seed and the place, so a second pass sees the first one's,
+        and a resumed run needs no saved generator.
+        """
+        torch.manual_seed(((self._settings.seed << 44) ^ position) % 2**63)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes, one after the other."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return cast(Tensor, self.accelerator.gather(tensor))
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, Any]:
+        precision = self.accelerator.mixed_precision
+        settings = to_dict(self._settings)
+        return {"steps": self.steps, "mixed_precision": precision, "settings": settings}
+
+    def save(self, folder: RunFolder) -> None:
+        """Write a checkpoint (main process); all wait for it, and all raise if it fails."""
+        on_main(
+            self.accelerator,
+            lambda: save_checkpoint(
+                folder.checkpoints,
+                self.step,
+                tensors=self.tensors(),
+                state=self._facts(),
+                keep=self._settings.keep_checkpoints,
+            ),
+        )
+
+    def load_(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if it is damaged, or of a run with other settings.
+        """
+        state, tensors = load_checkpoint(path)
+        check_state(state, self._facts(), path=path)
+        self.load_tensors_(tensors)
+        self.step = int(state["step"])

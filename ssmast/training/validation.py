@@ -1,0 +1,88 @@
+"""The validation part, scored every so many steps; the best weights by it alone are kept."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ssmast.audio import Corpus
+from ssmast.evaluation.evaluate import part_scores
+from ssmast.evaluation.labelled import LabelledSet
+from ssmast.training.finetuning import Finetuning
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "valid/"
+
+
+class Validation:
+    """Scores the network as it would be kept; a `Watcher` of the loop.
+
+    Args:
+        trainer: keeps the best weights.
+        found: the labelled set.
+        corpus: of the whole set.
+        positions: in the set, of the validation clips.
+        metric: that decides.
+        every: steps between scores.
+        batch_seconds: audio scored at once.
+        history: lines of metrics.jsonl so far; steps that have scores are not scored again.
+    """
+
+    def __init__(
+        self,
+        trainer: Finetuning,
+        *,
+        found: LabelledSet,
+        corpus: Corpus,
+        positions: Any,
+        metric: str,
+        every: int,
+        batch_seconds: float,
+        history: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        self.trainer, self.found, self.corpus, self.positions = trainer, found, corpus, positions
+        self.metric, self.every, self.batch_seconds = metric, every, batch_seconds
+        self._done = {row["step"] for row in history if any(key.startswith(_PREFIX) for key in row)}
+
+    def is_due(self, step: int, *, steps: int) -> bool:
+        """True at every multiple of `every` and at the end, once each."""
+        return step > 0 and step not in self._done and (step % self.every == 0 or step == steps)
+
+    def run(self, *, step: int) -> dict[str, float]:
+        """Score, keep the weights if they are the best, take them into the average."""
+        started = time.monotonic()
+        numbers = self.score()
+        self.trainer.keep_if_best_(numbers[self.metric])
+        self.trainer.average_()
+        self._done.add(step)
+        best = self.trainer.best
+        assert best is not None
+        logger.info(
+            "validation at step %d: %s %.4f, best %.4f at step %d (%.1f s)",
+            *(step, self.metric, numbers[self.metric], best.score, best.step),
+            time.monotonic() - started,
+        )
+        return {f"{_PREFIX}{name}": value for name, value in numbers.items()}
+
+    def score(self) -> dict[str, float]:
+        """The numbers of the network that is scored, as its weights are now."""
+        trainer = self.trainer
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            part = part_scores(
+                trainer.classifier(trainer.scored),
+                self.found,
+                self.corpus,
+                self.positions,
+                title="validation",
+                batch_seconds=self.batch_seconds,
+            )
+        return part.numbers
+
+    def shown(self, scores: dict[str, float]) -> dict[str, str]:
+        """`valid=0.81`."""
+        value = scores.get(f"{_PREFIX}{self.metric}")
+        return {} if value is None else {"valid": f"{value:.3f}"}

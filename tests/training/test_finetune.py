@@ -1,0 +1,458 @@
+"""Fine-tuning, small: overfitting, exact resume, what is frozen, chosen and kept, every recipe."""
+
+import csv
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from timm.optim import param_groups_layer_decay
+
+from ssmast.audio import open_corpus
+from ssmast.classifier import load_classifier
+from ssmast.command import run_command
+from ssmast.encoder import load_encoder
+from ssmast.evaluation import evaluate
+from ssmast.evaluation.labelled import load_labelled
+from ssmast.settings import parse
+from ssmast.training import finetune, pretrain
+from ssmast.training.checkpoint import checkpoints, load_checkpoint
+from ssmast.training.config import RECIPES
+from ssmast.training.finetune_config import SCHEDULES, FinetuneConfig
+from ssmast.training.finetuning import Finetuning
+from ssmast.training.metrics_log import read_metrics
+from ssmast.training.trainer import BaseTrainer
+from tests.audio.datasets.conftest import Mini, mini
+from tests.evaluation.conftest import write_set
+from tests.training.processes import Group
+from tests.training.test_pretrain import _assert_same_state, _dies_at
+from tests.training.test_survive import _logged, _until
+
+__all__ = ["mini"]  # a fixture
+
+SMALL = (
+    "recipe=finetune_small", "steps=4", "batch_size=4", "workers=0", "checkpoint_every=2",
+    "log_every=1", "front_end.num_mels=32", "clips.frames=32", "tensorboard=false", "threads=1",
+    "front_end.stats_clips=8", "scoring.every=2", "heads.freeze=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("sets") / "tones", num_clips=24)
+
+
+def _run(*words, data, run) -> int:
+    argv = [*SMALL, f"data={data}", f"run={run}", *words]
+    return run_command(finetune.main, argv, name="ssmast finetune")
+
+
+def _network(run) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoints(run / "checkpoints")[-1])[1]["network"]
+
+
+@pytest.fixture(scope="module")
+def finished(tones, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert _run(data=tones, run=run) == 0
+    return run
+
+
+def test_a_tiny_set_is_learnt_to_the_last_clip(tones, tmp_path):
+    words = ["steps=50", "batch_size=12", "scoring.every=25", "optim.lr=1e-3", "heads.smoothing=0"]
+    words += ["clips.mixup_rate=0", "clips.time_shift=0", "clips.freq_mask=0", "clips.time_mask=0"]
+    words += ["drop_path=0"]
+    assert _run(*words, data=tones, run=tmp_path / "run") == 0
+    config = ["encoder=" + str(tmp_path / "run"), f"data={tones}", "part=train"]
+    assert evaluate.main([*config, f"out={tmp_path / 'scores'}"]) == 0
+    [file] = (tmp_path / "scores").glob("*.json")
+    result = json.loads(file.read_text())
+    assert result["numbers"]["accuracy"] == 1.0
+    assert result["n"] == 12
+    assert float(read_metrics(tmp_path / "run" / "metrics.jsonl")[-2]["loss"]) < 0.05
+
+
+def test_a_run_leaves_a_classifier_its_test_and_a_report(finished, tones):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "encoder", "report.html"} <= names
+    result = json.loads((finished / "test.json").read_text())
+    found = load_labelled(tones)
+    test = found.splits[0].test
+    assert result["n"] == len(test)
+    assert result["ids_sha256"] == found.ids_sha256(test)
+    assert result["valid"]["n"] == len(found.splits[0].valid)
+    assert result["valid"]["ids_sha256"] == found.ids_sha256(found.splits[0].valid)
+    assert np.array(result["confusion"]).sum() == len(test)
+    assert "What is mistaken for what" in (finished / "report.html").read_text()
+    classifier = load_classifier(finished)
+    assert classifier.outputs.heads == [("label", ["high", "low", "middle"])]
+    encoder = load_encoder(finished / "encoder")
+    assert encoder.embed(np.zeros(8000, np.float32), 16000).shape == (1, encoder.dim)
+
+
+def test_the_folder_scores_as_the_run_did(finished, tones, tmp_path, capsys):
+    words = [f"encoder={finished}", f"data={tones}", f"out={tmp_path}"]
+    assert evaluate.main(words) == 0
+    said = capsys.readouterr().out
+    assert "| class | clips | recall | precision |" in said
+    [file] = tmp_path.glob("*.json")
+    again, before = json.loads(file.read_text()), json.loads((finished / "test.json").read_text())
+    assert again["numbers"] == pytest.approx(before["numbers"])
+    assert again["confusion"] == before["confusion"]
+    assert again["encoder_sha256"] == before["encoder_sha256"]
+    assert "What is mistaken for what" in (tmp_path / "report.html").read_text()
+
+
+_EVERYTHING = (
+    "drop_path=0.2", "optim.ema=0.5", "optim.average=1.0", "clips.mixup_rate=0.5",
+    "clips.noise_std=0.1", "clips.balanced=true", "heads.dropout=0.1", "heads.freeze=0.25",
+    "clips.waveform_augment=0.5",
+)  # fmt: skip
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tones, tmp_path, monkeypatch):
+    assert _run(*_EVERYTHING, data=tones, run=tmp_path / "whole") == 0
+    step, run = Finetuning.train_step, tmp_path / "killed"
+    monkeypatch.setattr(Finetuning, "train_step", _dies_at(step, 4))
+    with pytest.raises(RuntimeError, match="killed"):
+        _run(*_EVERYTHING, data=tones, run=run)
+    monkeypatch.setattr(Finetuning, "train_step", step)
+    assert _run(*_EVERYTHING, "resume=auto", "workers=1", data=tones, run=run) == 0
+    _assert_same_state(tmp_path / "whole", run)
+    results = [json.loads((r / "test.json").read_text()) for r in (tmp_path / "whole", run)]
+    assert results[0]["numbers"] == results[1]["numbers"]
+    assert results[0]["encoder_sha256"] == results[1]["encoder_sha256"]
+
+
+def test_the_loop_its_guard_and_its_checkpoints_are_pretrainings():
+    assert issubclass(Finetuning, BaseTrainer)
+    assert issubclass(pretrain.Pretraining, BaseTrainer)
+    shared = ("move_", "save", "load_", "gather", "seed_draws_", "lr")
+    for name in shared:
+        assert name not in vars(Finetuning)
+        assert name not in vars(pretrain.Pretraining)
+
+
+def test_non_finite_steps_are_skipped_and_end_the_run_as_in_pretraining(
+    tones, tmp_path, monkeypatch, capsys
+):
+    step = Finetuning.train_step
+
+    def train_step(self, micro_batches):
+        if self.step in (1, 2):
+            micro_batches[0]["waveform"][0] = float("nan")
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(Finetuning, "train_step", train_step)
+    assert _run("max_skipped=2", data=tones, run=tmp_path / "run") == 1
+    assert "2 steps in a row gave a non-finite loss" in capsys.readouterr().err
+    assert _run(data=tones, run=tmp_path / "other") == 0
+    rows = read_metrics(tmp_path / "other" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("skipped")] == [2, 3]
+
+
+def test_micro_batches_give_the_whole_batchs_step(tones, tmp_path):
+    words = ["steps=2", "drop_path=0", "heads.dropout=0", "optim.lr=1e-5"]
+    for parts in (1, 2, 4):
+        run = tmp_path / str(parts)
+        assert _run(*words, f"optim.accumulate={parts}", data=tones, run=run) == 0
+    one = _network(tmp_path / "1")
+    for parts in (2, 4):
+        other = _network(tmp_path / str(parts))
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_backbone_stands_still_and_the_head_does_not(tones, tmp_path):
+    assert _run("heads.freeze=1.0", "steps=2", data=tones, run=tmp_path / "run") == 0
+    after = _network(tmp_path / "run")
+    assert _run("heads.freeze=1.0", "steps=1", data=tones, run=tmp_path / "one") == 0
+    one = _network(tmp_path / "one")
+    moved = {name for name in after if not torch.equal(one[name], after[name])}
+    assert moved == {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tones, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.9, 0.4, 0.9])
+    keep = Finetuning.keep_if_best_
+    monkeypatch.setattr(Finetuning, "keep_if_best_", lambda self, _: keep(self, next(scores)))
+    words = ["scoring.every=1", "optim.average=0", "checkpoint_every=1", "keep_checkpoints=9"]
+    assert _run(*words, data=tones, run=tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert (result["valid"]["step"], result["valid"]["score"]) == (2, 0.9)  # the first of equals
+    at_2 = load_checkpoint(tmp_path / "run" / "checkpoints" / "00000002")[1]["network"]
+    kept = load_encoder(tmp_path / "run" / "encoder").backbone.state_dict()
+    for name, tensor in kept.items():
+        if not name.startswith("head."):
+            assert torch.equal(tensor, at_2[name])
+
+
+def test_the_test_part_decides_nothing(tones, tmp_path, finished):
+    """Other labels in the test part: the same weights come out."""
+    other = tmp_path / "tones"
+    other.mkdir()
+    with (tones / "metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        (other / row["path"]).write_bytes((tones / row["path"]).read_bytes())
+        if row["split"] == "test":
+            row["label"] = "low"
+    with (other / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert _run(data=other, run=tmp_path / "run") == 0
+    one, two = (json.loads((r / "test.json").read_text()) for r in (finished, tmp_path / "run"))
+    assert one["encoder_sha256"] == two["encoder_sha256"]
+    assert one["confusion"] != two["confusion"]
+
+
+def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, finished):
+    words = [f"init={finished}", "front_end.num_mels=64", "clips.frames=48", "steps=1"]
+    assert _run(*words, data=tones, run=tmp_path / "run") == 0
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "num_mels: 32" in config
+    assert "model: mast_nano" in config
+    init = json.loads((tmp_path / "run" / "init.json").read_text())
+    assert "patch_embed.proj.weight" in init["used"]
+    assert set(init["random"]) >= {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
+    before, after = load_encoder(finished / "encoder"), load_encoder(tmp_path / "run" / "encoder")
+    assert after.log_mel.settings() == before.log_mel.settings()
+
+
+def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
+    config = parse(
+        FinetuneConfig,
+        [*SMALL, f"data={tones}", "optim.layer_decay=0.5", "heads.lr_scale=[3.0]"],
+        command="test",
+        recipes=RECIPES,
+    )
+    assert config is not None
+    trainer = _trainer(config)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    scales = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert scales.keys() == set(names.values())
+    oracle = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in param_groups_layer_decay(trainer.model, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    head = {name: 3.0 for name in oracle if name.startswith("head.")}
+    assert scales == pytest.approx(oracle | head)
+    assert head.keys() == {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
+    assert scales["patch_embed.proj.weight"] == 0.5**6
+
+
+def _trainer(config):
+    from accelerate import Accelerator
+
+    from ssmast.audio import LogMel
+
+    method = finetune.Supervised(config)
+    log_mel = LogMel(num_mels=config.front_end.num_mels, mean=-5.0, std=4.0)
+    return method.make_trainer(Accelerator(cpu=True), log_mel, steps=4)
+
+
+# -- every recipe on a miniature of the official layout ------------------------------------------
+
+
+def _sounds(mini: Mini, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        mini.sound(name, seconds=0.4, hz=200.0 * (1 + i % 7))
+
+
+def _kinetics(mini: Mini) -> str:
+    labels = ["bowling", "singing"]
+    for table, part, num in (("train.csv", "train", 8), ("val.csv", "val", 4)):
+        lines = ["label,youtube_id,time_start,time_end,split,is_cc"]
+        names = []
+        for i in range(num):
+            video = f"{part[0]}{i:010d}"
+            lines.append(f"{labels[i % 2]},{video},3,13,{part},0")
+            names.append(f"{part}/{video}_000003_000013.wav")
+        mini.text(table, "\n".join(lines) + "\n")
+        _sounds(mini, names)
+    return "kinetics_sounds_32"
+
+
+def _vggsound(mini: Mini) -> str:
+    lines, names = [], []
+    for i in range(12):
+        part, label = ("test" if i >= 8 else "train"), ("people marching", "cat, hissing")[i % 2]
+        lines.append(f'{i:011d},{i},"{label}",{part}')
+        names.append(f"video/{i:011d}_{i:06d}.wav")
+    mini.text("vggsound.csv", "\n".join(lines) + "\n")
+    _sounds(mini, names)
+    return "vggsound"
+
+
+def _audioset(mini: Mini, name: str) -> str:
+    mini.text(
+        "class_labels_indices.csv",
+        'index,mid,display_name\n0,/m/1,Speech\n1,/m/2,"Male speech, man speaking"\n2,/m/3,Bark\n',
+    )
+    tables = {"balanced_train": 8, "unbalanced_train": 8, "eval": 4}
+    for table, num in tables.items():
+        lines, names = [], []
+        for i in range(num):
+            mids = ("/m/1,/m/2", "/m/3", "/m/1")[i % 3]
+            lines.append(f'{table[0]}{i:010d}, 0.000, 10.000, "{mids}"')
+            names.append(f"{table}_segments/{table[0]}{i:010d}.wav")
+        mini.text(f"{table}_segments.csv", "# a\n# b\n# c\n" + "\n".join(lines) + "\n")
+        _sounds(mini, names)
+    return name
+
+
+def _epic(mini: Mini) -> str:
+    header = (
+        "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"
+        "start_frame,stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,"
+        "all_noun_classes\n"
+    )
+    for table, videos, num in (("train", ("P01_01", "P01_03"), 8), ("validation", ("P01_02",), 4)):
+        rows = [
+            f"{videos[0]}_{i},P01,{videos[i % len(videos)]},00:00:00.1,00:00:0{i % 3}.50,"
+            f"00:00:0{1 + i % 3}.25,8,20,x,x,{i // 2 % 2},x,{i // 2 % 3},\"['x']\",[3]\n"
+            for i in range(num)
+        ]
+        mini.text(f"EPIC_100_{table}.csv", header + "".join(rows))
+        for video in videos:
+            mini.sound(f"P01/{video}.wav", seconds=5.0)
+    mini.text("EPIC_100_verb_classes.csv", "id,key,instances,category\n0,take,x,x\n1,put,x,x\n")
+    nouns = "0,tap,x,x\n1,pan,x,x\n2,lid,x,x\n3,door,x,x\n"
+    mini.text("EPIC_100_noun_classes.csv", "id,key,instances,category\n" + nouns)
+    return "epic_kitchens_verb"
+
+
+_LAYOUTS = {
+    "finetune_kinetics_sounds": (_kinetics, "accuracy"),
+    "finetune_vggsound": (_vggsound, "accuracy"),
+    "finetune_epic_kitchens_100": (_epic, "action_accuracy"),
+    "finetune_audioset_balanced": (lambda mini: _audioset(mini, "audioset_balanced"), "map"),
+    "finetune_audioset_full": (lambda mini: _audioset(mini, "audioset_full"), "map"),
+}
+
+
+@pytest.mark.parametrize("recipe", _LAYOUTS)
+def test_every_recipe_runs_on_its_official_layout(recipe, mini, tmp_path, capsys):
+    layout, metric = _LAYOUTS[recipe]
+    mini.build(layout(mini))
+    words = [word for word in SMALL if not word.startswith("recipe=")]
+    words += [f"recipe={recipe}", "model=mast_nano", "drop_path=0.1", "scoring.held_out=0.3"]
+    assert _run(*words, "steps=2", data=tmp_path / "out", run=tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert result["metric"] == metric
+    assert result["n"] == 4
+    expected = {
+        "map": {"map", "auc", "d_prime", "mean_d_prime", "n"},
+        "accuracy": {"accuracy", "top5", "balanced_accuracy", "n"},
+        "action_accuracy": {
+            *(f"{head}_{what}" for head in ("verb", "noun")
+              for what in ("accuracy", "top5", "balanced_accuracy")),
+            "action_accuracy", "action_top5", "n",
+        },
+    }  # fmt: skip
+    assert result["numbers"].keys() == expected[metric]
+    said = capsys.readouterr().out
+    assert "| class |" in said or "| head | class |" in said
+    assert evaluate.main([f"encoder={tmp_path / 'run'}", f"data={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "run" / "evaluate" / "report.html").is_file()
+
+
+def test_the_recipes_hold_the_papers_settings():
+    epochs = {"kinetics_sounds": 300, "epic_kitchens_100": 100, "vggsound": 50}
+    epochs |= {"audioset_balanced": 50, "audioset_full": 10}
+    for name, number in epochs.items():
+        config = parse(FinetuneConfig, [f"recipe=finetune_{name}"], command="test", recipes=RECIPES)
+        assert config is not None
+        assert (config.epochs, config.optim.name, config.optim.lr) == (number, "adamw", 1e-5)
+        assert (config.model, config.optim.warmup, config.optim.min_lr) == ("mast_base", 0.0, 0.0)
+        assert config.clips.balanced == (name == "audioset_full")
+        assert config.labels == (["verb", "noun"] if "epic" in name else [])
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("finetune_*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_says_how_to_run_it(file):
+    text = file.read_text()
+    assert "-m ssmast.training.finetune" in text
+    for fact in ("Hardware: ", "Time", "core" if file.stem.endswith("small") else "Score: "):
+        assert fact in text
+
+
+def test_the_ablation_is_one_command(tones, tmp_path, capsys):
+    words = ["pooling_schedule=all", "steps=1"]
+    assert _run(*words, data=tones, run=tmp_path / "runs") == 0
+    said = capsys.readouterr().out
+    grids = []
+    for name, strides in SCHEDULES.items():
+        if strides is not None:
+            assert f"| {name} | " in said
+            backbone = load_encoder(tmp_path / "runs" / name / "encoder").backbone
+            assert backbone.stride_q == strides
+            grids.append(backbone.grid_of(32, 32)[-1][:])
+    assert len(grids) == 5
+    assert len(set(grids)) == 5
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(tones, tmp_path, capsys):
+    wrong = {
+        "fold=3": "one split and no folds",
+        "scoring.metric=map": "metric must be one of accuracy",
+        "model=mast_nan": "model 'mast_nan' is unknown",
+        "labels=[pitch]": "has no column 'pitch'",
+        "heads.pooling=cls": "global_pool must be one of",
+        "pooling_schedule=three": "pooling_schedule must be one of",
+        "heads.lr_scale=[1.0,2.0]": "heads.lr_scale must be one number",
+    }
+    for word, said in wrong.items():
+        assert _run(word, data=tones, run=tmp_path / word) in (1, 2), word
+        assert said in capsys.readouterr().err
+
+
+def test_folds_and_sizes_are_settled_before_the_run(tones):
+    config = parse(
+        FinetuneConfig,
+        [*SMALL, f"data={tones}", "task=tones:protocol=folds", "fold=2", "steps=0"],
+        command="test",
+        recipes=RECIPES,
+    )
+    assert config is not None
+    config = replace(config, batch_size=0, epochs=0.0, clips=replace(config.clips, frames=0))
+    method = finetune.Supervised(config)
+    assert method._setup.split.name == "fold 2"
+    assert (method.config.batch_size, method.config.epochs) == (16, 80.0)
+    lengths = [len(soundfile.read(file)[0]) for file in sorted(tones.glob("*.wav"))]
+    assert method.frames == 64  # 0.2 to 0.4 s
+    assert 0.9 * max(lengths) / 160 <= 64
+    assert len(open_corpus(tones)) == 24
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_a_signal_ends_in_a_checkpoint(tones, tmp_path):
+    door = Path(finetune.__file__)
+    words = [*SMALL, f"data={tones}", "drop_path=0", "optim.lr=1e-5"]
+    for size in (1, 2):
+        group = Group(size, door, *words, f"run={tmp_path / str(size)}")
+        assert group.wait() == [0] * size, group.said[0]
+    one, two = (read_metrics(tmp_path / str(size) / "metrics.jsonl") for size in (1, 2))
+    for before, after in zip(one, two, strict=True):
+        for key in {"loss", "valid/accuracy"} & before.keys():
+            assert after[key] == pytest.approx(before[key], rel=1e-4)
+    results = [json.loads((tmp_path / str(size) / "test.json").read_text()) for size in (1, 2)]
+    assert results[0]["ids_sha256"] == results[1]["ids_sha256"]
+    run = tmp_path / "stopped"
+    group = Group(2, door, *words, f"run={run}", "steps=4000", "checkpoint_every=0")
+    _until(_logged(run, 3), group)
+    for member in group.members:
+        member.send_signal(signal.SIGTERM)
+    assert group.wait(60) == [143, 143]
+    assert "stopped by SIGTERM; the state is saved" in group.said[0]
+    assert len(checkpoints(run / "checkpoints")) == 1
