@@ -4,6 +4,7 @@ python linear_eval/run.py encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS
 python linear_eval/run.py encoder=DIR data=DIR tasks=[fsdd,emodb:group=speaker] out=DIR protocol=knn
 python linear_eval/run.py encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker
 python linear_eval/run.py encoder=log_mel data=DIR                  what has to be beaten
+python linear_eval/run.py encoder=DIR data=DIR shuffled=true        the control: must be at chance
 accelerate launch --num_processes 8 linear_eval/run.py encoder=...  embed on several GPUs
 python linear_eval/run.py --help                                    every key
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Standardised features (n, D) float32 and class numbers (n,) int64.
+# Features (n, D) float32, and class numbers (n,) int64 or, where a clip may have several labels,
+# zeros and ones (n, C) float32.
 Part = tuple[Tensor, Tensor]
 
 
@@ -15,7 +16,7 @@ class Fitted:
     """A fitted probe.
 
     Attributes:
-        scores: standardised features (n, D) -> (S, n, C) class scores, one model a seed.
+        scores: features (n, D) -> (S, n, C) class scores, one model a seed.
         chosen: what the validation part decided, plain values for JSON.
         valid: validation metric of each of the S models.
     """

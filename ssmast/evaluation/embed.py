@@ -7,16 +7,16 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, RemoteError, read_audio
+from ssmast.evaluation.crop import Crop, cut
+from ssmast.evaluation.embedding_cache import Embeddings, Parts, joined, load, store
 from ssmast.evaluation.processes import (
     Processes,
     all_say,
@@ -63,21 +63,6 @@ class Embedder(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embeddings:
-    """Vectors of the clips of a corpus that could be read.
-
-    Attributes:
-        values: float32 (n, D).
-        rows: number of each in the corpus, increasing, int64 (n,).
-        rejected: (name, reason) of the others.
-    """
-
-    values: Tensor
-    rows: NDArray[np.int64]
-    rejected: list[tuple[str, str]]
-
-
 def embed_corpus(
     embedder: Embedder,
     corpus: Corpus,
@@ -88,6 +73,7 @@ def embed_corpus(
     batch_seconds: float = 60.0,
     sha256: str | None = None,
     processes: Processes | None = None,
+    crop: Crop | None = None,
 ) -> Embeddings:
     """Embed every clip of a corpus, or take the vectors from the cache.
 
@@ -95,24 +81,29 @@ def embed_corpus(
 
     Args:
         embedder: to embed with.
-        corpus: the clips; whole clips are embedded, whatever their length.
+        corpus: the clips.
         title: for the progress line.
-        cache: folder to keep vectors in, by the hashes of encoder and corpus; None for none.
+        cache: folder to keep vectors in, by the hashes of encoder, corpus and crop; None for none.
+            What was embedded there before an interruption is not embedded again.
         workers: threads that decode; 0 for one a core, at most 8.
         batch_seconds: audio that goes through the encoder at once.
         sha256: of the embedder, where it is known: hashing large weights takes a second.
         processes: that take part; all that were launched by default.
+        crop: what is cut of each clip; None for whole clips, whatever their length.
 
     Raises:
         ValueError: if no clip could be read.
     """
-    file = None if cache is None else cache / f"{cache_key(embedder, corpus, sha256)}.safetensors"
-    found = _load(file) if file is not None else None
+    key = cache_key(embedder, corpus, sha256, crop)
+    file = None if cache is None else cache / f"{key}.safetensors"
+    found = load(file) if file is not None else None
     state = processes or process_state()
     if not all_say(found is not None, state) or found is None:
-        found = _embed(embedder, corpus, title, workers, batch_seconds, state)
-        if file is not None and state.is_main:
-            _store(file, found)
+        parts = None if cache is None else Parts(cache / f"{key}.parts", state)
+        found = _embed(embedder, corpus, title, workers, batch_seconds, state, crop, parts)
+        if file is not None and parts is not None and state.is_main:
+            store(file, found)
+            parts.remove()
     if not len(found.rows):
         name, reason = found.rejected[0]
         raise ValueError(
@@ -121,13 +112,15 @@ def embed_corpus(
     return found
 
 
-def cache_key(embedder: Embedder, corpus: Corpus, sha256: str | None = None) -> str:
+def cache_key(
+    embedder: Embedder, corpus: Corpus, sha256: str | None = None, crop: Crop | None = None
+) -> str:
     """Hash of all that decides the vectors: weights, settings, audio, crop policy, this code."""
     parts = {
         "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
         "corpus": corpus.fingerprint,
-        "crop": "whole clips",
+        "crop": "whole clips" if crop is None else list(crop),
         "version": VERSION,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -140,13 +133,17 @@ def _embed(
     workers: int,
     batch_seconds: float,
     state: Processes,
+    crop: Crop | None,
+    parts: Parts | None,
 ) -> Embeddings:
-    share = range(state.rank, len(corpus), state.size)
+    done, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
+    share = list(rest)[state.rank :: state.size]
     rows: list[int] = []
     values: list[Tensor] = []
     rejected: list[tuple[str, str]] = []
     with Progress(title, total=len(share), enabled=state.is_main) as progress:
-        for window in _windows(corpus, share, embedder.sample_rate, workers):
+        for window in read_windows(corpus, share, embedder.sample_rate, workers, crop):
+            before = len(rows), len(values), len(rejected)
             good = [(row, audio) for row, audio in window if isinstance(audio, Tensor)]
             rejected += [
                 (corpus.name(row), str(bad)) for row, bad in window if isinstance(bad, str)
@@ -163,14 +160,31 @@ def _embed(
                     for (row, _), ok in zip(good, finite, strict=True)
                     if not ok
                 ]
+            if parts is not None:
+                new = _embeddings(
+                    rows[before[0] :], values[before[1] :], rejected[before[2] :], embedder.dim
+                )
+                parts.add(new, seen=[row for row, _ in window])
             progress.advance(len(window))
-    stacked = torch.cat(values) if values else torch.zeros(0, embedder.dim)
-    mine = Embeddings(values=stacked, rows=np.array(rows, dtype=np.int64), rejected=rejected)
+    mine = _embeddings(rows, values, rejected, embedder.dim)
+    if state.is_main:  # what was done before, by whichever process
+        mine = joined([*done, mine])
     return _gather(mine, state)
 
 
-def _windows(
-    corpus: Corpus, rows: Sequence[int], sample_rate: int, workers: int
+def _embeddings(
+    rows: list[int], values: list[Tensor], rejected: list[tuple[str, str]], dim: int
+) -> Embeddings:
+    stacked = torch.cat(values) if values else torch.zeros(0, dim)
+    return Embeddings(values=stacked, rows=np.array(rows, dtype=np.int64), rejected=rejected)
+
+
+def read_windows(
+    corpus: Corpus,
+    rows: Sequence[int],
+    sample_rate: int,
+    workers: int = 0,
+    crop: Crop | None = None,
 ) -> Iterator[list[tuple[int, Tensor | str]]]:
     """Decoded clips (or why not) some hundred at a time, read ahead by threads."""
 
@@ -181,7 +195,8 @@ def _windows(
             raise  # the network failed, not the clip
         except (AudioError, OSError) as error:
             return str(error)
-        return torch.from_numpy(audio)
+        clip = torch.from_numpy(audio)
+        return clip if crop is None else cut(clip, crop, sample_rate=sample_rate, clip=row)
 
     workers = workers or min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -205,42 +220,6 @@ def _windows(
     finally:
         # After Ctrl-C nothing more is read, and a read that hangs is not waited for.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-# -- cache and processes ---------------------------------------------------------------------
-
-
-def _store(file: Path, found: Embeddings) -> None:
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(
-            {"values": found.values, "rows": torch.from_numpy(found.rows)},
-            temporary,
-            metadata={"rejected": json.dumps(found.rejected)},
-        )
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _load(file: Path) -> Embeddings | None:
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            rejected = json.loads((opened.metadata() or {})["rejected"])
-            values, rows = opened.get_tensor("values"), opened.get_tensor("rows")
-    except (SafetensorError, KeyError, ValueError) as error:
-        logger.warning("%s is damaged (%s); embedding again", file, error)
-        return None
-    return Embeddings(
-        values=values, rows=rows.numpy(), rejected=[(name, reason) for name, reason in rejected]
-    )
 
 
 def _gather(mine: Embeddings, state: Processes) -> Embeddings:

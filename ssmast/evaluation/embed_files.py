@@ -1,72 +1,246 @@
-"""Sound files -> embeddings in one .npz file.
+"""Sound files -> embeddings in one .npz or .parquet file.
 
-    ssmast embed encoder=runs/mine/encoder data=FOLDER out=embeddings.npz
+    ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
 
-The file holds `embeddings` (n, D) float32 and `names` (n,); numpy.load reads it without pickle.
-Files that cannot be read are left out and named in `rejected` (m, 2: name, reason).
+An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
+`encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
+embedding. Broken off, the same command goes on: finished parts lie in OUT.parts until all is done.
+Files that cannot be used are left out and written down in OUT.quarantine.csv.
 """
 
 import json
 import logging
 import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ssmast.audio import open_corpus
-from ssmast.encoder import load_encoder
-from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.processes import process_state
+from ssmast.audio import Corpus, Quarantine, open_corpus
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.evaluation.embed import cache_key, read_windows
+from ssmast.evaluation.embedding_cache import Embeddings, load, store
+from ssmast.evaluation.processes import Processes, gather_list, process_state
+from ssmast.evaluation.progress import Progress
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
+
+FORMATS = (".npz", ".parquet")
 
 
 @dataclass
 class EmbedConfig:
     """`ssmast embed`: files -> embeddings."""
 
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
     encoder: str = setting("", "encoder folder or Hub name")
-    data: str = setting("", "folder, list, CSV or tar(s) of audio")
-    out: str = setting("embeddings.npz", "file to write")
+    out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
     batch_seconds: float = setting(60.0, "audio embedded at once; bounds the memory")
+    part: int = setting(512, "clips after which what is done is kept")
+    max_bad_share: float = setting(1.0, "stop if more than this share of the clips is unreadable")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        if not self.out.endswith(FORMATS):
+            raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
+        if self.part < 1:
+            raise UsageError(f"part must be at least 1, got {self.part}")
 
 
 def main(argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
-    config = parse(EmbedConfig, argv, command="ssmast embed", description=__doc__ or "")
+    config = parse(
+        EmbedConfig,
+        _join_files(argv),
+        command="ssmast embed",
+        description=__doc__ or "",
+        positional="data",
+    )
     if config is None:
         return 0
     for key in ("encoder", "data"):
         if not getattr(config, key):
             raise UsageError(f"{key}= is missing; see `ssmast embed --help`")
-    if not config.out.endswith(".npz"):
-        raise UsageError(f"out must end in .npz, got {config.out!r}")
-    corpus = open_corpus(config.data)
+    corpus = open_files(config.data)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
         return 0
-    found = embed_corpus(
-        encoder, corpus, workers=config.workers, batch_seconds=config.batch_seconds
-    )
-    if not process_state().is_main:
+    found = embed_in_parts(encoder, corpus, config)
+    if found is None:
         return 0
-    for name, reason in found.rejected[:10]:
-        logger.warning("left out: %s (%s)", name, reason)
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            embeddings=found.values.numpy(),
-            names=np.array([corpus.name(int(row)) for row in found.rows]),
-            rejected=np.array(found.rejected, dtype=np.str_).reshape(-1, 2),
-            encoder=np.array(json.dumps({"sha256": encoder.sha256, **encoder.settings()})),
-        )
-    temporary.replace(out)
+    write_embeddings(out, found, corpus, encoder)
     logger.info("%d embeddings in %s, %d clips left out", len(found.rows), out, len(found.rejected))
     return 0
+
+
+def open_files(data: str) -> Corpus:
+    """A corpus of what is named; one sound file, or several joined by new lines, is one as well."""
+    from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+
+    paths = [Path(line) for line in data.split("\n")]
+    if len(paths) == 1 and paths[0].suffix.lower() not in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}:
+        return open_corpus(data)
+    with tempfile.TemporaryDirectory() as folder:  # a list is the form that a corpus knows
+        listed = Path(folder) / "files.lst"
+        listed.write_text("".join(f"{path.absolute()}\n" for path in paths), encoding="utf-8")
+        return open_corpus(listed)
+
+
+def _join_files(argv: list[str]) -> list[str]:
+    """Several files as one word; whatever is a key or a flag stays."""
+    files = [word for word in argv if "=" not in word and not word.startswith("-")]
+    if len(files) < 2:
+        return argv
+    return ["\n".join(files), *(word for word in argv if word not in files)]
+
+
+def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
+    """Embed a corpus a part at a time, each kept on disk until all are done.
+
+    Under `accelerate launch` the processes share the parts; the first one gets the whole, the
+    others None.
+
+    Raises:
+        ValueError: if no clip could be read, or too many could not.
+    """
+    out, state = Path(config.out), process_state()
+    kept = out.with_name(f"{out.name}.parts") / cache_key(encoder, corpus)[:16]
+    starts = range(0, len(corpus), config.part)
+    files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
+    quarantine = Quarantine(
+        out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None,
+        corpus_size=len(corpus),
+        max_share=config.max_bad_share,
+    )
+    mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
+    total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
+    with Progress("embedding", total=total, enabled=state.is_main) as progress:
+        for start, file in mine:
+            rows = range(start, min(start + config.part, len(corpus)))
+            part = load(file)
+            if part is None:
+                part = _embed_rows(encoder, corpus, rows, config)
+                store(file, part)
+            quarantine.add(part.rejected)
+            progress.advance(len(rows))
+    _wait(state)
+    if not state.is_main:
+        return None
+    parts = [part for part in map(load, files) if part is not None]
+    found = Embeddings(
+        values=torch.cat([part.values for part in parts]),
+        rows=np.concatenate([part.rows for part in parts]),
+        rejected=[pair for part in parts for pair in part.rejected],
+    )
+    quarantine.add(found.rejected)
+    if not len(found.rows):
+        name, reason = found.rejected[0]
+        raise ValueError(
+            f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
+        )
+    for name, reason in found.rejected[:10]:
+        logger.warning("left out: %s (%s)", name, reason)
+    return found
+
+
+def _embed_rows(
+    encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
+) -> Embeddings:
+    kept: list[int] = []
+    values: list[Tensor] = [torch.zeros(0, encoder.dim)]
+    rejected: list[tuple[str, str]] = []
+    for window in read_windows(corpus, rows, encoder.sample_rate, config.workers):
+        good = [(row, audio) for row, audio in window if isinstance(audio, Tensor)]
+        rejected += [(corpus.name(row), bad) for row, bad in window if isinstance(bad, str)]
+        if good:
+            clips = [audio for _, audio in good]
+            vectors = encoder.embed_clips(clips, batch_seconds=config.batch_seconds)
+            finite = vectors.isfinite().all(dim=1)
+            kept += [row for (row, _), ok in zip(good, finite, strict=True) if ok]
+            values.append(vectors[finite])
+            bad = [row for (row, _), ok in zip(good, finite, strict=True) if not ok]
+            rejected += [(corpus.name(row), "its embedding is not finite") for row in bad]
+    return Embeddings(
+        values=torch.cat(values), rows=np.array(kept, dtype=np.int64), rejected=rejected
+    )
+
+
+def _wait(state: Processes) -> None:
+    """Until every process has written its parts."""
+    gather_list([(str(state.rank), "")], state)
+
+
+def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Encoder) -> None:
+    """Write the file whole or not at all, then drop the parts.
+
+    Args:
+        out: .npz or .parquet.
+        found: vectors.
+        corpus: that they are of.
+        encoder: that they are from.
+    """
+    names = [corpus.name(int(row)) for row in found.rows]
+    about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        if out.suffix == ".parquet":
+            _write_parquet(temporary, names, found.values.numpy(), about)
+        else:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    embeddings=found.values.numpy(),
+                    names=np.array(names),
+                    rejected=np.array(found.rejected, dtype=np.str_).reshape(-1, 2),
+                    encoder=np.array(about),
+                )
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
+
+
+def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    table = pa.table({"name": names, "embedding": vectors})
+    pq.write_table(table.replace_schema_metadata({"encoder": about}), file)
+
+
+def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], dict[str, Any]]:
+    """Names, float32 vectors (n, D) and the encoder's facts in a file that `ssmast embed` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no such file.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}; write it with `ssmast embed`")
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(file)
+            about = (table.schema.metadata or {})[b"encoder"].decode()
+            flat = table["embedding"].combine_chunks().flatten().to_numpy()
+            values = flat.reshape(len(table), -1).astype(np.float32, copy=False)
+            return table["name"].to_pylist(), values, json.loads(about)
+        with np.load(file, allow_pickle=False) as found:
+            about = json.loads(str(found["encoder"]))
+            return found["names"].tolist(), found["embeddings"], about
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{file} was not written by `ssmast embed` ({error})") from error

@@ -22,7 +22,8 @@ def fit_knn(
     """Vote of the k training clips of highest cosine similarity, by exp(similarity / temperature).
 
     Args:
-        train: standardised features (n, D) and class numbers (n,).
+        train: standardised features (n, D) and class numbers (n,), or zeros and ones (n, C): then
+            each class's score is the neighbours' share of it.
         valid: the same; k is chosen on it, the smaller k winning ties.
         num_classes: C.
         metric: what to choose by.
@@ -31,21 +32,27 @@ def fit_knn(
 
     Source: Wu et al. 2018 (instance discrimination), section 3.4; the defaults of DINO.
     """
-    bank, targets = F.normalize(train[0], dim=1), train[1]
-    grid = tuple(k for k in k_grid if k <= len(bank))
+    import faiss
+
+    truth = train[1] if train[1].ndim == 2 else F.one_hot(train[1], num_classes).float()
+    truth = truth.cpu()
+    index = faiss.IndexFlatIP(train[0].shape[1])  # of unit vectors: the cosine
+    index.add(F.normalize(train[0], dim=1).cpu().numpy())
+    grid = tuple(k for k in k_grid if k <= len(truth))
 
     def votes(features: Tensor, ks: tuple[int, ...]) -> Tensor:
         """(K, n, C)."""
         parts = []
-        for part in F.normalize(features, dim=1).split(1024):  # bounds n x n_train
-            similarity, neighbours = (part @ bank.T).topk(max(ks), dim=1)
-            weights = (similarity / temperature).exp()
-            empty = torch.zeros(len(part), num_classes, device=part.device)
-            classes = targets[neighbours]
-            parts.append(
-                torch.stack([empty.scatter_add(1, classes[:, :k], weights[:, :k]) for k in ks])
-            )
-        return torch.cat(parts, dim=1)
+        for part in F.normalize(features, dim=1).cpu().split(1024):  # bounds (n, k, C)
+            similarity, neighbours = map(torch.from_numpy, index.search(part.numpy(), max(ks)))
+            # Relative to the nearest one: no weight of a clip can overflow or all of them vanish.
+            weights = ((similarity - similarity[:, :1]) / temperature).exp()
+            tally = torch.zeros(len(ks), len(part), num_classes)
+            for row, k in enumerate(ks):
+                near = weights[:, :k] / weights[:, :k].sum(dim=1, keepdim=True)
+                tally[row] = torch.einsum("nk,nkc->nc", near, truth[neighbours[:, :k]])
+            parts.append(tally)
+        return torch.cat(parts, dim=1).to(features.device)
 
     scores = metric.score(votes(valid[0], grid), valid[1]).tolist()
     chosen = grid[scores.index(max(scores))]

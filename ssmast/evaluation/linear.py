@@ -24,6 +24,7 @@ LR_GRID = tuple((0.1 * 300 ** (i / 7), math.inf) for i in range(8))
 # Gradients below this are set to zero: squared, they would be denormal numbers, which make a CPU
 # seven times slower once the training part is fitted.
 _TINY = 1e-8
+_MOST_STEPS, _LEAST_EPOCHS = 2000, 10
 
 
 def fit_linear(
@@ -41,17 +42,21 @@ def fit_linear(
 ) -> Fitted:
     """Linear probes trained with Adam and a cosine; rate and penalty are chosen on `valid`.
 
-    The whole grid is tried with the first seed; the best pair is then trained with every seed.
+    The whole grid is trained with every seed at once; of the pairs, the one that is best in the
+    mean over the seeds is taken.
 
     Args:
-        train: standardised features (n, D) and class numbers (n,).
+        train: standardised features (n, D) and class numbers (n,), or zeros and ones (n, C) where
+            a clip has any number of labels.
         valid: the same; class -1 (not in train) is never right.
         num_classes: C.
-        metric: what to choose by; equal values are decided by the cross-entropy.
+        metric: what to choose by; equal values are decided by the cross-entropy (binary, summed
+            over the classes, for several labels).
         num_seeds: S probes that differ in the order of the clips.
         seed: the first of them.
         grid: pairs of learning rate x D and C to choose from.
-        num_epochs: passes over the training part.
+        num_epochs: passes over the training part; with a cosine as few as make 2000 steps (but
+            10 or more), since a large part is learnt in fewer passes.
         patience: None for a cosine down to zero, whose last weights are taken. A number keeps the
             rate constant, takes the best epoch on `valid`, and stops after so many epochs without
             a better one.
@@ -71,31 +76,30 @@ def fit_linear(
     pairs = [(rate / dim, 1 / (c * num_clips)) for rate, c in grid]
     train, valid = (_with_ones(train[0]), train[1]), (_with_ones(valid[0]), valid[1])
 
-    def run(pairs: list[tuple[float, float]], num_seeds: int) -> _Models:
-        models = _Models(
-            train,
-            valid,
-            pairs=pairs,
-            seeds=range(seed, seed + num_seeds),
-            num_classes=num_classes,
-            metric=metric,
-        )
-        models.train_(num_epochs=num_epochs, patience=patience, batch_size=batch_size)
-        return models
-
-    search = run(pairs, 1)
-    ranks = list(zip(search.score[0].tolist(), (-search.loss[0]).tolist(), strict=True))
+    if patience is None:
+        steps = math.ceil(num_clips / batch_size)
+        num_epochs = min(num_epochs, max(_LEAST_EPOCHS, _MOST_STEPS // steps))
+    models = _Models(
+        train,
+        valid,
+        pairs=pairs,
+        seeds=range(seed, seed + num_seeds),
+        num_classes=num_classes,
+        metric=metric,
+    )
+    models.train_(num_epochs=num_epochs, patience=patience, batch_size=batch_size)
+    means = (models.score.mean(dim=0).tolist(), (-models.loss.mean(dim=0)).tolist())
+    ranks = list(zip(*means, strict=True))
     chosen = ranks.index(max(ranks))
-    final = run([pairs[chosen]], num_seeds)
-    weights = final.weights[:, :, 0]  # (S, D + 1, C)
+    weights = models.weights[:, :, chosen].contiguous()  # (S, D + 1, C)
     return Fitted(
         scores=lambda features: _with_ones(features) @ weights,
         chosen={
             "lr": pairs[chosen][0],
             "C": None if math.isinf(grid[chosen][1]) else grid[chosen][1],
-            "epoch": final.epoch[:, 0].tolist(),
+            "epoch": models.epoch[:, chosen].tolist(),
         },
-        valid=final.score[:, 0].tolist(),
+        valid=models.score[:, chosen].tolist(),
     )
 
 
@@ -126,6 +130,7 @@ class _Models:
     ) -> None:
         self.features, self.targets = train
         self.valid, self.metric, self.num_classes = valid, metric, num_classes
+        self.multi_label = self.targets.ndim == 2
         device, shape = self.features.device, (len(seeds), len(pairs))
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Adam's step does not depend on the scale of its parameter: with weights = rate * units,
@@ -142,7 +147,9 @@ class _Models:
     def train_(self, *, num_epochs: int, patience: int | None, batch_size: int) -> None:
         """Train, then keep the last weights (cosine) or, with patience, the best ones."""
         adam = torch.optim.Adam([self.units], lr=1.0, fused=True)
-        one_hot = F.one_hot(self.targets, self.num_classes).float()
+        truth = self.targets
+        if not self.multi_label:
+            truth = F.one_hot(self.targets, self.num_classes).float()
         num_clips = len(self.targets)
         for epoch in range(num_epochs):
             order = torch.stack([torch.randperm(num_clips, generator=g) for g in self.generators])
@@ -151,7 +158,7 @@ class _Models:
                 if patience is None:
                     progress = (epoch + index / len(batches)) / num_epochs
                     adam.param_groups[0]["lr"] = 0.5 * (1 + math.cos(math.pi * progress))
-                self.units.grad = self._gradient(batch, one_hot)
+                self.units.grad = self._gradient(batch, truth)
                 adam.step()
             if patience is not None:
                 self._keep_better_(epoch + 1)
@@ -160,11 +167,12 @@ class _Models:
         if patience is None:
             self._keep_better_(num_epochs)
 
-    def _gradient(self, batch: Tensor, one_hot: Tensor) -> Tensor:
+    def _gradient(self, batch: Tensor, truth: Tensor) -> Tensor:
         """Of cross-entropy and penalty, for clips (S, b): each seed has its own."""
         inputs = self.features[batch]  # (S, b, D)
         logits = (inputs @ self.units).mul_(self.rates).unflatten(2, (-1, self.num_classes))
-        errors = logits.softmax(dim=3).sub_(one_hot[batch][:, :, None])  # (S, b, L, C)
+        shares = logits.sigmoid() if self.multi_label else logits.softmax(dim=3)
+        errors = shares.sub_(truth[batch][:, :, None])  # (S, b, L, C)
         errors = F.hardshrink(errors, _TINY).flatten(2)
         gradient = (inputs.transpose(1, 2) @ errors).div_(batch.shape[1])
         # The bias, in the last row, bears no penalty.
@@ -182,11 +190,20 @@ class _Models:
             self.epoch = torch.where(better, epoch, self.epoch)
 
     def _validate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Metric and cross-entropy of every model, (S, L) each."""
+        """Metric and cross-entropy of every model, (S, L) each; seed by seed bounds the memory."""
+        found = [self._validate_seed(of_seed) for of_seed in weights]
+        scores, losses = zip(*found, strict=True)
+        return torch.stack(scores), torch.stack(losses)
+
+    def _validate_seed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the weights (D, L, C) of one seed, (L,) each."""
         features, targets = self.valid
         shape = (-1, self.num_classes)
-        logits = (features @ weights.flatten(2)).unflatten(2, shape).transpose(1, 2)
+        logits = (features @ weights.flatten(1)).unflatten(1, shape).transpose(0, 1)  # (L, n, C)
+        if self.multi_label:
+            losses = F.softplus(logits) - logits * targets  # binary cross-entropy
+            return self.metric.score(logits, targets), losses.sum(dim=2).mean(dim=1)
         known = targets >= 0  # a class not in train has no logit
-        log_share = logits[:, :, known].log_softmax(dim=3)  # (S, L, n, C)
-        where = targets[known].expand(*log_share.shape[:3])[..., None]
-        return self.metric.score(logits, targets), -log_share.gather(3, where).mean(dim=(2, 3))
+        log_share = logits[:, known].log_softmax(dim=2)  # (L, n, C)
+        where = targets[known].expand(*log_share.shape[:2])[..., None]
+        return self.metric.score(logits, targets), -log_share.gather(2, where).mean(dim=(1, 2))

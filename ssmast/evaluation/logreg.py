@@ -1,6 +1,8 @@
 """Logistic regression by L-BFGS: no learning rate, no seed; a cross-check of the linear probe."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ def fit_logreg(
     """scikit-learn's LogisticRegression, its C chosen on `valid`, fitted on `train` alone.
 
     Args:
-        train: standardised features (n, D) and class numbers (n,), each of the C classes there.
+        train: standardised features (n, D) and class numbers (n,), each of the C classes there; or
+            zeros and ones (n, C), of which every class is fitted against the rest.
         valid: the same; the stronger regularisation wins ties.
         num_classes: C.
         metric: what to choose by.
@@ -33,30 +36,61 @@ def fit_logreg(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    def scores(model: LogisticRegression, features: Tensor) -> Tensor:
-        """(1, n, C)."""
-        logits = torch.from_numpy(model.decision_function(features.cpu().numpy())).float()
-        if logits.ndim == 1:  # two classes have one logit
-            logits = torch.stack([-logits, logits], dim=1)
-        return logits[None].to(features.device)
-
     models, values = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told in `chosen`
         for c in c_grid:
-            model = LogisticRegression(C=c, max_iter=max_iter)
-            model.fit(train[0].cpu().numpy(), train[1].cpu().numpy())
-            if len(model.classes_) != num_classes:
+
+            def regression(c: float = c) -> LogisticRegression:
+                return LogisticRegression(C=c, max_iter=max_iter)
+
+            model = (_OneByOne if train[1].ndim == 2 else _AllAtOnce)(train, regression)
+            if model.num_classes != num_classes:
                 raise ValueError(
                     f"logreg needs clips of all {num_classes} classes to train on, "
-                    f"got {len(model.classes_)}"
+                    f"got {model.num_classes}"
                 )
             models.append(model)
-            values.append(float(metric.score(scores(model, valid[0]), valid[1])))
+            values.append(float(metric.score(model(valid[0]), valid[1])))
     index = values.index(max(values))
     best = models[index]
     return Fitted(
-        scores=lambda features: scores(best, features),
-        chosen={"C": c_grid[index], "converged": bool(max(best.n_iter_) < max_iter)},
+        scores=best,
+        chosen={"C": c_grid[index], "converged": best.steps < max_iter},
         valid=[values[index]],
     )
+
+
+class _AllAtOnce:
+    """One multinomial regression; features (n, D) -> (1, n, C)."""
+
+    def __init__(self, train: Part, regression: Callable[[], Any]) -> None:
+        self._model = regression().fit(train[0].cpu().numpy(), train[1].cpu().numpy())
+        self.num_classes = len(self._model.classes_)
+        self.steps = int(max(self._model.n_iter_))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        logits = torch.from_numpy(self._model.decision_function(features.cpu().numpy())).float()
+        if logits.ndim == 1:  # two classes have one logit
+            logits = torch.stack([-logits, logits], dim=1)
+        return logits[None].to(features.device)
+
+
+class _OneByOne:
+    """A regression for each class against the rest; features (n, D) -> (1, n, C).
+
+    A class that all training clips have, or none, has nothing to be fitted to: its score is 0.
+    """
+
+    def __init__(self, train: Part, regression: Callable[[], Any]) -> None:
+        features, truth = train[0].cpu().numpy(), train[1].cpu().numpy()
+        self.num_classes = truth.shape[1]
+        varied = [c for c in range(self.num_classes) if 0 < truth[:, c].sum() < len(truth)]
+        self._models = {c: regression().fit(features, truth[:, c] > 0) for c in varied}
+        self.steps = max((int(max(model.n_iter_)) for model in self._models.values()), default=0)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        logits = torch.zeros(1, len(features), self.num_classes)
+        for column, model in self._models.items():
+            logits[0, :, column] = torch.from_numpy(model.decision_function(features.cpu().numpy()))
+        return logits.to(features.device)

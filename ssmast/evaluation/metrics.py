@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmast.evaluation import multi_label
+
 
 def accuracy(scores: Tensor, targets: Tensor) -> Tensor:
     """Share of clips whose highest score is the right class.
@@ -48,7 +50,14 @@ class Metric:
 
 METRICS = {
     metric.name: metric
-    for metric in (Metric("accuracy", accuracy), Metric("balanced_accuracy", balanced_accuracy))
+    for metric in (
+        Metric("accuracy", accuracy),
+        Metric("balanced_accuracy", balanced_accuracy),
+        Metric("map", multi_label.mean_average_precision, multi_label=True),
+        Metric("auc", multi_label.mean_roc_auc, multi_label=True),
+        Metric("d_prime", multi_label.d_prime, multi_label=True),
+        Metric("mean_d_prime", multi_label.mean_d_prime, multi_label=True),
+    )
 }
 
 

@@ -1,27 +1,27 @@
 """Frozen embeddings and a task -> a score with its interval."""
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmast.evaluation.classifier import Fitted, Part
-from ssmast.evaluation.knn import fit_knn
-from ssmast.evaluation.linear import GRID, LR_GRID, fit_linear
-from ssmast.evaluation.logreg import fit_logreg
 from ssmast.evaluation.metrics import (
+    METRICS,
+    Metric,
     bootstrap_interval,
     confusion_matrix,
     get_metric,
     t_interval,
 )
-from ssmast.evaluation.splits import Split
-from ssmast.evaluation.tasks import Task
-
-PROTOCOLS = ("linear", "logreg", "knn", "evar")
+from ssmast.evaluation.multi_label import classes_scored
+from ssmast.evaluation.prepared import PreparedSplit
+from ssmast.evaluation.protocols import fit, get_protocol
+from ssmast.evaluation.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,12 @@ class ProbeResult:
         valid: validation metric of what was chosen, mean.
         test_interval95: where the accuracy may lie on other test clips (bootstrap over clips);
             None for another metric.
+        also: the other metrics of the same predictions, means; None for an infinite d'.
+        classes_scored: classes that the test part has positives and negatives of, mean over folds;
+            with one label a clip, those it has clips of.
         chosen: what the validation part decided, one entry a split.
-        confusion: counts (true, predicted) added up over seeds and folds.
+        confusion: counts (true, predicted) added up over seeds and folds; None where clips have
+            several labels.
         seconds: that it took.
     """
 
@@ -48,8 +52,10 @@ class ProbeResult:
     fold_scores: list[list[float]] | None
     valid: float
     test_interval95: tuple[float, float] | None
+    also: dict[str, float | None]
+    classes_scored: float
     chosen: list[dict[str, Any]]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,28 +68,155 @@ def run_probe(
     task: Task,
     *,
     protocol: str = "linear",
-    metric: str = "accuracy",
-    num_seeds: int = 5,
+    metric: str = "",
+    num_seeds: int = 0,
     seed: int = 0,
+    test_features: Tensor | None = None,
+    widths: Sequence[int] = (),
+    lr: float = 0.0,
 ) -> ProbeResult:
     """Fit on train, choose on valid, touch test once; for every split of the task.
 
     Args:
         features: embeddings (n, D), row i of `task.clips[i]`.
         task: with its splits.
-        protocol: "linear" (Adam with a cosine, learning rate and L2 penalty chosen), "logreg"
-            (L-BFGS, C chosen), "knn" (k chosen), or "evar" (Adam at a constant rate, best epoch).
-        metric: "accuracy" or "balanced_accuracy".
-        num_seeds: repetitions; logreg and knn have no chance in them and run once.
+        protocol: one of `PROTOCOLS` that leave the encoder as it is.
+        metric: one of `METRICS` that fits the task; empty for the task's own.
+        num_seeds: repetitions; 0 for the protocol's own number.
         seed: of the first.
+        test_features: of the test parts, where they are embedded otherwise; (n, D) as `features`.
+        widths: lengths of the layers' vectors that lie one after the other in the features.
+        lr: another rate for the protocols that have one fixed rate.
 
     Raises:
         ValueError: for an unknown protocol or metric, or features that do not fit.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    if num_seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {num_seeds}")
+    settings = get_protocol(protocol)
+    if settings.updates_encoder:
+        raise ValueError(f"protocol {protocol} trains the encoder; embeddings cannot be probed so")
+    if num_seeds < 0:
+        raise ValueError(f"seeds must not be negative, got {num_seeds}")
+    for given in (features, features if test_features is None else test_features):
+        _check_features(given, task)
+    by = metric_of(task, metric)
+    tally, started = Tally(task, by), time.monotonic()
+    for split in task.splits:
+        prepared = PreparedSplit(
+            features, task, split, standardise=settings.standardise, test_features=test_features
+        )
+        found = fit(
+            protocol,
+            prepared.part("train"),
+            prepared.part("valid"),
+            num_classes=len(prepared.classes),
+            metric=by,
+            num_seeds=num_seeds or settings.num_seeds,
+            seed=seed,
+            widths=widths,
+            lr=lr,
+        )
+        test, targets = prepared.part("test")
+        tally.add(
+            found.scores(test), targets, truth=prepared.truth("test"), classes=prepared.classes,
+            valid=found.valid, chosen={"split": split.name, **found.chosen},
+        )  # fmt: skip
+    return tally.result(seed=seed, seconds=time.monotonic() - started)
+
+
+def metric_of(task: Task, name: str = "") -> Metric:
+    """The metric asked for, or the task's own.
+
+    Raises:
+        ValueError: if there is none of that name, or it does not fit the task's labels.
+    """
+    metric = get_metric(name or task.metric)
+    if metric.multi_label != task.multi_label:
+        fitting = [m.name for m in METRICS.values() if m.multi_label == task.multi_label]
+        kind = "several labels" if task.multi_label else "one label"
+        raise ValueError(
+            f"the clips of {task.spec} have {kind} each, which metric={metric.name} does not "
+            f"score; take one of {', '.join(fitting)}"
+        )
+    return metric
+
+
+class Tally:
+    """Scores of a task's splits, put together to a result."""
+
+    def __init__(self, task: Task, metric: Metric) -> None:
+        self._task, self._metric = task, metric
+        self._others = [
+            m for m in METRICS.values() if m.multi_label == metric.multi_label and m != metric
+        ]
+        size = len(task.classes)
+        self._confusion = torch.zeros(size, size, dtype=torch.long)
+        self._fold_scores: list[list[float]] = []
+        self._valid: list[float] = []
+        self._also: dict[str, list[float]] = {other.name: [] for other in self._others}
+        self._scored: list[int] = []
+        self._chosen: list[dict[str, Any]] = []
+        self._right: list[Tensor] = []
+
+    def add(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        truth: Tensor,
+        classes: Tensor,
+        valid: list[float],
+        chosen: dict[str, Any],
+    ) -> None:
+        """One split.
+
+        Args:
+            logits: (S, n, C) scores of the test part.
+            targets: of the test part, as the probe numbers classes.
+            truth: the same in numbers of all classes.
+            classes: number among all classes of each of the C.
+            valid: validation metric of the S models.
+            chosen: for the result.
+        """
+        self._fold_scores.append(self._metric.score(logits, targets).tolist())
+        for other in self._others:
+            self._also[other.name].append(float(other.score(logits, targets).mean()))
+        self._valid.append(sum(valid) / len(valid))
+        self._chosen.append(chosen)
+        if self._task.multi_label:
+            self._scored.append(int(classes_scored(truth).sum()))
+            return
+        self._scored.append(len(truth.unique()))
+        predictions = classes[logits.argmax(dim=2)].cpu()
+        self._right.append((predictions == truth).float().mean(dim=0))
+        self._confusion += confusion_matrix(predictions, truth, num_classes=len(self._confusion))
+
+    def result(self, *, seed: int, seconds: float) -> ProbeResult:
+        """All splits together; `seed` is that of the bootstrap."""
+        folds = self._fold_scores
+        by_seed = [sum(column) / len(column) for column in zip(*folds, strict=True)]
+        by_fold = [sum(row) / len(row) for row in folds]
+        has_folds = len(folds) > 1
+        mean, ci95 = t_interval(by_fold if has_folds else by_seed)
+        also = {name: sum(values) / len(values) for name, values in self._also.items()}
+        is_accuracy = self._metric.name == "accuracy"
+        return ProbeResult(
+            mean=mean,
+            ci95=ci95,
+            scores=by_seed,
+            fold_scores=folds if has_folds else None,
+            valid=sum(self._valid) / len(self._valid),
+            test_interval95=(
+                bootstrap_interval(torch.cat(self._right), seed=seed) if is_accuracy else None
+            ),
+            also={name: value if math.isfinite(value) else None for name, value in also.items()},
+            classes_scored=sum(self._scored) / len(self._scored),
+            chosen=self._chosen,
+            confusion=None if self._task.multi_label else self._confusion.tolist(),
+            seconds=round(seconds, 2),
+        )
+
+
+def _check_features(features: Tensor, task: Task) -> None:
     if features.ndim != 2 or len(features) != len(task.clips):
         raise ValueError(
             f"features must be one row for each of {len(task.clips)} clips, "
@@ -91,84 +224,3 @@ def run_probe(
         )
     if not features.isfinite().all():
         raise ValueError("features must be finite, got NaN or infinity")
-    score = get_metric(metric).score
-    started = time.monotonic()
-    num_classes = len(task.classes)
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    fold_scores, valid, chosen, right = [], [], [], []
-    for split in task.splits:
-        prepared = _Prepared(features, task, split)
-        fitted = prepared.fit(protocol, metric=metric, num_seeds=num_seeds, seed=seed)
-        test_features, targets = prepared.part("test")
-        logits = fitted.scores(test_features)  # (S, n, C of this split)
-        fold_scores.append(score(logits, targets).tolist())
-        valid.append(sum(fitted.valid) / len(fitted.valid))
-        chosen.append({"split": split.name, **fitted.chosen})
-        predictions = prepared.classes[logits.argmax(dim=2)]  # in numbers of all classes
-        truth = prepared.numbers[torch.from_numpy(split.test)]
-        right.append((predictions.cpu() == truth).float().mean(dim=0))
-        confusion += confusion_matrix(predictions.cpu(), truth, num_classes=num_classes)
-    by_seed = [sum(column) / len(column) for column in zip(*fold_scores, strict=True)]
-    by_fold = [sum(row) / len(row) for row in fold_scores]
-    has_folds = len(fold_scores) > 1
-    mean, ci95 = t_interval(by_fold if has_folds else by_seed)
-    return ProbeResult(
-        mean=mean,
-        ci95=ci95,
-        scores=by_seed,
-        fold_scores=fold_scores if has_folds else None,
-        valid=sum(valid) / len(valid),
-        test_interval95=(
-            bootstrap_interval(torch.cat(right), seed=seed) if metric == "accuracy" else None
-        ),
-        chosen=chosen,
-        confusion=confusion.tolist(),
-        seconds=round(time.monotonic() - started, 2),
-    )
-
-
-class _Prepared:
-    """One split with features standardised on its training part and classes numbered by it."""
-
-    def __init__(self, features: Tensor, task: Task, split: Split) -> None:
-        self.split, self.features = split, features
-        number = {name: index for index, name in enumerate(task.classes)}
-        self.numbers = torch.tensor([number[label] for label in task.labels])
-        train = torch.from_numpy(split.train)
-        device = features.device
-        # Classes of this training part, as numbers of all classes; -1 for those it lacks.
-        self.classes = self.numbers[train].unique().to(device)
-        self.targets = torch.full((len(task.classes),), -1)
-        self.targets[self.classes.cpu()] = torch.arange(len(self.classes))
-        part = features[train.to(device)].double()
-        self.mean, std = part.mean(dim=0), part.std(dim=0, correction=0)
-        # A feature that does not vary but for rounding must not be blown up.
-        constant = std <= 1e-6 * self.mean.abs() + 1e-12
-        self.std = torch.where(constant, 1.0, std)
-
-    def part(self, name: str) -> Part:
-        """Standardised features and class numbers of train, valid or test."""
-        where = torch.from_numpy(self.split.parts()[name])
-        device = self.features.device
-        features = (self.features[where.to(device)].double() - self.mean) / self.std
-        return features.float(), self.targets[self.numbers[where]].to(device)
-
-    def fit(self, protocol: str, *, metric: str, num_seeds: int, seed: int) -> Fitted:
-        """The probe, which sees train and valid only."""
-        train, valid = self.part("train"), self.part("valid")
-        num_classes, by = len(self.classes), get_metric(metric)
-        if protocol == "logreg":
-            return fit_logreg(train, valid, num_classes=num_classes, metric=by)
-        if protocol == "knn":
-            return fit_knn(train, valid, num_classes=num_classes, metric=by)
-        return fit_linear(
-            train,
-            valid,
-            num_classes=num_classes,
-            metric=by,
-            num_seeds=num_seeds,
-            seed=seed,
-            grid=LR_GRID if protocol == "evar" else GRID,
-            num_epochs=200 if protocol == "evar" else 50,
-            patience=20 if protocol == "evar" else None,
-        )

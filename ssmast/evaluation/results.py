@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ssmast.evaluation.tasks import Task
+from ssmast.evaluation.task import Task
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
 
@@ -33,6 +33,7 @@ def task_facts(task: Task) -> dict[str, Any]:
         "ids_sha256": task.ids_sha256,
         "left_out": task.left_out,
         "num_unseen": task.num_unseen,
+        "multi_label": task.multi_label,
         # Of a published data set: which, and where this copy is not what was published.
         "built": {key: task.origin[key] for key in _ORIGIN if key in task.origin},
     }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.evaluation.splits import hold_out, name_hash
-from ssmast.evaluation.tasks import Task, without
+from ssmast.evaluation.task import Task, without
 
 # Of each class: one clip to train on, one to choose by, one to score.
 _LEAST_PER_CLASS = 3
@@ -23,8 +23,14 @@ def small_task(task: Task, *, max_clips: int) -> Task:
     many as any other, as far as it has them.
 
     Raises:
-        ValueError: if `max_clips` is too few for the classes, or a part is empty.
+        ValueError: if clips have several labels, `max_clips` is too few for the classes, or a part
+            is empty.
     """
+    if task.multi_label:
+        raise ValueError(
+            f"the clips of {task.spec} have several labels each, which are not scored while "
+            "training; leave it out with probe.tasks=[...]"
+        )
     if max_clips < _LEAST_PER_CLASS * len(task.classes):
         raise ValueError(
             f"probe.max_clips={max_clips} is too few for the {len(task.classes)} classes of "

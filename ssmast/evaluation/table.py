@@ -19,16 +19,22 @@ def results_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return "no results\n"
     names = list(columns_of(results[0]))
-    metric = results[0]["metric"].replace("_", " ")
+    metric = ", ".join(dict.fromkeys(title_of(result["metric"]) for result in results))
     head = ["task", "classes", "train / valid / test", *(TITLES.get(n, n) for n in names)]
+    differ = len({result["dim"] for result in results}) > 1
     lines = [_row(head), _row(["---"] * 3 + ["---:"] * len(names))]
     for result in results:
         counts = f"{result['n_train']} / {result['n_valid']} / {result['n_test']}"
         if len(result["splits"]) > 1:
             counts += f", {len(result['splits'])} folds"
         columns = columns_of(result)
-        scores = [score_text(columns[name]) for name in names]
-        lines.append(_row([result["task"], str(result["num_classes"]), counts, *scores]))
+        scores = [
+            score_text(columns[name]) + (f" ({columns[name].get('dim', '?')})" if differ else "")
+            for name in names
+        ]
+        lines.append(
+            _row([_task_name(result, results), str(result["num_classes"]), counts, *scores])
+        )
     averages = [
         sum(columns_of(result)[name]["mean"] for result in results) / len(results) for name in names
     ]
@@ -37,12 +43,30 @@ def results_table(results: list[dict[str, Any]]) -> str:
     ]
     lines.append(_row([f"**average of {len(results)}**", "", "", *(f"**{v}**" for v in shown)]))
     first = results[0]
+    dimensions = (
+        "in brackets behind the scores"
+        if differ
+        else ", ".join(f"{TITLES.get(n, n)} {columns_of(first)[n].get('dim', '?')}" for n in names)
+    )
     note = (
-        f"\nTest {metric} in %, protocol {first['protocol']}, pooling {first['pooling']}, "
-        f"{first['dim']} dimensions. ± is the 95 % t interval over {len(first['scores'])} seed(s), "
+        f"\nTest {metric} in %, protocol {first['protocol']}, pooling "
+        f"{', '.join(dict.fromkeys(str(result['pooling']) for result in results))}, "
+        f"dimensions: {dimensions}. ± is the 95 % t interval over {len(first['scores'])} seed(s), "
         "over the folds where there are folds. In brackets: the difference to the first column.\n"
     )
     return "\n".join(lines) + "\n" + note
+
+
+def title_of(metric: str) -> str:
+    """A metric as people write it."""
+    return {"map": "mAP", "auc": "ROC AUC"}.get(metric, metric.replace("_", " "))
+
+
+def _task_name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The task, with its metric where the tasks' metrics differ."""
+    several = len({other["metric"] for other in results}) > 1
+    shuffled = ", shuffled labels" if result.get("shuffled") else ""
+    return result["task"] + (f" ({title_of(result['metric'])})" if several else "") + shuffled
 
 
 def score_text(column: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-OPTIONS = ("label", "split", "fold", "protocol", "group")
+OPTIONS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
+# What a task.json may decide; whether a clip has several labels belongs to its label column.
+_FROM_FILE = OPTIONS[:5]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,9 @@ class TaskSpec:
         protocol: "auto", "split", "folds" or "leave_one_out:COLUMN".
         group: column that validation clips held out of the training part must not share with
             it, such as the speaker; empty for none.
+        multi_label: "true" where the label column holds several, "false" where it does not; empty
+            for what the task.json of the set says of that column.
+        separator: between the labels of a clip.
     """
 
     name: str
@@ -31,6 +36,8 @@ class TaskSpec:
     fold: str = "fold"
     protocol: str = "auto"
     group: str = ""
+    multi_label: str = ""
+    separator: str = ";"
 
     def __str__(self) -> str:
         """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
@@ -54,7 +61,7 @@ def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
     'class'
     """
     usual = TaskSpec(name=spec.name)
-    left_open = [key for key in OPTIONS if getattr(spec, key) == getattr(usual, key)]
+    left_open = [key for key in _FROM_FILE if getattr(spec, key) == getattr(usual, key)]
     if not {"split", "fold"} <= set(left_open) and "protocol" in left_open:
         left_open.remove("protocol")  # another column was asked for: it decides
     return replace(spec, **{key: str(facts[key]) for key in left_open if facts.get(key)})
@@ -96,5 +103,9 @@ def parse_task(text: str) -> TaskSpec:
                 f"task {text!r}: after ':' come key=value pairs with the keys "
                 f"{', '.join(OPTIONS)}, got {word!r}"
             )
+        if key == "multi_label" and value not in ("true", "false"):
+            raise ValueError(f"task {text!r}: multi_label must be true or false, got {value!r}")
+        if key == "separator" and not value:
+            raise ValueError(f"task {text!r}: separator must not be empty")
         options[key] = value
     return TaskSpec(name=name, **options)

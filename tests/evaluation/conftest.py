@@ -15,14 +15,16 @@ from ssmast.model import create_model
 PITCHES = {"low": 200.0, "middle": 800.0, "high": 3000.0}
 
 
-def write_set(folder: Path, *, num_clips: int = 48, seed: int = 0, bad: int = 0) -> Path:
+def write_set(
+    folder: Path, *, num_clips: int = 48, seed: int = 0, bad: int = 0, seconds: float = 0.2
+) -> Path:
     """metadata.csv with label, split, fold, speaker; the last `bad` files hold no sound."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows = []
     for i in range(num_clips):
         label = list(PITCHES)[i % 3]
-        time = np.arange(int(16000 * generator.uniform(0.2, 0.4))) / 16000
+        time = np.arange(int(16000 * generator.uniform(seconds, 2 * seconds))) / 16000
         tone = 0.3 * np.sin(2 * np.pi * PITCHES[label] * generator.uniform(0.9, 1.1) * time)
         tone = tone + 0.05 * generator.standard_normal(len(time))
         if i >= num_clips - bad:

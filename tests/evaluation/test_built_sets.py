@@ -69,16 +69,78 @@ def test_the_metric_of_the_set_is_the_default(esc50, tmp_path):
     assert result["metric"] == "accuracy"
 
 
-def test_several_labels_a_clip_are_not_taken_for_one(esc50):
+def test_another_column_of_a_multi_label_set_may_have_one_label_a_clip(esc50):
     path = esc50 / "esc50/task.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "multi_label": True}))
-    with pytest.raises(ValueError, match="have several labels each"):
-        load_task(esc50, "esc50")
+    facts = {"multi_label": True, "metric": "map", "classes": ["hum", "hiss"]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    task = load_task(esc50, "esc50")
+    assert (task.multi_label, task.metric, task.classes) == (True, "map", ["hum", "hiss"])
     table = esc50 / "esc50/metadata.csv"  # another column may well have one
     rows = [line.split(",") for line in table.read_text().splitlines()]
     rows = [[*row, "kind" if row[1] == "label" else row[1]] for row in rows]
     table.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    assert load_task(esc50, "esc50:label=kind").classes == ["hiss", "hum"]
+    task = load_task(esc50, "esc50:label=kind")
+    assert (task.multi_label, task.metric, task.classes) == (False, "accuracy", ["hiss", "hum"])
+
+
+@pytest.fixture
+def fsd50k(tmp_path):
+    """Three classes, any number a clip, as FSD50K is laid out, and its labelled set."""
+    root, rng = tmp_path / "FSD50K", np.random.default_rng(0)
+    truth = root / "FSD50K.ground_truth"
+    truth.mkdir(parents=True)
+    vocabulary = {"/m/1": "Bark, bow-wow", "/m/2": "Animal", "/m/3": "Music"}
+    pitches = dict(zip(vocabulary, (300.0, 1000.0, 3000.0), strict=True))
+    lines = [f'{i},"{name}",{mid}' for i, (mid, name) in enumerate(vocabulary.items())]
+    (truth / "vocabulary.csv").write_text("\n".join(lines) + "\n")
+    for kind, columns, count in (("dev", "split", 48), ("eval", "", 24)):
+        (root / f"FSD50K.{kind}_audio").mkdir()
+        rows = [["fname", "labels", "mids", *filter(None, [columns])]]
+        for clip in range(count):
+            mids = [mid for bit, mid in enumerate(vocabulary) if (clip % 7 + 1) >> bit & 1]
+            time = np.arange(4800) / 16000
+            heights = [pitches[mid] * rng.uniform(0.9, 1.1) for mid in mids]
+            sound = sum(0.2 * np.sin(2 * np.pi * height * time) for height in heights)
+            sound = sound + 0.02 * rng.standard_normal(4800)
+            name = f"{clip + 100 * (kind == 'eval')}"
+            soundfile.write(root / f"FSD50K.{kind}_audio/{name}.wav", sound, 16000)
+            labels = ",".join(vocabulary[mid] for mid in mids)
+            part = ["val" if clip % 3 == 2 else "train"] if columns else []
+            rows.append([name, labels, ",".join(mids), *part])
+        with (truth / f"{kind}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    prepare_task("fsd50k", root=root, out=tmp_path / "sets/fsd50k")
+    return tmp_path / "sets"
+
+
+@pytest.mark.parametrize("protocol", ["linear", "logreg", "knn"])
+def test_fsd50k_is_scored_by_map(fsd50k, tmp_path, protocol):
+    config = ProbeConfig(
+        encoder="log_mel", data=str(fsd50k), out=str(tmp_path / "o"), protocol=protocol, seeds=2
+    )
+    (result,) = run_suite(config)
+    wanted = {
+        "task": "fsd50k", "metric": "map", "multi_label": True, "n_train": 32, "n_valid": 16,
+        "n_test": 24, "num_classes": 3, "num_unseen": 0, "classes_scored": 3.0,
+        "classes": ["Bark, bow-wow", "Animal", "Music"], "test_interval95": None,
+    }  # fmt: skip
+    assert {key: result[key] for key in wanted} == wanted
+    assert result["mean"] > 0.97
+    assert result["chance"] == pytest.approx((14 + 14 + 12) / 3 / 24, abs=0.03)
+    assert set(result["also"]) == {"auc", "d_prime", "mean_d_prime"}
+    assert result["also"]["auc"] > 0.97
+    assert (tmp_path / "o/report.html").is_file()
+    assert "Test mAP in %" in (tmp_path / "o/results.md").read_text()
+    config.shuffled = True
+    (control,) = run_suite(config)
+    assert control["mean"] < 0.75 < result["mean"]
+    assert control["shuffled"] is True
+
+
+def test_a_metric_must_fit_the_labels(fsd50k, tmp_path):
+    config = ProbeConfig(encoder="log_mel", data=str(fsd50k), out=str(tmp_path), metric="accuracy")
+    with pytest.raises(ValueError, match="several labels each, which metric=accuracy does not"):
+        run_suite(config)
 
 
 def test_an_unlabelled_set_is_no_task(esc50):

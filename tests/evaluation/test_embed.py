@@ -8,6 +8,7 @@ import torch
 from ssmast.audio import open_corpus, read_audio
 from ssmast.evaluation import embed
 from ssmast.evaluation.baselines import LogMelStatistics
+from ssmast.evaluation.crop import Crop, cut
 from ssmast.evaluation.embed import cache_key, embed_corpus
 
 from .conftest import write_set
@@ -136,3 +137,72 @@ def test_log_mel_statistics_take_the_shortest_clip():
     (found,) = LogMelStatistics().embed_clips([torch.zeros(1)])
     assert found.isfinite().all()
     assert json.dumps(LogMelStatistics().settings())
+
+
+class _Counting:
+    """An encoder that counts the clips it embeds, and stops after some."""
+
+    def __init__(self, encoder, *, stop_after: int = 10**9) -> None:
+        self._encoder, self._stop_after, self.embedded = encoder, stop_after, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._encoder, name)
+
+    def embed_clips(self, waveforms, *, batch_seconds):
+        if self.embedded >= self._stop_after:
+            raise KeyboardInterrupt
+        self.embedded += len(waveforms)
+        return self._encoder.embed_clips(waveforms, batch_seconds=batch_seconds)
+
+
+def test_an_interrupted_embedding_continues(tmp_path, tiny_encoder, monkeypatch):
+    write_set(tmp_path / "tones", num_clips=48, bad=1)
+    corpus = open_corpus(tmp_path / "tones")
+    wanted = embed_corpus(tiny_encoder, corpus)
+    monkeypatch.setattr("ssmast.evaluation.embed._WINDOW_CLIPS", 8)
+    monkeypatch.setattr("ssmast.evaluation.embedding_cache.Parts.EVERY", 0.0)
+    first = _Counting(tiny_encoder, stop_after=20)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(first, corpus, cache=tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.suffix == ".parts"
+    damaged = sorted(folder.iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])  # as a full disk leaves it: embedded again
+    second = _Counting(tiny_encoder)
+    found = embed_corpus(second, corpus, cache=tmp_path / "cache")
+    assert first.embedded == 24
+    assert second.embedded == 47 - 24 + 8
+    torch.testing.assert_close(found.values, wanted.values, atol=1e-5, rtol=1e-4)
+    assert found.rows.tolist() == wanted.rows.tolist()
+    assert found.rejected == wanted.rejected
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.suffix == ".safetensors"
+    third = _Counting(tiny_encoder)
+    embed_corpus(third, corpus, cache=tmp_path / "cache")
+    assert third.embedded == 0
+
+
+def test_another_crop_is_another_embedding(sets, tmp_path, tiny_encoder):
+    corpus = open_corpus(sets / "tones")
+    crops = [None, Crop(0.1, "head"), Crop(0.1, "random"), Crop(0.1, "random", 1)]
+    found = [embed_corpus(tiny_encoder, corpus, cache=tmp_path, crop=crop) for crop in crops]
+    assert len(list(tmp_path.iterdir())) == 4
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(found[i].values, found[j].values)
+    again = embed_corpus(tiny_encoder, corpus, crop=crops[2], workers=1)
+    torch.testing.assert_close(again.values, found[2].values, atol=1e-5, rtol=1e-4)
+
+
+def test_crops_are_cut_where_they_say():
+    clip = torch.arange(100.0)
+    assert cut(clip, Crop(0.3, "head"), sample_rate=100, clip=7).tolist() == list(range(30))
+    padded = cut(clip, Crop(1.2, "random"), sample_rate=100, clip=7)
+    assert padded.tolist() == [*range(100), *[0] * 20]
+    starts = [
+        int(cut(clip, Crop(0.3, "random", seed), sample_rate=100, clip=number)[0])
+        for seed in range(3)
+        for number in range(200)
+    ]
+    assert (min(starts), max(starts)) == (0, 70)
+    assert len(set(starts[:200])) > 30

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from ssmast.encoder import load_encoder
-from ssmast.evaluation.embed_files import main
+from ssmast.evaluation import embed_files
+from ssmast.evaluation.embed_files import main, read_embeddings
 from ssmast.settings import UsageError
 
 from .conftest import write_set
@@ -27,3 +28,52 @@ def test_missing_words_are_usage_errors(encoder_folder, tmp_path):
         main([f"data={tmp_path}"])
     with pytest.raises(UsageError, match="must end in"):
         main([f"encoder={encoder_folder}", f"data={tmp_path}", "out=x.csv"])
+
+
+def test_parquet_holds_the_same(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=4)
+    for name in ("e.npz", "e.parquet"):
+        main([str(data), f"encoder={encoder_folder}", f"out={tmp_path / name}"])
+    names, values, about = read_embeddings(tmp_path / "e.parquet")
+    wanted = read_embeddings(tmp_path / "e.npz")
+    assert (names, about) == (wanted[0], wanted[2])
+    np.testing.assert_array_equal(values, wanted[1])
+    with pytest.raises(ValueError, match="not written by `ssmast embed`"):
+        read_embeddings(data / "metadata.csv")
+
+
+def test_what_was_broken_off_goes_on_and_bad_files_are_written_down(
+    encoder_folder, tmp_path, monkeypatch
+):
+    data = write_set(tmp_path / "data", num_clips=9, bad=1)
+    out = tmp_path / "e.npz"
+    words = [str(data), f"encoder={encoder_folder}", f"out={out}", "part=4"]
+    embed, calls = embed_files._embed_rows, []
+
+    def counted(encoder, corpus, rows, config):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return embed(encoder, corpus, rows, config)
+
+    monkeypatch.setattr(embed_files, "_embed_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert not out.exists()
+    assert main(words) == 0
+    assert calls == [range(0, 4), range(4, 8), range(4, 8), range(8, 9)]
+    names, values, _ = read_embeddings(out)
+    assert names == [f"00{i}.wav" for i in range(8)]
+    alone = load_encoder(encoder_folder).embed([data / name for name in names])
+    np.testing.assert_allclose(values, alone, atol=1e-5, rtol=1e-4)
+    assert "008.wav" in (tmp_path / "e.npz.quarantine.csv").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data", "e.npz", "e.npz.quarantine.csv",
+    ]  # fmt: skip
+
+
+def test_files_may_be_named_one_by_one(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=3)
+    out = tmp_path / "e.npz"
+    main([str(data / "000.wav"), str(data / "002.wav"), f"encoder={encoder_folder}", f"out={out}"])
+    assert [name.rpartition("/")[2] for name in read_embeddings(out)[0]] == ["000.wav", "002.wav"]

@@ -123,7 +123,7 @@ def test_a_dry_run_names_the_tasks_and_embeds_nothing(sets, tmp_path, capsys, mo
         (["data={sets}"], "encoder= is missing"),
         (["data={sets}", "encoder=log_mel", "protocol=svm"], "protocol must be one of linear"),
         (["data={sets}", "encoder=log_mel", "metric=f1"], "metric must be one of accuracy"),
-        (["data={sets}", "encoder=log_mel", "seeds=0"], "seeds must be at least 1"),
+        (["data={sets}", "encoder=log_mel", "seeds=-1"], "seeds must not be negative"),
         (["data={sets}", "encoder=log_mel", "tasks=[]"], "names no task"),
         (["encodr=log_mel"], "did you mean 'encoder'"),
     ],
@@ -148,13 +148,102 @@ def test_results_go_beside_the_encoder_by_default(encoder_folder):
 
 
 def test_many_classes_leave_the_confusion_out(tmp_path, sets, monkeypatch):
-    monkeypatch.setattr("ssmast.evaluation.suite._MOST_CLASSES_SHOWN", 2)
+    monkeypatch.setattr("ssmast.evaluation.scorer._MOST_CLASSES_SHOWN", 2)
     (result,) = run_suite(
         ProbeConfig(
             encoder="log_mel", data=str(sets), out=str(tmp_path), tasks="tones", protocol="knn"
         )
     )
     assert "confusion" not in result
+
+
+@pytest.mark.parametrize("protocol", ["linear", "logreg", "knn"])
+def test_shuffled_labels_land_at_chance(tmp_path, protocol):
+    write_set(tmp_path / "data" / "tones", num_clips=600, seconds=0.05)
+    config = ProbeConfig(
+        encoder="log_mel", data=str(tmp_path / "data"), out=str(tmp_path), protocol=protocol
+    )
+    (honest,) = run_suite(config)
+    config.shuffled = True
+    (control,) = run_suite(config)
+    assert honest["mean"] > 0.95
+    # Three standard errors of 150 test clips, three classes
+    assert control["mean"] == pytest.approx(1 / 3, abs=0.12)
+    assert control["chance"] == pytest.approx(1 / 3, abs=0.06)
+    assert (control["shuffled"], honest["shuffled"]) == (True, False)
+    assert control["ids_sha256"] == honest["ids_sha256"]
+    assert (tmp_path / f"tones.{protocol}-shuffled.json").is_file()
+    assert "tones, shuffled labels" in (tmp_path / "results.md").read_text()
+
+
+def test_the_best_pooling_is_chosen_on_validation(sets, encoder_folder, tmp_path):
+    config = ProbeConfig(
+        encoder=str(encoder_folder), data=str(sets), out=str(tmp_path), tasks="tones",
+        protocol="logreg", pooling="best", layers="best",
+    )  # fmt: skip
+    (result,) = run_suite(config)
+    tried = result["candidates"]
+    assert len(tried) == 4 * 3  # poolings of a MAST x layers
+    assert [entry["dim"] for entry in tried] == sorted(entry["dim"] for entry in tried)
+    best = max(entry["valid"] for entry in tried)
+    first = next(entry for entry in tried if entry["valid"] == best)
+    assert {key: result[key] for key in ("pooling", "layers", "dim", "valid")} == first
+    assert result["baselines"]["untrained"]["dim"] == first["dim"]
+
+
+def test_published_crops_are_embedded_once_for_training_and_once_for_test(
+    sets, encoder_folder, tmp_path
+):
+    config = ProbeConfig(
+        encoder=str(encoder_folder), data=str(sets), out=str(tmp_path), tasks="tones",
+        protocol="evar_strict", baselines=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no published length is known; give crop_seconds="):
+        run_suite(config)
+    config.crop_seconds = 0.15
+    (result,) = run_suite(config)
+    assert len(list((tmp_path / "embeddings").iterdir())) == 2
+    assert result["crop_seconds"] == 0.15
+    assert len(result["scores"]) == 3
+    assert result["chosen"][0]["lr"] == 3e-4
+    config.protocol = "linear"
+    with pytest.raises(ValueError, match=r"whole clips; leave crop_seconds=0\.15 out"):
+        run_suite(config)
+
+
+def test_presets_bring_their_pooling_and_layers(sets, encoder_folder, tmp_path, tiny_encoder):
+    settings = {"encoder": str(encoder_folder), "data": str(sets), "tasks": "tones"}
+    (xares,) = run_suite(
+        ProbeConfig(**settings, out=str(tmp_path), protocol="xares", baselines=False)
+    )
+    assert (xares["pooling"], xares["layers"], xares["chosen"][0]["epoch"][0] <= 10) == (
+        "freq", "last", True,
+    )  # fmt: skip
+    assert xares["dim"] == 256
+    (superb,) = run_suite(
+        ProbeConfig(**settings, out=str(tmp_path), protocol="superb", baselines=False)
+    )
+    assert (superb["pooling"], superb["layers"]) == ("mean", "blocks")
+    assert len(superb["chosen"][0]["layer_weights"]) == len(tiny_encoder.backbone.block_channels)
+
+
+def test_the_encoder_is_updated_by_lape_and_by_nothing_else(encoder_folder, tmp_path):
+    write_set(tmp_path / "data" / "tones", num_clips=192, seconds=0.1)
+    before = (encoder_folder / "model.safetensors").read_bytes()
+    config = ProbeConfig(
+        encoder=str(encoder_folder), data=str(tmp_path / "data"), out=str(tmp_path),
+        protocol="lape_finetune", epochs=10, crop_seconds=0.1, lr=3e-4,
+    )  # fmt: skip
+    (result,) = run_suite(config)
+    assert result["encoder_updated"] is True
+    assert result["mean"] > 0.8
+    assert 1 <= result["chosen"][0]["epoch"][0] <= 10
+    assert set(result["baselines"]) == {"untrained", "log_mel"}
+    assert result["baselines"]["log_mel"]["protocol"] == "linear"
+    assert (encoder_folder / "model.safetensors").read_bytes() == before
+    config.encoder = "log_mel"
+    with pytest.raises(ValueError, match="trains an encoder, which log_mel is not"):
+        run_suite(config)
 
 
 @pytest.mark.slow

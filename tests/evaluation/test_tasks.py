@@ -1,7 +1,8 @@
 import pytest
 
+from ssmast.evaluation.task import random_validation, shuffled, without
 from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
-from ssmast.evaluation.tasks import find_tasks, load_task, without
+from ssmast.evaluation.tasks import find_tasks, load_task
 
 
 def write(folder, text):
@@ -145,3 +146,52 @@ def test_real_sets_have_the_counts_their_authors_state(shared_data):
     assert counts("emodb_4")[0][2] == 136
     assert sum(part[2] for part in counts("esc10")) == 398
     assert len(counts("emodb_4:protocol=leave_one_out:speaker")) == 10
+
+
+def test_any_table_may_hold_several_labels_a_clip(tmp_path):
+    rows = ["a.wav,x;y,train", "b.wav,y,train", "c.wav,x; z,valid", "d.wav,z;x,test", "e.wav,,test"]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, ""]))
+    task = load_task(tmp_path, "s:multi_label=true")
+    assert (task.classes, task.metric) == (["x", "y", "z"], "map")
+    assert task.label_sets == [("x", "y"), ("y",), ("x", "z"), ("z", "x")]
+    assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1]]
+    assert task.num_unseen == 1  # z is not trained on
+    assert task.left_out == {"empty label": 1}
+    piped = (tmp_path / "s/metadata.csv").read_text().replace(";", "|")
+    write(tmp_path / "p", piped)
+    assert load_task(tmp_path, "p:multi_label=true,separator=|").label_sets == task.label_sets
+    smaller = without(task, ["b.wav"])
+    assert (smaller.multi_label, smaller.classes) == (True, ["x", "y", "z"])
+
+
+def test_hold_out_of_a_multi_label_set_keeps_rare_classes_in_training(tmp_path):
+    rows = [f"{i}.wav,common;{'rare' if i < 8 else 'other'},train" for i in range(80)]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "t.wav,rare,test", ""]))
+    split = load_task(tmp_path, "s:multi_label=true").splits[0]
+    rare = [int(index) < 8 for index in split.valid]
+    assert (len(rare), sum(rare)) == (round(0.15 * 72) + 1, 1)
+
+
+@pytest.mark.parametrize("text", ["a:multi_label=yes", "a:separator="])
+def test_what_several_labels_cannot_mean_is_refused(text):
+    with pytest.raises(ValueError, match="must"):
+        parse_task(text)
+
+
+def test_shuffled_labels_keep_clips_and_counts(sets):
+    task = load_task(sets, "tones")
+    mixed = shuffled(task, seed=0)
+    assert sorted(mixed.labels) == sorted(task.labels)
+    assert mixed.labels != task.labels
+    assert mixed.ids_sha256 == task.ids_sha256
+    assert shuffled(task, seed=0).labels == mixed.labels != shuffled(task, seed=1).labels
+
+
+def test_a_random_tenth_of_the_other_folds_validates(sets):
+    task = load_task(sets, "tones:protocol=folds")
+    other = random_validation(task, share=0.1)
+    for before, after in zip(task.splits, other.splits, strict=True):
+        assert after.test.tolist() == before.test.tolist()
+        rest = [*after.train, *after.valid]
+        assert sorted(rest) == sorted([*before.train, *before.valid])
+        assert 0 < len(after.valid) <= 0.15 * len(rest)

@@ -4,11 +4,16 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 # Stand-ins that matplotlib writes into the SVG and the page's own colours then replace.
-_TEXT, _LINE, _SERIES = "#010203", "#040506", "#070809"
-_COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)", _SERIES: "var(--accent)"}
+_TEXT, _LINE = "#010203", "#040506"
+_SERIES = {"#070809": "accent", "#0a0b0c": "fourth", "#0d0e0f": "fifth", "#101112": "sixth"}
+_COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)"} | {
+    stand_in: f"var(--{name})" for stand_in, name in _SERIES.items()
+}
+MOST_RUNS = len(_SERIES)  # that one picture can hold
 
 # Key of metrics.jsonl -> what to call it; these come first, in this order.
 KNOWN = {
@@ -23,6 +28,8 @@ KNOWN = {
 }
 # The same for the curves that come after the others.
 _MORE = {
+    "loss_discriminative": "telling a hidden patch from the clip's others (nats)",
+    "loss_generative": "drawing a hidden patch (mean square error)",
     "feature_std": "std of the embeddings (1: spread, 0: collapsed)",
     "grad_norm": "gradient norm before clipping",
     "teacher_distance": "teacher\u2013student distance (share of the weights' norm)",
@@ -40,11 +47,14 @@ _PROTOCOLS = {"knn": "nearest neighbours", "linear": "linear layer"}
 _HIDDEN = {"step", "epoch", "seconds", "time", "chance_loss", _SECONDS}
 
 
-def curves(rows: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
+def curves(
+    rows: list[dict[str, Any]], *, others: Sequence[list[dict[str, Any]]] = ()
+) -> list[tuple[str, str, bool]]:
     """One picture for each number that was logged.
 
     Args:
         rows: objects of metrics.jsonl.
+        others: the same of other runs, drawn beside it in colours of their own, `MOST_RUNS` in all.
 
     Returns:
         (title, svg, whether it is one of the main curves), main ones first.
@@ -59,7 +69,8 @@ def curves(rows: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
         points = _points(rows, key)
         if points:
             levels = _levels(rows, key, points)
-            pictures.append((_title(key), _curve(key, points, levels), key in first))
+            series = [points, *(_points(other, key) for other in others[: MOST_RUNS - 1])]
+            pictures.append((_title(key), _curve(key, series, levels), key in first))
     return pictures
 
 
@@ -96,7 +107,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _curve(key: str, points: list[tuple[float, float]], levels: dict[str, float]) -> str:
+def _curve(key: str, series: list[list[tuple[float, float]]], levels: dict[str, float]) -> str:
+    """The SVG of one number; the first series lies on top."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -117,14 +129,15 @@ def _curve(key: str, points: list[tuple[float, float]], levels: dict[str, float]
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    steps, values = zip(*points, strict=True)
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figure = Figure(figsize=(3.6, 1.9), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        marker = "o" if len(points) == 1 else ""
-        axes.plot(steps, values, color=_SERIES, linewidth=1.2, marker=marker)
+        for points, colour in reversed(list(zip(series, _SERIES, strict=False))):
+            marker = "o" if len(points) == 1 else ""
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker)
         for (name, height), dashes in zip(levels.items(), ("--", ":"), strict=False):
             axes.axhline(height, color=_TEXT, linewidth=0.9, linestyle=dashes)
             axes.annotate(

@@ -1,0 +1,25 @@
+"""What guessing scores: the line that any number has to be read against."""
+
+import numpy as np
+
+from ssmast.evaluation.small_task import chance_accuracy
+from ssmast.evaluation.task import Task
+
+
+def chance(task: Task, metric: str) -> float:
+    """The score of an encoder that knows nothing, mean over the splits.
+
+    Of accuracy, what naming the commonest class of the training part gives; of balanced accuracy,
+    1 / classes; of mAP, the mean share of positive clips of the classes that have any; of AUC 0.5.
+    """
+    if metric == "accuracy":
+        return chance_accuracy(task)
+    if metric == "balanced_accuracy":
+        return 1 / len(task.classes)
+    if metric == "auc":
+        return 0.5
+    if metric != "map":
+        return 0.0  # d' of either definition
+    targets = task.targets()
+    shares = [targets[split.test].mean(dim=0) for split in task.splits]
+    return float(np.mean([float(share[share > 0].mean()) for share in shares]))

@@ -1,0 +1,169 @@
+"""Scores of a classifier on clips with known labels: whole, by class, and what to choose by."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ssmast.evaluation.labelled import LabelledSet
+from ssmast.evaluation.metrics import balanced_accuracy, confusion_matrix
+from ssmast.evaluation.multi_label import (
+    average_precision,
+    d_prime,
+    mean_average_precision,
+    mean_d_prime,
+    mean_roc_auc,
+    roc_auc,
+)
+
+
+def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
+    """Share of clips whose class is among the k highest scores.
+
+    Args:
+        scores: (n, C).
+        targets: (n,) class numbers.
+        k: at most C are looked at.
+    """
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return float((best == targets[:, None]).any(dim=1).double().mean())
+
+
+def action_top_k(
+    verb_scores: Tensor, noun_scores: Tensor, verbs: Tensor, nouns: Tensor, *, k: int
+) -> float:
+    """Share of clips whose pair is among the k likeliest, a pair's chance being the product.
+
+    Args:
+        verb_scores: log-probabilities (n, V).
+        noun_scores: log-probabilities (n, N).
+        verbs: (n,) class numbers.
+        nouns: (n,) class numbers.
+        k: pairs looked at.
+
+    Source: Damen et al. 2022 (EPIC-KITCHENS-100), the action-recognition challenge.
+    Differs from its code: logarithms are added in float64, where the code multiplies
+    probabilities that can underflow.
+    """
+    hits = 0
+    rows = zip(verb_scores.double(), noun_scores.double(), verbs, nouns, strict=True)
+    for verb, noun, i, j in rows:
+        pairs = (verb[:, None] + noun).flatten()  # (V * N,)
+        best = pairs.topk(min(k, len(pairs))).indices
+        hits += int(bool(i >= 0) and bool(j >= 0) and bool((best == i * len(noun) + j).any()))
+    return hits / len(verbs)
+
+
+def score_part(found: LabelledSet, scores: Tensor, positions: Any) -> dict[str, float]:
+    """Every number of a part.
+
+    Args:
+        found: the set.
+        scores: of the clips at `positions` (n, classes of all heads): log-probabilities of each
+            head, or logits where clips have several labels.
+        positions: of the clips in the set (n,).
+    """
+    if found.multi_label:
+        targets = found.one_hot(positions)
+        return {
+            "map": float(mean_average_precision(scores, targets)),
+            "auc": float(mean_roc_auc(scores, targets)),
+            "d_prime": float(d_prime(scores, targets)),
+            "mean_d_prime": float(mean_d_prime(scores, targets)),
+        }
+    numbers: dict[str, float] = {}
+    pieces = scores.split([len(head.classes) for head in found.heads], dim=1)
+    truths = [found.class_numbers(i, positions) for i in range(len(found.heads))]
+    for head, piece, truth in zip(found.heads, pieces, truths, strict=True):
+        prefix = f"{head.name}_" if len(found.heads) > 1 else ""
+        numbers[f"{prefix}accuracy"] = top_k(piece, truth, k=1)
+        numbers[f"{prefix}top5"] = top_k(piece, truth, k=5)
+        numbers[f"{prefix}balanced_accuracy"] = float(balanced_accuracy(piece, truth))
+    if len(found.heads) == 2:
+        for name, k in (("action_accuracy", 1), ("action_top5", 5)):
+            numbers[name] = action_top_k(*pieces, *truths, k=k)
+    return numbers
+
+
+def main_metric(found: LabelledSet, asked: str = "") -> str:
+    """What a set is chosen and reported by: asked for, its own, or what its labels suggest.
+
+    Raises:
+        ValueError: if that is no number of `score_part` for such labels.
+    """
+    if found.multi_label:
+        known = ("map", "auc")  # a d' may be infinite
+    elif len(found.heads) == 1:
+        known = ("accuracy", "top5", "balanced_accuracy")
+    else:
+        known = tuple(f"{head.name}_accuracy" for head in found.heads)
+        known = (("action_accuracy", "action_top5") if len(found.heads) == 2 else ()) + known
+    if asked and asked not in known:
+        raise ValueError(f"metric must be one of {', '.join(known)} for this set, got {asked!r}")
+    own = str(found.origin.get("metric") or "")
+    return asked or (own if own in known else known[0])
+
+
+def score_classes(found: LabelledSet, scores: Tensor, positions: Any) -> list[dict[str, Any]]:
+    """One row a class of each head: clips, and how well it is found.
+
+    Recall and precision where a clip has one class; average precision and AUC where it has several.
+    """
+    rows: list[dict[str, Any]] = []
+    if found.multi_label:
+        targets = found.one_hot(positions)
+        precision, auc = average_precision(scores, targets), roc_auc(scores, targets)
+        for i, name in enumerate(found.heads[0].classes):
+            measured = {"average_precision": float(precision[i]), "auc": float(auc[i])}
+            rows.append(
+                {"head": found.heads[0].name, "class": name, "n": int(targets[:, i].sum())}
+                | {key: value if value == value else None for key, value in measured.items()}
+            )
+        return rows
+    pieces = scores.split([len(head.classes) for head in found.heads], dim=1)
+    for number, (head, piece) in enumerate(zip(found.heads, pieces, strict=True)):
+        matrix = confusion(found, piece, positions, head=number)
+        right, clips, claimed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+        for i, name in enumerate(head.classes):
+            rows.append(
+                {
+                    "head": head.name,
+                    "class": name,
+                    "n": int(clips[i]),
+                    "recall": float(right[i] / clips[i]) if clips[i] else None,
+                    "precision": float(right[i] / claimed[i]) if claimed[i] else None,
+                }
+            )
+    return rows
+
+
+def confusion(found: LabelledSet, scores: Tensor, positions: Any, *, head: int) -> Tensor:
+    """Counts (true class, predicted class) of one head, from its scores (n, C)."""
+    return confusion_matrix(
+        scores.argmax(dim=1),
+        found.class_numbers(head, positions),
+        num_classes=len(found.heads[head].classes),
+    )
+
+
+def classes_table(rows: list[dict[str, Any]]) -> str:
+    """`score_classes` as Markdown, the worst found first; classes without a clip at the end."""
+    if not rows:
+        return ""
+    keys = [key for key in rows[0] if key not in ("head", "class", "n")]
+    several = len({row["head"] for row in rows}) > 1
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    ordered = sorted(
+        rows, key=lambda row: (row["head"], row[keys[0]] is None, row[keys[0]] or 0.0, row["class"])
+    )
+    head = [*(["head"] if several else []), "class", "clips", *(k.replace("_", " ") for k in keys)]
+    rule = "---|" * (len(head) - len(keys)) + "---:|" * len(keys)
+    lines = ["| " + " | ".join(head) + " |", f"|{rule}"]
+    for row in ordered:
+        name = str(row["class"]).replace("|", "\\|")
+        cells = [row["head"]] if several else []
+        cells += [name, str(row["n"]), *(cell(row[key]) for key in keys)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,269 @@
+"""Score an encoder by the clusters of a labelled set, and draw them.
+
+    ssmast cluster encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS task=fsdd
+    ssmast cluster encoder=DIR data=DIR task=esc50 part=all classes='[Dog bark,Rain]'
+
+k-means looks for as many clusters as the set has classes. Beside the encoder stand an untrained
+twin and log-mel statistics, and beside every number its chance level. TASK.clusters.json and
+TASK.clusters.md go to `out`; `ssmast report` makes a page of them. Embeddings are shared with
+`ssmast probe`.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmast.audio import open_corpus
+from ssmast.encoder import load_encoder, random_twin
+from ssmast.evaluation import picture
+from ssmast.evaluation.baselines import LogMelStatistics
+from ssmast.evaluation.cluster_table import clusters_table
+from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
+from ssmast.evaluation.embed import Embedder, embed_corpus
+from ssmast.evaluation.processes import process_state
+from ssmast.evaluation.results import write_text
+from ssmast.evaluation.tasks import Task, load_task
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("test", "all")
+
+
+@dataclass
+class ClusterConfig:
+    """`ssmast cluster`: frozen encoder and classes -> numbers and a picture."""
+
+    encoder: str = setting("", "encoder folder or Hub name")
+    data: str = setting("", "folder of labelled sets, or one set")
+    task: str = setting("", "set, with other columns if wanted: NAME:label=COLUMN")
+    part: str = setting("test", "clips to take: test (of folds: every clip) or all")
+    classes: list[str] = setting([], "classes to draw; empty: the 20 most frequent")
+    normalise: str = setting("l2", "of the embeddings: l2, standard or raw")
+    seeds: int = setting(5, "k-means from so many beginnings; that of least inertia counts")
+    seed: int = setting(0, "the first of them; also of the twin's weights and of the picture")
+    baselines: bool = setting(True, "score an untrained twin and log-mel statistics too")
+    umap: str = setting("auto", "draw the picture: true, false, or auto (if umap-learn is there)")
+    points: int = setting(2000, "most clips drawn; more are drawn from by chance")
+    out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
+    cache: str = setting("", "folder of kept embeddings; empty: those of `ssmast probe`")
+    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
+    batch_seconds: float = setting(60.0, "audio embedded at once; bounds the memory")
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can mean."""
+        for key, allowed in (
+            ("part", PARTS),
+            ("normalise", NORMALISATIONS),
+            ("umap", ("auto", "true", "false")),
+        ):
+            value = getattr(self, key)
+            if (value.lower() if key == "umap" else value) not in allowed:
+                raise UsageError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+        for key, least in (("seeds", 1), ("points", 4)):
+            if getattr(self, key) < least:
+                raise UsageError(f"{key} must be at least {least}, got {getattr(self, key)}")
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast cluster`: parse, run, print the table."""
+    config = parse(
+        ClusterConfig, argv, command="ssmast cluster", description=__doc__ or "", positional="task"
+    )
+    if config is None:
+        return 0
+    for key in ("encoder", "data", "task"):
+        if not getattr(config, key):
+            raise UsageError(f"{key}= is missing; see `ssmast cluster --help`")
+    if wants_dry_run(argv):
+        task = load_task(config.data, config.task)
+        sys.stdout.write(f"{task.spec}: {len(task.classes)} classes, {len(_taken(task, config))} "
+                         f"clips, to {_out(config)}\n")  # fmt: skip
+        return 0
+    result = run_clusters(config)
+    if process_state().is_main:
+        sys.stdout.write(clusters_table([result]))
+    return 0
+
+
+def run_clusters(config: ClusterConfig) -> dict[str, Any]:
+    """Embed, cluster, score and draw one task; returns what the JSON file holds.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence saying what to change.
+    """
+    wants_picture = _wants_picture(config)
+    task = load_task(config.data, config.task)
+    if getattr(task, "multi_label", False):
+        raise ValueError(
+            f"the clips of {config.task!r} have several labels each, so they are no partition to "
+            "compare clusters with; choose another label column or set"
+        )
+    classes = picture.chosen_classes(task.labels, config.classes) if wants_picture else []
+    embedded, rows, facts = _embed(config, task)
+    if not process_state().is_main:
+        return {}
+    label_of = dict(zip(task.rows.tolist(), task.labels, strict=True))
+    labels = [label_of[row] for row in rows]
+    names, numbers = np.unique(labels, return_inverse=True)
+    columns: dict[str, dict[str, Any]] = {}
+    for name, features in embedded.items():
+        started = time.monotonic()
+        scores = score_clusters(
+            features,
+            numbers,
+            normalisation=config.normalise,
+            num_seeds=config.seeds,
+            seed=config.seed,
+        )
+        seconds = round(time.monotonic() - started, 2)
+        columns[name] = {**facts["columns"][name], **scores.to_dict(), "seconds": seconds}
+        logger.info(
+            "%s, %s: adjusted Rand index %.3f", task.spec, name, scores.kmeans["adjusted_rand"]
+        )
+    result = {
+        "kind": "clusters",
+        "task": str(task.spec),
+        "part": config.part,
+        "n": len(labels),
+        "num_classes": len(names),
+        "classes": names.tolist(),
+        "normalisation": config.normalise,
+        "num_seeds": config.seeds,
+        "seed": config.seed,
+        "encoder": config.encoder,
+        "data": config.data,
+        "version": version("ssmast"),
+        **facts,
+        "columns": columns,
+    }
+    if wants_picture:
+        result["picture"] = _picture(config, task, embedded, rows, labels, classes)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(task.spec)).strip("-")
+    file = _out(config) / f"{name}.clusters.json"
+    write_text(file, json.dumps(result) + "\n")
+    write_text(file.with_suffix(".md"), clusters_table([result]))
+    logger.info("results: %s", file)
+    return result
+
+
+def _out(config: ClusterConfig) -> Path:
+    return Path(config.out) if config.out else _beside(config.encoder) / "clusters"
+
+
+def _beside(encoder: str) -> Path:
+    folder = Path(encoder)
+    return folder.resolve().parent if folder.is_dir() else Path()
+
+
+def _wants_picture(config: ClusterConfig) -> bool:
+    if config.umap.lower() == "auto":
+        if not picture.can_draw() and process_state().is_main:
+            logger.warning("no picture is drawn: umap-learn is missing; %s", picture.INSTALL)
+        return picture.can_draw()
+    if config.umap.lower() == "true" and not picture.can_draw():
+        raise ValueError(
+            f"umap=true needs umap-learn, which is not installed; {picture.INSTALL}, or leave it "
+            "out with umap=false"
+        )
+    return config.umap.lower() == "true"
+
+
+def _taken(task: Task, config: ClusterConfig) -> list[int]:
+    """Rows of the corpus that take part, in order."""
+    if config.part == "all":
+        return sorted(task.rows.tolist())
+    return sorted({int(task.rows[index]) for split in task.splits for index in split.test})
+
+
+def _embed(
+    config: ClusterConfig, task: Task
+) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
+    """Vectors of the clips that every column could embed, their rows, and what to say of them."""
+    state = process_state()
+    encoder = load_encoder(config.encoder).to(state.device).eval()
+    columns: dict[str, Embedder] = {"pretrained": encoder}
+    if config.baselines:
+        columns["untrained"] = random_twin(encoder, seed=config.seed)
+        columns["log_mel"] = LogMelStatistics().to(state.device)
+    corpus = open_corpus(task.folder)
+    cache = Path(config.cache) if config.cache else _beside(config.encoder) / "probe" / "embeddings"
+    hashes = {name: column.sha256 for name, column in columns.items()}
+    found = {
+        name: embed_corpus(
+            column,
+            corpus,
+            title=f"{task.spec.name}, {name}",
+            cache=cache,
+            workers=config.workers,
+            batch_seconds=config.batch_seconds,
+            sha256=hashes[name],
+        )
+        for name, column in columns.items()
+    }
+    good = set.intersection(*(set(one.rows.tolist()) for one in found.values()))
+    taken = _taken(task, config)
+    rows = [row for row in taken if row in good]
+    reasons = {name: why for one in found.values() for name, why in one.rejected}
+    lost = sorted(corpus.name(row) for row in taken if row not in good)
+    if lost:
+        logger.warning("%s: %d clips are left out; the first: %s", task.spec, len(lost),
+                       reasons[lost[0]])  # fmt: skip
+    vectors = {
+        name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
+        for name, one in found.items()
+    }
+    ids = "".join(f"{corpus.name(row)}\n" for row in rows)
+    return vectors, rows, {
+        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "pooling": encoder.pooling,
+        "layers": encoder.layers,
+        "column": "pretrained",
+        "columns": {
+            name: {"dim": column.dim, "encoder_sha256": hashes[name]}
+            for name, column in columns.items()
+        },
+        "rejected": [[name, reasons[name]] for name in lost],
+    }  # fmt: skip
+
+
+def _picture(
+    config: ClusterConfig,
+    task: Task,
+    embedded: dict[str, Tensor],
+    rows: list[int],
+    labels: list[str],
+    classes: list[str],
+) -> dict[str, Any]:
+    """What the scatter on the page shows."""
+    where = picture.chosen_clips(labels, classes, limit=config.points, seed=config.seed)
+    clips = dict(zip(task.rows.tolist(), task.clips, strict=True))
+    number = {name: index for index, name in enumerate(classes)}
+    logger.info("UMAP of %d clips of %d classes", len(where), len(classes))
+    features = {
+        name: normalise(values[torch.tensor(where)], config.normalise)
+        for name, values in embedded.items()
+    }
+    return {
+        "n_neighbors": picture.N_NEIGHBORS,
+        "min_dist": picture.MIN_DIST,
+        "seed": config.seed,
+        "classes": classes,
+        "clips": [clips[rows[i]] for i in where],
+        "rows": [rows[i] for i in where],
+        "labels": [number[labels[i]] for i in where],
+        "num_candidates": sum(label in number for label in labels),
+        "folder": str(task.folder.resolve()),
+        "columns": picture.draw(features, seed=config.seed),
+    }

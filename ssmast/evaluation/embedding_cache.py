@@ -1,0 +1,139 @@
+"""Embeddings on disk: whole ones, and the parts of one that an interruption cut short."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssmast.evaluation.processes import Processes, gather_list
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Vectors of the clips of a corpus that could be read.
+
+    Attributes:
+        values: float32 (n, D).
+        rows: number of each in the corpus, increasing, int64 (n,).
+        rejected: (name, reason) of the others.
+        seen: of a part of them, the rows it was made from.
+    """
+
+    values: Tensor
+    rows: NDArray[np.int64]
+    rejected: list[tuple[str, str]]
+    seen: list[int] = field(default_factory=list)
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Several put together, in the order of the corpus."""
+    rows = np.concatenate([part.rows for part in parts])
+    order = np.argsort(rows)
+    values = torch.cat([part.values for part in parts])
+    return Embeddings(
+        values=values[torch.from_numpy(order)],
+        rows=rows[order],
+        rejected=[entry for part in parts for entry in part.rejected],
+    )
+
+
+class Parts:
+    """What has been embedded so far: a file every so many seconds, by whichever process.
+
+    Args:
+        folder: of the parts; made when there is one.
+        state: processes; they must agree on what is done, so the first one reads for all.
+
+    Attributes:
+        EVERY: seconds between files; an interruption costs at most so much work.
+    """
+
+    EVERY = 20.0
+
+    def __init__(self, folder: Path, state: Processes) -> None:
+        self._folder, self._state = folder, state
+        self._pending: list[Embeddings] = []
+        self._seen: list[int] = []
+        self._last = time.monotonic()
+
+    def read(self, total: int) -> tuple[list[Embeddings], list[int]]:
+        """Embeddings done before (on the first process alone), and the rows that are left."""
+        done: list[Embeddings] = []
+        seen: list[int] = []
+        for file in sorted(self._folder.glob("*.safetensors")) if self._state.is_main else []:
+            part = load(file)
+            if part is not None:
+                done.append(part)
+                seen += part.seen
+        gone = set(gather_list(seen, self._state))
+        if gone:
+            logger.info("%d of %d clips were embedded before", len(gone), total)
+        return done, [row for row in range(total) if row not in gone]
+
+    def add(self, new: Embeddings, *, seen: list[int]) -> None:
+        """Keep vectors; `seen` are the rows they came from, those of rejected clips too."""
+        self._pending.append(new)
+        self._seen += seen
+        if time.monotonic() - self._last >= self.EVERY:
+            first = min(self._seen)
+            store(self._folder / f"{first:010d}.safetensors", joined(self._pending), self._seen)
+            self._pending, self._seen, self._last = [], [], time.monotonic()
+
+    def remove(self) -> None:
+        """Delete the parts: they are in the whole now."""
+        for file in self._folder.glob("*.safetensors"):
+            file.unlink(missing_ok=True)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+
+def store(file: Path, found: Embeddings, seen: Sequence[int] = ()) -> None:
+    """Write embeddings, whole or not at all."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(
+            {"values": found.values, "rows": torch.from_numpy(found.rows)},
+            temporary,
+            metadata={"rejected": json.dumps(found.rejected), "seen": json.dumps(list(seen))},
+        )
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(file: Path) -> Embeddings | None:
+    """Read embeddings; None where there are none, or damaged ones."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            rejected, seen = (
+                json.loads(metadata["rejected"]),
+                json.loads(metadata.get("seen", "[]")),
+            )
+            values, rows = opened.get_tensor("values"), opened.get_tensor("rows")
+    except (SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is damaged (%s); embedding again", file, error)
+        return None
+    return Embeddings(
+        values=values,
+        rows=rows.numpy(),
+        rejected=[(name, reason) for name, reason in rejected],
+        seen=seen,
+    )

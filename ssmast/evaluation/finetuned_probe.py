@@ -1,0 +1,207 @@
+"""A linear head with the encoder under it trained too: LAPE's protocol, that of the poster.
+
+Every other number of this package is of a frozen encoder. This one says how good a starting point
+the weights are, and is the only one to be compared with the tables of SS-MAST.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ssmast.audio import Corpus
+from ssmast.encoder import Encoder
+from ssmast.evaluation.crop import Crop
+from ssmast.evaluation.embed import read_windows
+from ssmast.evaluation.heads import classification_loss
+from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.prepared import PreparedSplit
+from ssmast.evaluation.probe import ProbeResult, Tally, metric_of
+from ssmast.evaluation.progress import Progress
+from ssmast.evaluation.task import Task, without
+from ssmast.model import pool_tokens
+
+logger = logging.getLogger(__name__)
+
+Rejected = list[tuple[str, str]]
+
+
+def run_finetuned_probe(
+    encoder: Encoder,
+    corpus: Corpus,
+    task: Task,
+    *,
+    metric: str,
+    seconds: float,
+    num_epochs: int = 100,
+    num_seeds: int = 1,
+    seed: int = 0,
+    lr: float = 1e-3,
+    batch_size: int = 32,
+    title: str = "fine-tuning",
+    workers: int = 0,
+) -> tuple[ProbeResult, Rejected]:
+    """Train encoder and head end to end on every split of a task; `encoder` itself stays as it is.
+
+    Args:
+        encoder: where training starts; its last layer's tokens are pooled as it says.
+        corpus: of the task's folder.
+        task: with its splits.
+        metric: of the task.
+        seconds: a random crop of each training clip, the head of the others.
+        num_epochs: passes over the training part.
+        num_seeds: repetitions, which differ in the head's weights, the order and the crops.
+        seed: the first of them.
+        lr: Adam's rate, constant.
+        batch_size: clips a step.
+        title: for the progress line.
+        workers: threads that decode audio.
+
+    Returns:
+        The result, and the clips that could not be read with their reasons.
+
+    Source: LAPE (Ghosh et al. 2022): Adam 1e-3, batches of 32, 100 epochs, a linear head.
+    Differs from LAPE: the epoch is chosen on the validation part, where LAPE reports the best one
+    on test; test crops are the heads of the clips, where LAPE's are random.
+    """
+    by = metric_of(task, metric)
+    rejected = _unreadable(corpus, task, encoder.sample_rate, workers)
+    task = without(task, [clip for clip, _ in rejected])
+    tally, started = Tally(task, by), time.monotonic()
+    for split in task.splits:
+        # The places of the clips stand for features: parts then hold the clips' numbers.
+        places = torch.arange(len(task.clips), dtype=torch.float32)[:, None]
+        prepared = PreparedSplit(places, task, split, standardise=False)
+        runs = [
+            _Run(
+                encoder, corpus, task, prepared, metric=by, seconds=seconds, lr=lr,
+                batch_size=batch_size, seed=seed + index, workers=workers,
+            )
+            for index in range(num_seeds)
+        ]  # fmt: skip
+        logits = []
+        for run in runs:
+            run.train_(num_epochs=num_epochs, title=f"{title}, {split.name}")
+            logits.append(run.scores("test"))
+        tally.add(
+            torch.stack(logits),
+            prepared.part("test")[1],
+            truth=prepared.truth("test"),
+            classes=prepared.classes,
+            valid=[run.best for run in runs],
+            chosen={"split": split.name, "lr": lr, "epoch": [run.epoch for run in runs]},
+        )
+    return tally.result(seed=seed, seconds=time.monotonic() - started), rejected
+
+
+class _Run:
+    """One network under training, and the weights of its best epoch.
+
+    Attributes:
+        best: validation metric of the kept weights.
+        epoch: passes after which they were kept.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        corpus: Corpus,
+        task: Task,
+        prepared: PreparedSplit,
+        *,
+        metric: Metric,
+        seconds: float,
+        lr: float,
+        batch_size: int,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._corpus, self._task, self._prepared, self._metric = corpus, task, prepared, metric
+        self._seconds, self._batch_size, self._workers = seconds, batch_size, workers
+        self._seed, self.best, self.epoch = seed, -math.inf, 0
+        self._encoder = copy.deepcopy(encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._head = nn.Linear(encoder.dim, len(prepared.classes)).to(encoder.device)
+        self._net = nn.ModuleList([self._encoder.backbone, self._head])
+        self._adam = torch.optim.Adam(self._net.parameters(), lr=lr)
+        self._kept = copy.deepcopy(self._net.state_dict())
+
+    def train_(self, *, num_epochs: int, title: str) -> None:
+        """Train; afterwards the network has the weights of its best epoch."""
+        places, targets = self._part("train")
+        generator = np.random.default_rng(self._seed)
+        with (
+            torch.random.fork_rng(),
+            Progress(title, total=num_epochs * len(places)) as progress,
+        ):
+            torch.manual_seed(self._seed)  # drop-path
+            for epoch in range(1, num_epochs + 1):
+                self._net.train()
+                order = generator.permutation(len(places))
+                crop = Crop(self._seconds, "random", self._seed * num_epochs + epoch)
+                done = 0
+                for waveforms in self._batches(places[order], crop):
+                    truth = targets[order[done : done + len(waveforms)]].to(self._encoder.device)
+                    self._adam.zero_grad()
+                    classification_loss(self._logits(waveforms), truth).backward()
+                    self._adam.step()
+                    done += len(waveforms)
+                    progress.advance(len(waveforms))
+                score = float(self._metric.score(self.scores("valid"), self._part("valid")[1]))
+                logger.info("%s: epoch %d of %d, valid %.3f", title, epoch, num_epochs, score)
+                if score > self.best:
+                    self.best, self.epoch = score, epoch
+                    self._kept = copy.deepcopy(self._net.state_dict())
+        self._net.load_state_dict(self._kept)
+
+    @torch.no_grad()
+    def scores(self, part: str) -> Tensor:
+        """Class scores (n, C) of a part, on the CPU."""
+        self._net.eval()
+        crop = Crop(self._seconds, "head")
+        batches = self._batches(self._part(part)[0], crop)
+        return torch.cat([self._logits(waveforms).cpu() for waveforms in batches])
+
+    def _part(self, name: str) -> tuple[NDArray[np.int64], Tensor]:
+        """Places of a part's clips in the task, and their targets."""
+        places, targets = self._prepared.part(name)
+        return places[:, 0].long().numpy(), targets
+
+    def _logits(self, waveforms: Tensor) -> Tensor:
+        log_mel = self._encoder.log_mel(waveforms.to(self._encoder.device))
+        tokens, grid, mask = self._encoder.backbone.encode(log_mel)
+        return self._head(pool_tokens(tokens, grid, mode=self._encoder.pooling, mask=mask))
+
+    def _batches(self, places: NDArray[np.int64], crop: Crop) -> Iterator[Tensor]:
+        """Waveforms (b, S) of clips in the order given."""
+        rows, batch = self._task.rows[places].tolist(), []
+        for window in read_windows(
+            self._corpus, rows, self._encoder.sample_rate, self._workers, crop
+        ):
+            for row, audio in window:
+                if isinstance(audio, str):
+                    raise ValueError(f"clip {self._corpus.name(row)} cannot be read now: {audio}")
+                batch.append(audio)
+                if len(batch) == self._batch_size:
+                    yield torch.stack(batch)
+                    batch = []
+        if batch:
+            yield torch.stack(batch)
+
+
+def _unreadable(corpus: Corpus, task: Task, sample_rate: int, workers: int) -> Rejected:
+    """Clips of a task that cannot be decoded, with the reason."""
+    clip = dict(zip(task.rows.tolist(), task.clips, strict=True))
+    return sorted(
+        (clip[row], audio)
+        for window in read_windows(corpus, list(clip), sample_rate, workers)
+        for row, audio in window
+        if isinstance(audio, str)
+    )

@@ -1,0 +1,147 @@
+"""Published scores, as data with their sources: what readers know the numbers of.
+
+None of them was measured by this protocol on these clips; each row says how it was.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published number.
+
+    Attributes:
+        task: data set, as `ssmast prepare task=` calls it.
+        name: encoder.
+        value: in the units of the metric, 0 to 1.
+        reach: half-width of its 95 % interval; None if none was published.
+        metric: accuracy or map.
+        protocol: how it was measured.
+        source: where it was read.
+    """
+
+    task: str
+    name: str
+    value: float
+    reach: float | None = None
+    metric: str = "accuracy"
+    protocol: str
+    source: str
+
+
+_POSTER = "Ghosh et al. 2023 (arXiv 2211.01515), poster"
+_TUNED = "encoder fine-tuned"
+_LINEAR = "frozen, EVAR's linear layer"
+_EVAR, _M2D = "EVAR's README", "M2D-CLAP, table 3"
+_XARES = "frozen, X-ARES's linear layer"
+
+# The poster's table: its rows, and task -> its numbers in %, one a row.
+POSTER_ROWS = (
+    "AST, random",
+    "AST, ImageNet",
+    "AST, ImageNet + SSAST",
+    "AST, ImageNet + SS-MAST",
+    "MAST, random",
+    "MAST, ImageNet",
+    "MAST, ImageNet + SS-MAST",
+    "MAST, ImageNet + SS-MAST + patch-drop",
+)
+POSTER = {
+    "speech_commands_v1": (87.3, 90.0, 95.5, 96.0, 91.0, 92.0, 97.0, 97.4),
+    "speech_commands_v2_12": (88.2, 91.1, 94.2, 94.4, 92.2, 93.1, 96.8, 96.8),
+    "speech_commands_v2": (92.7, 93.1, 94.4, 95.4, 93.4, 94.2, 96.4, 96.6),
+    "voxceleb1": (30.1, 51.2, 53.3, 53.4, 33.2, 54.4, 56.7, 57.3),
+    "iemocap": (51.9, 54.2, 55.2, 60.1, 58.3, 61.0, 64.0, 64.4),
+    "voxforge": (72.3, 79.8, 81.8, 88.8, 74.3, 87.3, 89.2, 90.0),
+    "nsynth_family": (70.9, 71.1, 74.3, 76.4, 73.4, 75.4, 80.6, 81.2),
+    "urbansound8k": (50.1, 62.3, 68.3, 79.3, 54.4, 64.4, 84.0, 84.8),
+}
+# Those of them that a page shows beside a result.
+_SHOWN = (
+    "AST, random",
+    "MAST, random",
+    "AST, ImageNet + SSAST",
+    "MAST, ImageNet + SS-MAST + patch-drop",
+)
+
+
+def _row(
+    task: str,
+    name: str,
+    percent: float,
+    reach: float | None,
+    protocol: str,
+    source: str,
+    metric: str = "accuracy",
+) -> Published:
+    return Published(
+        task=task,
+        name=name,
+        value=percent / 100,
+        reach=None if reach is None else reach / 100,
+        protocol=protocol,
+        source=source,
+        metric=metric,
+    )
+
+
+PUBLISHED: tuple[Published, ...] = (
+    *(
+        _row(task, name, percent, None, _TUNED, _POSTER)
+        for task, numbers in POSTER.items()
+        for name, percent in zip(POSTER_ROWS, numbers, strict=True)
+        if name in _SHOWN
+    ),
+    _row("speech_commands_v1", "Dasheng", 96.9, None, _XARES, "X-ARES's README"),
+    _row("speech_commands_v2", "M2D/0.6", 96.2, 0.1, _LINEAR, _M2D),
+    _row("speech_commands_v2", "Dasheng 1.2B", 97.6, None, _LINEAR, _EVAR),
+    _row("voxceleb1", "M2D/0.6", 75.0, 0.3, _LINEAR, _M2D),
+    _row("voxceleb1", "Dasheng 1.2B", 77.8, 0.7, _LINEAR, _EVAR),
+    _row("iemocap", "M2D-S", 66.4, None, "frozen, SUPERB's weighted layers", "m2d/speech's README"),
+    _row("voxforge", "ATST-Frame", 98.8, None, _LINEAR, _EVAR),
+    _row("voxforge", "M2D", 98.3, None, _LINEAR, _EVAR),
+    _row("nsynth_family", "M2D/0.6", 76.1, None, _LINEAR, _M2D),
+    _row("nsynth_family", "CLAP 2023", 80.5, 0.1, _LINEAR, _M2D),
+    _row("urbansound8k", "M2D", 87.6, 0.2, _LINEAR, "m2d/audioset, table V"),
+    _row("urbansound8k", "M2D-AS (labels)", 89.8, 0.2, _LINEAR, "m2d/audioset, table V"),
+    _row("esc50", "M2D/0.6", 91.6, None, _LINEAR, _M2D),
+    _row("esc50", "M2D-CLAP 2025", 97.9, 0.5, _LINEAR, _EVAR),
+    _row("fsd50k", "MW-MAE-B", 51.2, None, "frozen, HEAR's MLP", "MW-MAE's README", "map"),
+    _row("fsd50k", "Dasheng", 40.9, None, _XARES, "X-ARES's README", "map"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedClusters:
+    """A published row of cluster scores; normalisation, distance and labels were not stated."""
+
+    task: str
+    name: str
+    silhouette: float
+    adjusted_rand: float
+    homogeneity: float
+    source: str = "Zhu & Omar 2023 (arXiv 2303.10757), table 6; fine-tuned on the set"
+
+
+PUBLISHED_CLUSTERS: tuple[PublishedClusters, ...] = (
+    PublishedClusters(
+        task="vggsound", name="AST", silhouette=0.343, adjusted_rand=0.292, homogeneity=0.695
+    ),
+    PublishedClusters(
+        task="vggsound", name="MAST", silhouette=0.527, adjusted_rand=0.375, homogeneity=0.720
+    ),
+)
+
+
+def published_of(task: str, built: str, metric: str) -> list[Published]:
+    """The rows to show beside a result.
+
+    Args:
+        task: as it was asked for; another label column than the set's own has no published row.
+        built: the data set it was prepared from; empty for one made by hand, whose name counts.
+        metric: rows of another one are left out.
+    """
+    name, _, options = task.partition(":")
+    if "label=" in options:
+        return []
+    return [row for row in PUBLISHED if row.task == (built or name) and row.metric == metric]

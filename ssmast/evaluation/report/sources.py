@@ -1,0 +1,161 @@
+"""What a report is made of: runs and results, found in the folders and files a user names."""
+
+import csv
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "facts.json")
+# Where `ssmast probe` and `ssmast cluster` put results of an encoder beside its folder.
+_RESULT_FOLDERS = ("probe", "clusters")
+
+
+@dataclass(kw_only=True)
+class Source:
+    """One encoder: the run that made it, as far as it is known, and what it scored.
+
+    Attributes:
+        name: what the page calls it.
+        run: its run folder; None where only results were given.
+        probes: results of `ssmast probe`.
+        clusters: results of `ssmast cluster`.
+    """
+
+    name: str
+    run: Path | None = None
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    clusters: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_mapping(self, name: str) -> dict[str, Any]:
+        """A JSON or YAML file of the run; empty where there is none."""
+        file = None if self.run is None else self.run / name
+        if file is None or not file.is_file():
+            return {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML too
+        return content if isinstance(content, dict) else {}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that can be read: a run in progress may be writing one."""
+        file = None if self.run is None else self.run / "metrics.jsonl"
+        if file is None or not file.is_file():
+            return []
+        rows = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line a kill cut short
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+        return rows
+
+    def read_quarantine(self) -> list[tuple[str, str]]:
+        """(name, reason) of every clip left out, in training and in scoring."""
+        rows: list[tuple[str, str]] = []
+        file = None if self.run is None else self.run / "quarantine.csv"
+        if file is not None and file.is_file():
+            with file.open(newline="", encoding="utf-8", errors="replace") as opened:
+                rows += [
+                    (row.get("name") or "", row.get("reason") or "")
+                    for row in csv.DictReader(opened)
+                ]
+        for result in (*self.probes, *self.clusters):
+            rows += [(name, reason) for name, reason in result.get("rejected", [])]
+        return sorted(set(rows))
+
+
+def run_source(run: Path | None, probes: list[dict[str, Any]] | None = None) -> Source:
+    """A run with the results that lie in it; `probes` take the place of those in probe/."""
+    if run is None:
+        return Source(name="", probes=probes or [])
+    results = [one for name in ("", *_RESULT_FOLDERS) for one in read_json(run / name)]
+    return Source(
+        name=run.resolve().name,
+        run=run,
+        probes=[one for one in results if is_probe(one)] if probes is None else probes,
+        clusters=[one for one in results if is_clusters(one)],
+    )
+
+
+def read_sources(paths: list[Path]) -> list[Source]:
+    """Runs and results in the order they were named; results join the encoder they are of.
+
+    Args:
+        paths: run folders, folders of results, and result files.
+
+    Raises:
+        FileNotFoundError: if a path is not there, or holds neither a run nor a result.
+    """
+    sources: dict[str, Source] = {}
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no run or result at {path}")
+        if path.is_dir() and any((path / name).is_file() for name in _RUN_FILES):
+            sources.setdefault(str(path.resolve()), Source(name="", run=path)).run = path
+            found = run_source(path)
+            key, results = str(path.resolve()), [*found.probes, *found.clusters]
+        else:
+            key = ""
+            results = [one for name in ("", *_RESULT_FOLDERS) for one in read_json(path / name)]
+            if not results:
+                raise FileNotFoundError(
+                    f"{path} holds neither a run (config.yaml, metrics.jsonl) nor a result of "
+                    "`ssmast probe` or `ssmast cluster` (*.json)"
+                )
+        for result in results:
+            home = key or _home(result)
+            source = sources.setdefault(home, Source(name=""))
+            kept = source.probes if is_probe(result) else source.clusters
+            if result not in kept:
+                kept.append(result)
+    for home, source in sources.items():
+        source.name = Path(home).name if home.startswith("/") else home
+    _tell_apart(sources)
+    return list(sources.values())
+
+
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """The results in a file or in the files (*.json) of a folder, by name; other files are not."""
+    results = []
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path] * path.is_file():
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            logger.warning("%s is not JSON; left out of the report", file)
+            continue
+        if isinstance(content, dict) and (is_probe(content) or is_clusters(content)):
+            results.append(content)
+    return results
+
+
+def is_probe(result: dict[str, Any]) -> bool:
+    """True for a result of `ssmast probe`."""
+    return {"task", "mean", "splits"} <= result.keys()
+
+
+def is_clusters(result: dict[str, Any]) -> bool:
+    """True for a result of `ssmast cluster`."""
+    return result.get("kind") == "clusters" and {"task", "columns"} <= result.keys()
+
+
+def _home(result: dict[str, Any]) -> str:
+    """The run folder that the encoder of a result lies in, else the encoder's name."""
+    encoder = str(result.get("encoder", "results"))
+    folder = Path(encoder)
+    if not folder.is_dir() and not folder.is_absolute():
+        return encoder
+    return str(folder.resolve().parent if folder.name == "encoder" else folder.resolve())
+
+
+def _tell_apart(sources: dict[str, Source]) -> None:
+    """Give sources of the same name more of their path."""
+    names = [source.name for source in sources.values()]
+    for home, source in sources.items():
+        if names.count(source.name) > 1:
+            source.name = "/".join(Path(home).parts[-2:])

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from ssmast.evaluation import picture
+from ssmast.evaluation.cluster_task import ClusterConfig, main, run_clusters
+from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.settings import UsageError
+
+from .conftest import write_set
+
+
+def settings(sets, encoder_folder, tmp_path, **changes):
+    words = {"data": str(sets), "task": "tones", "encoder": str(encoder_folder), "part": "all",
+             "out": str(tmp_path / "out"), "cache": str(tmp_path / "cache"), "seeds": 2,
+             "umap": "false", **changes}  # fmt: skip
+    return ClusterConfig(**words)
+
+
+def test_the_table_and_the_file_hold_every_column_and_chance(
+    sets, encoder_folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    words = ["tones", f"encoder={encoder_folder}", f"data={sets}", f"out={out}", "umap=false"]
+    assert main([*words, f"cache={tmp_path / 'cache'}", "seeds=2", "part=all"]) == 0
+    table = capsys.readouterr().out
+    assert (out / "tones.clusters.md").read_text() == table
+    result = json.loads((out / "tones.clusters.json").read_text())
+    assert list(result["columns"]) == ["pretrained", "untrained", "log_mel"]
+    assert (result["n"], result["num_classes"], result["normalisation"]) == (48, 3, "l2")
+    assert "picture" not in result
+    for name in ("pretrained", "untrained", "log-mel", "random labels"):
+        assert f"| tones | {name} |" in table
+    assert "scaled to unit length" in table
+    # Tones of three heights are three heaps of log-mel statistics.
+    assert result["columns"]["log_mel"]["kmeans"]["adjusted_rand"] > 0.9
+    assert result["columns"]["log_mel"]["random"]["adjusted_rand"] < 0.1
+
+
+def test_embeddings_of_the_probe_are_used_again(sets, tmp_path, encoder_folder, monkeypatch):
+    cache = tmp_path / "cache"
+    run_suite(
+        ProbeConfig(encoder=str(encoder_folder), data=str(sets), tasks="tones", seeds=1,
+                    out=str(tmp_path / "probe"), cache=str(cache))
+    )  # fmt: skip
+    before = sorted(cache.iterdir())
+    monkeypatch.setattr("ssmast.evaluation.embed._embed", None)  # nothing is embedded again
+    run_clusters(settings(sets, encoder_folder, tmp_path, part="test"))
+    assert sorted(cache.iterdir()) == before
+    assert len(before) == 3
+
+
+def test_only_the_test_part_is_taken_unless_all_is_asked_for(sets, encoder_folder, tmp_path):
+    few = run_clusters(settings(sets, encoder_folder, tmp_path, part="test", baselines=False))
+    assert few["n"] == 12
+    assert list(few["columns"]) == ["pretrained"]
+    folds = run_clusters(
+        settings(sets, encoder_folder, tmp_path, part="test", task="tones:protocol=folds")
+    )
+    assert folds["n"] == 48  # of folds every clip is tested on
+
+
+def test_unreadable_clips_are_left_out_and_named(encoder_folder, tmp_path):
+    write_set(tmp_path / "data" / "tones", bad=1)
+    result = run_clusters(settings(tmp_path / "data", encoder_folder, tmp_path))
+    assert result["n"] == 47
+    assert [name for name, _ in result["rejected"]] == ["047.wav"]
+
+
+def test_the_picture_holds_the_chosen_classes(sets, encoder_folder, tmp_path):
+    pytest.importorskip("umap", reason="needs the extra umap")
+    config = settings(
+        sets, encoder_folder, tmp_path, umap="true", classes=["low", "high"], points=20,
+        baselines=False,
+    )  # fmt: skip
+    result = run_clusters(config)
+    drawn = result["picture"]
+    assert drawn["classes"] == ["high", "low"]
+    assert len(drawn["clips"]) == len(drawn["labels"]) == 20
+    assert drawn["num_candidates"] == 32
+    assert result["n"] == 48  # the scores are of all classes
+    for column in drawn["columns"].values():
+        assert len(column["x"]) == len(column["y"]) == len(column["neighbours"]) == 20
+        assert all(i not in row for i, row in enumerate(column["neighbours"]))
+    assert drawn["columns"] == run_clusters(config)["picture"]["columns"]  # the seed decides
+
+
+def test_umap_keeps_separate_heaps_apart():
+    pytest.importorskip("umap", reason="needs the extra umap")
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    heaps = 20 * np.eye(3)[labels] + generator.standard_normal((60, 3))
+    points = picture.draw_umap(torch.from_numpy(heaps).float(), seed=0)
+    assert metrics.silhouette_score(points, labels) > 0.7
+
+
+def test_neighbours_are_those_of_highest_cosine():
+    features = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    numbers, similarity = picture.nearest(features, limit=4)
+    cosine = metrics.pairwise.cosine_similarity(features.numpy()) - 2 * np.eye(30)
+    assert (numbers == np.argsort(-cosine, axis=1)[:, :4]).all()
+    assert similarity == pytest.approx(-np.sort(-cosine, axis=1)[:, :4], abs=1e-6)
+
+
+def test_without_umap_learn_it_says_what_to_install(
+    sets, encoder_folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("ssmast.evaluation.picture.can_draw", lambda: False)
+    with pytest.raises(ValueError, match=r"umap=true needs .*pip install 'ssmast\[umap\]'"):
+        run_clusters(settings(sets, encoder_folder, tmp_path, umap="true"))
+    assert not (tmp_path / "out").exists()  # before anything is embedded
+    result = run_clusters(settings(sets, encoder_folder, tmp_path, umap="auto"))
+    assert "pip install 'ssmast[umap]'" in caplog.text
+    assert "picture" not in result
+
+
+def test_what_does_not_exist_is_named(sets, encoder_folder, tmp_path):
+    for word, message in (
+        ("normalise=l1", "l2, standard, raw, got 'l1'"),
+        ("part=train", "test, all, got 'train'"),
+        ("umap=maybe", "auto, true, false"),
+        ("seeds=0", "at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            main(["tones", word])
+    with pytest.raises(UsageError, match="encoder= is missing"):
+        main(["tones", f"data={sets}"])
+    config = settings(sets, encoder_folder, tmp_path, umap="true", classes=["middel"])
+    with pytest.raises(ValueError, match="'middel', which no clip has; there are: high, low"):
+        run_clusters(config)

@@ -1,0 +1,74 @@
+"""Finding sounds that are like one another."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssmast.evaluation import embed_files, index, search
+from ssmast.evaluation.index import Index
+from ssmast.settings import UsageError
+
+from .conftest import write_set
+
+
+def vectors(num: int, dim: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((num, dim)).astype(np.float32)
+
+
+def test_flat_is_the_cosine_of_centred_vectors(tmp_path):
+    values = vectors(200) + 3
+    names = [str(i) for i in range(200)]
+    Index.build(values, names).save(tmp_path / "i")
+    found = Index.load(tmp_path / "i").search(values[:5] * 1.0, top=4)
+    centred = values - values.mean(axis=0)
+    units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    for query, result in enumerate(found):
+        cosines = units @ units[query]
+        order = np.argsort(-cosines)[:4]
+        assert [name for name, _ in result] == [names[i] for i in order]
+        np.testing.assert_allclose([c for _, c in result], cosines[order], atol=1e-5)
+
+
+def test_ivfpq_finds_most_of_what_flat_finds(tmp_path):
+    centres = vectors(40)
+    values = np.repeat(centres, 50, axis=0) + 0.2 * vectors(2000)
+    names = [str(i // 50) for i in range(2000)]
+    made = Index.build(values, names, kind="ivfpq")
+    made.save(tmp_path / "i")
+    assert made.kind == "ivfpq"
+    assert (tmp_path / "i" / "index.faiss").stat().st_size < values.nbytes
+    results = Index.load(tmp_path / "i").search(values[::97])
+    for query, result in zip(range(0, 2000, 97), results, strict=True):
+        assert sum(name == names[query] for name, _ in result) >= 8
+    with pytest.raises(ValueError, match="at least 256 vectors, got 100"):
+        Index.build(vectors(100), names[:100], kind="ivfpq")
+
+
+def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, capsys):
+    data = write_set(tmp_path / "data", num_clips=12, bad=1)
+    out = tmp_path / "index"
+    assert index.main([str(data), f"encoder={encoder_folder}", f"out={out}"]) == 0
+    assert search.main([str(data / "004.wav"), f"index={out}", "top=3", "json=true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[0] == {"name": "004.wav", "cosine": pytest.approx(1.0, abs=1e-4)}
+    assert len(found) == 3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "index.faiss", "index.json", "mean.safetensors", "names.json",
+    ]  # fmt: skip
+    npz = tmp_path / "e.npz"
+    embed_files.main([str(data), f"encoder={encoder_folder}", f"out={npz}"])
+    words = [f"embeddings={npz}", f"encoder={encoder_folder}", f"out={tmp_path / 'second'}"]
+    assert index.main(words) == 0
+    assert search.main([str(data / "004.wav"), f"index={tmp_path / 'second'}", "top=3"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "1.0000  004.wav"
+    (out / "names.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"names.json is damaged"):
+        Index.load(out)
+
+
+def test_what_is_missing_is_said(tmp_path, encoder_folder):
+    with pytest.raises(FileNotFoundError, match="no index at"):
+        search.main(["a.wav", f"index={tmp_path}"])
+    with pytest.raises(UsageError, match="not both"):
+        index.main([f"encoder={encoder_folder}", "out=x"])
