@@ -8,11 +8,19 @@ from ssmast.settings import UsageError
 
 # name -> module with main(argv) -> int, and the line `ssmast --help` shows.
 COMMANDS = {
+    "doctor": ("ssmast.doctor", "is this machine ready? every problem with its cure"),
     "demo": ("ssmast.demo", "the whole way in a few minutes, on sounds made here"),
     "prepare": ("ssmast.prepare", "any audio -> shards with a manifest, for training at any size"),
     "pretrain": ("ssmast.training.pretrain", "pretrain an encoder on unlabelled audio"),
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
-    "embed": ("ssmast.evaluation.embed_files", "files -> embeddings (.npz)"),
+    "finetune": ("ssmast.training.finetune", "labels and an encoder -> a classifier"),
+    "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
+    "predict": ("ssmast.predict", "top classes of any sound file, with timestamps"),
+    "embed": ("ssmast.evaluation.embed_files", "files -> embeddings (.npz, .parquet)"),
+    "index": ("ssmast.evaluation.index", "files or embeddings -> an index to search in"),
+    "search": ("ssmast.evaluation.search", "a sound -> the nearest ones of an index"),
+    "export": ("ssmast.export", "a run's encoder -> folder with model card, ONNX, the Hub"),
+    "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and draw them"),
     "report": ("ssmast.evaluation.report", "one HTML page from a run or from results"),
     "show-views": ("ssmast.training.show_views", "draw the views that training makes of clips"),
     "describe": ("ssmast.model.describe", "layers, parameters and MACs of a model"),
@@ -37,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
-    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except Exception as error:
+        error.add_note("`ssmast doctor` says what is wrong with this installation, and its cure")
+        raise
     return module.main(argv)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from timm.models import is_model
 from torch import Tensor, nn
 
-from ssmast.audio import LogMel
-from ssmast.encoder_chunks import Chunk, Chunks, batches
-from ssmast.encoder_folder import model_card, read_folder, write_folder
+from ssmast.audio import LogMel, LongSound
+from ssmast.encoder_card import model_card
+from ssmast.encoder_chunks import Chunks, batches
+from ssmast.encoder_folder import read_folder, write_folder
 from ssmast.encoder_input import Clip, read_clips
 from ssmast.model import Backbone, create_model, pool_tokens, pooled_dim
 from ssmast.model.pool import MAX_MODES
@@ -39,8 +40,9 @@ class Encoder(nn.Module):
     Args:
         backbone: a model of the family, made by `ssmast.create_model`.
         log_mel: the front end, with the normalisation it was trained with.
-        pooling: "mean", "mean+max", "freq+max" (time mean of each frequency row, then the maximum
-            over all tokens), or for AST "cls", the mean of class and distillation token.
+        pooling: "mean", "mean+max", "freq" (time mean of each frequency row), "freq+max" (then
+            the maximum over all tokens), or for AST "cls", the mean of class and distillation
+            token.
         layers: which tokens are pooled: "last", the ends of the "stages", or all "blocks"; their
             vectors are joined.
         chunk_seconds: longer clips are cut into equal pieces of at most about this length; of
@@ -91,7 +93,25 @@ class Encoder(nn.Module):
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return sum(pooled_dim(self.pooling, rows, dim) for rows, dim in self._pooled_layers())
+        return sum(self.layer_dims)
+
+    @property
+    def layer_dims(self) -> list[int]:
+        """Length of each layer's part of an embedding, in their order."""
+        return [pooled_dim(self.pooling, rows, dim) for rows, dim in self._pooled_layers()]
+
+    @property
+    def frame_dim(self) -> int:
+        """Length of a vector of `embed_frames`."""
+        frames = max(self.backbone.input_size[1], 1)
+        rows = self.backbone.grid_of(self.log_mel.num_mels, frames)[-1].freq
+        return rows * self.backbone.num_features
+
+    def frame_hop_ms(self, hop_ms: float | None = None) -> float:
+        """Milliseconds between vectors of `embed_frames`, where at most `hop_ms` are asked for."""
+        cutter = self._chunks()
+        frames = cutter.stride // len(cutter.shifts(hop_ms))
+        return frames * 1000 * self.log_mel.hop_length / self.sample_rate
 
     @property
     def sha256(self) -> str:
@@ -114,7 +134,7 @@ class Encoder(nn.Module):
         waveform: Clip | Sequence[Clip],
         sample_rate: int | None = None,
         *,
-        batch_seconds: float = 60.0,
+        batch_seconds: float = 20.0,
     ) -> Tensor:
         """One vector a clip, of sound of any rate and length.
 
@@ -137,7 +157,9 @@ class Encoder(nn.Module):
         )
 
     @torch.no_grad()
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 20.0
+    ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
         is_max, cutter = self._is_max(), self._chunks()
         means = torch.zeros(len(waveforms), self.dim)
@@ -147,7 +169,7 @@ class Encoder(nn.Module):
         with self._evaluating():
             for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
                 log_mel, lengths = cutter.log_mels(waveforms, batch, device=self.device)
-                vectors = self._pool(log_mel, lengths).float().cpu()
+                vectors = self.pool(log_mel, lengths).float().cpu()
                 for chunk, vector in zip(batch, vectors, strict=True):
                     means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
                     maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
@@ -155,13 +177,22 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def embed_frames(
-        self, waveform: Clip, sample_rate: int | None = None, *, batch_seconds: float = 60.0
+        self,
+        waveform: Clip,
+        sample_rate: int | None = None,
+        *,
+        hop_ms: float | None = None,
+        batch_seconds: float = 20.0,
     ) -> tuple[Tensor, Tensor]:
         """One vector a time column of tokens: the frequency rows of the last layer, joined.
 
         Args:
             waveform: a file, or samples (S,) or (B, S).
             sample_rate: Hz of the samples; files know their own.
+            hop_ms: longest time between vectors, such as 50; None for the network's own (a column
+                of tokens). The network then goes over the clip several times, each time a little
+                later: that costs as many times the time, and gives new vectors, not interpolated
+                ones.
             batch_seconds: audio that goes through the network at once.
 
         Returns:
@@ -178,29 +209,39 @@ class Encoder(nn.Module):
             )
         clips = read_clips(waveform, sample_rate, wanted=self.sample_rate)
         cutter = self._chunks()
-        total = cutter.frames(len(clips[0]))
-        chunks = [chunk for clip in range(len(clips)) for chunk in cutter.cut(clip, total)]
-        pieces: dict[Chunk, Tensor] = {}
+        total, shifts = cutter.frames(len(clips[0])), cutter.shifts(hop_ms)
+        chunks = [
+            chunk
+            for clip in range(len(clips))
+            for shift in shifts
+            for chunk in cutter.cut(clip, total, first=shift)
+        ]
+        hop = cutter.stride // len(shifts)
+        # Pass k gives the columns k, k + n, k + 2 n, ... ; a clip may be too short for the last.
+        passes = [shift for shift in shifts if cutter.cut(0, total, first=shift)]
+        count = sum(cutter.columns(total - shift) for shift in passes)
+        embeddings = torch.zeros(len(clips), count, self.frame_dim)
         with self._evaluating():
             for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
                 log_mel, lengths = cutter.log_mels(clips, batch, device=self.device)
                 tokens, grid, _ = self.backbone.encode(log_mel, lengths=lengths)
                 maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
-                for chunk, columns in zip(batch, maps.float().cpu(), strict=True):
-                    pieces[chunk] = columns[: cutter.columns(chunk.length)]
-        rows = [
-            torch.cat([pieces[chunk] for chunk in chunks if chunk.clip == clip])
-            for clip in range(len(clips))
-        ]
-        embeddings = torch.stack(rows)  # (B, N, f * C)
-        centres = torch.arange(embeddings.shape[1]) * cutter.stride + cutter.centre()  # frames
+                for chunk, found in zip(batch, maps.float().cpu(), strict=True):
+                    num = cutter.columns(chunk.length)
+                    where = slice(chunk.start // hop, None, len(shifts))
+                    embeddings[chunk.clip, where][:num] = found[:num]
+        centres = torch.arange(embeddings.shape[1]) * hop + cutter.centre()  # frames
         milliseconds = centres.double() * (1000 * self.log_mel.hop_length / self.sample_rate)
         return embeddings, milliseconds.float().repeat(len(clips), 1)
 
     # -- saving ----------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, extra: Mapping[str, bytes] | None = None) -> None:
         """Write the encoder folder, whole or not at all; an older encoder there is replaced.
+
+        Args:
+            folder: to write.
+            extra: further files by name, such as those of `encoder_graph.graph_files`.
 
         Raises:
             FileExistsError: if the folder holds anything but an encoder.
@@ -209,7 +250,7 @@ class Encoder(nn.Module):
         config = self._config()
         parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         card = model_card(config, dim=self.dim, num_parameters=parameters)
-        write_folder(folder, config=config, weights=self._weights(), card=card)
+        write_folder(folder, config=config, weights=self._weights(), card=card, extra=extra)
 
     def _config(self) -> dict[str, Any]:
         backbone = self.backbone
@@ -264,8 +305,13 @@ class Encoder(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
-    def _pool(self, log_mel: Tensor, lengths: Tensor | None) -> Tensor:
-        """Pooled vectors (B, `dim`)."""
+    def pool(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Vectors (B, `dim`) of normalised log-mels (B, 1, F, T), differentiable and not cut.
+
+        Args:
+            log_mel: what the front end gives; for training, `embed` is not.
+            lengths: frames of each clip, where clips were padded to one width.
+        """
         if self.layers == "last":
             outcomes = [self.backbone.encode(log_mel, lengths=lengths)]
         else:

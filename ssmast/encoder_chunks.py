@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssmast.audio import LogMel
+from ssmast.audio import LogMel, LongSound
 from ssmast.model import Backbone
 
 
@@ -52,8 +52,36 @@ class Chunks:
         stem = self._backbone.patch_embed
         return max(0.0, (stem.kernel[1] - 1) / 2 - stem.padding[1])
 
-    def cut(self, clip: int, frames: int) -> list[Chunk]:
-        """Pieces of equal length, so that no short tail is left over."""
+    def shifts(self, hop_ms: float | None) -> list[int]:
+        """Frames to leave out before a clip, once a pass, so that columns come often enough.
+
+        One pass gives a column every `stride` frames. n of them, each begun stride / n later, give
+        n times as many, evenly spaced; n is the smallest that divides the stride and will do.
+
+        Args:
+            hop_ms: longest time between columns; None for that of one pass.
+
+        Raises:
+            ValueError: if it is shorter than a frame.
+        """
+        if hop_ms is None:
+            return [0]
+        wanted = hop_ms * self._log_mel.sample_rate / (1000 * self._log_mel.hop_length)
+        hops = [hop for hop in range(self.stride, 0, -1) if self.stride % hop == 0]
+        fitting = [hop for hop in hops if hop <= wanted + 1e-9]
+        if not fitting:
+            frame = 1000 * self._log_mel.hop_length / self._log_mel.sample_rate
+            raise ValueError(f"hop_ms must be at least one frame, {frame:g} ms, got {hop_ms}")
+        return list(range(0, self.stride, fitting[0]))
+
+    def cut(self, clip: int, frames: int, *, first: int = 0) -> list[Chunk]:
+        """Pieces of equal length, so that no short tail is left over; from frame `first` on."""
+        if frames - first < self._fewest:
+            return []
+        chunks = self._cut(clip, frames - first)
+        return [chunk._replace(start=chunk.start + first) for chunk in chunks]
+
+    def _cut(self, clip: int, frames: int) -> list[Chunk]:
         columns = self.columns(frames)
         count = math.ceil(columns / self._most_columns)
         edges = [columns * part // count for part in range(count + 1)]
@@ -64,11 +92,16 @@ class Chunks:
         return chunks
 
     def log_mels(
-        self, waveforms: Sequence[Tensor], chunks: Sequence[Chunk], *, device: torch.device
+        self,
+        waveforms: Sequence[Tensor | LongSound],
+        chunks: Sequence[Chunk],
+        *,
+        device: torch.device,
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mels (B, 1, F, T) of the pieces: slices of those of the whole clips.
 
-        The second value holds the frames of each, or is None where all have T.
+        The pieces of a long sound must come from front to back. The second value holds the frames
+        of each, or is None where all have T.
         """
         hop = self._log_mel.hop_length
         # Each piece comes with the half window on both sides, which are cut off again.
@@ -78,7 +111,7 @@ class Chunks:
         for row, chunk in zip(batch, chunks, strict=True):
             first = (chunk.start - context) * hop
             last = (chunk.start + chunk.length + context) * hop
-            part = waveforms[chunk.clip][max(first, 0) : last]
+            part = torch.as_tensor(waveforms[chunk.clip][max(first, 0) : last])
             row[max(-first, 0) :][: len(part)] = part
         log_mel = self._log_mel(batch.to(device))[..., context : context + longest]
         lengths = torch.tensor([chunk.length for chunk in chunks])
@@ -86,14 +119,23 @@ class Chunks:
 
 
 def batches(chunks: Sequence[Chunk], *, most_frames: float) -> Iterator[list[Chunk]]:
-    """Pieces of similar length together, each batch at most so many padded frames."""
+    """Pieces of similar length together, each batch at most so many padded frames.
+
+    Clips with long pieces come first; those of one clip, which are about equal, one after the
+    other from front to back, so that a long file can be read meanwhile.
+    """
+    longest: dict[int, int] = {}
+    for chunk in chunks:
+        longest[chunk.clip] = max(longest.get(chunk.clip, 0), chunk.length)
     batch: list[Chunk] = []
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.length):
-        # The first one is the longest: all are padded to it, and none to over twice its length.
-        too_many = (len(batch) + 1) * batch[0].length > most_frames if batch else False
-        if batch and (too_many or 2 * chunk.length < batch[0].length):
+    width = 0
+    for chunk in sorted(chunks, key=lambda c: (-longest[c.clip], c.clip, c.start)):
+        wider = max(width, chunk.length)
+        # All are padded to the longest, and none to over twice its length.
+        if batch and ((len(batch) + 1) * wider > most_frames or 2 * chunk.length < wider):
             yield batch
-            batch = []
+            batch, wider = [], chunk.length
         batch.append(chunk)
+        width = wider
     if batch:
         yield batch

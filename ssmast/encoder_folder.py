@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS = (
 )
 
 
-def write_folder(folder: str | Path, *, config: dict[str, Any], weights: bytes, card: str) -> None:
+def write_folder(
+    folder: str | Path,
+    *,
+    config: dict[str, Any],
+    weights: bytes,
+    card: str,
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
     """Write an encoder folder under a temporary name, then give it its own.
 
     Args:
@@ -25,6 +33,7 @@ def write_folder(folder: str | Path, *, config: dict[str, Any], weights: bytes, 
         config: content of config.json.
         weights: content of model.safetensors.
         card: content of README.md.
+        extra: further files (model.onnx) by name; they get checksums as well.
 
     Raises:
         FileExistsError: if the folder holds anything but an encoder.
@@ -33,7 +42,7 @@ def write_folder(folder: str | Path, *, config: dict[str, Any], weights: bytes, 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; wanted a folder to write an encoder to")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_encoder(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not is_encoder(folder):
         raise FileExistsError(
             f"{folder} holds files but no encoder; choose an empty or a new folder"
         )
@@ -41,7 +50,7 @@ def write_folder(folder: str | Path, *, config: dict[str, Any], weights: bytes, 
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"the encoder's info must be plain JSON values: {error}") from error
-    files = {CONFIG: text.encode(), WEIGHTS: weights}
+    files = {CONFIG: text.encode(), WEIGHTS: weights, **(extra or {})}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[CARD] = card.encode()
     # Last of the files: without it a folder is not an encoder.
@@ -75,18 +84,21 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     missing = [name for name in (CONFIG, WEIGHTS, CHECKSUMS) if not (folder / name).is_file()]
     if missing:
         nested = folder / "encoder"
-        hint = f"; did you mean {nested}?" if _is_encoder(nested) else ""
+        hint = f"; did you mean {nested}?" if is_encoder(nested) else ""
         raise FileNotFoundError(
             f"{folder} is no encoder folder: it has no {' and no '.join(missing)}{hint}"
         )
-    for name, wanted in _read_json(folder / CHECKSUMS).items():
+    for name, wanted in read_json(folder / CHECKSUMS).items():
         file = folder / name
-        # The list may name further exports; a file outside the folder is none of them.
+        # The list may name further exports, which a copy may lack; a file outside the folder is
+        # none of them.
+        if Path(name).name == name and name.endswith(".onnx") and not file.exists():
+            continue
         if Path(name).name != name or not file.is_file() or _sha256(file) != wanted:
             raise ValueError(
                 f"{file} is damaged: it does not match {CHECKSUMS}; copy the encoder folder again"
             )
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     wanted_keys = {"architecture", "model_args", "num_classes", "ssmast"}
     lacking = sorted(wanted_keys - config.keys())
     if lacking:
@@ -94,56 +106,6 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
             f"{folder / CONFIG} is not that of an ssmast encoder: it lacks {', '.join(lacking)}"
         )
     return config, folder / WEIGHTS
-
-
-def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
-    """README.md: what the encoder is, how to use it, what it was trained on."""
-    ours = config["ssmast"]
-    info = ours["info"]
-    front = ours["front_end"]
-    facts = {
-        "architecture": f"`{config['architecture']}`, {num_parameters / 1e6:.1f} M parameters",
-        "input": f"waveform at {front['sample_rate']} Hz (other rates are resampled), any length",
-        "front end": f"log-mel, {front['num_mels']} bins, {front['f_min']:g} to "
-        f"{front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
-        "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
-        "long audio": f"in pieces of {ours['chunk_seconds']:g} s, averaged",
-    }
-    rows = {**facts, **{key: value for key, value in info.items() if not isinstance(value, dict)}}
-    details = {key: value for key, value in info.items() if isinstance(value, dict)}
-    kind = "An" if config["architecture"].startswith("ast_") else "A Multiscale"
-    lines = [
-        "---",
-        "library_name: ssmast",
-        "pipeline_tag: feature-extraction",
-        "tags: [audio, ssmast, timm]",
-        "---",
-        "",
-        "# Audio encoder",
-        "",
-        f"{kind} Audio Spectrogram Transformer: sound in, one vector out.",
-        "",
-        "```python",
-        "import ssmast",
-        "",
-        'encoder = ssmast.load_encoder("THIS FOLDER")',
-        'encoder.embed("sound.wav")                        # float32 (1, D)',
-        "encoder.embed(waveform, sample_rate)              # numpy or torch, (S,) or (B, S)",
-        "encoder.embed_frames(waveform, sample_rate)       # (B, N, D), milliseconds (B, N)",
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()),
-    ]
-    for key, value in details.items():
-        lines += ["", f"## {key}", "", "```json", json.dumps(value, indent=1, default=str), "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _find_folder(path: str) -> Path:
@@ -180,16 +142,23 @@ def _download(name: str) -> Path:
     return Path(folder)
 
 
-def _is_encoder(folder: Path) -> bool:
+def is_encoder(folder: Path) -> bool:
+    """Whether a folder holds an encoder, damaged or not."""
     if not all((folder / name).is_file() for name in (CONFIG, CHECKSUMS)):
         return False
     try:
-        return "ssmast" in _read_json(folder / CONFIG)
+        return "ssmast" in read_json(folder / CONFIG)
     except ValueError:
         return False
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it holds something else.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

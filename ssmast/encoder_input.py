@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import read_audio, resample
+from ssmast.audio import LongSound, open_long, read_audio, resample
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 Clip = str | Path | Samples | Tensor
@@ -16,8 +16,8 @@ Clip = str | Path | Samples | Tensor
 
 def read_clips(
     waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
-) -> list[Tensor]:
-    """Float32 clips (S,) at `wanted` Hz.
+) -> list[Tensor | LongSound]:
+    """Float32 clips (S,) at `wanted` Hz; files of over a minute to be read from front to back.
 
     Args:
         waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Integers
@@ -34,7 +34,8 @@ def read_clips(
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted) for item in waveform]
     if isinstance(waveform, str | Path):
-        return [torch.from_numpy(read_audio(waveform, sample_rate=wanted))]
+        long = open_long(waveform, sample_rate=wanted)
+        return [long or torch.from_numpy(read_audio(waveform, sample_rate=wanted))]
     if isinstance(waveform, Tensor):
         waveform = waveform.detach().cpu()
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
@@ -47,7 +48,7 @@ def read_clips(
     return [torch.from_numpy(resample(row, int(sample_rate), wanted)) for row in _rows(waveform)]
 
 
-def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor:
+def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor | LongSound:
     clips = [] if isinstance(item, list | tuple) else read_clips(item, sample_rate, wanted=wanted)
     if len(clips) != 1:
         shape = tuple(item.shape) if isinstance(item, np.ndarray | Tensor) else type(item).__name__

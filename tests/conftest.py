@@ -5,12 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 
+_THREADS = torch.get_num_threads()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """A training run takes all cores; beside other work that makes the tests after it slow.
+
+    Set before and after: the run may be that of a fixture that serves a whole module.
+    """
+    torch.set_num_threads(_THREADS)
+    yield
+    torch.set_num_threads(_THREADS)
 
 
 @pytest.fixture

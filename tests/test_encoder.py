@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import timm
 import torch
 
 import ssmast
-from ssmast.audio import LogMel
+from ssmast.audio import LogMel, read_audio
 from ssmast.encoder import Encoder, load_encoder, random_twin
 from ssmast.model import create_model, pool_tokens
 
@@ -84,7 +86,9 @@ def test_ast_comes_back_bit_equal_from_its_folder(tmp_path):
 
 
 def test_class_tokens_of_a_mast_are_refused():
-    with pytest.raises(ValueError, match=r"mean, mean\+max, freq\+max, got 'cls' \(only ast_"):
+    with pytest.raises(
+        ValueError, match=r"mean, mean\+max, freq, freq\+max, got 'cls' \(only ast_"
+    ):
         make_encoder(pooling="cls")
 
 
@@ -210,6 +214,57 @@ def test_batch_seconds_changes_memory_only():
     torch.testing.assert_close(one_by_one, encoder.embed(clip, RATE), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["flac", "mp3"])
+def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
+    encoder = make_encoder(chunk_seconds=1.0)
+    samples = noise(44100 * 9).view(-1, 2).repeat(2, 1) * torch.linspace(1, 3, 44100 * 9)[:, None]
+    soundfile.write(tmp_path / f"long.{kind}", samples.numpy(), 44100)
+    soundfile.write(tmp_path / "short.wav", noise(8000).numpy(), RATE)
+    waveform = read_audio(tmp_path / f"long.{kind}")
+    wanted = encoder.embed(waveform, RATE)
+    frames, times = encoder.embed_frames(waveform, RATE, hop_ms=50)
+    files = [tmp_path / f"long.{kind}", tmp_path / "short.wav", tmp_path / f"long.{kind}"]
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    monkeypatch.setattr("ssmast.encoder_input.read_audio", lambda path, sample_rate: waveform[:1])
+    found = encoder.embed(files, batch_seconds=3.0)
+    assert (found[1] - wanted).abs().max() > 1e-2
+    for row in (0, 2):
+        torch.testing.assert_close(found[row : row + 1], wanted, atol=1e-5, rtol=1e-4)
+    long_frames, long_times = encoder.embed_frames(files[0], hop_ms=50, batch_seconds=3.0)
+    torch.testing.assert_close(long_frames, frames, atol=1e-5, rtol=1e-4)
+    assert torch.equal(long_times, times)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flac", "mp3"])
+def test_an_hour_takes_less_than_a_gigabyte_in_all(tmp_path, kind):
+    torch.manual_seed(0)
+    nano = create_model("mast_nano", num_classes=0, input_size=(128, 96))
+    Encoder(nano, LogMel(mean=-8.0, std=4.5)).save(tmp_path / "nano")
+    block = 0.1 * np.random.default_rng(0).standard_normal((60 * 44100, 2))
+    with soundfile.SoundFile(tmp_path / f"hour.{kind}", "w", 44100, 2) as file:
+        for _ in range(60):
+            file.write(block.astype(np.float32))
+    code = (
+        "import re, sys, pathlib, ssmast;"
+        "encoder = ssmast.load_encoder(sys.argv[1]);"
+        # Not ru_maxrss: that keeps the size of the process that started this one.
+        "status = pathlib.Path('/proc/self/status');"
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', status.read_text())[1]) * 1024;"
+        "encoder.embed(sys.argv[2]); after_embed = peak();"
+        "frames, times = encoder.embed_frames(sys.argv[2]);"
+        "print(after_embed, peak() - frames.nbytes - times.nbytes)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "nano"), str(tmp_path / f"hour.{kind}")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    # 798 MB of it are PyTorch and timm; the vectors that embed_frames gives come on top.
+    embed, embed_frames = map(int, done.stdout.split())
+    assert embed < 1e9
+    assert embed_frames < 1e9
+
+
 # -- frames ----------------------------------------------------------------------------------------
 
 
@@ -243,6 +298,23 @@ def test_a_click_moves_the_column_at_its_time():
     after, _ = encoder.embed_frames(clicked, RATE)
     moved = (after - before).norm(dim=2)[0]
     assert float(milliseconds[0, int(moved.argmax())]) == pytest.approx(1920, abs=1)
+
+
+@pytest.mark.parametrize(("model", "hop", "wanted"), [("mast_nano", 50, 40), ("ast_nano", 50, 50)])
+def test_frames_come_as_often_as_asked(model, hop, wanted):
+    encoder = make_encoder(model, chunk_seconds=1.0)
+    for samples in (2560, int(1.07 * RATE), 4 * RATE):
+        clip = noise(samples)
+        fine, milliseconds = encoder.embed_frames(clip, RATE, hop_ms=hop)
+        coarse, own = encoder.embed_frames(clip, RATE)
+        steps = milliseconds[0].diff()
+        torch.testing.assert_close(steps, torch.full_like(steps, wanted), atol=1e-3, rtol=0)
+        assert milliseconds.max() <= 1000 * samples / RATE
+        times = round(float(own[0, 1] - own[0, 0]) / wanted) if own.shape[1] > 1 else 1
+        torch.testing.assert_close(fine[:, ::times][:, : own.shape[1]], coarse)
+        assert fine.shape[1] == 1 or fine[0].diff(dim=0).abs().amax(dim=1).min() > 1e-4
+    with pytest.raises(ValueError, match="at least one frame, 10 ms, got 5"):
+        encoder.embed_frames(noise(4000), RATE, hop_ms=5)
 
 
 def test_frames_of_clips_of_different_lengths_are_refused(encoder):
@@ -442,7 +514,7 @@ def test_the_untrained_twin_shares_all_but_the_weights(encoder):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"pooling": "sum"}, "pooling must be one of mean, mean.max, freq.max, got 'sum'"),
+        ({"pooling": "sum"}, "pooling must be one of mean, mean.max, freq, freq.max, got 'sum'"),
         ({"layers": "first"}, "layers must be one of last, stages, blocks, got 'first'"),
         ({"chunk_seconds": 0}, "chunk_seconds must be above 0, got 0"),
     ],

@@ -9,10 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 BASE = {"settings", "command", "version"}
-ENCODER = {"encoder", "encoder_input", "encoder_chunks", "encoder_folder"}
+ENCODER = {
+    "encoder", "encoder_input", "encoder_chunks", "encoder_folder", "encoder_card",
+    "encoder_graph", "encoder_hub", "classifier",
+}  # fmt: skip
 # room -> rooms it may import from
 MAY_SEE = {
     "settings": set(),
+    "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings"},
     "model": {"settings"},
@@ -22,6 +26,11 @@ MAY_SEE = {
     "training": {"audio", "model", "contrastive", "evaluation", "ssmast"} | ENCODER | BASE,
     "prepare": {"audio", "settings", "command", "prepare_page"},
     "prepare_page": {"audio", "evaluation"},
+    "predict": {"audio", "settings", "classifier"},
+    "hear": ENCODER,
+    "adapters": {"model"} | ENCODER,
+    "export": {"audio", "model", "evaluation", "training", "ssmast"} | ENCODER | BASE,
+    "doctor": {"audio", "model", "training", "settings"} | ENCODER,
     "demo": {"evaluation", "training"} | BASE,
     "cli": BASE | {"ssmast"},
 }
@@ -91,9 +100,26 @@ def test_help_answers_without_loading_torch():
     assert "pretrain" in done.stdout
 
 
-def test_importing_registers_the_models_with_timm():
-    code = "import ssmast, timm; assert timm.is_model('mast_nano'); print(ssmast.__version__)"
+@pytest.mark.parametrize(
+    "first",
+    ["import ssmast, timm", "import timm, ssmast", "import ssmast.model, timm"],
+)
+def test_importing_registers_the_models_with_timm(first):
+    code = (
+        f"{first}; assert timm.is_model('mast_nano'); assert ssmast.__version__;"
+        "assert not [f for f in __import__('sys').meta_path if 'Timm' in type(f).__name__];"
+        "import importlib.resources; assert importlib.resources.files(timm).is_dir()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_loads_nothing_heavy():
+    code = (
+        "import sys, ssmast;"
+        "assert not {'torch', 'timm', 'numpy', 'omegaconf', 'yaml'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -101,4 +127,4 @@ def test_an_unknown_command_names_the_known_ones(capsys):
     from ssmast.cli import main
 
     assert main(["pretran"]) == 2
-    assert "the commands are demo, prepare, pretrain" in capsys.readouterr().err
+    assert "the commands are doctor, demo, prepare, pretrain" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""An s3prl-style upstream: hidden states of all stages at one frame rate and one width.
+
+`hubconf.py` of an upstream needs one line more: `def ssmast(ckpt): return UpstreamExpert(ckpt)`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmast.encoder import load_encoder
+from ssmast.encoder_chunks import Chunk
+from ssmast.model.grid import Grid
+
+
+class UpstreamExpert(nn.Module):
+    """What SUPERB's downstream models read: a weighted sum over layers needs equal shapes.
+
+    MAST's stages grow coarser in time and wider: coarser ones are repeated up to the first one's
+    rate, and of each the frequency rows are averaged in groups until rows x channels is the
+    narrowest stage's. AST has one resolution, so its every block is a layer.
+
+    Args:
+        ckpt: encoder folder or Hub name.
+        model_config: unused; s3prl passes it.
+    """
+
+    def __init__(self, ckpt: str | Path, model_config: Any = None) -> None:
+        super().__init__()
+        self.encoder = load_encoder(ckpt)
+        backbone, log_mel = self.encoder.backbone, self.encoder.log_mel
+        ends = backbone.stage_ends
+        self._layers = ends if len(ends) > 1 else list(range(len(backbone.block_channels)))
+        grids = backbone.grid_of(log_mel.num_mels, max(backbone.input_size[1], 1))
+        rows = [grids[1 + number].freq for number in range(len(ends))]
+        rows = rows if len(ends) > 1 else rows * len(self._layers)
+        channels = [backbone.block_channels[layer] for layer in self._layers]
+        self.output_dim = min(r * c for r, c in zip(rows, channels, strict=True))
+        if any(self.output_dim % channel for channel in channels):
+            raise ValueError(f"stages of {channels} channels cannot be brought to one width")
+        self._stride = backbone.patch_embed.stride[1]
+        self._rate = self._stride * log_mel.hop_length
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples from one frame to the next, of every layer."""
+        return self._rate
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Clips (S,) at the encoder's rate -> {"hidden_states": [(B, T, D), one a layer]}.
+
+        Shorter clips have zeros after their end, as s3prl's `pad_sequence` makes them. Gradients
+        flow, so that an upstream can be fine-tuned.
+        """
+        clips = [self._clip(wav) for wav in wavs]
+        layers = [
+            nn.utils.rnn.pad_sequence([clip[layer] for clip in clips], batch_first=True)
+            for layer in range(len(self._layers))
+        ]
+        return {"hidden_states": layers}
+
+    def _clip(self, wav: Tensor) -> list[Tensor]:
+        """Layers (T, D) of one clip, piece by piece."""
+        cutter = self.encoder._chunks()
+        pieces = [self._piece(wav, chunk) for chunk in cutter.cut(0, cutter.frames(len(wav)))]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _piece(self, wav: Tensor, chunk: Chunk) -> list[Tensor]:
+        cutter = self.encoder._chunks()
+        log_mel, _ = cutter.log_mels([wav], [chunk], device=self.encoder.device)
+        outcomes = self.encoder.backbone.encode_blocks(log_mel)
+        stem = self.encoder.backbone.patch_embed.length(1, chunk.length)
+        if chunk.start + chunk.length < cutter.frames(len(wav)):
+            stem = cutter.columns(chunk.length) * (cutter.stride // self._stride)
+        return [self._level(*outcomes[layer][:2], stem) for layer in self._layers]
+
+    def _level(self, tokens: Tensor, grid: Grid, columns: int) -> Tensor:
+        """Tokens (1, N, C) of one stage -> (columns, D)."""
+        image = tokens[0].unflatten(0, grid[:]).permute(2, 0, 1)  # (C, f, t)
+        rows = self.output_dim // image.shape[0]
+        image = F.adaptive_avg_pool2d(image, (rows, grid.time))  # (C, rows, t)
+        times = torch.arange(columns, device=image.device) * grid.time // columns
+        return image[..., times].permute(2, 1, 0).flatten(1)  # (columns, rows * C)

@@ -1,0 +1,50 @@
+"""X-ARES: a class of an encoder that is made without arguments and gives frames."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssmast.encoder import load_encoder
+
+HOP_MS = 50.0
+
+
+class SsmastEncoder(nn.Module):
+    """What X-ARES asks of an encoder; `xares_encoder` makes one that needs no argument.
+
+    Args:
+        path: encoder folder or Hub name.
+        hop_ms: longest time between frames; None for the network's own.
+    """
+
+    def __init__(self, path: str | Path, *, hop_ms: float | None = HOP_MS) -> None:
+        super().__init__()
+        self.encoder = load_encoder(path)
+        self.sampling_rate = self.encoder.sample_rate
+        self.output_dim = self.encoder.frame_dim
+        self.hop_size_in_ms = self.encoder.frame_hop_ms(hop_ms)
+        self._hop_ms = hop_ms
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Samples (B, S) or (S,) -> frames (B, N, `output_dim`); cut into pieces inside."""
+        audio = torch.atleast_2d(audio)
+        frames, _ = self.encoder.embed_frames(audio, self.sampling_rate, hop_ms=self._hop_ms)
+        return frames.to(audio.device)
+
+
+def xares_encoder(path: str | Path, *, hop_ms: float | None = HOP_MS) -> type[SsmastEncoder]:
+    """A class bound to one folder, which X-ARES can make by itself.
+
+    Args:
+        path: encoder folder or Hub name.
+        hop_ms: longest time between frames; None for the network's own.
+    """
+
+    class BoundEncoder(SsmastEncoder):
+        """An encoder of one folder."""
+
+        def __init__(self) -> None:
+            super().__init__(path, hop_ms=hop_ms)
+
+    return BoundEncoder

@@ -1,0 +1,251 @@
+"""Classifier: waveform -> class scores, from a fine-tuned encoder folder.
+
+The folder is an encoder folder whose backbone has a classification head; config.json says in
+`ssmast.info.classifier` what its outputs mean and how long a window it was trained on.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmast.audio import LogMel
+from ssmast.encoder import Encoder, load_encoder
+
+
+class Outputs(NamedTuple):
+    """What the numbers of a classification head mean.
+
+    Attributes:
+        heads: name and class names of each head, one after the other.
+        multi_label: clips have any number of classes, else one of each head.
+    """
+
+    heads: list[tuple[str, list[str]]]
+    multi_label: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        """Classes of each head."""
+        return [len(classes) for _, classes in self.heads]
+
+
+class Windows(NamedTuple):
+    """Scores along a clip.
+
+    Attributes:
+        start: first moment of each window in seconds, float64 (n,).
+        stop: its end.
+        scores: (n, classes of all heads), as `Classifier.embed_clips` gives them.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    scores: Tensor
+
+
+class Classifier:
+    """Clips of any length through a network with a head; an `Embedder` whose vectors are scores.
+
+    A clip is seen through windows of the training's length, evenly spread over it; of their
+    probabilities the mean is taken. A shorter clip lies in the middle of silence, as in training.
+
+    Args:
+        network: log-mel (B, 1, F, T) -> logits (B, classes of all heads).
+        log_mel: front end.
+        outputs: what the logits mean.
+        frames: of a window.
+        max_windows: most windows of a clip; 0 for as many as cover it.
+        sha256: hash of the weights, where it is known.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        log_mel: LogMel,
+        *,
+        outputs: Outputs,
+        frames: int,
+        max_windows: int = 0,
+        sha256: str = "",
+    ) -> None:
+        self.network, self.log_mel, self.outputs = network, log_mel, outputs
+        self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz at which the front end works."""
+        return self.log_mel.sample_rate
+
+    @property
+    def dim(self) -> int:
+        """Classes of all heads."""
+        return sum(self.outputs.sizes)
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of a window."""
+        return self.log_mel.samples(self.frames) / self.sample_rate
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the weights decides a score, plain JSON values."""
+        return {
+            "front_end": self.log_mel.settings(),
+            "frames": self.frames,
+            "max_windows": self.max_windows,
+        }
+
+    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
+        """Scores of clips (S,) at `sample_rate`.
+
+        Args:
+            waveforms: float32, of any lengths.
+            batch_seconds: audio that goes through the network at once.
+
+        Returns:
+            Float32 (n, `dim`) on the CPU: log-probabilities of each head, or the logit of each
+            class where clips may have several.
+        """
+        starts = [self._starts(len(waveform)) for waveform in waveforms]
+        windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
+        logits = self._logits(waveforms, windows, batch_seconds=batch_seconds)
+        pieces = logits.split([len(own) for own in starts])
+        return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
+
+    def windows(
+        self, waveform: Tensor, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
+    ) -> Windows:
+        """Scores of one window after the other.
+
+        Args:
+            waveform: clip (S,) at `sample_rate`.
+            hop_seconds: from one window to the next; 0 for one window's length. The last window
+                ends where the clip ends.
+            batch_seconds: audio that goes through the network at once.
+        """
+        length = self.log_mel.samples(self.frames)
+        hop = round(hop_seconds * self.sample_rate) or length
+        if hop < 1:
+            raise ValueError(f"hop must be above 0 s, got {hop_seconds}")
+        slack = len(waveform) - length
+        starts = [slack // 2] if slack <= 0 else [*range(0, slack, hop), slack]
+        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
+        first = np.maximum(np.array(starts), 0)
+        last = np.minimum(np.array(starts) + length, len(waveform))
+        return Windows(first / self.sample_rate, last / self.sample_rate, scores.float())
+
+    def _starts(self, samples: int) -> list[int]:
+        """First sample of each window of a clip; negative where silence comes first."""
+        length = self.log_mel.samples(self.frames)
+        slack = samples - length
+        if slack <= 0:
+            return [slack // 2]
+        count = math.ceil(samples / length)
+        count = min(count, self.max_windows) if self.max_windows else count
+        if count == 1:
+            return [slack // 2]
+        return [round(slack * part / (count - 1)) for part in range(count)]
+
+    @torch.no_grad()
+    def _logits(
+        self,
+        waveforms: Sequence[Tensor],
+        windows: Sequence[tuple[int, int]],
+        *,
+        batch_seconds: float,
+    ) -> Tensor:
+        length = self.log_mel.samples(self.frames)
+        device = self.log_mel.filterbank.device
+        size = max(1, int(batch_seconds / self.window_seconds))
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        rows = []
+        try:
+            for at in range(0, len(windows), size):
+                part = windows[at : at + size]
+                batch = torch.zeros(len(part), length)
+                for row, (clip, start) in zip(batch, part, strict=True):
+                    piece = waveforms[clip][max(start, 0) : max(start + length, 0)]
+                    row[max(-start, 0) :][: len(piece)] = piece
+                rows.append(self.network(self.log_mel(batch.to(device))).float().cpu())
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return torch.cat(rows)
+
+
+def log_mean_probability(logits: Tensor, outputs: Outputs) -> Tensor:
+    """Windows' logits (K, C) -> the clip's score (C,) float64: that of the mean probability.
+
+    Args:
+        logits: of K windows.
+        outputs: what they mean.
+
+    Returns:
+        Log-probabilities of each head; for several labels the logit of each class. Worked out in
+        logarithms, so that very sure classes are told apart as well as others.
+    """
+    logits = logits.double()
+    if outputs.multi_label:
+        return torch.logsumexp(F.logsigmoid(logits), 0) - torch.logsumexp(F.logsigmoid(-logits), 0)
+    parts = logits.split(outputs.sizes, dim=1)
+    sums = [torch.logsumexp(part.log_softmax(dim=1), dim=0) for part in parts]
+    return torch.cat(sums) - math.log(len(logits))
+
+
+def classifier_info(outputs: Outputs, *, frames: int, max_windows: int) -> dict[str, Any]:
+    """What a fine-tuned folder's config.json says of its head, plain JSON values."""
+    return {
+        "heads": [{"name": name, "classes": classes} for name, classes in outputs.heads],
+        "multi_label": outputs.multi_label,
+        "frames": frames,
+        "max_windows": max_windows,
+    }
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a fine-tuned encoder folder (or run folder); on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the folder is damaged, or holds an encoder that was not fine-tuned.
+    """
+    folder = Path(path)
+    if (folder / "encoder").is_dir() and not (folder / "config.json").is_file():
+        path = folder / "encoder"
+    return as_classifier(load_encoder(path), name=str(path))
+
+
+def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
+    """The classifier that an encoder with a head is.
+
+    Raises:
+        ValueError: if its folder says nothing of a head.
+    """
+    info = encoder.info.get("classifier") or {}
+    try:
+        heads = [(str(h["name"]), [str(c) for c in h["classes"]]) for h in info["heads"]]
+        outputs = Outputs(heads, bool(info["multi_label"]))
+        if sum(outputs.sizes) != encoder.backbone.num_classes:
+            raise ValueError(
+                f"{sum(outputs.sizes)} names for {encoder.backbone.num_classes} classes"
+            )
+        return Classifier(
+            encoder.backbone,
+            encoder.log_mel,
+            outputs=outputs,
+            frames=int(info["frames"]),
+            max_windows=int(info["max_windows"]),
+            sha256=encoder.sha256,
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        why = "it has no classes" if not info else f"its classes do not fit ({error})"
+        raise ValueError(
+            f"{name} is no fine-tuned encoder: {why}; make one with `ssmast finetune`"
+        ) from error

@@ -1,0 +1,108 @@
+"""Is this machine ready? Versions, decoders, devices, memory, disks, and a short self-test.
+
+    ssmast doctor                  a line a finding: ok, note, or problem with its cure
+    ssmast doctor format=json      the same as one JSON object
+
+Ends with status 1 when there is a problem. Nothing is sent anywhere; what is written goes into
+temporary folders. It starts without any package but Python's own, so it also says what is missing.
+"""
+
+import faulthandler
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ssmast.doctor.finding import CURES, Finding, problem, reason
+from ssmast.doctor.machine import (
+    check_caches,
+    check_cores,
+    check_folders,
+    check_gpus,
+    check_memory,
+)
+from ssmast.doctor.packages import (
+    check_extras,
+    check_packages,
+    check_python,
+    check_torch_family,
+)
+from ssmast.doctor.selftest import check_decoders, check_pieces
+
+__all__ = ["CHECKS", "CURES", "Finding", "main"]
+
+Check = Callable[[], Iterable[Finding]]
+CHECKS: tuple[Check, ...] = (
+    check_python,
+    check_cores,
+    check_memory,
+    check_folders,
+    check_caches,
+    check_torch_family,  # before what imports torch itself, so that the fault has its own name
+    check_packages,
+    check_extras,
+    check_gpus,
+    check_decoders,
+    check_pieces,
+)
+
+
+@dataclass
+class DoctorConfig:
+    """`ssmast doctor`."""
+
+    format: str = field(default="text", metadata={"help": "text or json"})
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast doctor`: 0 if nothing is a problem, else 1."""
+    config = _parse(argv)
+    if config is None:
+        return 0
+    if sys.stderr is sys.__stderr__:
+        faulthandler.enable()  # a package that crashes Python is named by the stack it leaves
+    found: list[Finding] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for finding in findings():
+            found.append(finding)
+            if config.format == "text":
+                sys.stdout.write(_line(finding))
+                sys.stdout.flush()
+    problems = sum(finding.status == "problem" for finding in found)
+    if config.format == "json":
+        rows = [finding.as_dict() for finding in found]
+        sys.stdout.write(json.dumps({"problems": problems, "findings": rows}, indent=1) + "\n")
+    else:
+        sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
+    return 1 if problems else 0
+
+
+def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
+    """What the checks find, one after the other; a check that fails is a finding too."""
+    for check in checks:
+        try:
+            yield from check()
+        except Exception as error:
+            area = check.__name__.removeprefix("check_").replace("_", " ")
+            text = f"the check itself failed: {reason(error)}"
+            yield problem(area, "selftest_failed", text)
+
+
+def _parse(argv: list[str]) -> DoctorConfig | None:
+    """The settings, also where the packages that read settings are broken."""
+    try:
+        from ssmast.settings import UsageError, parse
+
+        config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
+    except ImportError:
+        return DoctorConfig(format="json" if "format=json" in argv else "text")
+    if config is not None and config.format not in ("text", "json"):
+        raise UsageError(f"format must be text or json, got {config.format!r}")
+    return config
+
+
+def _line(finding: Finding) -> str:
+    line = f"{finding.status:<8} {finding.area:<10} {finding.text}\n"
+    return f"{line}{'':<19} cure: {finding.cure}\n" if finding.cure else line

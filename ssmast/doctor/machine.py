@@ -1,0 +1,163 @@
+"""The machine: cores, GPUs, memory, disks and folders."""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssmast.doctor.finding import Finding, note, ok, problem, reason
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the loader's processes pass their batches
+_NVIDIA = Path("/dev/nvidiactl")
+_GIB = 1 << 30
+_LEAST_SHARED = 128 << 20  # batches of two workers; Docker gives 64 MB
+_LEAST_DISK, _GOOD_DISK = _GIB, 10 * _GIB
+_LEAST_MEMORY, _GOOD_MEMORY = _GIB, 4 * _GIB
+
+
+def check_cores() -> Iterator[Finding]:
+    """CPU cores that this process may use, and what OMP_NUM_THREADS makes of them."""
+    cores = num_cores()
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    shown = f"{cores} CPU core(s) of {os.cpu_count()} may be used"
+    if not asked:
+        yield ok("cores", f"{shown}; OMP_NUM_THREADS is not set")
+    elif not asked.isdigit() or not 1 <= int(asked) <= cores:
+        yield problem("cores", "threads", f"{shown}, but OMP_NUM_THREADS is {asked!r}")
+    elif int(asked) < cores:
+        yield note("cores", f"{shown}; OMP_NUM_THREADS={asked}, which training itself overrides")
+    else:
+        yield ok("cores", f"{shown}; OMP_NUM_THREADS={asked}")
+
+
+def num_cores() -> int:
+    """Cores in this process' affinity."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_gpus() -> Iterator[Finding]:
+    """The GPUs torch sees, whether each computes, and how to launch on them."""
+    try:
+        torch = importlib.import_module("torch")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except Exception as error:
+        yield note("gpu", f"not looked at, since torch cannot be used ({reason(error)})")
+        return
+    if not count:
+        if _NVIDIA.exists():
+            built = torch.version.cuda or "no CUDA"
+            text = f"an NVIDIA driver is here, but torch (built for {built}) sees no GPU"
+            yield problem("gpu", "gpu_unused", text)
+        else:
+            yield note("gpu", "none; training runs on the CPU: accelerate launch pretrain/run.py")
+    for number in range(count):
+        about = torch.cuda.get_device_properties(number)
+        shown = f"{number}: {about.name}, {about.total_memory / _GIB:.0f} GiB"
+        try:
+            ones = torch.ones(64, 64, device=f"cuda:{number}")
+            right = float((ones @ ones).sum()) == 64**3
+        except Exception as error:
+            yield problem("gpu", "gpu_failed", f"{shown}, cannot compute: {reason(error)}")
+        else:
+            bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float32 only"
+            wrong = problem("gpu", "gpu_failed", f"{shown}, multiplies wrongly")
+            yield ok("gpu", f"{shown}, {bf16}") if right else wrong
+    if count > 1:
+        command = f"accelerate launch --multi_gpu --num_processes {count} pretrain/run.py"
+        yield note("gpu", f"all of them: {command}")
+    yield from check_launch(count)
+
+
+def check_launch(gpus: int) -> Iterator[Finding]:
+    """What `accelerate config` saved: would `accelerate launch` start so many processes?"""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    file = home / "accelerate" / "default_config.yaml"
+    try:
+        saved = importlib.import_module("yaml").safe_load(file.read_text(encoding="utf-8")) or {}
+        wanted = int(saved.get("num_processes") or 1)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        yield problem("launch", "launch_size", f"{file} cannot be read: {reason(error)}")
+        return
+    shown = f"{file} asks for {wanted} process(es)"
+    if wanted > 1 and (saved.get("use_cpu") or saved.get("distributed_type") == "NO"):
+        yield problem("launch", "launch_size", f"{shown} in a way that starts only one")
+    elif gpus and wanted > gpus * int(saved.get("num_machines") or 1):
+        yield problem("launch", "launch_size", f"{shown}, but there are {gpus} GPU(s)")
+    else:
+        yield ok("launch", shown)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Free memory, and the shared memory that loader processes need."""
+    try:
+        free = importlib.import_module("psutil").virtual_memory().available
+    except Exception as error:
+        yield note("memory", f"not looked at: {reason(error)}")
+    else:
+        shown = f"{free / _GIB:.1f} GiB available"
+        if free < _LEAST_MEMORY:
+            yield problem("memory", "memory_low", f"only {shown}")
+        else:
+            yield ok("memory", shown) if free >= _GOOD_MEMORY else note("memory", shown)
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        shown = f"{free / (1 << 20):.0f} MB free in {SHARED_MEMORY}"
+        if free < _LEAST_SHARED:
+            text = f"only {shown}: processes that read audio would die of a bus error"
+            yield problem("memory", "shm_small", text)
+        else:
+            yield ok("memory", shown)
+
+
+def check_folders() -> Iterator[Finding]:
+    """Space and permission where runs are written: the current folder and runs/."""
+    here = Path.cwd()
+    for folder in (here, here / "runs"):
+        if not folder.is_dir() and folder != here:
+            continue
+        why = _unwritable(folder)
+        if why:
+            yield problem("folders", "folder_unwritable", f"{folder} cannot be written: {why}")
+            continue
+        free = shutil.disk_usage(folder).free
+        shown = f"{folder} can be written, {free / _GIB:.1f} GiB free"
+        if free < _LEAST_DISK:
+            yield problem("folders", "disk_full", f"only {free / _GIB:.2f} GiB free at {folder}")
+        else:
+            yield ok("folders", shown) if free >= _GOOD_DISK else note("folders", shown)
+
+
+def check_caches() -> Iterator[Finding]:
+    """Folders in which weights from the Hub and indexes of remote corpora are kept."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for variable, folder in (
+        ("HF_HOME", Path(os.environ.get("HF_HOME") or base / "huggingface")),
+        ("TORCH_HOME", Path(os.environ.get("TORCH_HOME") or base / "torch")),
+        ("XDG_CACHE_HOME", base / "ssmast"),
+    ):
+        place = folder
+        while not place.exists() and place != place.parent:
+            place = place.parent  # the nearest one that exists decides
+        why = _unwritable(place)
+        if why:
+            text = f"{folder} ({variable}) cannot be written: {why}"
+            yield problem("caches", "cache_unwritable", text)
+        else:
+            yield ok("caches", f"{folder} ({variable})")
+
+
+def _unwritable(folder: Path) -> str:
+    """Why no file can be made in a folder; empty if one can. Tried, for permissions can lie."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return error.strerror or reason(error)
+    return ""

@@ -1,0 +1,291 @@
+"""An encoder as one graph, waveform -> embedding, for torch.export and ONNX.
+
+Batch and length stay free, the log-mel is inside. A graph sees its clip whole: cutting clips longer
+than `chunk_seconds`, and resampling, are left to whoever feeds it.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssmast.audio.sounds import CLASSES, make_sound
+from ssmast.encoder import Encoder
+
+ONNX, INT8 = "model.onnx", "model.int8.onnx"
+OPSET = 18
+# How far onnxruntime may be from PyTorch in any number of an embedding.
+TOLERANCE = 1e-4
+
+
+class WaveformGraph(nn.Module):
+    """What is exported: no list of clips, no cutting, no change of modes.
+
+    Args:
+        encoder: whose layers it shares.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.log_mel, self.backbone = encoder.log_mel, encoder.backbone
+        self._pool = encoder.pool
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Float32 samples (B, S) at the encoder's rate -> embeddings (B, D)."""
+        return self._pool(self.log_mel(waveform))
+
+
+def min_samples(encoder: Encoder) -> int:
+    """Samples of the shortest clip that a graph takes: two columns of the last tokens."""
+    stem = encoder.backbone.patch_embed
+    frames = encoder.backbone.time_stride + max(1, stem.kernel[1] - 2 * stem.padding[1])
+    return encoder.log_mel.samples(frames + 1)
+
+
+def export_program(encoder: Encoder) -> torch.export.ExportedProgram:
+    """The encoder as a torch.export program of any batch and any length.
+
+    Returns:
+        A program of (waveform (B, S),) -> (B, `encoder.dim`), S at least `min_samples(encoder)`.
+    """
+    from torch.fx.experimental import _config
+
+    graph = WaveformGraph(encoder).eval()
+    shortest = min_samples(encoder)
+    # Sizes of an example must not look like any size of the network, or they are taken for it.
+    example = torch.zeros(5, max(2 * shortest, encoder.sample_rate) + 7, device=encoder.device)
+    sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("samples", min=shortest)}
+    # Without this a graph would be told from its example that no batch is ever 1.
+    patched = _config.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        backed_size_oblivious=True
+    )
+    with torch.no_grad(), patched, _quiet():
+        return torch.export.export(
+            graph,
+            (example,),
+            dynamic_shapes=(sizes,),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def onnx_model(encoder: Encoder) -> bytes:
+    """The encoder as an ONNX model: `waveform` (batch, samples) -> `embeddings` (batch, D).
+
+    Raises:
+        ValueError: if the extra `onnx` is not installed.
+    """
+    _wants_onnx("onnxscript")
+    program = export_program(encoder)
+    with _quiet(), torch.no_grad():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["waveform"],
+            output_names=["embeddings"],
+        )
+    assert exported is not None
+    proto = exported.model_proto
+    waveform, embeddings = proto.graph.input[0], proto.graph.output[0]
+    for value, names in ((waveform, ("batch", "samples")), (embeddings, ("batch",))):
+        for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            axis.dim_param = name
+    facts = {
+        "sample_rate": encoder.sample_rate,
+        "min_samples": min_samples(encoder),
+        "chunk_seconds": encoder.chunk_seconds,
+        "encoder_sha256": encoder.sha256,
+    }
+    for key, fact in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, str(fact)
+    return proto.SerializeToString()
+
+
+def quantized(encoder: Encoder, model: bytes) -> bytes:
+    """An ONNX model with the weights of its matrix products in int8.
+
+    Activations are scaled as they come. The mel filters stay: rounded to 8 bits they would be other
+    filters.
+
+    Args:
+        encoder: that the model is of.
+        model: what `onnx_model` gave.
+    """
+    _wants_onnx("onnx")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    proto = onnx.load_from_string(model)
+    filters = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if encoder.log_mel.n_fft // 2 + 1 in tensor.dims
+    }
+    spared = [node.name for node in proto.graph.node if filters & set(node.input)]
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        whole.write_bytes(model)
+        quantize_dynamic(
+            whole,
+            small,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=spared,
+            weight_type=QuantType.QInt8,
+        )
+        return small.read_bytes()
+
+
+class OnnxEncoder:
+    """An exported graph in onnxruntime.
+
+    Args:
+        model: file or its content.
+        threads: that one run uses; 0 for one a core.
+
+    Raises:
+        ValueError: if the extra `onnx` is not installed.
+    """
+
+    def __init__(self, model: str | Path | bytes, *, threads: int = 0) -> None:
+        _wants_onnx("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        self._session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def __call__(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """Float32 samples (B, S) -> (B, D)."""
+        feed = {"waveform": np.asarray(waveform, dtype=np.float32)}
+        (embeddings,) = self._session.run(None, feed)
+        return torch.from_numpy(np.asarray(embeddings))
+
+
+def check_lengths(encoder: Encoder) -> list[int]:
+    """Five lengths in samples that a graph is compared at, from its shortest on."""
+    rate = encoder.sample_rate
+    longest = round(encoder.chunk_seconds * rate)
+    lengths = (min_samples(encoder), longest // 3 + 1, longest // 2 - 1, longest, 2 * longest + 77)
+    return [max(length, min_samples(encoder)) for length in lengths]
+
+
+@torch.no_grad()
+def largest_difference(encoder: Encoder, model: bytes, *, lengths: Sequence[int]) -> float:
+    """Between the graph in onnxruntime and PyTorch, over batches of one and two clips.
+
+    Args:
+        encoder: that the model is of.
+        model: ONNX.
+        lengths: of the clips, in samples.
+    """
+    session, graph = OnnxEncoder(model), WaveformGraph(encoder).eval()
+    largest = 0.0
+    for number, length in enumerate(lengths):
+        clips = _sounds(encoder.sample_rate, length, count=1 + number % 2)
+        wanted = graph(clips.to(encoder.device)).cpu()
+        largest = max(largest, float((session(clips) - wanted).abs().max()))
+    return largest
+
+
+@torch.no_grad()
+def int8_cosines(encoder: Encoder, model: bytes) -> Tensor:
+    """Cosine of int8 and float32 embedding of one sound of every class of the built-in corpus.
+
+    Args:
+        encoder: that the model is of.
+        model: ONNX in int8.
+    """
+    session, graph = OnnxEncoder(model), WaveformGraph(encoder).eval()
+    length = max(2 * encoder.sample_rate, min_samples(encoder))
+    clips = _sounds(encoder.sample_rate, length, count=len(CLASSES))
+    return nn.functional.cosine_similarity(graph(clips.to(encoder.device)).cpu(), session(clips))
+
+
+def graph_files(encoder: Encoder, *, int8: bool = False) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """ONNX files for an encoder folder, checked, and what was measured of them.
+
+    Args:
+        encoder: to export.
+        int8: write the quantised graph too.
+
+    Returns:
+        File name -> content, and facts for the model card.
+
+    Raises:
+        ValueError: if onnxruntime gives other embeddings than PyTorch.
+    """
+    model = onnx_model(encoder)
+    lengths = check_lengths(encoder)
+    difference = largest_difference(encoder, model, lengths=lengths)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the ONNX graph is off by {difference:.1e} in onnxruntime, wanted at most "
+            f"{TOLERANCE:g}; export without onnx=true and report the versions of onnxruntime and "
+            "torch"
+        )
+    files = {ONNX: model}
+    facts: dict[str, Any] = {
+        "min_samples": min_samples(encoder),
+        "checked_lengths": lengths,
+        "largest_difference": difference,
+    }
+    if int8:
+        files[INT8] = quantized(encoder, model)
+        cosines = int8_cosines(encoder, files[INT8])
+        facts["int8_cosine_mean"] = round(float(cosines.mean()), 5)
+        facts["int8_cosine_lowest"] = round(float(cosines.min()), 5)
+        facts["int8_size"] = round(len(files[INT8]) / len(model), 3)
+    return files, facts
+
+
+def _sounds(rate: int, length: int, *, count: int) -> Tensor:
+    """(count, length) of the built-in corpus' sounds, as long as is asked."""
+    names = list(CLASSES)
+    rows = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        sound = make_sound(
+            names[number % len(names)], rng=rng, num_samples=max(length, 2000), sample_rate=rate
+        )
+        rows.append(torch.from_numpy(np.asarray(sound[:length], dtype=np.float32)))
+    return torch.stack(rows)
+
+
+def _wants_onnx(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"ONNX needs {module}, which is not installed; pip install 'ssmast[onnx]'")
+
+
+_LOUD = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "root")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own insides."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

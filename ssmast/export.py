@@ -1,0 +1,205 @@
+"""A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
+
+    ssmast export runs/mine out=encoder                      the teacher, from the newest checkpoint
+    ssmast export runs/mine out=encoder network=student onnx=true int8=true
+    ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
+
+A run that is not finished, or was broken off, is exported from its newest valid checkpoint.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssmast import __version__
+from ssmast.audio import LogMel
+from ssmast.encoder import LAYERS, Encoder, load_encoder
+from ssmast.encoder_folder import is_encoder, read_json
+from ssmast.evaluation.report import read_results
+from ssmast.model import Backbone, create_model
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+NETWORKS = ("teacher", "student")
+
+
+@dataclass
+class ExportConfig:
+    """`ssmast export`: run -> encoder folder."""
+
+    run: str = setting("", "run folder, or an encoder folder")
+    out: str = setting("", "encoder folder to write")
+    network: str = setting("", "teacher or student; empty: teacher, of a folder the one it holds")
+    checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
+    pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
+    layers: str = setting("", "last, stages or blocks; empty: the run's own")
+    chunk_seconds: float = setting(0.0, "longest piece of long audio; 0: the run's own")
+    scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
+    onnx: bool = setting(False, "write model.onnx, waveform -> embedding, checked in onnxruntime")
+    int8: bool = setting(False, "with onnx: model.int8.onnx too, and what that changes")
+    push: str = setting("", "upload to the Hugging Face Hub as org/name")
+    private: bool = setting(False, "with push: nobody else sees it")
+
+    def __post_init__(self) -> None:
+        """Refuse what no export can mean."""
+        if self.network and self.network not in NETWORKS:
+            raise UsageError(f"network must be teacher or student, got {self.network!r}")
+        if self.layers and self.layers not in LAYERS:
+            raise UsageError(f"layers must be one of {', '.join(LAYERS)}, got {self.layers!r}")
+        if self.int8 and not self.onnx:
+            raise UsageError("int8=true needs onnx=true")
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast export`: parse, then export."""
+    config = parse(
+        ExportConfig, argv, command="ssmast export", description=__doc__ or "", positional="run"
+    )
+    if config is None:
+        return 0
+    if not config.run or not config.out:
+        raise UsageError("usage: ssmast export RUN out=DIR; see `ssmast export --help`")
+    encoder = find_encoder(config)
+    if wants_dry_run(argv):
+        logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
+        return 0
+    export(config, encoder)
+    return 0
+
+
+def export(config: ExportConfig, encoder: Encoder) -> Path:
+    """Write the encoder folder that the settings ask for; returns it."""
+    out = Path(config.out)
+    encoder.info["scores"] = matching_scores(
+        Path(config.scores) if config.scores else Path(config.run) / "probe", encoder
+    )
+    extra: dict[str, bytes] = {}
+    if config.onnx:
+        from ssmast.encoder_graph import graph_files
+
+        extra, encoder.info["onnx"] = graph_files(encoder, int8=config.int8)
+        logger.info(
+            "ONNX: largest difference to PyTorch %.1e", encoder.info["onnx"]["largest_difference"]
+        )
+        if config.int8:
+            logger.info(
+                "int8: cosine to the float32 embedding %.4f on average, %.4f at the lowest",
+                encoder.info["onnx"]["int8_cosine_mean"],
+                encoder.info["onnx"]["int8_cosine_lowest"],
+            )
+    encoder.save(out, extra=extra)
+    scores = len(encoder.info["scores"])
+    logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
+    if config.push:
+        from ssmast.encoder_hub import push_to_hub
+
+        logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
+    return out
+
+
+def find_encoder(config: ExportConfig) -> Encoder:
+    """The encoder that is asked for, from a checkpoint of the run or from an encoder folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or the folder holds the other network.
+    """
+    run = Path(config.run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run folder at {run}")
+    if config.checkpoint:
+        checkpoint: Path | None = Path(config.checkpoint)
+    else:
+        checkpoint = None if is_encoder(run) else newest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        return _of_folder(run if is_encoder(run) else run / "encoder", config)
+    state, tensors = load_checkpoint(checkpoint)
+    network = config.network or "teacher"
+    if network not in tensors:
+        if not config.network and not config.checkpoint and is_encoder(run / "encoder"):
+            return _of_folder(run / "encoder", config)  # of another training, such as fine-tuning
+        raise ValueError(
+            f"{checkpoint} holds no {network}, only {', '.join(sorted(tensors))}; export the "
+            f"encoder folder of that run: ssmast export {run / 'encoder'} out={config.out}"
+        )
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    facts = read_json(run / "facts.json")
+    weights = {
+        name.removeprefix("branch.backbone."): value
+        for name, value in tensors[network].items()
+        if name.startswith("branch.backbone.")
+    }
+    encoder = _of_weights(settings, facts, weights, config)
+    steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
+    encoder.info = {**facts, **steps, "settings": settings, "network": network}
+    encoder.info["version"] = __version__
+    logger.info("%s of step %d from %s", network, state["step"], checkpoint)
+    return encoder
+
+
+def _of_weights(
+    settings: dict[str, Any], facts: dict[str, Any], weights: dict[str, Any], config: ExportConfig
+) -> Encoder:
+    """Front end, backbone and pooling of a run around weights of a checkpoint."""
+    front = {k: v for k, v in settings["front_end"].items() if k != "stats_clips"}
+    size = (front["num_mels"], settings["views"]["frames"])
+    backbone = create_model(settings["model"], num_classes=0, input_size=size)
+    assert isinstance(backbone, Backbone)
+    backbone.load_state_dict(weights)
+    wanted = settings["export"]
+    encoder = Encoder(
+        backbone,
+        LogMel(**front, mean=facts["mean"], std=facts["std"]),
+        pooling=config.pooling or wanted["pooling"],
+        layers=config.layers or wanted["layers"],
+        chunk_seconds=config.chunk_seconds or wanted["chunk_seconds"],
+    )
+    return encoder.eval()
+
+
+def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
+    """An encoder folder with other settings."""
+    found = load_encoder(folder)
+    holds = found.info.get("network")
+    if config.network and holds != config.network:
+        raise ValueError(
+            f"{folder} holds the {holds or 'network of another training'}, not the "
+            f"{config.network}; export from the run folder with its checkpoints"
+        )
+    return Encoder(
+        found.backbone,
+        found.log_mel,
+        pooling=config.pooling or found.pooling,
+        layers=config.layers or found.layers,
+        chunk_seconds=config.chunk_seconds or found.chunk_seconds,
+        info={key: value for key, value in found.info.items() if key not in ("onnx", "scores")},
+    ).eval()
+
+
+def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:
+    """Probe results in a folder that are of this very encoder: weights, pooling, layers."""
+    kept, others, sha256 = [], 0, encoder.sha256
+    for result in read_results(folder):
+        same = (
+            result.get("encoder_sha256") == sha256
+            and result.get("pooling", encoder.pooling) == encoder.pooling
+            and result.get("layers", encoder.layers) == encoder.layers
+        )
+        if not same:
+            others += 1
+            continue
+        wanted = ("task", "protocol", "metric", "mean", "ci95", "n_train", "n_test", "num_classes")
+        score = {key: result[key] for key in wanted if key in result}
+        score["baselines"] = {
+            name: {key: row.get(key) for key in ("mean", "ci95")}
+            for name, row in result.get("baselines", {}).items()
+        }
+        kept.append(score)
+    if others:
+        logger.info("%d results in %s are of other weights or pooling; left out", others, folder)
+    return kept

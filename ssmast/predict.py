@@ -1,0 +1,162 @@
+"""Top classes of sound files, over each whole file and along it.
+
+    ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
+    ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv
+
+A file is looked at through windows as long as those of the training; `hop` moves them by so many
+seconds. Text has the whole file first, then window by window. A file that cannot be read is named
+on the way, and the status is then 1.
+"""
+
+import csv
+import io
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmast.audio import AudioError, read_audio
+from ssmast.classifier import Classifier, Outputs, load_classifier
+from ssmast.settings import UsageError, parse, setting
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("text", "json", "csv")
+
+
+@dataclass
+class PredictConfig:
+    """`ssmast predict FILES...`: sound files -> classes."""
+
+    encoder: str = setting("", "fine-tuned encoder folder, or its run folder")
+    top: int = setting(5, "classes named of each head; 0: all")
+    hop: float = setting(0.0, "seconds from one window to the next; 0: a window's length")
+    threshold: float = setting(0.0, "leave out classes below this probability")
+    format: str = setting("text", "text, json or csv")
+    out: str = setting("", "file to write; empty: the terminal")
+    batch_seconds: float = setting(60.0, "audio that goes through the network at once")
+
+    def __post_init__(self) -> None:
+        """Refuse what no call can mean."""
+        if self.format not in FORMATS:
+            raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        if self.top < 0 or self.hop < 0 or not 0 <= self.threshold <= 1:
+            raise UsageError("top and hop must be 0 or more, threshold must lie in [0, 1]")
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast predict`: files among the words are what is looked at."""
+    files = [w for w in argv if not w.startswith("--") and ("=" not in w or Path(w).is_file())]
+    words = [word for word in argv if word not in files]
+    config = parse(
+        PredictConfig, words, command="ssmast predict FILES...", description=__doc__ or ""
+    )
+    if config is None:
+        return 0
+    if not config.encoder:
+        raise UsageError("encoder= is missing; give a fine-tuned encoder folder")
+    if not files:
+        raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
+    classifier = load_classifier(config.encoder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier.network.to(device)
+    classifier.log_mel.to(device)
+    predictions, failed = [], 0
+    for file in files:
+        try:
+            predictions.append(predict_file(classifier, file, config))
+        except (AudioError, OSError) as error:
+            failed += 1
+            logger.warning("%s", error)
+    text = {"text": as_text, "json": as_json, "csv": as_csv}[config.format](predictions)
+    if config.out:
+        Path(config.out).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return 1 if failed else 0
+
+
+def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> dict[str, Any]:
+    """Classes of a file and of each window of it, plain JSON values.
+
+    Raises:
+        AudioError: if it cannot be read.
+    """
+    waveform = torch.from_numpy(read_audio(Path(file), sample_rate=classifier.sample_rate))
+    seconds = config.batch_seconds
+    found = classifier.windows(waveform, hop_seconds=config.hop, batch_seconds=seconds)
+    whole = classifier.embed_clips([waveform], batch_seconds=seconds)[0]
+    windows = [
+        {
+            "start": round(float(start), 3),
+            "stop": round(float(stop), 3),
+            "classes": top_classes(scores, classifier.outputs, config),
+        }
+        for start, stop, scores in zip(*found, strict=True)
+    ]
+    return {
+        "file": file,
+        "seconds": round(len(waveform) / classifier.sample_rate, 3),
+        "classes": top_classes(whole, classifier.outputs, config),
+        "windows": windows,
+    }
+
+
+def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list[dict[str, Any]]:
+    """The likeliest classes of each head, likeliest first.
+
+    Args:
+        scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
+        outputs: what they mean.
+        config: how many.
+    """
+    rows = []
+    for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):
+        chances = own.sigmoid() if outputs.multi_label else own.exp()
+        best = chances.topk(min(config.top or len(classes), len(classes)))
+        for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            if chance >= config.threshold:
+                row = {"class": classes[index], "probability": round(chance, 6)}
+                rows.append({"head": head, **row} if len(outputs.heads) > 1 else row)
+    return rows
+
+
+def as_text(predictions: list[dict[str, Any]]) -> str:
+    """For people: a block a file."""
+    lines = []
+    for found in predictions:
+        lines.append(f"{found['file']}  ({found['seconds']:.2f} s)")
+        lines += [f"  {_line(row)}" for row in found["classes"]]
+        if len(found["windows"]) > 1:
+            for window in found["windows"]:
+                named = ", ".join(_line(row) for row in window["classes"])
+                lines.append(f"  {window['start']:8.2f} - {window['stop']:8.2f} s  {named}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_json(predictions: list[dict[str, Any]]) -> str:
+    """One list."""
+    return json.dumps(predictions, indent=1) + "\n"
+
+
+def as_csv(predictions: list[dict[str, Any]]) -> str:
+    """One row a window and class: file,start,stop,head,class,probability."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "start", "stop", "head", "class", "probability"])
+    for found in predictions:
+        for window in found["windows"]:
+            place = [found["file"], window["start"], window["stop"]]
+            for row in window["classes"]:
+                writer.writerow([*place, row.get("head", ""), row["class"], row["probability"]])
+    return buffer.getvalue()
+
+
+def _line(row: dict[str, Any]) -> str:
+    head = f"{row['head']}: " if "head" in row else ""
+    return f"{100 * row['probability']:5.1f} % {head}{row['class']}"

@@ -1,0 +1,134 @@
+"""A fine-tuned folder in use: windows, their mean probability, and `ssmast predict`."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssmast import load_classifier
+from ssmast.audio import LogMel
+from ssmast.classifier import Classifier, Outputs, classifier_info, log_mean_probability
+from ssmast.command import run_command
+from ssmast.encoder import Encoder
+from ssmast.model import create_model
+from ssmast.predict import main as predict
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A classifier of four classes in two heads that has learnt nothing."""
+    torch.manual_seed(3)
+    backbone = create_model(
+        "mast_nano", num_classes=4, input_size=(32, 32), embed_dim=8, depths=(1, 1, 1, 1)
+    )
+    outputs = Outputs([("verb", ["cut", "wash"]), ("noun", ["pan", "lid"])], False)
+    info = {"classifier": classifier_info(outputs, frames=32, max_windows=0)}
+    path = tmp_path_factory.mktemp("tuned") / "run" / "encoder"
+    Encoder(backbone, LogMel(num_mels=32, mean=-7.0, std=4.0), info=info).save(path)
+    return path
+
+
+def test_the_score_of_a_clip_is_that_of_its_windows_mean_probability():
+    logits = torch.randn(5, 7)
+    heads = [("a", list("xyz")), ("b", list("pqrs"))]
+    one = log_mean_probability(logits, Outputs(heads, False))
+    for part, own in zip(one.split([3, 4]), logits.split([3, 4], dim=1), strict=True):
+        torch.testing.assert_close(part.exp(), own.double().softmax(dim=1).mean(dim=0))
+    several = log_mean_probability(logits, Outputs([("a", list("abcdefg"))], True))
+    torch.testing.assert_close(several.sigmoid(), logits.double().sigmoid().mean(dim=0))
+    sure = log_mean_probability(torch.tensor([[40.0, 50.0]]), Outputs([("a", ["x", "y"])], True))
+    assert sure[1] > sure[0]  # where the probabilities themselves round to 1
+
+
+def _windows_of(samples: int, **words) -> list[int]:
+    classifier = Classifier(
+        torch.nn.Identity(), LogMel(), outputs=Outputs([], False), frames=101, **words
+    )
+    return classifier._starts(samples)
+
+
+def test_windows_cover_a_clip_evenly_from_end_to_end():
+    assert _windows_of(16000) == [0]
+    assert _windows_of(8000) == [-4000]  # in the middle of silence
+    assert _windows_of(40000) == [0, 12000, 24000]
+    assert _windows_of(40000, max_windows=2) == [0, 24000]
+    assert _windows_of(40000, max_windows=1) == [12000]
+
+
+def test_a_clip_scores_alike_alone_and_among_others(folder):
+    classifier = load_classifier(folder)
+    clips = [torch.randn(size) * 0.1 for size in (3000, 12000, 5000)]
+    together = classifier.embed_clips(clips, batch_seconds=0.7)
+    assert together.shape == (3, 4)
+    torch.testing.assert_close(together[:, :2].exp().sum(dim=1), torch.ones(3))
+    for clip, row in zip(clips, together, strict=True):
+        torch.testing.assert_close(classifier.embed_clips([clip])[0], row, atol=1e-5, rtol=1e-4)
+    x = classifier.log_mel(clips[2][None, 20 : 20 + 31 * 160])
+    assert classifier.network(x).shape == (1, 4)
+
+
+def test_timestamps_run_along_the_clip(folder):
+    classifier = load_classifier(folder.parent)  # the run folder does as well
+    found = classifier.windows(torch.randn(16000), hop_seconds=0.2)
+    assert found.start.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.69])
+    assert found.stop.tolist() == pytest.approx([0.31, 0.51, 0.71, 0.91, 1.0])
+    short = classifier.windows(torch.randn(1000))
+    assert (short.start.tolist(), short.stop.tolist()) == ([0.0], [1000 / 16000])
+
+
+def test_an_encoder_without_classes_is_refused(tmp_path):
+    backbone = create_model("mast_nano", num_classes=0, input_size=(32, 32), embed_dim=8)
+    Encoder(backbone, LogMel(num_mels=32)).save(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="is no fine-tuned encoder: it has no classes"):
+        load_classifier(tmp_path / "encoder")
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    files = []
+    for i, seconds in enumerate((0.5, 1.0)):
+        file = tmp_path / f"a={i}.wav"
+        noise = np.random.default_rng(i).normal(size=int(22050 * seconds)) * 0.1
+        soundfile.write(file, noise, 22050)
+        files.append(str(file))
+    return files
+
+
+def test_predict_names_the_classes_of_files_of_any_rate(folder, sounds, capsys):
+    words = [*sounds, f"encoder={folder}", "top=1"]
+    assert run_command(predict, words, name="predict") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{sounds[0]}  (0.50 s)"
+    assert any("%" in line and "verb: " in line for line in said)
+    assert any(line.strip().startswith("0.00 -     0.31 s") for line in said)
+    assert run_command(predict, [*words, "format=json"], name="predict") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [item["file"] for item in found] == sounds
+    assert {row["head"] for row in found[0]["classes"]} == {"verb", "noun"}
+    out = [f"out={folder.parent / 'x.csv'}", "format=csv", "top=0"]
+    assert run_command(predict, [*sounds, f"encoder={folder}", *out], name="predict") == 0
+    with (folder.parent / "x.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "start", "stop", "head", "class", "probability"]
+    first = [row for row in rows if row["file"] == sounds[0] and row["start"] == "0.0"]
+    assert len(first) == 4
+    assert sum(float(r["probability"]) for r in first) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds, tmp_path, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no sound")
+    words = [str(bad), sounds[0], f"encoder={folder}"]
+    assert run_command(predict, words, name="predict") == 1
+    assert sounds[0] in capsys.readouterr().out
+    for words, said in (
+        ([sounds[0]], "encoder= is missing"),
+        ([f"encoder={folder}"], "no file was given"),
+        ([sounds[0], f"encoder={folder}", "format=xml"], "format must be one of"),
+        ([sounds[0], f"encoder={folder}", "tops=3"], "did you mean 'top'"),
+    ):
+        assert run_command(predict, words, name="predict") == 2
+        assert said in capsys.readouterr().err

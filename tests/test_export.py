@@ -1,0 +1,121 @@
+"""From a run to a folder that others can use."""
+
+import json
+
+import pytest
+import torch
+
+from ssmast import export
+from ssmast.command import run_command
+from ssmast.encoder import load_encoder
+from ssmast.settings import UsageError
+from ssmast.training import pretrain
+from ssmast.training.checkpoint import checkpoints
+from tests.training.processes import SMALL, write_tones
+
+from .test_encoder import RATE, noise
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with two checkpoints."""
+    root = tmp_path_factory.mktemp("runs")
+    audio = write_tones(root / "audio")
+    words = [*SMALL, f"data={audio}", f"run={root / 'run'}", "export.network=teacher"]
+    assert run_command(pretrain.main, words, name="ssmast pretrain") == 0
+    return root / "run"
+
+
+def test_the_teacher_is_what_the_run_itself_exported(run, tmp_path):
+    assert export.main([str(run), f"out={tmp_path / 'e'}"]) == 0
+    ours, theirs = load_encoder(tmp_path / "e"), load_encoder(run / "encoder")
+    assert ours.sha256 == theirs.sha256
+    assert torch.equal(ours.embed(noise(9000), RATE), theirs.embed(noise(9000), RATE))
+    assert ours.info["network"] == "teacher"
+    assert (ours.info["steps"], ours.info["planned_steps"]) == (6, 6)
+
+
+def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(run, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    shutil.rmtree(broken / "encoder")
+    shutil.rmtree(checkpoints(broken / "checkpoints")[-1])
+    export.main([str(broken), f"out={tmp_path / 'e'}", "network=student"])
+    encoder = load_encoder(tmp_path / "e")
+    assert encoder.info["network"] == "student"
+    assert encoder.info["steps"] == 4
+    assert encoder.sha256 != load_encoder(run / "encoder").sha256
+    assert "not finished: 4 of 6 steps" in (tmp_path / "e" / "README.md").read_text()
+
+
+def test_pooling_and_layers_can_be_chosen_again(run, tmp_path):
+    export.main([str(run), f"out={tmp_path / 'e'}", "pooling=mean", "layers=stages"])
+    one = load_encoder(tmp_path / "e")
+    assert (one.pooling, one.layers) == ("mean", "stages")
+    export.main([str(tmp_path / "e"), f"out={tmp_path / 'f'}", "layers=last"])
+    other = load_encoder(tmp_path / "f")
+    assert (other.pooling, other.layers, other.sha256) == ("mean", "last", one.sha256)
+
+
+def test_the_card_has_the_scores_of_these_weights_alone(run, tmp_path):
+    result = {
+        "task": "fsdd",
+        "protocol": "linear",
+        "metric": "accuracy",
+        "mean": 0.8125,
+        "ci95": 0.012,
+        "splits": [],
+        "encoder_sha256": load_encoder(run / "encoder").sha256,
+        "pooling": "freq+max",
+        "layers": "last",
+        "baselines": {"untrained": {"mean": 0.5, "ci95": None}},
+    }
+    scores = tmp_path / "probe"
+    scores.mkdir()
+    (scores / "fsdd.json").write_text(json.dumps(result))
+    (scores / "other.json").write_text(json.dumps({**result, "task": "other", "pooling": "mean"}))
+    export.main([str(run), f"out={tmp_path / 'e'}", f"scores={scores}"])
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "| fsdd | linear | accuracy | 81.2 ± 1.2 | 50.0 |" in card
+    assert "| other |" not in card
+    for part in ("## Recipe", "## Scores", "## Limits", "12 clips", "learning rate", "0.32 s"):
+        assert part in card
+
+
+def test_onnx_goes_into_the_folder_with_a_checksum(run, tmp_path, monkeypatch):
+    facts = {
+        "min_samples": 5280,
+        "checked_lengths": [1, 2, 3, 4, 5],
+        "largest_difference": 2e-6,
+        "int8_cosine_mean": 0.99,
+        "int8_cosine_lowest": 0.98,
+        "int8_size": 0.3,
+    }
+    # The graphs themselves: tests/test_encoder_graph.py.
+    monkeypatch.setattr(
+        "ssmast.encoder_graph.graph_files", lambda e, int8: ({"model.onnx": b"graph"}, facts)
+    )
+    out = tmp_path / "e"
+    export.main([str(run), f"out={out}", "onnx=true", "int8=true"])
+    card = (out / "README.md").read_text()
+    assert "Largest difference of onnxruntime to PyTorch at 5 lengths: 2.0e-06" in card
+    assert "0.9900 on average, 0.9800 at the lowest" in card
+    load_encoder(out)
+    (out / "model.onnx").write_bytes(b"grape")
+    with pytest.raises(ValueError, match=r"model.onnx is damaged"):
+        load_encoder(out)
+    (out / "model.onnx").unlink()  # a copy may go without
+    load_encoder(out)
+
+
+def test_what_is_not_there_is_said(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder at"):
+        export.main([str(tmp_path / "none"), f"out={tmp_path / 'x'}"])
+    with pytest.raises(ValueError, match="holds the teacher, not the student"):
+        export.main([str(run / "encoder"), f"out={tmp_path / 'x'}", "network=student"])
+    with pytest.raises(UsageError, match="needs onnx=true"):
+        export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])
+    with pytest.raises(UsageError, match=r"export RUN out=DIR"):
+        export.main([str(run)])

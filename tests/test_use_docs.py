@@ -1,0 +1,70 @@
+"""Every snippet of docs/use.md runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssmast.audio import LogMel
+from ssmast.encoder import Encoder
+from ssmast.model import create_model
+
+TEXT = (Path(__file__).parents[1] / "docs" / "use.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", TEXT, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("use")
+    torch.manual_seed(1)
+    numbers = {"embed_dim": 8, "depths": (1, 1, 1, 1)}
+    backbone = create_model("mast_nano", num_classes=0, input_size=(64, 96), **numbers)
+    Encoder(backbone, LogMel(num_mels=64, mean=-2.7, std=1.4)).save(place / "encoder")
+    time = np.arange(8000) / 16000
+    for label, pitch in (("low", 200), ("high", 3000)):
+        (place / "sounds" / label).mkdir(parents=True)
+        for number in range(6):
+            tone = 0.3 * np.sin(2 * np.pi * (pitch + 5 * number) * time)
+            soundfile.write(place / "sounds" / label / f"{number}.wav", tone, 16000)
+    return place
+
+
+def test_there_is_an_example_of_each():
+    names = [name for name, _ in SNIPPETS]
+    assert names == [
+        "scikit-learn",
+        "Fine-tuning in plain PyTorch",
+        "Retrieval",
+        "A stream, chunk by chunk",
+    ]
+    for _, code in SNIPPETS:
+        assert len([line for line in code.splitlines() if line.strip()]) <= 18
+
+
+@pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_the_example_runs(name, code, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    exec(compile(code, name, "exec"), {})
+    said = capsys.readouterr().out
+    if name == "scikit-learn":
+        assert said == "accuracy 1.00\n"
+    elif name.startswith("Fine"):
+        assert float(said.split()[1]) < 0.5
+    elif name == "Retrieval":
+        first, *others = said.splitlines()
+        assert first.startswith("1.000")
+        assert first.endswith("3.wav")
+        assert all("high" in line for line in others)
+    else:
+        assert len(said.splitlines()) == 4
+
+
+def test_the_folder_is_what_the_first_snippet_says(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (first,) = re.findall(r"```python\n(import ssmast, timm.*?)```", TEXT, re.S)
+    names: dict = {}
+    exec(compile(first, "first", "exec"), names)
+    assert names["net"].num_features == names["encoder"].backbone.num_features
