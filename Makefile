@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow harnesses check lint format clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -17,7 +17,24 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(READY)
+# What HEAR's and X-ARES' own tools say of an encoder folder: make harnesses ENCODER=runs/demo/encoder
+HARNESSES := .venv-harnesses
+
+harnesses: $(HARNESSES)/.ready
+	@test -n "$(ENCODER)" || { echo "make harnesses needs ENCODER=FOLDER, such as runs/demo/encoder"; exit 2; }
+	$(HARNESSES)/bin/python tests/acceptance/harnesses.py $(ENCODER)
+
+# The tools ask for versions of 2021 (numpy 1.19); they run with ours, which lie in .venv.
+$(HARNESSES)/.ready: $(READY) tests/acceptance/requirements.txt tests/acceptance/requirements_only.txt
+	$(BIN)/python -m venv $(HARNESSES)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(HARNESSES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
+	$(HARNESSES)/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r tests/acceptance/requirements_only.txt
+	$(HARNESSES)/bin/python -m pip install --quiet --constraint constraints.txt -r tests/acceptance/requirements.txt
+	@touch $@
+
+check: lint test
+
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -34,4 +51,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs .venv-harnesses .pytest_cache .ruff_cache
