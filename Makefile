@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow harnesses check lint format clean
+.PHONY: demo test test-slow harnesses check lint format docs figures clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -43,6 +43,22 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documents as a site, in build/site; every broken link is an error.
+DOCS := .venv-docs
+
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --strict --site-dir build/site
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt -r docs/requirements.txt
+	@touch $@
+
+# The figures of README and docs, drawn by the code they show.
+figures: $(READY)
+	$(BIN)/python docs/figures
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssmast needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf runs .venv-harnesses .pytest_cache .ruff_cache
+	rm -rf runs build .venv-harnesses .venv-docs .pytest_cache .ruff_cache
