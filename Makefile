@@ -43,16 +43,17 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The documents as a site, in build/site; every broken link is an error.
+# The documents as a site, in build/site; a broken link is an error. The extra `docs` alone, without PyTorch.
 DOCS := .venv-docs
 
 docs: $(DOCS)/.ready
-	$(DOCS)/bin/mkdocs build --strict --site-dir build/site
+	$(DOCS)/bin/mkdocs build --strict
 
 $(DOCS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
-	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt -r docs/requirements.txt
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt -r $(DOCS)/requirements.txt
 	@touch $@
 
 # The figures of README and docs, drawn by the code they show.

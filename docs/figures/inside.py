@@ -42,7 +42,7 @@ def attention() -> Figure:
         axes,
         386,
         22,
-        "so longer heads hold it, and no bias is ever built",
+        "longer heads hold it: no matrix is built",
         colour="ink",
         size=11,
         weight="bold",
@@ -143,7 +143,7 @@ def patch_drop() -> Figure:
     }  # fmt: skip
     texts = {
         "random": ("random (the poster's): single patches, of every clip its own",
-                   "holes stay in the rectangle that pooling needs: masked out, nothing saved"),
+                   "holes stay in the rectangle that pooling needs: nothing saved"),
         "structured": ("structured (default): rows and columns in groups of the total stride",
                        "what is kept closes ranks and keeps its original distances"),
     }  # fmt: skip
@@ -208,7 +208,7 @@ def _scales(axes: Axes, net: MAST, frames: int, drop: object) -> None:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.set_xlim(0, 4700)
-    axes.set_title("random (grey), structured (green)", size=8.5, color=LIGHT["quiet"], loc="right")
+    axes.set_title("grey: random, green: structured", size=8.5, color=LIGHT["quiet"], loc="right")
 
 
 def _pooled(grid: Grid, net: MAST) -> list[Grid]:

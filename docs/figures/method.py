@@ -132,8 +132,8 @@ def _loss(axes: Axes) -> None:
             )
         )  # fmt: skip
     arrow(axes, (630, 425), (686, 470), colour="amber", dashed=True)
-    note(axes, 690, 508, "this step's keys go in after the loss", size=9)
-    note(axes, 952, 508, "the oldest fall out", size=9, ha="right")
+    note(axes, 690, 508, "new keys enter after the step", size=9)
+    note(axes, 952, 508, "the oldest leave", size=9, ha="right")
     arrow(axes, (880, 448), (880, 342), colour="quiet")
     note(axes, 888, 392, "negatives;\nthe own clip\nis masked", size=9)
     note(

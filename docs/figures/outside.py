@@ -23,7 +23,7 @@ def queue() -> Figure:
     note(
         axes,
         62,
-        336,
+        348,
         "10 keys a step into 32 places: a key stays three steps.\n"
         "Empty places (white) are never negatives.",
         size=9.5,
@@ -33,7 +33,7 @@ def queue() -> Figure:
     note(
         axes,
         434,
-        336,
+        348,
         "the clip of a query may still lie in the queue,\n"
         "and lies in the batch: those are masked by id",
         size=9.5,
@@ -43,7 +43,7 @@ def queue() -> Figure:
     note(
         axes,
         716,
-        336,
+        348,
         "with its own key among the negatives, no query\ncan do better than log 2",
         size=9.5,
     )
@@ -152,7 +152,7 @@ def order() -> Figure:
     note(
         axes,
         24,
-        356,
+        366,
         "each epoch is a keyed permutation of all clips: a function of\n"
         "(seed, epoch, position), with no list and no generator to save",
         size=9.5,
@@ -170,7 +170,7 @@ def order() -> Figure:
     note(
         axes,
         490,
-        356,
+        366,
         "two processes killed after two steps, then three go on: the state to keep\n"
         "is the number of the step. Workers and read-ahead cannot move it.",
         size=9.5,
