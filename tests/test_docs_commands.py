@@ -27,8 +27,9 @@ PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "linear_eval/README.md", "benchmarks/README.md")),
+    ROOT / "RESULTS.md",
 ]
-STARTS = r"(?:ssmast|accelerate launch|python|make|pip install|\.\.\. (?=[\w.]+=))"
+STARTS = r"(?:ssmast|accelerate launch|sbatch|python|make|pip install|\.\.\. (?=[\w.]+=))"
 # What a reader puts a name of his own for -> one that exists.
 NAMES = {
     "recipe=NAME": "recipe=real_nano",
@@ -81,6 +82,10 @@ def check(words):
         for word in rest:
             for extra in re.findall(r"^(?:\.|ssmast)\[(\w+)\]$", word):
                 assert extra in known["optional-dependencies"]
+    elif first == "sbatch":
+        file, *keys = [word for word in rest if not word.startswith("--")]
+        assert (ROOT / file).is_file()
+        check_ssmast(["pretrain", *keys])
     elif first == "accelerate":
         asked = launch_command_parser().parse_args(rest[1:])
         flag = ["-m"] if asked.module else []
@@ -143,6 +148,8 @@ def test_every_command_on_the_page_exists_and_takes_its_keys(page, monkeypatch, 
         "accelerate launch pretrain/walk.py",
         "python -m ssmast.training.replay rum=x",
         "python benchmarks/probe.py devise=cuda",
+        "sbatch --nodes=4 docs/launch/pretrain.sbatch dta=x",
+        "sbatch --nodes=4 docs/launch/pretran.sbatch data=x",
         "make dmeo",
         "pip install '.[umapp]'",
         "... probe.dta=x",

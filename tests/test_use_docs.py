@@ -1,4 +1,4 @@
-"""Every snippet of docs/use.md runs."""
+"""Every Python snippet of the documents runs, and prints what the page says it prints."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,18 @@ from ssmast.audio import LogMel
 from ssmast.encoder import Encoder
 from ssmast.model import create_model
 
-TEXT = (Path(__file__).parents[1] / "docs" / "use.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", TEXT, re.M | re.S)
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "use.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", TEXT, re.M | re.S)
+
+
+def snippets(page):
+    """(code, what it prints or None) of each block of a page."""
+    blocks = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
+    return re.findall(blocks, page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.name != "use.md" and snippets(page)]
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +43,18 @@ def place(tmp_path_factory):
 
 
 def test_there_is_an_example_of_each():
-    names = [name for name, _ in SNIPPETS]
+    names = [name for name, _ in EXAMPLES]
     assert names == [
         "scikit-learn",
         "Fine-tuning in plain PyTorch",
         "Retrieval",
         "A stream, chunk by chunk",
     ]
-    for _, code in SNIPPETS:
+    for _, code in EXAMPLES:
         assert len([line for line in code.splitlines() if line.strip()]) <= 18
 
 
-@pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+@pytest.mark.parametrize(("name", "code"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_the_example_runs(name, code, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     exec(compile(code, name, "exec"), {})
@@ -68,3 +78,23 @@ def test_the_folder_is_what_the_first_snippet_says(place, monkeypatch):
     names: dict = {}
     exec(compile(first, "first", "exec"), names)
     assert names["net"].num_features == names["encoder"].backbone.num_features
+
+
+def test_every_idea_has_a_snippet():
+    for page in (DOCS / "ideas").glob("*.md"):
+        assert page in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_snippets_of_the_page_print_what_it_says(page, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    names: dict = {}
+    for code, printed in snippets(page):
+        exec(compile(code, page.name, "exec"), names)
+        said = capsys.readouterr().out
+        if printed:
+            assert said == printed
+    if page.name == "own_data.md":
+        table = (place / "sounds" / "metadata.csv").read_text()
+        assert table.startswith("path,label,split")
+        assert len(table.splitlines()) == 13
