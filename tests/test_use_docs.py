@@ -9,7 +9,8 @@ import soundfile
 import torch
 
 from ssmast.audio import LogMel
-from ssmast.encoder import Encoder
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder_graph import onnx_model
 from ssmast.model import create_model
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,6 +40,7 @@ def place(tmp_path_factory):
         for number in range(6):
             tone = 0.3 * np.sin(2 * np.pi * (pitch + 5 * number) * time)
             soundfile.write(place / "sounds" / label / f"{number}.wav", tone, 16000)
+    soundfile.write(place / "clip.wav", np.stack([tone, tone], axis=1), 22050)
     return place
 
 
@@ -85,9 +87,19 @@ def test_every_idea_has_a_snippet():
         assert page in PAGES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def run_or_slow(page):
+    """The page as a parameter; exporting a graph for its snippets takes 15 s."""
+    needs_graph = any("model.onnx" in code for code, _ in snippets(page))
+    marks = [pytest.mark.slow] if needs_graph else []
+    return pytest.param(page, marks=marks, id=str(page.relative_to(DOCS)))
+
+
+@pytest.mark.parametrize("page", [run_or_slow(page) for page in PAGES])
 def test_the_snippets_of_the_page_print_what_it_says(page, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    if page.name == "tutorial.md":
+        encoder = load_encoder(place / "encoder")
+        encoder.save(place / "encoder", extra={"model.onnx": onnx_model(encoder)})
     names: dict = {}
     for code, printed in snippets(page):
         exec(compile(code, page.name, "exec"), names)
