@@ -1,12 +1,13 @@
 """Does it learn? The tables of RESULTS.md: pretrain in every way, several seeds each, and score.
 
-    python benchmarks/results.py pool=FOLDER data=SETS                two cores, under three hours
+    python benchmarks/results.py                                      on the built-in corpus
+    python benchmarks/results.py pool=FOLDER data=SETS page=RESULTS.md
     python benchmarks/results.py pool=FOLDER data=SETS parts=[modes]  one of its tables
 
 `pool` is audio without labels, `data` a folder of labelled sets. Every run is `recipe=real_nano`
 and the words that its row names, on one thread; `jobs` of them run side by side. What is done
-is not done again. Writes results.json, and the tables into RESULTS.md between the comments that
-name them.
+is not done again. Two cores take under three hours. Writes results.json, and the tables into
+`page` between the comments that name them.
 """
 
 import json
@@ -25,6 +26,7 @@ from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError, parse, setting
+from ssmast.training.build import built_in_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Settings:
     """Keys of this benchmark."""
 
     pool: str = setting("", "audio to pretrain on, as `ssmast pretrain data=` takes it")
-    data: str = setting("", "folder of labelled sets, as `ssmast probe` takes it")
+    data: str = setting("", "folder of labelled sets; empty, as pool: the built-in corpus")
     tasks: str = setting("all", "all or [a,b:label=COLUMN], as `ssmast probe` takes them")
     parts: list[str] = setting(list(PARTS), "tables to make: modes, settings, long")
     steps: int = setting(200, "optimiser steps of a row of modes and settings")
@@ -70,7 +72,7 @@ class Settings:
     seeds: int = setting(3, "pretraining seeds of a row; part long has one")
     jobs: int = setting(2, "pretraining runs side by side, one thread each")
     out: str = setting("runs/results", "folder of runs, probes and results.json")
-    page: str = setting("RESULTS.md", "page whose tables are written")
+    page: str = setting("", "page whose tables are written; empty: none")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ def main(argv: list[str]) -> int:
     settings = parse(Settings, argv, command="results.py", description=__doc__ or "")
     if settings is None:
         return 0
-    if not settings.pool or not settings.data:
-        raise UsageError("pool= and data= are needed: audio to pretrain on, and labelled sets")
+    if bool(settings.pool) != bool(settings.data):
+        raise UsageError("pool= (audio to pretrain on) and data= (labelled sets) go together")
+    settings.data = settings.data or str(built_in_corpus(Path(settings.out)))
     if unknown := set(settings.parts) - set(PARTS):
         raise UsageError(f"parts must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     plan = {part: planned(settings, part) for part in settings.parts}
@@ -98,13 +101,14 @@ def main(argv: list[str]) -> int:
     out = Path(settings.out) / "results.json"
     known = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     write_text(out, json.dumps({**known, **found}, indent=1) + "\n")
-    page = Path(settings.page)
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    for part, rows in found.items():
-        markdown = table(rows)
+    tables = {part: table(rows) for part, rows in found.items()}
+    for part, markdown in tables.items():
         sys.stdout.write(f"\n{part}\n\n{markdown}")
-        text = replaced(text, part, markdown)
-    if text:
+    if settings.page:
+        page = Path(settings.page)
+        text = page.read_text(encoding="utf-8")
+        for part, markdown in tables.items():
+            text = replaced(text, part, markdown)
         write_text(page, text)
     return 0
 
@@ -120,7 +124,7 @@ def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
             Run(
                 Path(settings.out) / f"{slug}-{steps}-{seed}",
                 (
-                    f"data={settings.pool}",
+                    *([f"data={settings.pool}"] if settings.pool else []),
                     f"steps={steps}",
                     f"seed={seed}",
                     f"checkpoint_every={max(50, steps // 10)}",
@@ -231,8 +235,6 @@ def replaced(text: str, part: str, markdown: str) -> str:
         ValueError: if the page lacks these comments.
     """
     start, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-    if not text:
-        return text
     before, found, rest = text.partition(start)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:

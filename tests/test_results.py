@@ -75,11 +75,11 @@ def test_the_page_has_a_place_for_every_table(results):
 def test_missing_words_and_a_failing_run_are_one_sentence(results, tmp_path, capsys):
     data = write_set(tmp_path / "tones", num_clips=24)
     for words, sentence in (
-        ([], "pool= and data= are needed"),
-        (["pool=a", f"data={data}", "parts=[modus]"], "parts must be of modes"),
-        (["pool=nowhere", f"data={data}", "parts=[long]", "long_steps=1"], "nowhere"),
+        (["pool=a", "data="], "go together"),
+        (["pool=a", "parts=[modus]"], "parts must be of modes"),
+        (["pool=nowhere", "parts=[long]", "long_steps=1"], "nowhere"),
     ):
-        words = [*words, f"out={tmp_path}/out", f"page={tmp_path}/page.md"]
+        words = [f"data={data}", *words, f"out={tmp_path}/out"]
         assert run_command(results.main, words, name="results.py") in {1, 2}
         assert sentence in capsys.readouterr().err
 
