@@ -274,8 +274,18 @@ def _measure(config: PretrainConfig, corpus: Corpus) -> tuple[float, float]:
 
 
 def _settings_of_run(argv: list[str]) -> list[str]:
-    """`recipe=` of an existing run's own settings, where a run but no recipe is named."""
+    """`recipe=` of an existing run's own settings, where a run but no recipe is named.
+
+    Raises:
+        FileNotFoundError: if that run does not exist.
+    """
     given = dict(word.split("=", 1) for word in argv if "=" in word)
-    config = RunFolder(path=Path(given.get("run", ""))).config_file
-    is_run = "run" in given and "recipe" not in given and config.is_file()
-    return [f"recipe={config}"] if is_run else []
+    if "run" not in given or "recipe" in given:
+        return []
+    config = RunFolder(path=Path(given["run"])).config_file
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"there is no run at {given['run']}: wanted its settings in {config.name}; name a run "
+            "folder, or recipe= and data="
+        )
+    return [f"recipe={config}"]
