@@ -54,6 +54,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "negatives: queue of 4096 and batch": ["loss.queue_size=4096"],
         "temperature 0.1": ["loss.temperature=0.1"],
         "learning rate 1e-3": ["optim.lr=1e-3"],
+        "bfloat16": ["precision=bf16"],
     },
     "long": {"SS-MAST + patch-drop, structured": []},
 }
