@@ -97,7 +97,7 @@ class Scorer:
             "metric": metric,
             "seed": self.seed,
             "shuffled": self.shuffle,
-            "chance": chance(task, metric),
+            "chance": chance(task, metric, shuffled=self.shuffle),
             "encoder_updated": preset.updates_encoder,
             "crop_seconds": crop or None,
             "pooling": settings.get("pooling", "mean+std over time"),
