@@ -117,13 +117,18 @@ def read_labelled(
 
     Raises:
         FileNotFoundError: if the set is not there.
-        ValueError: if a column is missing, a split value unknown, or a clip listed twice.
+        ValueError: if a column is missing, a split value unknown, a clip listed twice, or several
+            columns are asked to hold several labels a clip.
     """
     asked = parse_task(spec) if isinstance(spec, str) else spec
     folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
     columns = list(columns) or [spec.label]
+    if len(columns) > 1 and spec.multi_label == "true":
+        raise ValueError(
+            f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
+        )
     separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
     table = _read_columns(folder)
     for name in columns:

@@ -171,6 +171,10 @@ def test_a_chosen_share_is_held_out_where_the_set_has_no_valid_part(tmp_path):
     assert [head.classes for head in heads] == [["a", "b"], ["n0", "n1", "n2"]]
     with pytest.raises(ValueError, match="has no column 'verb'"):
         load_labelled(folder, labels=["label", "verb"])
+    with pytest.raises(
+        ValueError, match="multi_label=true needs one label column, got label, noun"
+    ):
+        load_labelled(folder, "s:multi_label=true", labels=["label", "noun"])
     with pytest.raises(ValueError, match="column 'split', trains on 1 class in split"):
         load_labelled(folder, labels=["split"])
 
