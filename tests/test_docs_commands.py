@@ -35,6 +35,7 @@ NAMES = {
     "recipe=NAME": "recipe=real_nano",
     "task=NAME": "task=esc50",
     "protocol=NAME": "protocol=knn",
+    "RANK": "0",
 }
 
 
