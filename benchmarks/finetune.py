@@ -38,6 +38,7 @@ class Settings:
     seeds: int = setting(3, "runs of each kind")
     kinds: list[str] = setting(["pretrained", "scratch"], "which to run")
     words: str = setting("", "further key=value words for every run")
+    scratch_words: str = setting("", "the same for the runs from scratch alone")
     minutes: float = setting(1e9, "start no further run after so long")
 
 
@@ -75,13 +76,12 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
         words.append(f"fold={folds[seed].name.split(' ')[-1]}")
     if kind == "pretrained":
         words.append(f"init={settings.encoder}")
-    else:  # the same network and front end; nothing to freeze, and all layers alike
+    else:  # the same network and front end; there is nothing to spare, so all layers learn alike
         words += ["init=none", "model=mast_nano", f"front_end.num_mels={front['num_mels']}"]
-        words += ["heads.pooling=freq+max", "heads.freeze=0", "heads.lr_scale=[1.0]"]
-        words += ["optim.layer_decay=1.0"]
-    config = parse(
-        FinetuneConfig, words + shlex.split(settings.words), command="test", recipes=RECIPES
-    )
+        words += ["heads.pooling=freq+max", "heads.lr_scale=[1.0]", "optim.layer_decay=1.0"]
+    words += shlex.split(settings.words)
+    words += shlex.split(settings.scratch_words) if kind == "scratch" else []
+    config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
     assert config is not None
     began = time.monotonic()
     run(config)
