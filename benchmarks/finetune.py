@@ -62,6 +62,11 @@ def _folder(settings: Settings, task: str, kind: str, seed: int) -> Path:
     return Path(settings.out) / f"{task}-{kind}-{seed}"
 
 
+def _taken(folder: Path) -> Path:
+    """File of the seconds that a run has taken; beside its folder, which must begin empty."""
+    return folder.with_name(f"{folder.name}.seconds.json")
+
+
 def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
     folder = _folder(settings, task, kind, seed)
     if (folder / "report.html").is_file():
@@ -83,9 +88,14 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
     words += shlex.split(settings.scratch_words) if kind == "scratch" else []
     config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
     assert config is not None
+    taken = _taken(folder)
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(taken.read_text()) if taken.is_file() else 0.0
     began = time.monotonic()
-    run(config)
-    (folder / "seconds.json").write_text(json.dumps(time.monotonic() - began))
+    try:
+        run(config)
+    finally:  # a run that is broken off and goes on later has taken both times
+        taken.write_text(json.dumps(before + time.monotonic() - began))
 
 
 def _table(settings: Settings, tasks: list[str]) -> str:
@@ -97,13 +107,13 @@ def _table(settings: Settings, tasks: list[str]) -> str:
             means = []
             for seed in range(settings.seeds):
                 folder = _folder(settings, task, kind, seed)
-                if not (folder / "seconds.json").is_file():
+                if not (folder / "report.html").is_file():
                     continue
                 result = json.loads((folder / "test.json").read_text())
                 means.append(result["mean"])
                 counts = f"{result['n_train']} / {result['n_valid']} / {result['n_test']}"
                 if kind == "pretrained":
-                    seconds.append(json.loads((folder / "seconds.json").read_text()))
+                    seconds.append(json.loads(_taken(folder).read_text()))
             cells.append(_shown(means))
         cells.append(_frozen(settings, task))
         mean_seconds = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""

@@ -75,12 +75,12 @@ def set_up(config: FinetuneConfig) -> Setup:
 def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
     """Batch size, epochs and learning rate by the number of training clips, where left open.
 
-    Epochs fall with the root of the clips, 12 at 1,000: a set ten times as large gets about three
+    Epochs fall with the root of the clips, 10 at 1,000: a set ten times as large gets about three
     times the steps. With pretrained weights the rate falls with the clips below 1,000: the fewer
     there are, the less far they may carry the network from where it begins.
     """
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
-    epochs = config.epochs or float(min(50, max(5, round(12 * math.sqrt(1000 / num_clips)))))
+    epochs = config.epochs or float(min(40, max(5, round(10 * math.sqrt(1000 / num_clips)))))
     found = _PRETRAINED_LR * min(1.0, num_clips / 1000)
     lr = config.optim.lr or (_SCRATCH_LR if config.init == "none" else found)
     return replace(config, batch_size=size, epochs=epochs, optim=replace(config.optim, lr=lr))

@@ -464,7 +464,7 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
     )
     method = finetune.Supervised(config)
     assert method._setup.split.name == "fold 2"
-    assert (method.config.batch_size, method.config.epochs) == (16, 50.0)
+    assert (method.config.batch_size, method.config.epochs) == (16, 40.0)
     lengths = [len(soundfile.read(file)[0]) for file in sorted(tones.glob("*.wav"))]
     assert method.frames == 64  # 0.2 to 0.4 s
     assert 0.9 * max(lengths) / 160 <= 64
@@ -472,7 +472,7 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
     assert method.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
     found = [sized(replace(config, init="imagenet"), num_clips=n) for n in (100, 1000, 9000)]
     assert [c.optim.lr for c in found] == pytest.approx([3e-5, 3e-4, 3e-4])
-    assert [c.epochs for c in found] == [38, 12, 5]
+    assert [c.epochs for c in found] == [32, 10, 5]
     assert [c.batch_size for c in found] == [16, 32, 64]
     kept = replace(config, batch_size=8, epochs=3.0, optim=replace(config.optim, lr=0.1))
     assert sized(kept, num_clips=100) == kept

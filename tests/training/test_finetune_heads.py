@@ -113,7 +113,15 @@ def test_within_a_standard_error_of_the_highest_score_the_loss_decides():
     best = []
     # One standard error at 0.9 is 0.03, at 0.8 it is 0.04.
     for step, (score, loss) in enumerate(
-        [(0.80, 1.0), (0.77, 0.5), (0.75, 0.1), (0.90, 0.8), (0.88, 0.7), (0.86, 0.2), (0.91, 0.75)]
+        [
+            (0.80, 1.0),
+            (0.77, 0.5),
+            (0.75, 0.1),
+            (0.90, 0.8),
+            (0.88, 0.7),
+            (0.86, 0.2),
+            (0.905, 0.75),
+        ]
     ):
         kept.keep_if_best_(network, score=score, loss=loss, step=step)
         assert kept.best is not None
