@@ -38,6 +38,7 @@ class Settings:
     seeds: int = setting(3, "runs of each kind")
     kinds: list[str] = setting(["pretrained", "scratch"], "which to run")
     words: str = setting("", "further key=value words for every run")
+    scratch_words: str = setting("", "the same for the runs from scratch alone")
     minutes: float = setting(1e9, "start no further run after so long")
 
 
@@ -61,6 +62,11 @@ def _folder(settings: Settings, task: str, kind: str, seed: int) -> Path:
     return Path(settings.out) / f"{task}-{kind}-{seed}"
 
 
+def _taken(folder: Path) -> Path:
+    """File of the seconds that a run has taken; beside its folder, which must begin empty."""
+    return folder.with_name(f"{folder.name}.seconds.json")
+
+
 def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
     folder = _folder(settings, task, kind, seed)
     if (folder / "report.html").is_file():
@@ -75,17 +81,21 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
         words.append(f"fold={folds[seed].name.split(' ')[-1]}")
     if kind == "pretrained":
         words.append(f"init={settings.encoder}")
-    else:  # the same network and front end; nothing to freeze, and all layers alike
+    else:  # the same network and front end; there is nothing to spare, so all layers learn alike
         words += ["init=none", "model=mast_nano", f"front_end.num_mels={front['num_mels']}"]
-        words += ["heads.pooling=freq+max", "heads.freeze=0", "heads.lr_scale=[1.0]"]
-        words += ["optim.layer_decay=1.0"]
-    config = parse(
-        FinetuneConfig, words + shlex.split(settings.words), command="test", recipes=RECIPES
-    )
+        words += ["heads.pooling=freq+max", "heads.lr_scale=[1.0]", "optim.layer_decay=1.0"]
+    words += shlex.split(settings.words)
+    words += shlex.split(settings.scratch_words) if kind == "scratch" else []
+    config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
     assert config is not None
+    taken = _taken(folder)
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(taken.read_text()) if taken.is_file() else 0.0
     began = time.monotonic()
-    run(config)
-    (folder / "seconds.json").write_text(json.dumps(time.monotonic() - began))
+    try:
+        run(config)
+    finally:  # a run that is broken off and goes on later has taken both times
+        taken.write_text(json.dumps(before + time.monotonic() - began))
 
 
 def _table(settings: Settings, tasks: list[str]) -> str:
@@ -97,13 +107,13 @@ def _table(settings: Settings, tasks: list[str]) -> str:
             means = []
             for seed in range(settings.seeds):
                 folder = _folder(settings, task, kind, seed)
-                if not (folder / "seconds.json").is_file():
+                if not (folder / "report.html").is_file():
                     continue
                 result = json.loads((folder / "test.json").read_text())
                 means.append(result["mean"])
                 counts = f"{result['n_train']} / {result['n_valid']} / {result['n_test']}"
                 if kind == "pretrained":
-                    seconds.append(json.loads((folder / "seconds.json").read_text()))
+                    seconds.append(json.loads(_taken(folder).read_text()))
             cells.append(_shown(means))
         cells.append(_frozen(settings, task))
         mean_seconds = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""

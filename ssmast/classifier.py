@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
@@ -53,10 +54,11 @@ class Classifier:
     """Clips of any length through a network with a head; an `Embedder` whose vectors are scores.
 
     A clip is seen through windows of the training's length, evenly spread over it; of their
-    probabilities the mean is taken. A shorter clip lies in the middle of silence, as in training.
+    probabilities the mean is taken. A shorter clip is seen as it is, as in training.
 
     Args:
-        network: log-mel (B, 1, F, T) -> logits (B, classes of all heads).
+        network: log-mel (B, 1, F, T) -> logits (B, classes of all heads), with `lengths` where
+            clips differ; a `Backbone`, or what can be called as one.
         log_mel: front end.
         outputs: what the logits mean.
         frames: of a window.
@@ -111,11 +113,17 @@ class Classifier:
             Float32 (n, `dim`) on the CPU: log-probabilities of each head, or the logit of each
             class where clips may have several.
         """
+        pieces = self.each_window(waveforms, batch_seconds=batch_seconds)
+        return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
+
+    def each_window(
+        self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0
+    ) -> list[Tensor]:
+        """What the network gives for the windows of each clip (S,), float32 (K, C) on the CPU."""
         starts = [self._starts(len(waveform)) for waveform in waveforms]
         windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
         logits = self._logits(waveforms, windows, batch_seconds=batch_seconds)
-        pieces = logits.split([len(own) for own in starts])
-        return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
+        return list(logits.split([len(own) for own in starts]))
 
     def windows(
         self, waveform: Tensor, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
@@ -132,20 +140,20 @@ class Classifier:
         hop = round(hop_seconds * self.sample_rate) or length
         if hop < 1:
             raise ValueError(f"hop must be above 0 s, got {hop_seconds}")
-        slack = len(waveform) - length
-        starts = [slack // 2] if slack <= 0 else [*range(0, slack, hop), slack]
+        slack = max(0, len(waveform) - length)
+        starts = [*range(0, slack, hop), slack]
         logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
         scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
-        first = np.maximum(np.array(starts), 0)
-        last = np.minimum(np.array(starts) + length, len(waveform))
+        first = np.array(starts)
+        last = np.minimum(first + length, len(waveform))
         return Windows(first / self.sample_rate, last / self.sample_rate, scores.float())
 
     def _starts(self, samples: int) -> list[int]:
-        """First sample of each window of a clip; negative where silence comes first."""
+        """First sample of each window of a clip."""
         length = self.log_mel.samples(self.frames)
         slack = samples - length
         if slack <= 0:
-            return [slack // 2]
+            return [0]
         count = math.ceil(samples / length)
         count = min(count, self.max_windows) if self.max_windows else count
         if count == 1:
@@ -160,24 +168,54 @@ class Classifier:
         *,
         batch_seconds: float,
     ) -> Tensor:
+        """Logits (n, C) of windows (clip, first sample); those of like length go together."""
         length = self.log_mel.samples(self.frames)
         device = self.log_mel.filterbank.device
         size = max(1, int(batch_seconds / self.window_seconds))
+        pieces = [waveforms[clip][start : start + length] for clip, start in windows]
+        order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index]))
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
-        rows = []
+        logits: list[Tensor] = [torch.empty(0)] * len(pieces)
         try:
-            for at in range(0, len(windows), size):
-                part = windows[at : at + size]
-                batch = torch.zeros(len(part), length)
-                for row, (clip, start) in zip(batch, part, strict=True):
-                    piece = waveforms[clip][max(start, 0) : max(start + length, 0)]
-                    row[max(-start, 0) :][: len(piece)] = piece
-                rows.append(self.network(self.log_mel(batch.to(device))).float().cpu())
+            for at in range(0, len(order), size):
+                part = order[at : at + size]
+                batch = pad_sequence([pieces[index] for index in part], batch_first=True)
+                log_mel, frames = window_log_mels(
+                    self.log_mel,
+                    batch.to(device),
+                    torch.tensor([len(pieces[index]) for index in part]),
+                    fewest=getattr(self.network, "fewest_frames", 1),
+                )
+                found = self.network(log_mel, lengths=frames).float().cpu()
+                for index, row in zip(part, found, strict=True):
+                    logits[index] = row
         finally:
             for module, mode in modes:
                 module.training = mode
-        return torch.cat(rows)
+        return torch.stack(logits)
+
+
+def window_log_mels(
+    front_end: LogMel, waveform: Tensor, samples: Tensor, *, fewest: int, fast: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Windows -> normalised log-mels (B, 1, F, T), and the frames of each int64 (B,).
+
+    Those are None where all have T. A window too short for the network has silence after it.
+
+    Args:
+        front_end: to transform with.
+        waveform: (B, S), zeros behind the shorter ones.
+        samples: of each window, int64 (B,) on the CPU.
+        fewest: frames that the network needs.
+        fast: as `LogMel.log_mel`.
+    """
+    missing = front_end.samples(fewest) - waveform.shape[1]
+    if missing > 0:
+        waveform = F.pad(waveform, (0, missing))
+    log_mel = front_end.normalize(front_end.log_mel(waveform, fast=fast))
+    frames = (1 + samples // front_end.hop_length).clamp(min=fewest)
+    return log_mel, None if int(frames.min()) == log_mel.shape[3] else frames
 
 
 def log_mean_probability(logits: Tensor, outputs: Outputs) -> Tensor:

@@ -35,9 +35,9 @@ class Chunks:
         self.stride = backbone.time_stride
         frames = seconds * log_mel.sample_rate / log_mel.hop_length
         self._most_columns = math.ceil(frames / self.stride)
-        # Frames that a piece needs beyond columns x stride, and frames that it needs at all.
+        self._fewest = backbone.fewest_frames
+        # Frames that a piece needs beyond columns x stride.
         self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
-        self._fewest = max(1, stem.kernel[1] - 2 * stem.padding[1])
 
     def frames(self, samples: int) -> int:
         """Frames of a clip; one too short for the stem has silence after it."""

@@ -244,10 +244,16 @@ def _crop_size(draw: Tensor, factors: tuple[float, float], size: int, most: int)
     return ((low + (high - low) * draw) * size).long().clamp(1, most)
 
 
-def outside_mask(num: int, most: int, width_draw: Tensor, place_draw: Tensor) -> Tensor:
-    """1 outside each clip's mask and 0 inside (B, num); widths 0 to `most`, all equally likely."""
-    width = (width_draw * (min(most, num) + 1)).long()
-    start = (place_draw * (num - width + 1)).long()
+def outside_mask(
+    num: int, most: int, width_draw: Tensor, place_draw: Tensor, *, lengths: Tensor | None = None
+) -> Tensor:
+    """1 outside each clip's mask and 0 inside (B, num); widths 0 to `most`, all equally likely.
+
+    With `lengths` int64 (B,), the mask of a clip lies within its first cells.
+    """
+    own = torch.full_like(width_draw, num) if lengths is None else lengths.to(width_draw.device)
+    width = (width_draw * (own.clamp(max=most) + 1)).long()
+    start = (place_draw * (own - width + 1)).long()
     along = torch.arange(num, device=width.device)
     inside = (along >= start[:, None]) & (along < (start + width)[:, None])
     return (~inside).float()

@@ -51,8 +51,11 @@ class ClipAugment:
         self.time_shift, self.noise_std = time_shift, noise_std
         self.freq_mask, self.time_mask = freq_mask, time_mask
 
-    def __call__(self, log_mel: Tensor, *, draws: Tensor) -> Tensor:
+    def __call__(self, log_mel: Tensor, *, draws: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, 1, F, T), normalised, and draws (B, num_draws) -> the same shape.
+
+        With `lengths`, the frames of each clip int64 (B,), a clip is changed as it would be alone;
+        what lies behind it does not matter.
 
         Raises:
             ValueError: if the draws do not fit.
@@ -64,19 +67,31 @@ class ClipAugment:
         x, u = log_mel, draws.to(log_mel.device)
         if self.time_shift:
             frames = (u[:, 0] * (2 * self.time_shift + 1)).long() - self.time_shift
-            x = roll_time(x, frames)
+            x = roll_time(x, frames, lengths=lengths)
         if self.noise_std:
             std = (self.noise_std * u[:, 1])[:, None, None, None]
-            x = x + std * white_noise(u[:, 2], x.shape)
+            batch, channels, bins, frames = x.shape  # time first: longer clips begin alike
+            noise = white_noise(u[:, 2], (batch, frames, channels, bins)).permute(0, 2, 3, 1)
+            x = x + std * noise
         if self.freq_mask:
             x = x * outside_mask(x.shape[2], self.freq_mask, u[:, 3], u[:, 4])[:, None, :, None]
         if self.time_mask:
-            x = x * outside_mask(x.shape[3], self.time_mask, u[:, 5], u[:, 6])[:, None, None, :]
+            keep = outside_mask(x.shape[3], self.time_mask, u[:, 5], u[:, 6], lengths=lengths)
+            x = x * keep[:, None, None, :]
         return x
 
 
-def roll_time(log_mel: Tensor, frames: Tensor) -> Tensor:
-    """Each clip rolled along time by its own number of frames, int64 (B,); as `torch.roll`."""
+def roll_time(log_mel: Tensor, frames: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    """Each clip rolled along time by its own number of frames, int64 (B,); as `torch.roll`.
+
+    Args:
+        log_mel: (B, 1, F, T).
+        frames: int64 (B,).
+        lengths: frames of each clip, int64 (B,); what lies behind them stays.
+    """
     num = log_mel.shape[3]
-    source = (torch.arange(num, device=log_mel.device) - frames[:, None]) % num  # (B, T)
+    along = torch.arange(num, device=log_mel.device)[None]
+    own = torch.full_like(frames, num) if lengths is None else lengths.to(log_mel.device)
+    rolled = (along - frames[:, None]) % own[:, None]
+    source = torch.where(along < own[:, None], rolled, along)  # (B, T)
     return log_mel.gather(3, source[:, None, None, :].expand(log_mel.shape))

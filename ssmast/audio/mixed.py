@@ -6,6 +6,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ssmast.audio.order import keyed_uniform, sample_at
@@ -31,6 +32,7 @@ class MixedBatch(TypedDict):
     """Items of `MixedSegments` stacked by `collate_mixed`."""
 
     waveform: Tensor
+    samples: Tensor
     clip: Tensor
     partner: Tensor
     share: Tensor
@@ -101,14 +103,20 @@ class MixedSegments(Dataset[MixedItem]):
 
 
 def mix(waveform: Tensor, other: Tensor, *, share: float) -> Tensor:
-    """(1 - share) waveform + share other (S,), each less its mean.
+    """(1 - share) waveform + share other, each less its mean, both from the first sample on.
 
     Args:
         waveform: (S,).
-        other: (S,).
+        other: (R,).
         share: of the other, in [0, 1].
+
+    Returns:
+        As long as the longer of the two.
     """
-    return (1 - share) * (waveform - waveform.mean()) + share * (other - other.mean())
+    mixed = waveform.new_zeros(max(len(waveform), len(other)))
+    mixed[: len(waveform)] += (1 - share) * (waveform - waveform.mean())
+    mixed[: len(other)] += share * (other - other.mean())
+    return mixed
 
 
 def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
@@ -118,15 +126,16 @@ def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
         items: from `MixedSegments`.
 
     Returns:
-        waveform (B, S); clip, partner, epoch and position int64 (B,); share float32 (B,); rejected,
-        one flat list.
+        waveform (B, S), with zeros behind the shorter ones; samples, how many are theirs, clip,
+        partner, epoch and position int64 (B,); share float32 (B,); rejected, one flat list.
     """
     numbers = {
         key: torch.tensor([item[key] for item in items], dtype=torch.int64)
         for key in ("clip", "partner", "epoch", "position")
     }
     return MixedBatch(
-        waveform=torch.stack([item["waveform"] for item in items]),
+        waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
+        samples=torch.tensor([len(item["waveform"]) for item in items]),
         share=torch.tensor([item["share"] for item in items]),
         rejected=[pair for item in items for pair in item["rejected"]],
         clip=numbers["clip"],

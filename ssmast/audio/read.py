@@ -113,6 +113,7 @@ def read_segments(
     positions: Sequence[float] | np.ndarray,
     name: str | None = None,
     check: bool = True,
+    pad: bool = True,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Cut segments out of one clip, decoding no more of it than the format allows.
 
@@ -129,10 +130,12 @@ def read_segments(
         name: what to call the source in an error; the path by default.
         check: make sure that a FLAC file is not cut off behind the segments; that takes a seek to
             its end, which need not be done for every segment of a file.
+        pad: fill up a clip shorter than `num_samples`; else it is given as it is, whole.
 
     Returns:
-        Float32 segments (K, num_samples). Equal to the same slice of `read_audio`: exactly where
-        the rate is the file's own, within 1e-5 of full scale where it is resampled.
+        Float32 segments (K, num_samples); without padding, of a shorter clip (K, its samples).
+        Equal to the same slice of `read_audio`: exactly where the rate is the file's own, within
+        1e-5 of full scale where it is resampled.
 
     Raises:
         AudioError: as `read_audio`.
@@ -147,10 +150,11 @@ def read_segments(
     def cut(frames: int, rate: int, parts: Parts) -> np.ndarray:
         total = resampled_length(frames, rate, sample_rate)
         first, last = _limits(source, total, sample_rate, label)
-        starts = [first + segment_start(last - first, num_samples, p) for p in positions]
-        spans = [(max(start, first), min(start + num_samples, last)) for start in starts]
+        width = num_samples if pad else min(num_samples, last - first)
+        starts = [first + segment_start(last - first, width, p) for p in positions]
+        spans = [(max(start, first), min(start + width, last)) for start in starts]
         pieces = _read_spans(frames, rate, parts, spans, sample_rate, label)
-        segments = np.zeros((len(starts), num_samples), dtype=np.float32)
+        segments = np.zeros((len(starts), width), dtype=np.float32)
         for segment, piece, start in zip(segments, pieces, starts, strict=True):
             segment[max(first - start, 0) :][: len(piece)] = piece
         return segments

@@ -57,6 +57,7 @@ class SegmentDataset(Dataset[SegmentItem]):
             that a constant is silence too.
         max_abs: a clip is wild if a sample exceeds this.
         order: (position, seed) -> (epoch, clip); by default the corpus' own.
+        pad: fill up a clip shorter than `num_samples`; else it is given as it is, whole.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -75,6 +76,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         min_peak: float = 1e-4,
         max_abs: float = 100.0,
         order: Callable[..., tuple[int, int]] | None = None,
+        pad: bool = True,
     ) -> None:
         for what, value in (("num_samples", num_samples), ("num_segments", num_segments)):
             if value < 1:
@@ -82,15 +84,11 @@ class SegmentDataset(Dataset[SegmentItem]):
         if not 0.0 <= waveform_augment <= 1.0:
             raise ValueError(f"waveform_augment must lie in [0, 1], got {waveform_augment}")
         self.corpus = corpus
-        self.num_samples = num_samples
-        self.sample_rate = sample_rate
-        self.seed = seed
-        self.num_segments = num_segments
-        self.same_segment = same_segment
+        self.num_samples, self.sample_rate, self.seed = num_samples, sample_rate, seed
+        self.num_segments, self.same_segment = num_segments, same_segment
         self.waveform_augment = waveform_augment
-        self.min_peak = min_peak
-        self.max_abs = max_abs
-        self.order = order or corpus.sample_at
+        self.min_peak, self.max_abs = min_peak, max_abs
+        self.order, self.pad = order or corpus.sample_at, pad
         self._augment: Callable[..., np.ndarray] | None = None
         self._whole = bytearray()
 
@@ -150,6 +148,7 @@ class SegmentDataset(Dataset[SegmentItem]):
             positions=draws[:, 0],
             name=name,
             check=not self._is_whole(clip),
+            pad=self.pad,
         )
         self._whole[clip >> 3] |= 1 << (clip & 7)
         self._check_peak(waveform, name)
@@ -183,13 +182,13 @@ class SegmentDataset(Dataset[SegmentItem]):
             peak = float(np.abs(audio).max())
             raise AudioError(f"{name} is silent: its peak of {peak:.2g} is below {self.min_peak:g}")
         anchor = int(loud[int(draws[0] * len(loud))])
-        slack = len(audio) - self.num_samples
+        num = self.num_samples if self.pad else min(self.num_samples, len(audio))
+        slack = len(audio) - num
+        start = min(max(anchor - int(draws[1] * num), 0), slack)
         if slack <= 0:
-            start = segment_start(len(audio), self.num_samples, float(draws[1]))
-        else:
-            start = min(max(anchor - int(draws[1] * self.num_samples), 0), slack)
-        segment = np.zeros(self.num_samples, dtype=np.float32)
-        piece = audio[max(start, 0) : max(start, 0) + self.num_samples]
+            start = segment_start(len(audio), num, float(draws[1]))
+        segment = np.zeros(num, dtype=np.float32)
+        piece = audio[max(start, 0) : max(start, 0) + num]
         segment[max(-start, 0) :][: len(piece)] = piece
         if swing(piece) < self.min_peak:
             raise AudioError(f"{name} holds a constant, no sound")

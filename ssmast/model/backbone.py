@@ -111,6 +111,11 @@ class Backbone(TimmInterface):
         raise NotImplementedError
 
     @property
+    def fewest_frames(self) -> int:
+        """Frames that an input needs at least."""
+        return max(1, self.patch_embed.kernel[1] - 2 * self.patch_embed.padding[1])
+
+    @property
     def drop_group(self) -> Pair:
         """Rows x columns of stem tokens that structured patch-drop removes together."""
         raise NotImplementedError
@@ -171,7 +176,7 @@ class Backbone(TimmInterface):
 
     def _check_lengths(self, lengths: Sequence[int] | Tensor, log_mel: Tensor) -> Tensor:
         lengths = torch.as_tensor(lengths)
-        shortest = max(1, self.patch_embed.kernel[1] - 2 * self.patch_embed.padding[1])
+        shortest = self.fewest_frames
         if lengths.shape != log_mel.shape[:1]:
             raise ValueError(
                 f"lengths must be one number for each of {len(log_mel)} clips, "

@@ -50,6 +50,9 @@ class Heads:
     lr_scale: list[float] = setting(
         [1.0], "learning rate of the heads over that of the last block: one for all, or one each"
     )
+    probe: bool = setting(
+        False, "with init=: begin as a linear probe of the frozen backbone, at its accuracy"
+    )
     freeze: float = setting(0.0, "share of the steps in which only the heads learn, from the first")
 
 
@@ -57,7 +60,7 @@ class Heads:
 class FinetuneOptim(Optim):
     """AdamW or SGD, with warm-up, cosine and layer-wise decay."""
 
-    lr: float = setting(1e-5, "peak learning rate")
+    lr: float = setting(1e-5, "peak learning rate; 0: by the size of the set and init=")
     min_lr: float = setting(0.0, "learning rate at the last step")
     warmup: float = setting(0.0, "share of the steps spent warming up")
     betas: list[float] = setting([0.9, 0.999], "AdamW's two decay rates")
@@ -67,6 +70,9 @@ class FinetuneOptim(Optim):
     average: float = setting(
         0.0, "average the weights of the validations in this last share of the run; 0: none"
     )
+    between: list[float] = setting(
+        [], "with heads.probe: shares of the way from the first weights to the last that compete"
+    )
 
 
 @dataclass
@@ -74,6 +80,9 @@ class Scoring:
     """How it is chosen and scored."""
 
     metric: str = setting("", "number to choose the best by; empty: what suits the labels")
+    slack: float = setting(
+        0.0, "standard errors below the highest score within which the lower loss is chosen"
+    )
     every: int = setting(0, "steps between validations; 0: once an epoch; always at the end")
     held_out: float = setting(0.15, "share of the training clips to validate on, if there is none")
     max_windows: int = setting(0, "windows of a long clip that are scored; 0: what covers it")
@@ -99,6 +108,7 @@ class FinetuneConfig(TrainConfig):
     )
     epochs: float = setting(0.0, "passes over the data, if steps is 0; 0: by the size of the set")
     batch_size: int = setting(0, "clips a step, over all; 0: by the size of the set")
+    show_views: int = setting(4, "clips that views.png shows as they are cut and as they are fed")
     grad_checkpointing: bool = setting(False, "recompute blocks: less memory, a third more time")
     clips: Clips = setting(Clips, "")
     heads: Heads = setting(Heads, "")
@@ -107,9 +117,11 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean; 0 stands for what the size of the set decides."""
-        size, self.batch_size = self.batch_size, self.batch_size or 2
+        open_size, open_lr = self.batch_size, self.optim.lr
+        self.batch_size, self.optim.lr = open_size or 2, open_lr or 1.0
         super().__post_init__()
-        self.batch_size = size
+        self.batch_size, self.optim.lr = open_size, open_lr
+        require(self.show_views >= 0, "show_views", self.show_views, "0 or more")
         require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
         frames = self.clips.frames
         require(frames == 0 or frames >= 8, "clips.frames", frames, "at least 8, or 0")
@@ -120,8 +132,11 @@ class FinetuneConfig(TrainConfig):
         require(0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
         require(0 <= self.optim.ema < 1, "optim.ema", self.optim.ema, "in [0, 1)")
         require(0 <= self.optim.average <= 1, "optim.average", self.optim.average, "from 0 to 1")
+        between = self.optim.between
+        require(all(0 < share < 1 for share in between), "optim.between", between, "in (0, 1)")
         share = self.scoring.held_out
         require(0 < share < 1, "scoring.held_out", share, "between 0 and 1")
+        require(self.scoring.slack >= 0, "scoring.slack", self.scoring.slack, "0 or more")
         require(self.scoring.every >= 0, "scoring.every", self.scoring.every, "0 or more")
         require(self.scoring.max_windows >= 0, "scoring.max_windows", self.scoring.max_windows,
                 "0 or more")  # fmt: skip

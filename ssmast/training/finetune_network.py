@@ -38,13 +38,20 @@ class HeadLayers(nn.Module):
         x = (x - self.centre) / self.scale
         return torch.cat([layer(x) for layer in self.layers], dim=1)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether centre and scale have been set."""
+        return bool(self.centre.any())
+
     @torch.no_grad()
     def calibrate_(self, features: Tensor) -> None:
-        """Centre and scale by these features (n, D).
+        """Centre and scale by these features (n, D), as far as they are finite.
 
         A constant feature keeps a scale: a tenth of the mean variance is added to each.
         """
-        features = features.float()
+        features = features.float()[features.isfinite().all(dim=1)]
+        if not len(features):
+            return  # the step will be skipped, and the next batch does it
         variance = features.var(dim=0, correction=0)
         self.centre.copy_(features.mean(dim=0))
         self.scale.copy_((variance + 0.1 * variance.mean() + 1e-12).sqrt())
@@ -82,10 +89,12 @@ def build_network(
     return network
 
 
-def features_of(network: Backbone, log_mel: Tensor, *, frozen: bool) -> Tensor:
+def features_of(
+    network: Backbone, log_mel: Tensor, *, frozen: bool, lengths: Tensor | None = None
+) -> Tensor:
     """What the linear layers see (B, D); without a graph through the backbone if it is frozen."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        x, grid, mask = network.encode(log_mel)
+        x, grid, mask = network.encode(log_mel, lengths=lengths)
     x = network.forward_head(x, pre_logits=True, grid=grid, mask=mask)
     for name, part in network.head.named_children():
         if name != "fc":

@@ -21,6 +21,8 @@ from ssmast.training.init_weights import find_weights, read_weights
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
 _LOOKED_AT = 64
+# Peak learning rates: of pretrained weights with 1,000 clips or more, and of fresh ones.
+_PRETRAINED_LR, _SCRATCH_LR = 3e-4, 5e-4
 
 
 class Setup(NamedTuple):
@@ -71,14 +73,17 @@ def set_up(config: FinetuneConfig) -> Setup:
 
 
 def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
-    """Batch size and epochs by the number of training clips, where they were left open.
+    """Batch size, epochs and learning rate by the number of training clips, where left open.
 
-    Epochs fall with the root of the clips, 20 at 1,000: a set ten times as large gets about three
-    times the steps.
+    Epochs fall with the root of the clips, 10 at 1,000: a set ten times as large gets about three
+    times the steps. With pretrained weights the rate falls with the clips below 1,000: the fewer
+    there are, the less far they may carry the network from where it begins.
     """
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
-    epochs = config.epochs or float(min(80, max(5, round(20 * math.sqrt(1000 / num_clips)))))
-    return replace(config, batch_size=size, epochs=epochs)
+    epochs = config.epochs or float(min(40, max(5, round(10 * math.sqrt(1000 / num_clips)))))
+    found = _PRETRAINED_LR * min(1.0, num_clips / 1000)
+    lr = config.optim.lr or (_SCRATCH_LR if config.init == "none" else found)
+    return replace(config, batch_size=size, epochs=epochs, optim=replace(config.optim, lr=lr))
 
 
 def model_arguments(setup: Setup) -> dict[str, Any]:
@@ -86,15 +91,18 @@ def model_arguments(setup: Setup) -> dict[str, Any]:
     config = setup.config
     arguments: dict[str, Any] = {}
     if setup.encoder is not None:
-        arguments = dict(getattr(setup.encoder.backbone, "_model_args", {}))
+        backbone = cast(Backbone, setup.encoder.backbone)
+        arguments = dict(getattr(backbone, "_model_args", {}))
+        arguments["input_size"] = backbone.input_size
         for key in ("num_classes", "drop_path_rate", "drop_rate"):
             arguments.pop(key, None)
     schedule = SCHEDULES[config.pooling_schedule]
     if schedule is not None:
         arguments["stride_q"] = schedule
+    # An encoder keeps the length that it was trained on, and so what it makes of a clip.
+    arguments.setdefault("input_size", (config.front_end.num_mels, config.clips.frames))
     return {
         **arguments,
-        "input_size": (config.front_end.num_mels, config.clips.frames),
         "drop_path_rate": config.drop_path,
         "drop_rate": config.heads.dropout,
     }

@@ -1,14 +1,14 @@
 """Supervised fine-tuning as a trainer: its state, its step, its numbers, its checkpoint."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ssmast.audio import ClipAugment, LogMel, keyed_uniform
-from ssmast.classifier import Classifier, Outputs
+from ssmast.classifier import Classifier, Outputs, window_log_mels
 from ssmast.contrastive import ema_update_
 from ssmast.evaluation.labelled import LabelledSet
 from ssmast.model import Backbone
@@ -22,24 +22,25 @@ from ssmast.training.finetune_network import (
     features_of,
 )
 from ssmast.training.gradients import GradientSum
+from ssmast.training.kept_weights import KeptWeights
 from ssmast.training.optim import layer_groups, load_optimizer_, optimizer_tensors
 from ssmast.training.trainer import BaseTrainer
 
 _AUGMENT_STREAM = 0
 
 
-class Best(NamedTuple):
-    """The weights that scored best on the validation part so far.
+class Inputs(NamedTuple):
+    """One micro-batch, ready for the network.
 
     Attributes:
-        weights: name -> tensor of the network.
-        score: theirs.
-        step: optimiser steps done by then.
+        log_mel: normalised (B, 1, F, T).
+        lengths: frames of each clip int64 (B,); None where all have T.
+        targets: shares of each class (B, C).
     """
 
-    weights: dict[str, Tensor]
-    score: float
-    step: int
+    log_mel: Tensor
+    lengths: Tensor | None
+    targets: Tensor
 
 
 class Finetuning(BaseTrainer):
@@ -52,6 +53,7 @@ class Finetuning(BaseTrainer):
         network: backbone with `HeadLayers`.
         found: the labelled set.
         positions: in the set, of the clips that are trained on, in the corpus' order.
+        num_valid: clips that are validated on.
         steps: optimiser steps of the whole run.
     """
 
@@ -64,6 +66,7 @@ class Finetuning(BaseTrainer):
         network: Backbone,
         found: LabelledSet,
         positions: Tensor,
+        num_valid: int,
         steps: int,
     ) -> None:
         super().__init__(config, accelerator=accelerator, steps=steps)
@@ -89,9 +92,7 @@ class Finetuning(BaseTrainer):
             scales=_head_scales(config.heads.lr_scale, self.outputs.sizes),
         )
         self.optimizer = optimizer_of(config, self.network, groups=groups)
-        self.best: Best | None = None
-        self.average: dict[str, Tensor] = {}
-        self.num_averaged = 0
+        self.kept = KeptWeights(num_clips=num_valid, slack=config.scoring.slack)
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -110,16 +111,16 @@ class Finetuning(BaseTrainer):
         self.network.train(not frozen)
         self.optimizer.zero_grad(set_to_none=True)
         inputs = [self.make_inputs(micro) for micro in micro_batches]
-        if self.step == 0 and self.config.heads.standardize:
-            self._calibrate_([log_mel for log_mel, _ in inputs])
-        total = sum(len(log_mel) for log_mel, _ in inputs) * self.accelerator.num_processes
+        if self.config.heads.standardize and not self.layers.is_calibrated:
+            self._calibrate_(inputs)
+        total = sum(len(one.log_mel) for one in inputs) * self.accelerator.num_processes
         sums = GradientSum(self.network.parameters())
         losses, hits = [], []
-        for micro, (log_mel, targets) in zip(micro_batches, inputs, strict=True):
+        for micro, (log_mel, lengths, targets) in zip(micro_batches, inputs, strict=True):
             self.seed_draws_(int(micro["position"][0]))
             with self.accelerator.autocast():
-                features = features_of(self.network, log_mel, frozen=frozen)
-                logits = self.network.get_classifier()(features)
+                features = features_of(self.network, log_mel, lengths=lengths, frozen=frozen)
+                logits = self.layers(features)
             loss = classification_loss(
                 logits,
                 targets,
@@ -146,10 +147,15 @@ class Finetuning(BaseTrainer):
         return {"loss": loss, "train_accuracy": self.gather(torch.cat(hits)).mean(), **moved}
 
     @torch.no_grad()
-    def make_inputs(self, micro: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Waveforms (B, S) -> augmented, normalised log-mels and targets (B, C)."""
-        waveform = micro["waveform"].to(self.device, non_blocking=True)
-        log_mel = self.log_mel.normalize(self.log_mel.log_mel(waveform, fast=True))
+    def make_inputs(self, micro: dict[str, Any]) -> Inputs:
+        """Waveforms (B, S) -> augmented, normalised log-mels and their targets."""
+        log_mel, lengths = window_log_mels(
+            self.log_mel,
+            micro["waveform"].to(self.device, non_blocking=True),
+            micro["samples"],
+            fewest=self.network.fewest_frames,
+            fast=True,
+        )
         draws = keyed_uniform(
             self.config.seed,
             micro["epoch"].numpy(),
@@ -157,18 +163,23 @@ class Finetuning(BaseTrainer):
             _AUGMENT_STREAM,
             self.augment.num_draws,
         )
-        log_mel = self.augment(log_mel, draws=torch.from_numpy(draws))
+        log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
         own, other = (self.found.one_hot(self.positions[micro[key]]) for key in ("clip", "partner"))
         share = micro["share"][:, None]
-        return log_mel, ((1 - share) * own + share * other).to(self.device)
+        return Inputs(log_mel, lengths, ((1 - share) * own + share * other).to(self.device))
 
     @torch.no_grad()
-    def _calibrate_(self, log_mels: list[Tensor]) -> None:
+    def _calibrate_(self, inputs: list[Inputs]) -> None:
         """Centre and scale what the heads see by the whole first batch, over all processes."""
-        features = [features_of(self.network, log_mel, frozen=True).float() for log_mel in log_mels]
-        layers = self.network.get_classifier()
-        assert isinstance(layers, HeadLayers)
-        layers.calibrate_(self.gather(torch.cat(features)))
+        features = [
+            features_of(self.network, one.log_mel, lengths=one.lengths, frozen=True).float()
+            for one in inputs
+        ]
+        self.layers.calibrate_(self.gather(torch.cat(features)))
+        self.start_average_()
+
+    def start_average_(self) -> None:
+        """Let the moving average begin at the network as it is."""
         if self.ema is not None:
             self.ema.load_state_dict(self.network.state_dict())
 
@@ -194,6 +205,11 @@ class Finetuning(BaseTrainer):
     # -- what is scored and kept -----------------------------------------------------------------
 
     @property
+    def layers(self) -> HeadLayers:
+        """The linear layers of the network."""
+        return cast(HeadLayers, self.network.get_classifier())
+
+    @property
     def scored(self) -> Backbone:
         """The network that is validated and kept: the average of the weights where there is one."""
         return self.network if self.ema is None else self.ema
@@ -208,25 +224,6 @@ class Finetuning(BaseTrainer):
             max_windows=self.config.scoring.max_windows,
         )
 
-    def keep_if_best_(self, score: float) -> None:
-        """Keep the weights that were just scored, if nothing before was as good."""
-        if self.best is None or score > self.best.score:
-            self.best = Best(_copy(self.scored), score, self.step)
-
-    def average_(self) -> None:
-        """Take the weights that are scored into their plain average over validations."""
-        if self.step <= (1 - self.config.optim.average) * self.steps:
-            return
-        self.num_averaged += 1
-        for name, tensor in _copy(self.scored).items():
-            mean = self.average.setdefault(name, torch.zeros_like(tensor, dtype=torch.float64))
-            mean += (tensor.double() - mean) / self.num_averaged
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The average of the weights in their own type; empty where there is none."""
-        own = self.scored.state_dict()
-        return {name: mean.to(own[name].dtype) for name, mean in self.average.items()}
-
     # -- checkpoints -----------------------------------------------------------------------------
 
     def tensors(self) -> Tensors:
@@ -237,12 +234,7 @@ class Finetuning(BaseTrainer):
         }
         if self.ema is not None:
             parts["ema"] = self.ema.state_dict()
-        if self.best is not None:
-            facts = torch.tensor([self.best.score, self.best.step], dtype=torch.float64)
-            parts["best"] = {**self.best.weights, "|score,step": facts}
-        if self.num_averaged:
-            parts["average"] = {**self.average, "|count": torch.tensor([self.num_averaged])}
-        return parts
+        return parts | self.kept.tensors()
 
     def load_tensors_(self, tensors: Tensors) -> None:
         """Take over what `tensors` gave."""
@@ -250,17 +242,7 @@ class Finetuning(BaseTrainer):
         load_optimizer_(self.optimizer, self.network, tensors["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
-        best, average = dict(tensors.get("best", {})), dict(tensors.get("average", {}))
-        if best:
-            score, step = best.pop("|score,step").tolist()
-            self.best = Best(best, score, int(step))
-        if average:
-            self.num_averaged = int(average.pop("|count"))
-            self.average = average
-
-
-def _copy(network: Backbone) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        self.kept.load_(tensors)
 
 
 def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:

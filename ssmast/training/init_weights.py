@@ -218,6 +218,7 @@ def write_init_json(
     *,
     prefix: str = "branch.backbone.",
     heads: tuple[str, ...] = (),
+    fitted: bool = False,
 ) -> None:
     """Every key that was used, adapted or left, with its shape, and what stays random; JSON.
 
@@ -228,6 +229,7 @@ def write_init_json(
         networks: what is trained.
         prefix: of the backbone's parameters in it.
         heads: beginnings of names behind the prefix that are heads.
+        fitted: the heads are not random but fitted to the backbone, and listed so.
     """
     own = {name: list(tensor.shape) for name, tensor in networks.state_dict().items()}
     inside = tuple(prefix + head for head in heads)
@@ -250,6 +252,6 @@ def write_init_json(
             for key, how in report.adapted.items()
         },
         "left": {key: {"why": why, "shape": shape[key]} for key, why in report.left.items()},
-        "random": random,
+        "fitted" if fitted else "random": random,
     }
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -16,11 +16,20 @@ from typing import Any
 
 import torch
 
-from ssmast.audio import Corpus, SegmentDataset, collate_segments
+from ssmast.audio import (
+    Corpus,
+    MixedSegments,
+    SegmentDataset,
+    collate_mixed,
+    collate_segments,
+)
 from ssmast.command import run_command
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import build_dataset, decoded, open_data
-from ssmast.training.config import PretrainConfig
+from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.finetune_inputs import training_items
+from ssmast.training.finetune_setup import set_up
 from ssmast.training.run_folder import RunFolder
 
 
@@ -64,7 +73,7 @@ def read_skipped(file: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def replay_batch(dataset: SegmentDataset, row: dict[str, Any]) -> dict[str, Any]:
+def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -> dict[str, Any]:
     """The batch of a skipped step as the loader gave it, over all processes.
 
     Args:
@@ -72,13 +81,18 @@ def replay_batch(dataset: SegmentDataset, row: dict[str, Any]) -> dict[str, Any]
         row: from `read_skipped`.
 
     Returns:
-        waveform (B, 2, S), clip, epoch and position (B,), rejected.
+        waveform (B, 2, S), clip, epoch and position (B,), rejected; of a fine-tuning run what
+        `collate_mixed` gives.
 
     Raises:
         ValueError: if the clips at those positions are not the ones that were written down.
     """
-    batch = collate_segments([dataset[item["position"]] for item in row["items"]])
-    names = [dataset.corpus.name(clip) for clip in batch["clip"].tolist()]
+    positions = [item["position"] for item in row["items"]]
+    if isinstance(dataset, MixedSegments):
+        batch, corpus = collate_mixed([dataset[p] for p in positions]), dataset.segments.corpus
+    else:
+        batch, corpus = collate_segments([dataset[p] for p in positions]), dataset.corpus
+    names = [corpus.name(clip) for clip in batch["clip"].tolist()]
     for name, item in zip(names, row["items"], strict=True):
         if name != item["name"]:
             raise ValueError(
@@ -88,20 +102,43 @@ def replay_batch(dataset: SegmentDataset, row: dict[str, Any]) -> dict[str, Any]
     return dict(batch)
 
 
-def open_dataset(folder: RunFolder, config: PretrainConfig) -> SegmentDataset:
+def open_dataset(
+    folder: RunFolder, config: PretrainConfig | FinetuneConfig
+) -> SegmentDataset | MixedSegments:
     """The segments that a run was trained on.
 
     Raises:
         ValueError: if the audio is not the run's.
     """
-    corpus: Corpus = open_data(config, runs=folder.path.parent)
+    if isinstance(config, FinetuneConfig):
+        setup = set_up(config)
+        corpus = setup.corpus.take(setup.found.rows[setup.split.train])
+        _check_corpus(folder, config, corpus)
+        return training_items(setup, decoded(config, folder, corpus))
+    corpus = open_data(config, runs=folder.path.parent)
+    _check_corpus(folder, config, corpus)
+    return build_dataset(config, decoded(config, folder, corpus))
+
+
+def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> None:
     expected = folder.read_facts().get("corpus")
     if corpus.fingerprint != expected:
         raise ValueError(
             f"{folder.path} was trained on other audio than {config.data or 'the built-in corpus'} "
             "holds now; give data= as it was"
         )
-    return build_dataset(config, decoded(config, folder, corpus))
+
+
+def _settings(folder: RunFolder, data: str, command: str) -> PretrainConfig | FinetuneConfig:
+    """Those of the run, of whichever kind."""
+    import yaml
+
+    words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
+    kept = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+    schema = FinetuneConfig if "heads" in kept else PretrainConfig
+    config = parse(schema, words, command=command, recipes=folder.path)
+    assert config is not None
+    return config
 
 
 def main(argv: list[str]) -> int:
@@ -115,9 +152,7 @@ def main(argv: list[str]) -> int:
     folder = RunFolder(path=Path(wanted.run))
     if not folder.config_file.is_file():
         raise FileNotFoundError(f"{folder.path} is no run folder: it has no config.yaml")
-    words = [f"recipe={folder.config_file}", *([f"data={wanted.data}"] if wanted.data else [])]
-    config = parse(PretrainConfig, words, command=command, recipes=folder.path)
-    assert config is not None
+    config = _settings(folder, wanted.data, command)
     rows = [row for row in read_skipped(folder.skipped_file) if wanted.step in (0, row["step"])]
     if not rows:
         raise ValueError(f"{folder.skipped_file} has no step {wanted.step or 'at all'}")

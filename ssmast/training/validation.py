@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ssmast.audio import Corpus
-from ssmast.evaluation.evaluate import part_scores
+from ssmast.evaluation.evaluate import PartScores, part_scores
 from ssmast.evaluation.labelled import LabelledSet
+from ssmast.training.finetune_network import classification_loss
 from ssmast.training.finetuning import Finetuning
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Validation:
         metric: that decides.
         every: steps between scores.
         batch_seconds: audio scored at once.
+        from_start: score before the first step too.
         history: lines of metrics.jsonl so far; steps that have scores are not scored again.
     """
 
@@ -41,24 +43,33 @@ class Validation:
         metric: str,
         every: int,
         batch_seconds: float,
+        from_start: bool = False,
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
         self.trainer, self.found, self.corpus, self.positions = trainer, found, corpus, positions
         self.metric, self.every, self.batch_seconds = metric, every, batch_seconds
+        self.from_start = from_start
         self._done = {row["step"] for row in history if any(key.startswith(_PREFIX) for key in row)}
 
     def is_due(self, step: int, *, steps: int) -> bool:
         """True at every multiple of `every` and at the end, once each."""
-        return step > 0 and step not in self._done and (step % self.every == 0 or step == steps)
+        if step in self._done or (step == 0 and not self.from_start):
+            return False
+        return step % self.every == 0 or step == steps
 
     def run(self, *, step: int) -> dict[str, float]:
         """Score, keep the weights if they are the best, take them into the average."""
         started = time.monotonic()
         numbers = self.score()
-        self.trainer.keep_if_best_(numbers[self.metric])
-        self.trainer.average_()
+        trainer = self.trainer
+        kept, optim = trainer.kept, trainer.config.optim
+        kept.keep_if_best_(
+            trainer.scored, score=numbers[self.metric], loss=numbers["loss"], step=step
+        )
+        if step > (1 - optim.average) * trainer.steps:
+            kept.average_(trainer.scored)
         self._done.add(step)
-        best = self.trainer.best
+        best = kept.best
         assert best is not None
         logger.info(
             "validation at step %d: %s %.4f, best %.4f at step %d (%.1f s)",
@@ -68,7 +79,7 @@ class Validation:
         return {f"{_PREFIX}{name}": value for name, value in numbers.items()}
 
     def score(self) -> dict[str, float]:
-        """The numbers of the network that is scored, as its weights are now."""
+        """The numbers of the network that is scored, as its weights are now, and its `loss`."""
         trainer = self.trainer
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
@@ -80,7 +91,18 @@ class Validation:
                 title="validation",
                 batch_seconds=self.batch_seconds,
             )
-        return part.numbers
+        return {**part.numbers, "loss": self._loss(part)}
+
+    def _loss(self, part: PartScores) -> float:
+        """Mean over the clips in nats, the heads' summed; of the mean probability of windows."""
+        outputs = self.trainer.outputs
+        losses = classification_loss(
+            part.scores,
+            self.found.one_hot(part.positions),
+            sizes=outputs.sizes,
+            multi_label=outputs.multi_label,
+        )
+        return float(losses.mean())
 
     def shown(self, scores: dict[str, float]) -> dict[str, str]:
         """`valid=0.81`."""

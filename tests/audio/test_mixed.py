@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from scipy.stats import beta, kstest
 
@@ -110,3 +111,31 @@ def test_a_clip_is_changed_alike_in_any_batch():
     x, draws = torch.randn(6, 1, 8, 16), torch.rand(6, 7)
     whole = augment(x, draws=draws)
     assert torch.equal(augment(x[2:3], draws=draws[2:3])[0], whole[2])
+
+
+def test_clips_shorter_than_a_segment_keep_their_length(tmp_path):
+    for i, size in enumerate((300, 5000, 700)):
+        wave = 0.3 * np.sin(np.arange(size) / 5).astype(np.float32)
+        soundfile.write(tmp_path / f"{i}.wav", wave, 16000, subtype="FLOAT")
+    words = {"num_samples": 800, "sample_rate": 16000, "seed": 1, "num_segments": 1}
+    segments = SegmentDataset(open_corpus(tmp_path), pad=False, **words)
+    items = [MixedSegments(segments, rate=0.0)[position] for position in range(3)]
+    assert {item["clip"]: len(item["waveform"]) for item in items} == {0: 300, 1: 800, 2: 700}
+    batch = collate_mixed(items)
+    for item, row, size in zip(items, batch["waveform"], batch["samples"].tolist(), strict=True):
+        assert torch.equal(row[:size], item["waveform"])
+        assert size == len(item["waveform"])
+        assert not row[size:].any()
+    for position in range(9):  # as long as the longer of the two
+        item = MixedSegments(segments, rate=1.0)[position]
+        sizes = [{0: 300, 1: 800, 2: 700}[item[key]] for key in ("clip", "partner")]
+        assert len(item["waveform"]) == max(sizes)
+
+
+def test_a_shorter_clip_is_changed_as_it_would_be_alone():
+    augment = ClipAugment(time_shift=3, noise_std=0.2, freq_mask=2, time_mask=4)
+    x, draws, lengths = torch.randn(40, 1, 8, 16), torch.rand(40, 7), torch.arange(40) % 13 + 4
+    whole = augment(x, draws=draws, lengths=lengths)
+    for i, size in enumerate(lengths.tolist()):
+        alone = augment(x[i : i + 1, ..., :size], draws=draws[i : i + 1])
+        assert torch.equal(whole[i : i + 1, ..., :size], alone)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from ssmast.encoder import load_encoder
 from ssmast.evaluation import evaluate
 from ssmast.evaluation.labelled import load_labelled
 from ssmast.settings import parse
-from ssmast.training import finetune, pretrain
+from ssmast.training import finetune, pretrain, replay
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune_config import SCHEDULES, FinetuneConfig
+from ssmast.training.finetune_setup import sized
 from ssmast.training.finetuning import Finetuning
+from ssmast.training.kept_weights import KeptWeights
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.trainer import BaseTrainer
 from tests.audio.datasets.conftest import Mini, mini
@@ -37,7 +40,7 @@ __all__ = ["mini"]  # a fixture
 SMALL = (
     "recipe=finetune_small", "steps=4", "batch_size=4", "workers=0", "checkpoint_every=2",
     "log_every=1", "front_end.num_mels=32", "clips.frames=32", "tensorboard=false", "threads=1",
-    "front_end.stats_clips=8", "scoring.every=2", "heads.freeze=0",
+    "front_end.stats_clips=8", "scoring.every=2", "heads.freeze=0", "optim.lr=1e-5",
 )  # fmt: skip
 
 
@@ -143,16 +146,35 @@ def test_non_finite_steps_are_skipped_and_end_the_run_as_in_pretraining(
     step = Finetuning.train_step
 
     def train_step(self, micro_batches):
-        if self.step in (1, 2):
-            micro_batches[0]["waveform"][0] = float("nan")
+        if self.step in (0, 1, 2):
+            micro_batches[0]["waveform"][:] = float("nan")
         return step(self, micro_batches)
 
     monkeypatch.setattr(Finetuning, "train_step", train_step)
-    assert _run("max_skipped=2", data=tones, run=tmp_path / "run") == 1
+    assert _run("max_skipped=2", "steps=5", data=tones, run=tmp_path / "run") == 1
     assert "2 steps in a row gave a non-finite loss" in capsys.readouterr().err
-    assert _run(data=tones, run=tmp_path / "other") == 0
+    assert _run("steps=5", data=tones, run=tmp_path / "other") == 0
     rows = read_metrics(tmp_path / "other" / "metrics.jsonl")
-    assert [row["step"] for row in rows if row.get("skipped")] == [2, 3]
+    assert [row["step"] for row in rows if row.get("skipped")] == [1, 2, 3]
+    assert all(math.isfinite(row["loss"]) for row in rows if row["step"] > 3 and "loss" in row)
+    capsys.readouterr()
+    assert replay.main([f"run={tmp_path / 'other'}", "step=3"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "step,position,clip,peak,rms,finite,name"
+    trained = {f"{i:03d}.wav" for i in range(24) if i // 3 % 4 < 2}
+    assert len(lines) == 5
+    for line in lines[1:]:
+        step, position, *_, finite, name = line.split(",")
+        assert (step, finite) == ("3", "True")
+        assert 8 <= int(position) < 12
+        assert name in trained
+
+
+def test_a_run_draws_what_the_network_is_fed(finished, tones, tmp_path):
+    assert (finished / "views.png").read_bytes()[:4] == b"\x89PNG"
+    assert "data:image/png" in (finished / "report.html").read_text()
+    assert _run("show_views=0", "steps=1", data=tones, run=tmp_path / "run") == 0
+    assert not (tmp_path / "run" / "views.png").exists()
 
 
 def test_micro_batches_give_the_whole_batchs_step(tones, tmp_path):
@@ -178,8 +200,12 @@ def test_a_frozen_backbone_stands_still_and_the_head_does_not(tones, tmp_path):
 
 def test_the_best_weights_are_those_of_the_best_validation(tones, tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.4, 0.9])
-    keep = Finetuning.keep_if_best_
-    monkeypatch.setattr(Finetuning, "keep_if_best_", lambda self, _: keep(self, next(scores)))
+    keep = KeptWeights.keep_if_best_
+
+    def keep_if_best_(self, network, *, score, loss, step):
+        keep(self, network, score=next(scores), loss=1.0, step=step)
+
+    monkeypatch.setattr(KeptWeights, "keep_if_best_", keep_if_best_)
     words = ["scoring.every=1", "optim.average=0", "checkpoint_every=1", "keep_checkpoints=9"]
     assert _run(*words, data=tones, run=tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "test.json").read_text())
@@ -219,6 +245,10 @@ def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, f
     assert "model: mast_nano" in config
     init = json.loads((tmp_path / "run" / "init.json").read_text())
     assert "patch_embed.proj.weight" in init["used"]
+    assert set(init["fitted"]) >= {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
+    words = [f"init={finished}", "heads.probe=false", "steps=1", "clips.frames=48"]
+    assert _run(*words, data=tones, run=tmp_path / "random") == 0
+    init = json.loads((tmp_path / "random" / "init.json").read_text())
     assert set(init["random"]) >= {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
     before, after = load_encoder(finished / "encoder"), load_encoder(tmp_path / "run" / "encoder")
     assert after.log_mel.settings() == before.log_mel.settings()
@@ -425,14 +455,27 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
         recipes=RECIPES,
     )
     assert config is not None
-    config = replace(config, batch_size=0, epochs=0.0, clips=replace(config.clips, frames=0))
+    config = replace(
+        config,
+        batch_size=0,
+        epochs=0.0,
+        clips=replace(config.clips, frames=0),
+        optim=replace(config.optim, lr=0.0),
+    )
     method = finetune.Supervised(config)
     assert method._setup.split.name == "fold 2"
-    assert (method.config.batch_size, method.config.epochs) == (16, 80.0)
+    assert (method.config.batch_size, method.config.epochs) == (16, 40.0)
     lengths = [len(soundfile.read(file)[0]) for file in sorted(tones.glob("*.wav"))]
     assert method.frames == 64  # 0.2 to 0.4 s
     assert 0.9 * max(lengths) / 160 <= 64
     assert len(open_corpus(tones)) == 24
+    assert method.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
+    found = [sized(replace(config, init="imagenet"), num_clips=n) for n in (100, 1000, 9000)]
+    assert [c.optim.lr for c in found] == pytest.approx([3e-5, 3e-4, 3e-4])
+    assert [c.epochs for c in found] == [32, 10, 5]
+    assert [c.batch_size for c in found] == [16, 32, 64]
+    kept = replace(config, batch_size=8, epochs=3.0, optim=replace(config.optim, lr=0.1))
+    assert sized(kept, num_clips=100) == kept
 
 
 @pytest.mark.slow

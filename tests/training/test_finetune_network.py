@@ -47,6 +47,14 @@ def test_calibrated_features_have_mean_zero_and_a_like_spread():
     torch.testing.assert_close(seen.mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
     assert float(seen.std(dim=0).max()) < 1.01
     assert torch.isfinite(seen).all()
+    bad = features.clone()
+    bad[3, 1] = float("nan")
+    layers.calibrate_(bad)  # a clip that is not finite does not spoil the run
+    torch.testing.assert_close(layers.centre, features[torch.arange(200) != 3].mean(dim=0))
+    fresh = HeadLayers(4, [2])
+    fresh.calibrate_(torch.full((5, 4), float("nan")))
+    assert not fresh.is_calibrated
+    assert layers.is_calibrated
 
 
 def test_a_head_may_pool_by_frequency_row():

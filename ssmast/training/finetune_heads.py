@@ -1,0 +1,186 @@
+"""Heads that begin as linear probes, fitted before the backbone moves."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssmast.audio import Corpus
+from ssmast.classifier import Classifier, Outputs
+from ssmast.evaluation.embed import embed_corpus
+from ssmast.evaluation.labelled import LabelledSet
+from ssmast.evaluation.linear import fit_linear
+from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.splits import Split
+from ssmast.model import Backbone
+from ssmast.training.finetune_network import HeadLayers, features_of
+
+
+class FrozenFeatures:
+    """What the linear layers see of whole clips; an `Embedder`.
+
+    Of a clip longer than a window the mean over its windows, so that a linear layer of it is the
+    mean of the windows' logits.
+
+    Args:
+        classifier: whose network, windows and front end it uses.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        network = cast(Backbone, classifier.network)
+        self.dim = network.head_hidden_size
+        self._windows = Classifier(
+            _BeforeHeads(network),
+            classifier.log_mel,
+            outputs=Outputs([], False),
+            frames=classifier.frames,
+            max_windows=classifier.max_windows,
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz at which the front end works."""
+        return self._windows.sample_rate
+
+    @property
+    def sha256(self) -> str:
+        """None: these features are not kept on disk."""
+        return ""
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the weights decides a vector."""
+        return self._windows.settings()
+
+    def embed_clips(self, waveforms: Any, *, batch_seconds: float = 60.0) -> Tensor:
+        """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
+        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
+        return torch.stack([rows.mean(dim=0) for rows in found])
+
+
+class _BeforeHeads(nn.Module):
+    """A network up to its linear layers."""
+
+    def __init__(self, network: Backbone) -> None:
+        super().__init__()
+        self.network, self.fewest_frames = network, network.fewest_frames
+
+    def forward(self, log_mel: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """(B, 1, F, T) -> features (B, D)."""
+        return features_of(self.network, log_mel, lengths=lengths, frozen=True)
+
+
+class ProbedHead(NamedTuple):
+    """A linear layer on standardised features.
+
+    Attributes:
+        weight: (C, D).
+        bias: (C,).
+        chosen: learning rate and penalty that the validation part decided.
+        valid: its score there.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    chosen: dict[str, Any]
+    valid: float
+
+
+class ProbedHeads(NamedTuple):
+    """All heads of a set.
+
+    Attributes:
+        centre: mean of the training part's features (D,).
+        scale: their standard deviation (D,); 1 for a feature that does not vary.
+        heads: in the order of the set's.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    heads: list[ProbedHead]
+
+    def write_(self, layers: HeadLayers) -> None:
+        """Into the layers of a network."""
+        with torch.no_grad():
+            layers.centre.copy_(self.centre)
+            layers.scale.copy_(self.scale)
+            for layer, head in zip(layers.layers, self.heads, strict=True):
+                cast(nn.Linear, layer).weight.copy_(head.weight)
+                cast(nn.Linear, layer).bias.copy_(head.bias)
+
+
+def fit_heads(
+    features: Tensor, found: LabelledSet, split: Split, *, places: Tensor, metric: str, seed: int
+) -> ProbedHeads:
+    """Linear probes of the training part, their penalty chosen on the validation part.
+
+    Args:
+        features: (n, D).
+        found: the set.
+        split: of it.
+        places: position in the set of each row, int64 (n,).
+        metric: to choose by, where a probe of one head has it.
+        seed: of the order of the clips.
+
+    Source: Kumar et al. 2022 (LP-FT): fine-tuning from a random head distorts what was pretrained
+    before the head is of use.
+    """
+    row = {int(place): index for index, place in enumerate(places)}
+    parts = {
+        name: [int(position) for position in positions if int(position) in row]
+        for name, positions in split.parts().items()
+        if name != "test"
+    }
+    rows = {name: torch.tensor([row[p] for p in own]) for name, own in parts.items()}
+    train = features[rows["train"]].double()
+    centre, scale = train.mean(dim=0), train.std(dim=0, correction=0)
+    scale = torch.where(scale <= 1e-6 * centre.abs() + 1e-12, 1.0, scale)
+    ready = {name: ((features[at].double() - centre) / scale).float() for name, at in rows.items()}
+    by = get_metric(metric if metric in METRICS else "map" if found.multi_label else "accuracy")
+    heads = []
+    for index, head in enumerate(found.heads):
+        targets = {name: _targets(found, index, own) for name, own in parts.items()}
+        fitted = fit_linear(
+            (ready["train"], targets["train"]),
+            (ready["valid"], targets["valid"]),
+            num_classes=len(head.classes),
+            metric=by,
+            num_seeds=1,
+            seed=seed,
+        )
+        bias = fitted.scores(torch.zeros(1, features.shape[1]))[0, 0]
+        weight = fitted.scores(torch.eye(features.shape[1]))[0] - bias  # (D, C)
+        heads.append(ProbedHead(weight.T.contiguous(), bias, fitted.chosen, fitted.valid[0]))
+    return ProbedHeads(centre.float(), scale.float(), heads)
+
+
+def frozen_features(
+    classifier: Classifier,
+    found: LabelledSet,
+    corpus: Corpus,
+    split: Split,
+    *,
+    batch_seconds: float,
+) -> tuple[Tensor, Tensor]:
+    """Features (n, D) of the training and validation clips that can be read, and their positions.
+
+    Args:
+        classifier: with the network.
+        found: the set.
+        corpus: of the set's folder.
+        split: of the set.
+        batch_seconds: audio that goes through the network at once.
+    """
+    positions = torch.cat([torch.from_numpy(part) for part in (split.train, split.valid)])
+    embedded = embed_corpus(
+        FrozenFeatures(classifier),
+        corpus.take(found.rows[positions.numpy()]),
+        title="frozen features",
+        batch_seconds=batch_seconds,
+    )
+    return embedded.values, positions[torch.from_numpy(embedded.rows)]
+
+
+def _targets(found: LabelledSet, head: int, positions: list[int]) -> Tensor:
+    """As `fit_linear` takes them."""
+    where = torch.tensor(positions).numpy()
+    return found.one_hot(where) if found.multi_label else found.class_numbers(head, where)
