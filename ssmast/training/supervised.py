@@ -20,6 +20,7 @@ from ssmast.evaluation.evaluate import (
     plain_numbers,
     result_of,
 )
+from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import write_text
 from ssmast.model import create_model
