@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder_pieces import evaluating
 
 
 class Outputs(NamedTuple):
@@ -163,10 +164,8 @@ class Classifier:
         length = self.log_mel.samples(self.frames)
         device = self.log_mel.filterbank.device
         size = max(1, int(batch_seconds / self.window_seconds))
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
         rows = []
-        try:
+        with evaluating(self.network):
             for at in range(0, len(windows), size):
                 part = windows[at : at + size]
                 batch = torch.zeros(len(part), length)
@@ -174,9 +173,6 @@ class Classifier:
                     piece = waveforms[clip][max(start, 0) : max(start + length, 0)]
                     row[max(-start, 0) :][: len(piece)] = piece
                 rows.append(self.network(self.log_mel(batch.to(device))).float().cpu())
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return torch.cat(rows)
 
 

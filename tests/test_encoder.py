@@ -13,7 +13,8 @@ import torch
 
 import ssmast
 from ssmast.audio import LogMel, read_audio
-from ssmast.encoder import Encoder, load_encoder, random_twin
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.evaluation.baselines import random_twin
 from ssmast.model import create_model, pool_tokens
 
 RATE = 16000
@@ -186,7 +187,7 @@ def test_pieces_of_a_long_clip_are_slices_of_its_log_mel(encoder):
     lengths = [chunk.length for chunk in chunks]
     assert max(lengths) - min(lengths) <= cutter.stride  # no short tail
     for chunk in chunks:
-        log_mel, _ = cutter.log_mels([clip], [chunk], device=torch.device("cpu"))
+        log_mel, _ = cutter.log_mels([clip], [chunk])
         piece = whole[..., chunk.start : chunk.start + chunk.length]
         torch.testing.assert_close(log_mel, piece, atol=1e-4, rtol=1e-5)
 
@@ -550,3 +551,17 @@ def test_nasty_files_give_vectors_or_sentences(encoder, shared_data):
             assert embedding.isfinite().all()
     assert 0 < good < len(files)
     assert all(name in text and "\n" not in text for name, text in sentences)
+
+
+def test_a_variant_shares_the_weights_and_nothing_that_is_changed(encoder):
+    settings, clip = encoder.settings(), noise(40000)
+    other = encoder.variant(pooling="mean", layers="stages", chunk_seconds=1.0)
+    assert (other.pooling, other.layers, other.chunk_seconds) == ("mean", "stages", 1.0)
+    assert (other.sha256, other.info) == (encoder.sha256, encoder.info)
+    assert other.backbone is encoder.backbone
+    assert other.log_mel is not encoder.log_mel  # moved to a device by itself
+    assert encoder.settings() == settings
+    assert torch.equal(encoder.variant().embed(clip, RATE), encoder.embed(clip, RATE))
+    assert encoder.variant(info={}).info == {}
+    with pytest.raises(ValueError, match="layers must be one of last, stages, blocks, got 'first'"):
+        encoder.variant(layers="first")

@@ -69,7 +69,7 @@ class UpstreamExpert(nn.Module):
 
     def _piece(self, wav: Tensor, chunk: Chunk) -> list[Tensor]:
         cutter = self.encoder._chunks()
-        log_mel, _ = cutter.log_mels([wav], [chunk], device=self.encoder.device)
+        log_mel, _ = cutter.log_mels([wav], [chunk])
         outcomes = self.encoder.backbone.encode_blocks(log_mel)
         stem = self.encoder.backbone.patch_embed.length(1, chunk.length)
         if chunk.start + chunk.length < cutter.frames(len(wav)):

@@ -1,4 +1,4 @@
-"""What an encoder must beat: statistics of a log-mel spectrogram, with nothing learnt."""
+"""What an encoder must beat: itself untrained, and statistics of a log-mel spectrogram."""
 
 import hashlib
 import json
@@ -7,6 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ssmast.encoder import Encoder
+from ssmast.encoder_config import build_parts
+
+
+def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
+    """The same architecture, front end and pooling with fresh weights: what training must beat.
+
+    Args:
+        encoder: to copy all but the weights of; made or loaded, on any device.
+        seed: of the fresh weights; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, _ = build_parts(encoder.config())
+    twin = encoder.variant(backbone=backbone, info={"network": "untrained", "seed": seed})
+    return twin.to(encoder.device)
 
 
 class LogMelStatistics(nn.Module):

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import open_corpus
-from ssmast.encoder import load_encoder, random_twin
+from ssmast.encoder import load_encoder
 from ssmast.evaluation import picture
-from ssmast.evaluation.baselines import LogMelStatistics
+from ssmast.evaluation.baselines import LogMelStatistics, random_twin
 from ssmast.evaluation.cluster_table import clusters_table
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
 from ssmast.evaluation.embed import Embedder, embed_corpus

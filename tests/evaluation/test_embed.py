@@ -59,7 +59,8 @@ def test_the_cache_is_used_and_a_damaged_one_replaced(sets, tmp_path, caplog):
 
 
 def test_the_key_follows_weights_settings_and_audio(sets, tiny_encoder, encoder_folder):
-    from ssmast.encoder import load_encoder, random_twin
+    from ssmast.encoder import load_encoder
+    from ssmast.evaluation.baselines import random_twin
 
     corpus, other = open_corpus(sets / "tones"), open_corpus(sets / "more_tones")
     key = cache_key(tiny_encoder, corpus)
