@@ -35,6 +35,9 @@ VERSION = 1
 # neighbours of like length, and a bound on memory (32 MB, and one clip more).
 _WINDOW_SAMPLES, _WINDOW_CLIPS = 8_000_000, 512
 
+# Rows of a corpus, each with its waveform (S,) or the reason why it has none.
+Window = list[tuple[int, Tensor | str]]
+
 
 class Embedder(Protocol):
     """What can be scored: an `Encoder`, or a baseline that looks like one."""
@@ -136,47 +139,40 @@ def _embed(
     crop: Crop | None,
     parts: Parts | None,
 ) -> Embeddings:
-    done, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
+    # What was done before, by whichever process, lies with the first one.
+    found, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
     share = list(rest)[state.rank :: state.size]
-    rows: list[int] = []
-    values: list[Tensor] = []
-    rejected: list[tuple[str, str]] = []
     with Progress(title, total=len(share), enabled=state.is_main) as progress:
         for window in read_windows(corpus, share, embedder.sample_rate, workers, crop):
-            before = len(rows), len(values), len(rejected)
-            good = [(row, audio) for row, audio in window if isinstance(audio, Tensor)]
-            rejected += [
-                (corpus.name(row), str(bad)) for row, bad in window if isinstance(bad, str)
-            ]
-            if good:
-                vectors = embedder.embed_clips(
-                    [audio for _, audio in good], batch_seconds=batch_seconds
-                )
-                finite = vectors.isfinite().all(dim=1)
-                rows += [row for (row, _), ok in zip(good, finite, strict=True) if ok]
-                values.append(vectors[finite])
-                rejected += [
-                    (corpus.name(row), "its embedding is not finite")
-                    for (row, _), ok in zip(good, finite, strict=True)
-                    if not ok
-                ]
+            found.append(embed_window(embedder, corpus, window, batch_seconds=batch_seconds))
             if parts is not None:
-                new = _embeddings(
-                    rows[before[0] :], values[before[1] :], rejected[before[2] :], embedder.dim
-                )
-                parts.add(new, seen=[row for row, _ in window])
+                parts.add(found[-1], seen=[row for row, _ in window])
             progress.advance(len(window))
-    mine = _embeddings(rows, values, rejected, embedder.dim)
-    if state.is_main:  # what was done before, by whichever process
-        mine = joined([*done, mine])
-    return _gather(mine, state)
+    return _gather(joined(found, dim=embedder.dim), state)
 
 
-def _embeddings(
-    rows: list[int], values: list[Tensor], rejected: list[tuple[str, str]], dim: int
+def embed_window(
+    embedder: Embedder, corpus: Corpus, window: Window, *, batch_seconds: float
 ) -> Embeddings:
-    stacked = torch.cat(values) if values else torch.zeros(0, dim)
-    return Embeddings(values=stacked, rows=np.array(rows, dtype=np.int64), rejected=rejected)
+    """Vectors of clips that `read_windows` gave; those without one stand under `rejected`.
+
+    Args:
+        embedder: to embed with.
+        corpus: the clips, for their names.
+        window: of rows and waveforms, or why there is none.
+        batch_seconds: audio that goes through the encoder at once.
+    """
+    rejected = [(corpus.name(row), bad) for row, bad in window if isinstance(bad, str)]
+    rows = np.array([row for row, audio in window if isinstance(audio, Tensor)], dtype=np.int64)
+    values = torch.zeros(0, embedder.dim)
+    if len(rows):
+        clips = [audio for _, audio in window if isinstance(audio, Tensor)]
+        values = embedder.embed_clips(clips, batch_seconds=batch_seconds)
+        finite = values.isfinite().all(dim=1)
+        bad = rows[(~finite).numpy()]
+        rejected += [(corpus.name(int(row)), "its embedding is not finite") for row in bad]
+        values, rows = values[finite], rows[finite.numpy()]
+    return Embeddings(values=values, rows=rows, rejected=rejected)
 
 
 def read_windows(
@@ -185,7 +181,7 @@ def read_windows(
     sample_rate: int,
     workers: int = 0,
     crop: Crop | None = None,
-) -> Iterator[list[tuple[int, Tensor | str]]]:
+) -> Iterator[Window]:
     """Decoded clips (or why not) some hundred at a time, read ahead by threads."""
 
     def read(row: int) -> Tensor | str:
@@ -201,7 +197,7 @@ def read_windows(
     workers = workers or min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     pending: deque[tuple[int, Future[Tensor | str]]] = deque()
-    window: list[tuple[int, Tensor | str]] = []
+    window: Window = []
     samples = 0
     try:
         for row in [*rows, None]:

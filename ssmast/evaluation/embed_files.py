@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssmast.audio import Corpus, Quarantine, open_corpus
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.embed import cache_key, read_windows
-from ssmast.evaluation.embedding_cache import Embeddings, load, store
+from ssmast.evaluation.embed import cache_key, embed_window, read_windows
+from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state
 from ssmast.evaluation.progress import Progress
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
@@ -137,11 +135,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     if not state.is_main:
         return None
     parts = [part for part in map(load, files) if part is not None]
-    found = Embeddings(
-        values=torch.cat([part.values for part in parts]),
-        rows=np.concatenate([part.rows for part in parts]),
-        rejected=[pair for part in parts for pair in part.rejected],
-    )
+    found = joined(parts, dim=encoder.dim)
     quarantine.add(found.rejected)
     if not len(found.rows):
         name, reason = found.rejected[0]
@@ -156,23 +150,9 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    kept: list[int] = []
-    values: list[Tensor] = [torch.zeros(0, encoder.dim)]
-    rejected: list[tuple[str, str]] = []
-    for window in read_windows(corpus, rows, encoder.sample_rate, config.workers):
-        good = [(row, audio) for row, audio in window if isinstance(audio, Tensor)]
-        rejected += [(corpus.name(row), bad) for row, bad in window if isinstance(bad, str)]
-        if good:
-            clips = [audio for _, audio in good]
-            vectors = encoder.embed_clips(clips, batch_seconds=config.batch_seconds)
-            finite = vectors.isfinite().all(dim=1)
-            kept += [row for (row, _), ok in zip(good, finite, strict=True) if ok]
-            values.append(vectors[finite])
-            bad = [row for (row, _), ok in zip(good, finite, strict=True) if not ok]
-            rejected += [(corpus.name(row), "its embedding is not finite") for row in bad]
-    return Embeddings(
-        values=torch.cat(values), rows=np.array(kept, dtype=np.int64), rejected=rejected
-    )
+    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers)
+    made = [embed_window(encoder, corpus, w, batch_seconds=config.batch_seconds) for w in windows]
+    return joined(made, dim=encoder.dim)
 
 
 def _wait(state: Processes) -> None:

@@ -35,11 +35,11 @@ class Embeddings:
     seen: list[int] = field(default_factory=list)
 
 
-def joined(parts: Sequence[Embeddings]) -> Embeddings:
-    """Several put together, in the order of the corpus."""
-    rows = np.concatenate([part.rows for part in parts])
+def joined(parts: Sequence[Embeddings], *, dim: int) -> Embeddings:
+    """Several put together, in the order of the corpus; none give no vectors (0, `dim`)."""
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows for part in parts)])
     order = np.argsort(rows)
-    values = torch.cat([part.values for part in parts])
+    values = torch.cat([torch.zeros(0, dim), *(part.values for part in parts)])
     return Embeddings(
         values=values[torch.from_numpy(order)],
         rows=rows[order],
@@ -86,7 +86,8 @@ class Parts:
         self._seen += seen
         if time.monotonic() - self._last >= self.EVERY:
             first = min(self._seen)
-            store(self._folder / f"{first:010d}.safetensors", joined(self._pending), self._seen)
+            together = joined(self._pending, dim=new.values.shape[1])
+            store(self._folder / f"{first:010d}.safetensors", together, self._seen)
             self._pending, self._seen, self._last = [], [], time.monotonic()
 
     def remove(self) -> None:
