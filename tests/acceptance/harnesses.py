@@ -2,12 +2,13 @@
 
     make harnesses ENCODER=FOLDER
 
-makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3 and xares 0.1.3 beside ssmast
-and runs `python tests/acceptance/harnesses.py FOLDER` in it. Exit status 1 if one of them is not
-content.
+makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3, xares 0.1.3 and mteb 2.26.24
+beside ssmast and runs `python tests/acceptance/harnesses.py FOLDER` in it. Exit status 1 if one of
+them is not content.
 
 heareval gets two toy tasks, one with train, valid and test and one with three folds, and one whose
-labels were shuffled: an encoder that sees through labels that mean nothing cheats.
+labels were shuffled: an encoder that sees through labels that mean nothing cheats. mteb gets two
+made-up audio tasks of its own, whose scores mean nothing: `mteb.evaluate` must take the encoder.
 """
 
 import json
@@ -47,6 +48,7 @@ def main(encoder: str) -> int:
         checks = {
             "hear-validator": lambda: _validator(encoder, environment),
             "X-ARES check_audio_encoder": lambda: _xares(encoder, environment),
+            "mteb.evaluate": lambda: _mteb(encoder, environment),
             "heareval": lambda: _heareval(encoder, root, environment),
         }
         content = {name: check() for name, check in checks.items()}
@@ -65,6 +67,20 @@ def _xares(encoder: str, environment: dict[str, str]) -> bool:
         "import sys; from ssmast.adapters.xares import xares_encoder;"
         "from xares.audio_encoder_checker import check_audio_encoder;"
         "sys.exit(not check_audio_encoder(xares_encoder(sys.argv[1])()))"
+    )
+    return _run([sys.executable, "-c", code, encoder], environment)
+
+
+def _mteb(encoder: str, environment: dict[str, str]) -> bool:
+    code = (
+        "import sys, mteb; from ssmast.adapters.mteb import MtebEncoder;"
+        "from mteb.models.models_protocols import EncoderProtocol;"
+        "from mteb.mocks.mock_tasks import MockAudioClassification, MockAudioPairClassification;"
+        "model = MtebEncoder(sys.argv[1]); assert isinstance(model, EncoderProtocol);"
+        "tasks = [MockAudioClassification(), MockAudioPairClassification()];"
+        "found = mteb.evaluate(model, tasks, cache=None, co2_tracker=False);"
+        "print(found.model_name, [result.get_score() for result in found.task_results]);"
+        "sys.exit(len(found.task_results) != 2)"
     )
     return _run([sys.executable, "-c", code, encoder], environment)
 
