@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.audio import LogMel
+from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder_pieces import evaluating
 
@@ -101,7 +101,9 @@ class Classifier:
             "max_windows": self.max_windows,
         }
 
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
         """Scores of clips (S,) at `sample_rate`.
 
         Args:
@@ -119,7 +121,7 @@ class Classifier:
         return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
 
     def windows(
-        self, waveform: Tensor, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
+        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
     ) -> Windows:
         """Scores of one window after the other.
 
@@ -156,7 +158,7 @@ class Classifier:
     @torch.no_grad()
     def _logits(
         self,
-        waveforms: Sequence[Tensor],
+        waveforms: Sequence[Tensor | LongSound],
         windows: Sequence[tuple[int, int]],
         *,
         batch_seconds: float,
@@ -170,7 +172,7 @@ class Classifier:
                 part = windows[at : at + size]
                 batch = torch.zeros(len(part), length)
                 for row, (clip, start) in zip(batch, part, strict=True):
-                    piece = waveforms[clip][max(start, 0) : max(start + length, 0)]
+                    piece = torch.as_tensor(waveforms[clip][max(start, 0) : start + length])
                     row[max(-start, 0) :][: len(piece)] = piece
                 rows.append(self.network(self.log_mel(batch.to(device))).float().cpu())
         return torch.cat(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import LongSound, open_long, read_audio, resample
+from ssmast.audio import LongSound, open_audio, resample
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 Clip = str | Path | Samples | Tensor
@@ -34,8 +34,8 @@ def read_clips(
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted) for item in waveform]
     if isinstance(waveform, str | Path):
-        long = open_long(waveform, sample_rate=wanted)
-        return [long or torch.from_numpy(read_audio(waveform, sample_rate=wanted))]
+        sound = open_audio(waveform, sample_rate=wanted)
+        return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
     if isinstance(waveform, Tensor):
         waveform = waveform.detach().cpu()
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()

@@ -56,6 +56,9 @@ def embed_pieces(
         for chunk, vector in zip(batch, vectors, strict=True):
             means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
             maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
+            clip = clips[chunk.clip]
+            if isinstance(clip, LongSound) and chunk.start + chunk.length == totals[chunk.clip]:
+                clip.close()  # there may be thousands, and each holds its last piece
     return torch.where(is_max, maxima, means)
 
 

@@ -227,7 +227,7 @@ def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
     files = [tmp_path / f"long.{kind}", tmp_path / "short.wav", tmp_path / f"long.{kind}"]
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    monkeypatch.setattr("ssmast.encoder_input.read_audio", lambda path, sample_rate: waveform[:1])
+    monkeypatch.setattr("ssmast.audio.read.read_long", None)  # never whole
     found = encoder.embed(files, batch_seconds=3.0)
     assert (found[1] - wanted).abs().max() > 1e-2
     for row in (0, 2):
@@ -407,6 +407,17 @@ def test_a_damaged_file_is_named(folder, name):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"no encoder folder: it has no {name}"):
+        load_encoder(folder)
+
+
+def test_a_file_without_a_checksum_is_not_loaded(folder):
+    sums = json.loads((folder / "checksums.json").read_text())
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    sums.pop("model.safetensors")
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(ValueError, match=r"damaged: it has no checksum of model\.safetensors"):
         load_encoder(folder)
 
 

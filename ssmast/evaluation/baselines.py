@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmast.audio import LongSound
 from ssmast.encoder import Encoder
 from ssmast.encoder_config import build_parts
 
@@ -83,8 +84,11 @@ class LogMelStatistics(nn.Module):
         log_mel = (power.transpose(1, 2) @ self.filters + self.eps).log()  # (B, T, num_mels)
         return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
 
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
-        """One vector for each clip (S,) at 16 kHz, on the CPU."""
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
+        """One vector for each clip (S,) at 16 kHz, on the CPU; a long one is held whole."""
         device = self.window.device
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.cat([self(clip.to(device)[None]).cpu() for clip in waveforms])
+        clips = (torch.as_tensor(clip[:]) for clip in waveforms)
+        return torch.cat([self(clip.to(device)[None]).cpu() for clip in clips])
