@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow harnesses check lint format clean
+.PHONY: demo test test-slow results harnesses check lint format clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -16,6 +16,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# The tables of RESULTS.md: make results POOL=FOLDER DATA=SETS; without both, on the built-in corpus, to be printed.
+TASKS ?= all
+
+results: $(READY)
+	$(BIN)/python benchmarks/results.py pool="$(POOL)" data="$(DATA)" tasks="$(TASKS)" $(if $(DATA),page=RESULTS.md)
 
 # What HEAR's and X-ARES' own tools say of an encoder folder: make harnesses ENCODER=runs/demo/encoder
 HARNESSES := .venv-harnesses

@@ -5,9 +5,14 @@ timm itself is imported. The names below load on first use.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssmast.timm_hook import register_models
+
+if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
+    from ssmast.classifier import Classifier, load_classifier
+    from ssmast.encoder import Encoder, load_encoder
+    from ssmast.model import create_model, describe, list_models
 
 __version__ = "0.1.0"
 

@@ -239,7 +239,7 @@ def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flac", "mp3"])
-def test_an_hour_takes_less_than_a_gigabyte_in_all(tmp_path, kind):
+def test_an_hour_takes_little_more_memory_than_twenty_seconds(tmp_path, kind):
     torch.manual_seed(0)
     nano = create_model("mast_nano", num_classes=0, input_size=(128, 96))
     Encoder(nano, LogMel(mean=-8.0, std=4.5)).save(tmp_path / "nano")
@@ -248,22 +248,24 @@ def test_an_hour_takes_less_than_a_gigabyte_in_all(tmp_path, kind):
         for _ in range(60):
             file.write(block.astype(np.float32))
     code = (
-        "import re, sys, pathlib, ssmast;"
+        "import re, sys, pathlib, numpy, ssmast;"
         "encoder = ssmast.load_encoder(sys.argv[1]);"
         # Not ru_maxrss: that keeps the size of the process that started this one.
         "status = pathlib.Path('/proc/self/status');"
         "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', status.read_text())[1]) * 1024;"
-        "encoder.embed(sys.argv[2]); after_embed = peak();"
+        "encoder.embed(numpy.zeros(20 * 16000, dtype='float32'), 16000); before = peak();"
+        "encoder.embed(sys.argv[2]); after = peak();"
         "frames, times = encoder.embed_frames(sys.argv[2]);"
-        "print(after_embed, peak() - frames.nbytes - times.nbytes)"
+        "print(before, after, peak() - frames.nbytes - times.nbytes)"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "nano"), str(tmp_path / f"hour.{kind}")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    # 798 MB of it are PyTorch and timm; the vectors that embed_frames gives come on top.
-    embed, embed_frames = map(int, done.stdout.split())
-    assert embed < 1e9
-    assert embed_frames < 1e9
+    # PyTorch and timm take 0.8 to 0.9 GB before anything is read, which is theirs to change. The
+    # hour is 635 MB at its own rate and 230 MB at the encoder's: it is not held.
+    before, embed, embed_frames = map(int, done.stdout.split())
+    assert embed - before < 200e6
+    assert embed_frames - before < 200e6
 
 
 # -- frames ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssmast import __version__
@@ -29,6 +30,7 @@ from ssmast.encoder import Encoder
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError
 from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.optim import build_optimizer
 from ssmast.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -140,6 +142,22 @@ def build_encoder(
         layers=export.layers,
         chunk_seconds=export.chunk_seconds,
         info={**facts, "network": export.network, "version": __version__},
+    )
+
+
+def optimizer_of(
+    config: TrainConfig, model: nn.Module, *, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of `optim.*` over the model's parameters, or over groups of them."""
+    optim = config.optim
+    return build_optimizer(
+        model,
+        name=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        betas=_pair("optim.betas", optim.betas),
+        momentum=optim.momentum,
+        groups=groups,
     )
 
 

@@ -12,6 +12,7 @@ from ssmast.classifier import Classifier, Outputs
 from ssmast.contrastive import ema_update_
 from ssmast.evaluation.labelled import LabelledSet
 from ssmast.model import Backbone
+from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.finetune_config import FinetuneConfig
 from ssmast.training.finetune_network import (
@@ -21,12 +22,7 @@ from ssmast.training.finetune_network import (
     features_of,
 )
 from ssmast.training.gradients import GradientSum
-from ssmast.training.optim import (
-    build_optimizer,
-    layer_groups,
-    load_optimizer_,
-    optimizer_tensors,
-)
+from ssmast.training.optim import layer_groups, load_optimizer_, optimizer_tensors
 from ssmast.training.trainer import BaseTrainer
 
 _AUGMENT_STREAM = 0
@@ -86,21 +82,13 @@ class Finetuning(BaseTrainer):
             freq_mask=clips.freq_mask,
             time_mask=clips.time_mask,
         )
-        optim = config.optim
-        self.optimizer = build_optimizer(
+        groups = layer_groups(
             self.network,
-            name=optim.name,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            betas=(optim.betas[0], optim.betas[1]),
-            momentum=optim.momentum,
-            groups=layer_groups(
-                self.network,
-                weight_decay=optim.weight_decay,
-                layer_decay=optim.layer_decay,
-                scales=_head_scales(config.heads.lr_scale, self.outputs.sizes),
-            ),
+            weight_decay=config.optim.weight_decay,
+            layer_decay=config.optim.layer_decay,
+            scales=_head_scales(config.heads.lr_scale, self.outputs.sizes),
         )
+        self.optimizer = optimizer_of(config, self.network, groups=groups)
         self.best: Best | None = None
         self.average: dict[str, Tensor] = {}
         self.num_averaged = 0

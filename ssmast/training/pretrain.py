@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -32,11 +31,16 @@ from ssmast.training.init_weights import find_weights, read_weights, write_init_
 from ssmast.training.online_probe import OnlineProbe, small_tasks
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.session import run_training
-from ssmast.training.show_views import draw_masked, draw_views
+from ssmast.training.show_views import draw_inputs
 from ssmast.training.ss_mast import Pretraining
-from ssmast.training.ssast import MaskedPretraining, build_masked_encoder
+from ssmast.training.ssast import MaskedPretraining
 
 logger = logging.getLogger(__name__)
+
+_OBJECTIVES: dict[str, type[Pretraining] | type[MaskedPretraining]] = {
+    "ss_mast": Pretraining,
+    "ssast": MaskedPretraining,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -68,22 +72,17 @@ class SelfSupervised:
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config, self.frames = config, config.views.frames
+        self._objective = _OBJECTIVES[config.method]
         self._num_clips = 0
         self._trainer: Pretraining | MaskedPretraining
 
     def check(self) -> None:
         """Model and online probe must exist."""
         check_model(self.config.model)
-        if self._is_ssast:
-            with torch.device("meta"):  # refuses what cannot be hidden, before any audio is read
-                build_masked_encoder(self.config)
+        self._objective.check(self.config)
         probe = self.config.probe
         if probe.data:
             small_tasks(probe.data, tasks=probe.tasks, max_clips=probe.max_clips)
-
-    @property
-    def _is_ssast(self) -> bool:
-        return self.config.method == "ssast"
 
     def find_start(self) -> Path | None:
         """What `init` names."""
@@ -102,12 +101,7 @@ class SelfSupervised:
         self, accelerator: Accelerator, log_mel: LogMel, *, steps: int
     ) -> Pretraining | MaskedPretraining:
         """The method's networks and step."""
-        if self._is_ssast:
-            self._trainer = MaskedPretraining(
-                self.config, accelerator=accelerator, log_mel=log_mel, steps=steps
-            )
-            return self._trainer
-        self._trainer = Pretraining(
+        self._trainer = self._objective(
             self.config,
             accelerator=accelerator,
             log_mel=log_mel,
@@ -122,10 +116,8 @@ class SelfSupervised:
         report = trainer.start_from_(weights)
         if trainer.accelerator.is_main_process:
             logger.info("init %s: %s; the heads start random", start, report)
-            prefix = "backbone." if self._is_ssast else "branch.backbone."
-            write_init_json(
-                folder.path / "init.json", report, weights, trainer.model, prefix=prefix
-            )
+            file, prefix = folder.path / "init.json", trainer.backbone_prefix
+            write_init_json(file, report, weights, trainer.model, prefix=prefix)
 
     def watcher(self, folder: RunFolder, history: list[dict[str, Any]]) -> OnlineProbe | None:
         """The probe while training, on the encoder that would be exported; None if not wanted."""
@@ -144,14 +136,14 @@ class SelfSupervised:
     def alarm(self, history: list[dict[str, Any]]) -> Alarm:
         """The collapse alarm."""
         config = self.config
-        views = 1 if self._is_ssast else 2
-        return Alarm(mode=config.alarm, num_embeddings=views * config.batch_size, history=history)
+        embeddings = self._objective.num_segments * config.batch_size
+        return Alarm(mode=config.alarm, num_embeddings=embeddings, history=history)
 
     def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
-        """Two segments a clip; one to hide patches of."""
+        """As many segments a clip as the method wants."""
         return segment_loader(
             self.config,
-            build_dataset(self.config, source, num_segments=1 if self._is_ssast else 2),
+            build_dataset(self.config, source, num_segments=self._objective.num_segments),
             first_step=self._trainer.step,
             steps=self._trainer.steps,
             rank=rank,
@@ -162,9 +154,8 @@ class SelfSupervised:
         """views.png."""
         config = self.config
         if config.show_views and not folder.views.is_file():
-            draw = draw_masked if self._is_ssast else draw_views
             log_mel = self._trainer.log_mel
-            draw(folder.views, config, source, log_mel=log_mel, clips=config.show_views)
+            draw_inputs(folder.views, config, source, log_mel=log_mel, clips=config.show_views)
 
     def finish(self, folder: RunFolder, facts: dict[str, Any]) -> None:
         """encoder/ and report.html."""

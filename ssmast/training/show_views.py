@@ -66,8 +66,7 @@ def main(argv: list[str]) -> int:
     facts = folder.read_facts()
     mean, std = (facts["mean"], facts["std"]) if facts else _measure(config, corpus)
     out = Path(config.out)
-    draw = draw_masked if config.method == "ssast" else draw_views
-    draw(
+    draw_inputs(
         out,
         config,
         corpus,
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def draw_views(
+def draw_inputs(
     out: Path,
     config: PretrainConfig,
     corpus: Corpus,
@@ -88,7 +87,7 @@ def draw_views(
     clips: int,
     step: int = 1,
 ) -> None:
-    """Draw the first clips of a step's batch, with both views as the networks get them.
+    """Draw the first clips of a step's batch as the method's networks get them.
 
     Args:
         out: PNG file.
@@ -98,6 +97,20 @@ def draw_views(
         clips: how many to draw, at most a batch.
         step: whose batch.
     """
+    draw = draw_masked if config.method == "ssast" else draw_views
+    draw(out, config, corpus, log_mel=log_mel, clips=clips, step=step)
+
+
+def draw_views(
+    out: Path,
+    config: PretrainConfig,
+    corpus: Corpus,
+    *,
+    log_mel: LogMel,
+    clips: int,
+    step: int,
+) -> None:
+    """`draw_inputs` of method=ss_mast: both segments, both views, the patches dropped."""
     shown = step_views(config, corpus, log_mel=log_mel, step=step)
     rows = [_panels(config, shown, i, log_mel) for i in range(min(clips, config.batch_size))]
     names = [corpus.name(int(shown.batch.ids[i])) for i in range(len(rows))]
@@ -111,9 +124,9 @@ def draw_masked(
     *,
     log_mel: LogMel,
     clips: int,
-    step: int = 1,
+    step: int,
 ) -> None:
-    """The same for method=ssast: clips, and which of their patches are hidden."""
+    """`draw_inputs` of method=ssast: clips, and which of their patches are hidden."""
     with torch.device("meta"):
         backbone = build_masked_encoder(config).backbone
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
@@ -261,8 +274,18 @@ def _measure(config: PretrainConfig, corpus: Corpus) -> tuple[float, float]:
 
 
 def _settings_of_run(argv: list[str]) -> list[str]:
-    """`recipe=` of an existing run's own settings, where a run but no recipe is named."""
+    """`recipe=` of an existing run's own settings, where a run but no recipe is named.
+
+    Raises:
+        FileNotFoundError: if that run does not exist.
+    """
     given = dict(word.split("=", 1) for word in argv if "=" in word)
-    config = RunFolder(path=Path(given.get("run", ""))).config_file
-    is_run = "run" in given and "recipe" not in given and config.is_file()
-    return [f"recipe={config}"] if is_run else []
+    if "run" not in given or "recipe" in given:
+        return []
+    config = RunFolder(path=Path(given["run"])).config_file
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"there is no run at {given['run']}: wanted its settings in {config.name}; name a run "
+            "folder, or recipe= and data="
+        )
+    return [f"recipe={config}"]

@@ -10,13 +10,12 @@ from torch import Tensor
 from ssmast.audio import LogMel
 from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
 from ssmast.model import Backbone, LoadReport
-from ssmast.training.build import build_memory, build_student, queue_size_of
+from ssmast.training.build import build_memory, build_student, optimizer_of, queue_size_of
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig
 from ssmast.training.gradients import GradientSum
 from ssmast.training.init_weights import InitialWeights, start_from_
 from ssmast.training.measure import measure_learning
-from ssmast.training.optim import build_optimizer
 from ssmast.training.schedules import cosine
 from ssmast.training.trainer import BaseTrainer
 from ssmast.training.trainer_state import load_tensors_, state_tensors
@@ -28,6 +27,10 @@ logger = logging.getLogger(__name__)
 class Pretraining(BaseTrainer):
     """The state of a run and its step; `loop.run_loop` makes time pass.
 
+    Attributes:
+        num_segments: of each clip, that a step wants.
+        backbone_prefix: of the names of the backbone's parameters in `model`.
+
     Args:
         config: settings of the run.
         accelerator: device, processes, precision.
@@ -35,6 +38,15 @@ class Pretraining(BaseTrainer):
         num_clips: clips in the corpus.
         steps: optimiser steps of the whole run.
     """
+
+    num_segments = 2
+    backbone_prefix = "branch.backbone."
+
+    @classmethod
+    def check(cls, config: PretrainConfig) -> None:
+        """Refuse networks that cannot be built, before any audio is read."""
+        with torch.device("meta"):
+            build_student(config)
 
     def __init__(
         self,
@@ -52,14 +64,7 @@ class Pretraining(BaseTrainer):
         torch.manual_seed(config.seed)  # the same first weights on every process
         self.student = self.model = build_student(config).to(device)
         self.teacher = Teacher(self.student.branch).to(device)
-        self.optimizer = build_optimizer(
-            self.student,
-            name=config.optim.name,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(config.optim.betas[0], config.optim.betas[1]),
-            momentum=config.optim.momentum,
-        )
+        self.optimizer = optimizer_of(config, self.student)
         queue_size = queue_size_of(config, num_clips=num_clips)
         self.queue = KeyQueue(size=queue_size, dim=config.head.dim, device=device)
         self.memory = build_memory(config, device=device)

@@ -19,11 +19,12 @@ from ssmast.contrastive import (
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
 from ssmast.settings import UsageError
+from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig, SSASTConfig
 from ssmast.training.gradients import GradientSum
 from ssmast.training.init_weights import InitialWeights, load_backbone_
-from ssmast.training.optim import build_optimizer, load_optimizer_, optimizer_tensors
+from ssmast.training.optim import load_optimizer_, optimizer_tensors
 from ssmast.training.trainer import BaseTrainer
 
 # Stream of keyed random numbers; those of views and patch-drop are others.
@@ -122,10 +123,15 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
 class MaskedPretraining(BaseTrainer):
     """The state of a run and its step; `loop.run_loop` makes time pass.
 
+    Attributes:
+        num_segments: of each clip, that a step wants.
+        backbone_prefix: of the names of the backbone's parameters in `model`.
+
     Args:
         config: settings of the run.
         accelerator: device, processes, precision.
         log_mel: front end with the corpus' mean and std.
+        num_clips: clips in the corpus; nothing here depends on it.
         steps: optimiser steps of the whole run.
 
     Source: Gong et al. 2022 (SSAST), section 2.3.
@@ -133,22 +139,30 @@ class MaskedPretraining(BaseTrainer):
     of std 1 in place of 0.5.
     """
 
+    num_segments = 1
+    backbone_prefix = "backbone."
+
+    @classmethod
+    def check(cls, config: PretrainConfig) -> None:
+        """Refuse a model whose patches cannot be hidden, before any audio is read."""
+        with torch.device("meta"):
+            build_masked_encoder(config)
+
     def __init__(
-        self, config: PretrainConfig, *, accelerator: Accelerator, log_mel: LogMel, steps: int
+        self,
+        config: PretrainConfig,
+        *,
+        accelerator: Accelerator,
+        log_mel: LogMel,
+        num_clips: int,
+        steps: int,
     ) -> None:
         super().__init__(config, accelerator=accelerator, steps=steps)
         self.config = config
         self.log_mel = log_mel.to(accelerator.device)
         torch.manual_seed(config.seed)  # the same first weights on every process
         self.network = self.model = build_masked_encoder(config).to(accelerator.device)
-        self.optimizer = build_optimizer(
-            self.network,
-            name=config.optim.name,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(config.optim.betas[0], config.optim.betas[1]),
-            momentum=config.optim.momentum,
-        )
+        self.optimizer = optimizer_of(config, self.network)
         self.grid = self.network.backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
 
     # -- one step ------------------------------------------------------------------------------

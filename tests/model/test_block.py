@@ -68,3 +68,36 @@ def test_an_adapter_and_a_hook_are_called():
     handle.remove()
     assert len(calls) == 1
     assert torch.equal(module(x, GRID, None, Stretch())[0], plain)
+
+
+def test_bfloat16_trains_with_float32s_gradients_and_pools_in_float32(monkeypatch):
+    """On a CPU the depthwise convolutions of a training step run in float32; see `_pool`."""
+    torch.manual_seed(0)
+    module = attention()
+    x = torch.randn(2, 32, 12)
+    types = []
+    conv2d = nn.functional.conv2d
+
+    def spy(image, *args, **kwargs):
+        types.append(image.dtype)
+        return conv2d(image, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "conv2d", spy)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, _, _ = module(x, GRID, None, Stretch())
+        out.float().square().mean().backward()
+        named = dict(module.named_parameters())
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in named.values() if p.grad is not None])
+        )
+        module.zero_grad()
+    assert types
+    assert set(types) == {torch.float32}
+    cosine = nn.functional.cosine_similarity(*gradients, dim=0)
+    assert cosine > 0.99
+    types.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module(x, GRID, None, Stretch())
+    assert set(types) == {torch.bfloat16}  # without gradient it is the faster one

@@ -121,6 +121,13 @@ def test_a_run_shows_its_own_settings_and_a_missing_patch_drop_covers_nothing(au
     assert re.search(r'<img alt="views" [^>]*src="data:image/png;base64,iVBOR', page)
 
 
+def test_a_run_that_is_not_there_is_an_error_and_no_other_settings_are_shown(tmp_path, capsys):
+    words = [f"run={tmp_path}/nowhere", f"out={tmp_path}/views.png"]
+    assert run_command(show_views.main, words, name="ssmast show-views") == 1
+    assert "there is no run at" in capsys.readouterr().err
+    assert not (tmp_path / "views.png").exists()
+
+
 def test_mel_bins_peak_where_the_axis_says():
     log_mel = LogMel(num_mels=64)
     peaks = log_mel.filterbank.argmax(dim=1) * 16000 / 1024

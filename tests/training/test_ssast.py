@@ -32,7 +32,9 @@ def _config(*words: str) -> PretrainConfig:
 
 def _trainer(*words: str, steps: int = 40) -> MaskedPretraining:
     accelerator, log_mel = Accelerator(cpu=True), LogMel(num_mels=64, mean=-5.0, std=4.0)
-    return MaskedPretraining(_config(*words), accelerator=accelerator, log_mel=log_mel, steps=steps)
+    return MaskedPretraining(
+        _config(*words), accelerator=accelerator, log_mel=log_mel, num_clips=8, steps=steps
+    )
 
 
 def _batch(size: int = 8, seed: int = 0):
