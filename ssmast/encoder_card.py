@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from ssmast.settings import flatten
+
 # What an objective has of its own to say: name -> setting.
 _OBJECTIVES = {
     "ss_mast": {
@@ -79,7 +81,7 @@ def _recipe(settings: dict[str, Any] | None) -> list[str]:
     """What the run was told, shortly; every key is among the details below."""
     if not isinstance(settings, dict):
         return []
-    flat = _flatten(settings)
+    flat = flatten(settings)
     wanted = {
         "method": "method",
         "model": "model",
@@ -131,7 +133,7 @@ def _limits(config: dict[str, Any]) -> list[str]:
             "sounds unlike those may be told apart badly, and what is over- or underrepresented "
             "there is so here."
         )
-    frames = _flatten(info.get("settings") or {}).get("views.frames")
+    frames = flatten(info.get("settings") or {}).get("views.frames")
     if frames:
         seconds = frames * front["hop_length"] / front["sample_rate"]
         limits.append(f"Training views lasted {seconds:.2f} s: no longer context has been learnt.")
@@ -183,16 +185,6 @@ def _others(info: dict[str, Any]) -> list[str]:
         text = json.dumps(value, indent=1, default=str)
         lines += ["", f"## {key}", "", "```json", text, "```"]
     return lines[1:]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _percent(score: dict[str, Any] | None) -> str:

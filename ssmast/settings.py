@@ -10,6 +10,7 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,21 @@ def to_yaml(settings: Any) -> str:
 def to_dict(settings: Any) -> dict[str, Any]:
     """The settings as plain nested dicts, lists, numbers and strings."""
     return dataclasses.asdict(settings)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested mappings by its dotted name, in their order.
+
+    >>> flatten({"seed": 0, "optim": {"lr": 1e-3}})
+    {'seed': 0, 'optim.lr': 0.001}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def load_recipe(name: str, folder: Path) -> dict[str, Any]:
@@ -125,7 +141,7 @@ def parse(
     config = OmegaConf.structured(schema)
     OmegaConf.set_readonly(config, False)
     for layer in layers:
-        flat = _flatten(layer)
+        flat = flatten(layer)
         _check_keys(flat, leaves, where="the recipe")
         config = _merge(config, flat, where="the recipe")
     values = {key: _value(key, text, leaves, command=command) for key, text in words.items()}
@@ -162,16 +178,6 @@ def _split_words(
             key, _, text = word.partition("=")
             words[key] = text
     return words, flags
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _check_keys(
@@ -236,7 +242,7 @@ def _type_name(kind: Any) -> str:
 def _help(
     leaves: dict[str, dataclasses.Field[Any]], schema: type, *, command: str, description: str
 ) -> str:
-    defaults = _flatten(dataclasses.asdict(schema()))
+    defaults = flatten(dataclasses.asdict(schema()))
     lines = [f"{command} [key=value ...] [--print-config] [--dry-run]", "", description.strip(), ""]
     width = max(len(name) for name in leaves)
     for name, field in leaves.items():

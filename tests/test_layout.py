@@ -22,7 +22,7 @@ MAY_SEE = {
     "audio": {"settings"},
     "model": {"settings"},
     "contrastive": {"model"},
-    **{name: {"audio", "model", "ssmast"} | ENCODER for name in ENCODER},
+    **{name: {"audio", "model", "settings", "ssmast"} | ENCODER for name in ENCODER},
     "evaluation": {"audio", "model", "settings", "command", "ssmast"} | ENCODER,
     "training": {"audio", "model", "contrastive", "evaluation", "ssmast"} | ENCODER | BASE,
     "prepare": {"audio", "settings", "command", "prepare_page"},

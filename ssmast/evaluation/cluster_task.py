@@ -12,7 +12,6 @@ TASK.clusters.md go to `out`; `ssmast report` makes a page of them. Embeddings a
 import hashlib
 import json
 import logging
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -25,15 +24,16 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import open_corpus
-from ssmast.encoder import load_encoder
 from ssmast.evaluation import picture
-from ssmast.evaluation.baselines import LogMelStatistics, random_twin
 from ssmast.evaluation.cluster_table import clusters_table
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
-from ssmast.evaluation.embed import Embedder, embed_corpus
-from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.results import write_text
-from ssmast.evaluation.tasks import Task, load_task
+from ssmast.evaluation.columns import LOG_MEL, make_columns
+from ssmast.evaluation.embed import embed_corpus
+from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.evaluation.results import beside, result_file, write_text
+from ssmast.evaluation.task import Task
+from ssmast.evaluation.task_embeddings import TaskEmbeddings, rejected_clips
+from ssmast.evaluation.tasks import load_task
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class ClusterConfig:
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder of kept embeddings; empty: those of `ssmast probe`")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(60.0, "audio embedded at once; bounds the memory")
+    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 60, on a GPU 600")
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean."""
@@ -86,6 +86,11 @@ def main(argv: list[str]) -> int:
     for key in ("encoder", "data", "task"):
         if not getattr(config, key):
             raise UsageError(f"{key}= is missing; see `ssmast cluster --help`")
+    if config.encoder == LOG_MEL:
+        raise UsageError(
+            "encoder= must be an encoder folder or a Hub name, got log_mel; its statistics stand "
+            "beside every encoder anyway"
+        )
     if wants_dry_run(argv):
         task = load_task(config.data, config.task)
         sys.stdout.write(f"{task.spec}: {len(task.classes)} classes, {len(_taken(task, config))} "
@@ -105,7 +110,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
     """
     wants_picture = _wants_picture(config)
     task = load_task(config.data, config.task)
-    if getattr(task, "multi_label", False):
+    if task.multi_label:
         raise ValueError(
             f"the clips of {config.task!r} have several labels each, so they are no partition to "
             "compare clusters with; choose another label column or set"
@@ -150,8 +155,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
     }
     if wants_picture:
         result["picture"] = _picture(config, task, embedded, rows, labels, classes)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(task.spec)).strip("-")
-    file = _out(config) / f"{name}.clusters.json"
+    file = result_file(_out(config), task, "clusters")
     write_text(file, json.dumps(result) + "\n")
     write_text(file.with_suffix(".md"), clusters_table([result]))
     logger.info("results: %s", file)
@@ -159,12 +163,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _out(config: ClusterConfig) -> Path:
-    return Path(config.out) if config.out else _beside(config.encoder) / "clusters"
-
-
-def _beside(encoder: str) -> Path:
-    folder = Path(encoder)
-    return folder.resolve().parent if folder.is_dir() else Path()
+    return Path(config.out) if config.out else beside(config.encoder, "clusters")
 
 
 def _wants_picture(config: ClusterConfig) -> bool:
@@ -191,50 +190,48 @@ def _embed(
     config: ClusterConfig, task: Task
 ) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
     """Vectors of the clips that every column could embed, their rows, and what to say of them."""
-    state = process_state()
-    encoder = load_encoder(config.encoder).to(state.device).eval()
-    columns: dict[str, Embedder] = {"pretrained": encoder}
-    if config.baselines:
-        columns["untrained"] = random_twin(encoder, seed=config.seed)
-        columns["log_mel"] = LogMelStatistics().to(state.device)
+    columns = make_columns(
+        config.encoder, protocol="linear", pooling="", layers="", baselines=config.baselines,
+        seed=config.seed, device=process_state().device,
+    )  # fmt: skip
     corpus = open_corpus(task.folder)
-    cache = Path(config.cache) if config.cache else _beside(config.encoder) / "probe" / "embeddings"
-    hashes = {name: column.sha256 for name, column in columns.items()}
+    cache = Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
     found = {
-        name: embed_corpus(
-            column,
+        column.name: embed_corpus(
+            column.variants[0],
             corpus,
-            title=f"{task.spec.name}, {name}",
+            title=f"{task.spec.name}, {column.name}",
             cache=cache,
             workers=config.workers,
-            batch_seconds=config.batch_seconds,
-            sha256=hashes[name],
+            batch_seconds=config.batch_seconds or scoring_seconds(),
+            sha256=column.sha256,
         )
-        for name, column in columns.items()
+        for column in columns
     }
-    good = set.intersection(*(set(one.rows.tolist()) for one in found.values()))
+    lost = dict(rejected_clips(task, corpus, [TaskEmbeddings(one) for one in found.values()]))
+    name_of = dict(zip(task.rows.tolist(), task.clips, strict=True))
     taken = _taken(task, config)
-    rows = [row for row in taken if row in good]
-    reasons = {name: why for one in found.values() for name, why in one.rejected}
-    lost = sorted(corpus.name(row) for row in taken if row not in good)
-    if lost:
-        logger.warning("%s: %d clips are left out; the first: %s", task.spec, len(lost),
-                       reasons[lost[0]])  # fmt: skip
+    rows = [row for row in taken if name_of[row] not in lost]
+    rejected = sorted([name_of[row], lost[name_of[row]]] for row in set(taken) - set(rows))
+    if rejected:
+        logger.warning("%s: %d clips are left out; the first: %s", task.spec, len(rejected),
+                       rejected[0][1])  # fmt: skip
     vectors = {
         name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
         for name, one in found.items()
     }
     ids = "".join(f"{corpus.name(row)}\n" for row in rows)
+    settings = columns[0].variants[0].settings()
     return vectors, rows, {
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        "pooling": encoder.pooling,
-        "layers": encoder.layers,
-        "column": "pretrained",
+        "pooling": settings["pooling"],
+        "layers": settings["layers"],
+        "column": columns[0].name,
         "columns": {
-            name: {"dim": column.dim, "encoder_sha256": hashes[name]}
-            for name, column in columns.items()
+            column.name: {"dim": column.variants[0].dim, "encoder_sha256": column.sha256}
+            for column in columns
         },
-        "rejected": [[name, reasons[name]] for name in lost],
+        "rejected": rejected,
     }  # fmt: skip
 
 

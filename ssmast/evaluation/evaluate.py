@@ -30,9 +30,9 @@ from ssmast.evaluation.class_scores import (
 )
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_heads
-from ssmast.evaluation.processes import process_state
+from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.report import write_report
-from ssmast.evaluation.results import write_text
+from ssmast.evaluation.results import beside, write_text
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
@@ -212,11 +212,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def scoring_seconds() -> float:
-    """Audio that goes through a network at once where nothing is said."""
-    return 600.0 if process_state().device.type == "cuda" else 60.0
-
-
 def plain_numbers(numbers: dict[str, float]) -> dict[str, float | None]:
     """The numbers as JSON has them: None for what is infinite or cannot be told."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -255,7 +250,7 @@ def _write(config: EvaluateConfig, result: dict[str, Any]) -> None:
     folder = Path(config.encoder)
     if (folder / "encoder").is_dir():
         folder = folder / "encoder"
-    out = Path(config.out) if config.out else folder.resolve().parent / "evaluate"
+    out = Path(config.out) if config.out else beside(folder, "evaluate")
     words = f"{result['task']}-{result['splits'][0]['name']}-{config.part}"
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")

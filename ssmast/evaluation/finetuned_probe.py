@@ -19,7 +19,7 @@ from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.crop import Crop
 from ssmast.evaluation.embed import read_windows
-from ssmast.evaluation.heads import classification_loss
+from ssmast.evaluation.head_training import probe_loss
 from ssmast.evaluation.metrics import Metric
 from ssmast.evaluation.prepared import PreparedSplit
 from ssmast.evaluation.probe import ProbeResult, Tally, metric_of
@@ -150,7 +150,7 @@ class _Run:
                 for waveforms in self._batches(places[order], crop):
                     truth = targets[order[done : done + len(waveforms)]].to(self._encoder.device)
                     self._adam.zero_grad()
-                    classification_loss(self._logits(waveforms), truth).backward()
+                    probe_loss(self._logits(waveforms), truth).backward()
                     self._adam.step()
                     done += len(waveforms)
                     progress.advance(len(waveforms))

@@ -1,7 +1,6 @@
 """A labelled set as fine-tuning sees it: one or several labels a clip, one or several heads."""
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import read_task_file
-from ssmast.evaluation.splits import (
-    HELD_OUT,
-    Split,
-    group_folds,
-    hold_out,
-    leave_one_out,
-    named_parts,
-)
-from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
-from ssmast.evaluation.tasks import (
-    check_columns,
-    find_folder,
-    find_tasks,
-    protocol_of,
-    read_columns,
-)
+from ssmast.evaluation.labels import label_set
+from ssmast.evaluation.splits import HELD_OUT, Split, trained_labels
+from ssmast.evaluation.task_spec import TaskSpec
+from ssmast.evaluation.tasks import find_tasks, read_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,50 +126,27 @@ def load_labelled(
         FileNotFoundError: if the set is not there.
         ValueError: if a column is missing or empty everywhere, or a part is empty.
     """
-    asked = parse_task(task or _only(data))
-    folder = find_folder(Path(data), asked.name)
-    origin = read_task_file(folder)
-    spec = filled(asked, origin)
-    table = read_columns(folder)
-    columns = labels or [spec.label]
-    for column in columns:
-        check_columns(table, _with_label(spec, column), folder)
-    kind, part_column = protocol_of(table, spec, folder)
-    multi = bool(origin.get("multi_label")) and columns == [origin.get("label")]
-    separator = origin.get("label_separator", ";") if multi else None
-    kept, left_out = _complete_rows(table, [*columns, part_column])
-    clips = [table["path"][row] for row in kept]
-    repeated = next((clip for clip, count in Counter(clips).items() if count > 1), None)
-    if repeated is not None:
-        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
-    names = [
-        [table[column][row].split(separator) if separator else [table[column][row]] for row in kept]
-        for column in columns
-    ]
+    table = read_labelled(data, task or _only(data), columns=labels or (), share=share)
+    names = [[label_set(cell, table.separator) for cell in cells] for cells in table.labels]
     heads = [
-        Head(name=column, classes=_classes(own, column, origin))
-        for column, own in zip(columns, names, strict=True)
+        Head(name=column, classes=_classes(own, column, table.origin))
+        for column, own in zip(table.columns, names, strict=True)
     ]
-    values = [table[part_column][row] for row in kept]
-    if kind == "split":
-        groups = [table[spec.group][row] for row in kept] if spec.group else None
-        splits = [_named_parts(clips, names[0], values, groups=groups, share=share)]
-    else:
-        splits = (group_folds if kind == "folds" else leave_one_out)(values)
-    found = LabelledSet(
-        spec=asked,
-        folder=folder,
-        clips=clips,
-        rows=np.array(kept, dtype=np.int64),
+    for column, own in zip(table.columns, names, strict=True):
+        for split in table.splits:
+            trained_labels(split, own, name=f"{table.folder}, column {column!r},")
+    return LabelledSet(
+        spec=table.spec,
+        folder=table.folder,
+        clips=table.clips,
+        rows=table.rows,
         heads=heads,
         numbers=[_numbers(own, head) for own, head in zip(names, heads, strict=True)],
-        multi_label=multi,
-        splits=splits,
-        left_out=left_out,
-        origin=origin,
+        multi_label=bool(table.separator),
+        splits=table.splits,
+        left_out=table.left_out,
+        origin=table.origin,
     )
-    _check_parts(found)
-    return found
 
 
 def with_heads(found: LabelledSet, heads: list[Head]) -> LabelledSet:
@@ -210,11 +173,6 @@ def with_heads(found: LabelledSet, heads: list[Head]) -> LabelledSet:
     return replace(found, heads=heads, numbers=numbers)
 
 
-def _with_label(spec: TaskSpec, column: str) -> TaskSpec:
-    """The spec with another label column."""
-    return replace(spec, label=column)
-
-
 def _only(data: str | Path) -> str:
     names = find_tasks(data)
     if len(names) > 1:
@@ -222,22 +180,7 @@ def _only(data: str | Path) -> str:
     return names[0]
 
 
-def _complete_rows(
-    table: dict[str, list[str]], columns: list[str]
-) -> tuple[list[int], dict[str, int]]:
-    """Rows with all columns filled, and how many were left out by reason."""
-    left_out: Counter[str] = Counter()
-    kept: list[int] = []
-    for row in range(len(table["path"])):
-        empty = next((name for name in columns if not table[name][row]), None)
-        if empty:
-            left_out[f"empty {empty}"] += 1
-        else:
-            kept.append(row)
-    return kept, dict(left_out)
-
-
-def _classes(names: list[list[str]], column: str, origin: dict[str, Any]) -> list[str]:
+def _classes(names: list[tuple[str, ...]], column: str, origin: dict[str, Any]) -> list[str]:
     """The official classes in their order, where the set knows them; else those found, sorted."""
     found = {name for own in names for name in own}
     official = origin.get("classes") if column == origin.get("label") else None
@@ -246,44 +189,6 @@ def _classes(names: list[list[str]], column: str, origin: dict[str, Any]) -> lis
     return sorted(found)
 
 
-def _numbers(names: list[list[str]], head: Head) -> list[NDArray[np.int64]]:
+def _numbers(names: list[tuple[str, ...]], head: Head) -> list[NDArray[np.int64]]:
     number = {name: i for i, name in enumerate(head.classes)}
     return [np.array([number[name] for name in own], dtype=np.int64) for own in names]
-
-
-def _named_parts(
-    clips: list[str],
-    names: list[list[str]],
-    values: list[str],
-    *,
-    groups: list[str] | None,
-    share: float,
-) -> Split:
-    """`named_parts`, with a chosen share held out; a clip of many labels counts by its rarest."""
-    counts = Counter(name for own in names for name in own)
-    labels = [min(own, key=lambda name: (counts[name], name)) for own in names]
-    parts = named_parts(clips, labels, values, groups=groups)
-    if share == HELD_OUT or any(value.lower().startswith(("val", "dev")) for value in values):
-        return parts
-    train = np.sort(np.concatenate([parts.train, parts.valid]))
-    held = hold_out(
-        [clips[i] for i in train],
-        [labels[i] for i in train],
-        groups=None if groups is None else [groups[i] for i in train],
-        share=share,
-    )
-    return Split(name=parts.name, train=train[~held], valid=train[held], test=parts.test)
-
-
-def _check_parts(found: LabelledSet) -> None:
-    for split in found.splits:
-        for part, positions in split.parts().items():
-            if not len(positions):
-                raise ValueError(f"{found.folder} has no clip in the {part} part of {split.name}")
-        for head, numbers in zip(found.heads, found.numbers, strict=True):
-            trained = {int(number) for i in split.train for number in numbers[i]}
-            if len(trained) < 2:
-                raise ValueError(
-                    f"{found.folder} trains on {len(trained)} class of {head.name} in "
-                    f"{split.name}; wanted at least 2"
-                )

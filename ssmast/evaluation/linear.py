@@ -37,7 +37,6 @@ def fit_linear(
     seed: int = 0,
     grid: tuple[tuple[float, float], ...] = GRID,
     num_epochs: int = 50,
-    patience: int | None = None,
     batch_size: int = 256,
 ) -> Fitted:
     """Linear probes trained with Adam and a cosine; rate and penalty are chosen on `valid`.
@@ -55,11 +54,8 @@ def fit_linear(
         num_seeds: S probes that differ in the order of the clips.
         seed: the first of them.
         grid: pairs of learning rate x D and C to choose from.
-        num_epochs: passes over the training part; with a cosine as few as make 2000 steps (but
-            10 or more), since a large part is learnt in fewer passes.
-        patience: None for a cosine down to zero, whose last weights are taken. A number keeps the
-            rate constant, takes the best epoch on `valid`, and stops after so many epochs without
-            a better one.
+        num_epochs: passes over the training part, whose last weights are taken; as few as make
+            2000 steps (but 10 or more), since a large part is learnt in fewer passes.
         batch_size: clips a step; more or fewer where an epoch would have over 100 steps or under 4.
 
     Source: the shape is EVAR's (Niizumi et al. 2022): standardised features, one layer, Adam.
@@ -76,30 +72,25 @@ def fit_linear(
     pairs = [(rate / dim, 1 / (c * num_clips)) for rate, c in grid]
     train, valid = (_with_ones(train[0]), train[1]), (_with_ones(valid[0]), valid[1])
 
-    if patience is None:
-        steps = math.ceil(num_clips / batch_size)
-        num_epochs = min(num_epochs, max(_LEAST_EPOCHS, _MOST_STEPS // steps))
+    steps = math.ceil(num_clips / batch_size)
+    num_epochs = min(num_epochs, max(_LEAST_EPOCHS, _MOST_STEPS // steps))
     models = _Models(
-        train,
-        valid,
-        pairs=pairs,
-        seeds=range(seed, seed + num_seeds),
-        num_classes=num_classes,
-        metric=metric,
+        train, pairs=pairs, seeds=range(seed, seed + num_seeds), num_classes=num_classes
     )
-    models.train_(num_epochs=num_epochs, patience=patience, batch_size=batch_size)
-    means = (models.score.mean(dim=0).tolist(), (-models.loss.mean(dim=0)).tolist())
-    ranks = list(zip(*means, strict=True))
+    models.train_(num_epochs=num_epochs, batch_size=batch_size)
+    values, losses = models.validate(valid, metric)
+    values = values.nan_to_num(nan=-math.inf)  # a metric that the validation part cannot decide
+    ranks = list(zip(values.mean(dim=0).tolist(), (-losses.mean(dim=0)).tolist(), strict=True))
     chosen = ranks.index(max(ranks))
-    weights = models.weights[:, :, chosen].contiguous()  # (S, D + 1, C)
+    weights = models.weights()[:, :, chosen].contiguous()  # (S, D + 1, C)
     return Fitted(
         scores=lambda features: _with_ones(features) @ weights,
         chosen={
             "lr": pairs[chosen][0],
             "C": None if math.isinf(grid[chosen][1]) else grid[chosen][1],
-            "epoch": models.epoch[:, chosen].tolist(),
+            "epoch": [num_epochs] * num_seeds,
         },
-        valid=models.score[:, chosen].tolist(),
+        valid=values[:, chosen].tolist(),
     )
 
 
@@ -109,43 +100,24 @@ def _with_ones(features: Tensor) -> Tensor:
 
 
 class _Models:
-    """S x L probes under training, and of each the weights kept so far.
-
-    Attributes:
-        weights: (S, D, L, C) kept.
-        score: (S, L) validation metric of the kept weights.
-        loss: (S, L) validation cross-entropy of them.
-        epoch: (S, L) epochs they were trained for.
-    """
+    """S x L probes under training."""
 
     def __init__(
-        self,
-        train: Part,
-        valid: Part,
-        *,
-        pairs: list[tuple[float, float]],
-        seeds: range,
-        num_classes: int,
-        metric: Metric,
+        self, train: Part, *, pairs: list[tuple[float, float]], seeds: range, num_classes: int
     ) -> None:
         self.features, self.targets = train
-        self.valid, self.metric, self.num_classes = valid, metric, num_classes
+        self.num_classes = num_classes
         self.multi_label = self.targets.ndim == 2
-        device, shape = self.features.device, (len(seeds), len(pairs))
+        device, dim = self.features.device, self.features.shape[1]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Adam's step does not depend on the scale of its parameter: with weights = rate * units,
         # one optimiser of rate 1 trains all the rates.
         columns = torch.tensor(pairs, device=device).repeat_interleave(num_classes, dim=0)
         self.rates, self.penalties = columns.unbind(dim=1)
-        dim = self.features.shape[1]
-        self.units = torch.zeros(shape[0], dim, shape[1] * num_classes, device=device)
-        self.weights = torch.zeros(shape[0], dim, shape[1], num_classes, device=device)
-        self.score = torch.full(shape, -math.inf, device=device)
-        self.loss = torch.full(shape, math.inf, device=device)
-        self.epoch = torch.zeros(shape, dtype=torch.long, device=device)
+        self.units = torch.zeros(len(seeds), dim, len(self.rates), device=device)
 
-    def train_(self, *, num_epochs: int, patience: int | None, batch_size: int) -> None:
-        """Train, then keep the last weights (cosine) or, with patience, the best ones."""
+    def train_(self, *, num_epochs: int, batch_size: int) -> None:
+        """Adam, its rate on a cosine down to zero."""
         adam = torch.optim.Adam([self.units], lr=1.0, fused=True)
         truth = self.targets
         if not self.multi_label:
@@ -155,17 +127,14 @@ class _Models:
             order = torch.stack([torch.randperm(num_clips, generator=g) for g in self.generators])
             batches = order.to(self.features.device).split(batch_size, dim=1)
             for index, batch in enumerate(batches):
-                if patience is None:
-                    progress = (epoch + index / len(batches)) / num_epochs
-                    adam.param_groups[0]["lr"] = 0.5 * (1 + math.cos(math.pi * progress))
+                progress = (epoch + index / len(batches)) / num_epochs
+                adam.param_groups[0]["lr"] = 0.5 * (1 + math.cos(math.pi * progress))
                 self.units.grad = self._gradient(batch, truth)
                 adam.step()
-            if patience is not None:
-                self._keep_better_(epoch + 1)
-                if int((epoch + 1 - self.epoch).amin()) >= patience:
-                    break
-        if patience is None:
-            self._keep_better_(num_epochs)
+
+    def weights(self) -> Tensor:
+        """(S, D, L, C)."""
+        return (self.units * self.rates).unflatten(2, (-1, self.num_classes))
 
     def _gradient(self, batch: Tensor, truth: Tensor) -> Tensor:
         """Of cross-entropy and penalty, for clips (S, b): each seed has its own."""
@@ -179,31 +148,21 @@ class _Models:
         gradient[:, :-1].addcmul_(self.units[:, :-1], self.rates * self.penalties)
         return gradient.contiguous()  # fused Adam ignores a gradient's strides
 
-    def _keep_better_(self, epoch: int) -> None:
-        weights = (self.units * self.rates).unflatten(2, (-1, self.num_classes))
-        score, loss = self._validate(weights)
-        better = (score > self.score) | ((score == self.score) & (loss < self.loss))
-        if better.any():
-            self.weights = torch.where(better[:, None, :, None], weights, self.weights)
-            self.score = torch.where(better, score, self.score)
-            self.loss = torch.where(better, loss, self.loss)
-            self.epoch = torch.where(better, epoch, self.epoch)
-
-    def _validate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def validate(self, valid: Part, metric: Metric) -> tuple[Tensor, Tensor]:
         """Metric and cross-entropy of every model, (S, L) each; seed by seed bounds the memory."""
-        found = [self._validate_seed(of_seed) for of_seed in weights]
+        found = [self._validate_seed(of_seed, valid, metric) for of_seed in self.weights()]
         scores, losses = zip(*found, strict=True)
         return torch.stack(scores), torch.stack(losses)
 
-    def _validate_seed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _validate_seed(self, weights: Tensor, valid: Part, metric: Metric) -> tuple[Tensor, Tensor]:
         """The same of the weights (D, L, C) of one seed, (L,) each."""
-        features, targets = self.valid
+        features, targets = valid
         shape = (-1, self.num_classes)
         logits = (features @ weights.flatten(1)).unflatten(1, shape).transpose(0, 1)  # (L, n, C)
         if self.multi_label:
             losses = F.softplus(logits) - logits * targets  # binary cross-entropy
-            return self.metric.score(logits, targets), losses.sum(dim=2).mean(dim=1)
+            return metric.score(logits, targets), losses.sum(dim=2).mean(dim=1)
         known = targets >= 0  # a class not in train has no logit
         log_share = logits[:, known].log_softmax(dim=2)  # (L, n, C)
         where = targets[known].expand(*log_share.shape[:2])[..., None]
-        return self.metric.score(logits, targets), -log_share.gather(2, where).mean(dim=(1, 2))
+        return metric.score(logits, targets), -log_share.gather(2, where).mean(dim=(1, 2))

@@ -55,7 +55,7 @@ PROTOCOLS = {
     "logreg": Protocol(num_seeds=1),
     "knn": Protocol(num_seeds=1),
     "evar_strict": Protocol(num_seeds=3, first_seed=42, crops=EVAR_SECONDS, random_valid=0.1),
-    "hear_mlp": Protocol(num_seeds=1, standardise=False),
+    "hear_mlp": Protocol(num_seeds=1, first_seed=42, standardise=False),
     "xares": Protocol(num_seeds=1, first_seed=42, standardise=False, pooling="freq"),
     "superb": Protocol(num_seeds=1, standardise=False, pooling="mean", layers="blocks"),
     "lape_finetune": Protocol(

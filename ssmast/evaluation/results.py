@@ -39,6 +39,12 @@ def task_facts(task: Task) -> dict[str, Any]:
     }
 
 
+def beside(encoder: str | Path, name: str) -> Path:
+    """Where results go if nothing is said: a folder beside the encoder's, else here."""
+    folder = Path(encoder)
+    return folder.resolve().parent / name if folder.is_dir() else Path(name)
+
+
 def result_file(out: Path, task: Task, protocol: str) -> Path:
     """Where the result of a task belongs."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(task.spec)).strip("-")

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssmast.audio import Corpus, open_corpus
@@ -19,30 +18,17 @@ from ssmast.evaluation.crop import Crop
 from ssmast.evaluation.embed import Embedder, Embeddings, embed_corpus
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.probe import ProbeResult, metric_of, run_probe
-from ssmast.evaluation.processes import Processes, process_state
+from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
 from ssmast.evaluation.protocols import crop_seconds, get_protocol
 from ssmast.evaluation.results import task_facts
 from ssmast.evaluation.task import Task, random_validation, shuffled, without
+from ssmast.evaluation.task_embeddings import TaskEmbeddings, rejected_clips
 
 logger = logging.getLogger(__name__)
 
 # Part of what decides whether a result still stands: raise it when a probe would give another.
-VERSION = 2
+VERSION = 3
 _MOST_CLASSES_SHOWN = 100
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """A corpus embedded: for training and validation, and where that differs for testing."""
-
-    train: Embeddings
-    test: Embeddings | None
-
-    def of(self, task: Task, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Features (n, D) of the clips of a task, which all were embedded."""
-        return _picked(self.train, task, device), (
-            None if self.test is None else _picked(self.test, task, device)
-        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +97,7 @@ class Scorer:
             "metric": metric,
             "seed": self.seed,
             "shuffled": self.shuffle,
-            "chance": chance(task, metric),
+            "chance": chance(task, metric, shuffled=self.shuffle),
             "encoder_updated": preset.updates_encoder,
             "crop_seconds": crop or None,
             "pooling": settings.get("pooling", "mean+std over time"),
@@ -173,7 +159,7 @@ class Scorer:
         return rows, embedders[main.name].settings(), rejected, candidates
 
     def _choose(
-        self, task: Task, metric: str, tried: list[_Vectors]
+        self, task: Task, metric: str, tried: list[TaskEmbeddings]
     ) -> tuple[int, list[dict[str, Any]]]:
         """The variant of the first column that is best on validation; equals: the smallest."""
         rejected = self._rejected(task, tried)
@@ -208,9 +194,9 @@ class Scorer:
 
     def _embed(
         self, task: Task, column: Column, embedder: Embedder, processes: Processes
-    ) -> _Vectors:
+    ) -> TaskEmbeddings:
         """Vectors of the whole corpus of a task."""
-        corpus, on_gpu = self._corpus(task), processes.device.type == "cuda"
+        corpus = self._corpus(task)
 
         def embedded(crop: Crop | None) -> Embeddings:
             return embed_corpus(
@@ -219,7 +205,7 @@ class Scorer:
                 title=f"{task.spec.name}, {column.name}",
                 cache=self.cache,
                 workers=self.workers,
-                batch_seconds=self.batch_seconds or (600.0 if on_gpu else 60.0),
+                batch_seconds=self.batch_seconds or scoring_seconds(),
                 sha256=column.sha256,
                 processes=processes,
                 crop=crop,
@@ -227,9 +213,9 @@ class Scorer:
 
         seconds = crop_seconds(self.protocol, self._built(task), self.crop_seconds)
         if not seconds:
-            return _Vectors(embedded(None), None)
+            return TaskEmbeddings(embedded(None))
         train = embedded(Crop(seconds, "random", self.seed))
-        return _Vectors(train, embedded(Crop(seconds, "head")))
+        return TaskEmbeddings(train, embedded(Crop(seconds, "head")))
 
     # -- encoders that are trained too -----------------------------------------------------------
 
@@ -278,17 +264,9 @@ class Scorer:
         logger.info("%s, %s: %.1f %%", task.spec, column.name, 100 * result.mean)
         return {**result.to_dict(), "encoder_sha256": column.sha256, "dim": embedder.dim}
 
-    def _rejected(self, task: Task, vectors: list[_Vectors]) -> list[tuple[str, str]]:
+    def _rejected(self, task: Task, embedded: list[TaskEmbeddings]) -> list[tuple[str, str]]:
         """Clips that any column could not embed, with the reason: all are scored on the others."""
-        found = [e for v in vectors for e in (v.train, v.test) if e is not None]
-        good = set.intersection(*(set(embeddings.rows.tolist()) for embeddings in found))
-        reasons = {name: why for embeddings in found for name, why in embeddings.rejected}
-        corpus = self._corpus(task)
-        rejected = sorted(
-            (clip, reasons[corpus.name(row)])
-            for clip, row in zip(task.clips, task.rows.tolist(), strict=True)
-            if row not in good
-        )
+        rejected = rejected_clips(task, self._corpus(task), embedded)
         if rejected:
             logger.warning(
                 "%s: %d clips are left out; the first: %s",
@@ -303,8 +281,3 @@ class Scorer:
 
     def _built(self, task: Task) -> str:
         return str(task.origin.get("task", ""))
-
-
-def _picked(embeddings: Embeddings, task: Task, device: torch.device) -> Tensor:
-    where = torch.from_numpy(embeddings.rows)
-    return embeddings.values[torch.searchsorted(where, torch.from_numpy(task.rows))].to(device)

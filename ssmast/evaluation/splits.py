@@ -37,11 +37,16 @@ class Split:
 
 
 def named_parts(
-    clips: list[str], labels: list[str], values: list[str], *, groups: list[str] | None = None
+    clips: list[str],
+    labels: list[str],
+    values: list[str],
+    *,
+    groups: list[str] | None = None,
+    share: float = HELD_OUT,
 ) -> Split:
     """One split from a column of train, valid and test.
 
-    Without a valid part, 15 % of the training clips are held out, see `hold_out`.
+    Without a valid part, a share of the training clips is held out, see `hold_out`.
 
     Raises:
         ValueError: if a value is none of the names (validation, val, dev are valid's).
@@ -60,11 +65,37 @@ def named_parts(
             [clips[i] for i in train],
             [labels[i] for i in train],
             groups=None if groups is None else [groups[i] for i in train],
+            share=share,
         )
         train, valid = train[~held], train[held]
     return Split(
         name="split", train=train, valid=valid, test=np.array(parts["test"], dtype=np.int64)
     )
+
+
+def trained_labels(
+    split: Split, labels: list[tuple[str, ...]], *, name: str, least: int = 2
+) -> set[str]:
+    """Labels of the training part of a split that can be trained on.
+
+    Args:
+        split: of the clips.
+        labels: of each clip.
+        name: of what is split, for the message.
+        least: labels to train on.
+
+    Raises:
+        ValueError: if a part is empty, or the training part has too few labels.
+    """
+    for part, positions in split.parts().items():
+        if not len(positions):
+            raise ValueError(f"{name} has no clip in the {part} part of {split.name}")
+    trained = {label for position in split.train for label in labels[position]}
+    if len(trained) < least:
+        raise ValueError(
+            f"{name} trains on {len(trained)} class in {split.name}; wanted at least {least}"
+        )
+    return trained
 
 
 def group_folds(values: list[str]) -> list[Split]:

@@ -19,7 +19,7 @@ from ssmast.evaluation.metrics import METRICS, get_metric
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
 from ssmast.evaluation.report import write_report
-from ssmast.evaluation.results import read_done, result_file, write_text
+from ssmast.evaluation.results import beside, read_done, result_file, write_text
 from ssmast.evaluation.scorer import Scorer
 from ssmast.evaluation.table import results_table
 from ssmast.evaluation.task import Task
@@ -151,10 +151,7 @@ def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
 
 def out_folder(config: ProbeConfig) -> Path:
     """Where results go: `out`, or probe/ beside the encoder folder."""
-    if config.out:
-        return Path(config.out)
-    folder = Path(config.encoder)
-    return folder.resolve().parent / "probe" if folder.is_dir() else Path("probe")
+    return Path(config.out) if config.out else beside(config.encoder, "probe")
 
 
 def _load_tasks(config: ProbeConfig) -> list[Task]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssmast.evaluation.labels import label_set
 from ssmast.evaluation.metrics import METRICS
-from ssmast.evaluation.splits import Split, hold_out
+from ssmast.evaluation.splits import Split, hold_out, trained_labels
 from ssmast.evaluation.task_spec import TaskSpec
 
 
@@ -166,19 +166,12 @@ def checked(task: Task) -> Task:
 
 def _check_split(split: Split, task: Task) -> int:
     """How many test clips have a class that the training part lacks."""
-    name, labels = str(task.spec), task.label_sets
-    for part, indices in split.parts().items():
-        if not len(indices):
-            raise ValueError(f"task {name!r} has no clip in the {part} part of {split.name}")
-    trained = {label for index in split.train for label in labels[index]}
-    if len(trained) < 2 - task.multi_label:
-        raise ValueError(
-            f"task {name!r} trains on {len(trained)} class in {split.name}; wanted at least 2"
-        )
+    name, labels = f"task {str(task.spec)!r}", task.label_sets
+    trained = trained_labels(split, labels, name=name, least=2 - task.multi_label)
     for part, indices in (("valid", split.valid), ("test", split.test)):
         if not any(trained.intersection(labels[index]) for index in indices):
             raise ValueError(
-                f"task {name!r}: no class of the {part} part of {split.name} is in its "
+                f"{name}: no class of the {part} part of {split.name} is in its "
                 "training part, so nothing can be scored"
             )
     return sum(not trained.issuperset(labels[index]) for index in split.test)

@@ -12,14 +12,17 @@ What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepa
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssmast.audio import read_table, read_task_file
 from ssmast.evaluation.labels import rarest_labels
-from ssmast.evaluation.splits import group_folds, leave_one_out, named_parts
+from ssmast.evaluation.splits import HELD_OUT, Split, group_folds, leave_one_out, named_parts
 from ssmast.evaluation.task import Task, checked, class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
 
@@ -52,18 +55,89 @@ def load_task(data: str | Path, spec: TaskSpec | str) -> Task:
         FileNotFoundError: if the set is not there.
         ValueError: if a column is missing, a split value unknown, or a part empty.
     """
+    table = read_labelled(data, spec)
+    task = Task(
+        spec=table.spec,
+        folder=table.folder,
+        clips=table.clips,
+        rows=table.rows,
+        labels=table.labels[0],
+        classes=class_names(table.labels[0], table.separator, table.origin),
+        splits=table.splits,
+        left_out=table.left_out,
+        separator=table.separator,
+        origin=table.origin,
+    )
+    return checked(task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTable:
+    """What metadata.csv and task.json say of the clips that take part.
+
+    Attributes:
+        spec: as asked for.
+        folder: of the set.
+        clips: path of each clip.
+        rows: its row in metadata.csv, which is its number in the corpus of the folder.
+        columns: names of the label columns.
+        labels: of each label column, the cell of every clip.
+        separator: between the labels in a cell; empty where it holds one.
+        splits: one, or one a fold; they hold positions in `clips`.
+        left_out: how many rows were left out, by reason.
+        origin: what the task.json of the set says; empty for a set made by hand.
+    """
+
+    spec: TaskSpec
+    folder: Path
+    clips: list[str]
+    rows: NDArray[np.int64]
+    columns: list[str]
+    labels: list[list[str]]
+    separator: str
+    splits: list[Split]
+    left_out: dict[str, int]
+    origin: dict[str, Any]
+
+
+def read_labelled(
+    data: str | Path,
+    spec: TaskSpec | str,
+    *,
+    columns: Sequence[str] = (),
+    share: float = HELD_OUT,
+) -> LabelledTable:
+    """Read a labelled set: columns, rows that have them all, and splits.
+
+    Args:
+        data: the set, or a folder of sets.
+        spec: which set, by which columns.
+        columns: of labels; none for that of the spec. Several have one label a cell each.
+        share: of the training clips held out for validation, where the set has no such part.
+
+    Raises:
+        FileNotFoundError: if the set is not there.
+        ValueError: if a column is missing, a split value unknown, a clip listed twice, or several
+            columns are asked to hold several labels a clip.
+    """
     asked = parse_task(spec) if isinstance(spec, str) else spec
-    folder = find_folder(Path(data), asked.name)
+    folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
-    separator = _separator(spec, origin)
-    table = read_columns(folder)
-    check_columns(table, spec, folder)
-    kind, column = protocol_of(table, spec, folder)
+    columns = list(columns) or [spec.label]
+    if len(columns) > 1 and spec.multi_label == "true":
+        raise ValueError(
+            f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
+        )
+    separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
+    table = _read_columns(folder)
+    for name in columns:
+        _check_columns(table, replace(spec, label=name), folder)
+    kind, column = _protocol_of(table, spec, folder)
     left_out: Counter[str] = Counter()
     kept: list[int] = []
     for index in range(len(table["path"])):
-        empty = next((name for name in (spec.label, column) if not table[name][index]), None)
+        empty = next((name for name in (*columns, column) if not table[name][index]), None)
         if empty:
             left_out[f"empty {empty}"] += 1
         else:
@@ -72,27 +146,26 @@ def load_task(data: str | Path, spec: TaskSpec | str) -> Task:
     repeated = next((clip for clip, count in Counter(clips).items() if count > 1), None)
     if repeated is not None:
         raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
-    labels = [table[spec.label][index] for index in kept]
+    labels = [[table[name][index] for index in kept] for name in columns]
     values = [table[column][index] for index in kept]
     if kind == "split":
         groups = [table[spec.group][index] for index in kept] if spec.group else None
-        strata = rarest_labels(labels, separator) if separator else labels
-        splits = [named_parts(clips, strata, values, groups=groups)]
+        strata = rarest_labels(labels[0], separator) if separator else labels[0]
+        splits = [named_parts(clips, strata, values, groups=groups, share=share)]
     else:
         splits = (group_folds if kind == "folds" else leave_one_out)(values)
-    task = Task(
+    return LabelledTable(
         spec=asked,
         folder=folder,
         clips=clips,
         rows=np.array(kept, dtype=np.int64),
+        columns=columns,
         labels=labels,
-        classes=class_names(labels, separator, origin),
+        separator=separator,
         splits=splits,
         left_out=dict(left_out),
-        separator=separator,
         origin=origin,
     )
-    return checked(task)
 
 
 def _has_labels(folder: Path) -> bool:
@@ -103,7 +176,7 @@ def _has_labels(folder: Path) -> bool:
         return "label" in next(csv.reader(file), [])
 
 
-def find_folder(data: Path, name: str) -> Path:
+def _find_folder(data: Path, name: str) -> Path:
     """The folder of one labelled set.
 
     Args:
@@ -120,7 +193,7 @@ def find_folder(data: Path, name: str) -> Path:
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
 
 
-def read_columns(folder: Path) -> dict[str, list[str]]:
+def _read_columns(folder: Path) -> dict[str, list[str]]:
     """Columns of metadata.csv by name, a value a row, without the space around it.
 
     Raises:
@@ -143,7 +216,7 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     return ""
 
 
-def check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
+def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
     """Refuse a table that lacks a column which the task names.
 
     Raises:
@@ -161,7 +234,7 @@ def check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> 
             )
 
 
-def protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
+def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
     """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
     if spec.protocol.startswith("leave_one_out:"):
         column = spec.protocol.partition(":")[2]

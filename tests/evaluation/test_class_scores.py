@@ -18,6 +18,7 @@ from ssmast.evaluation.class_scores import (
 from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_heads
 from ssmast.evaluation.splits import Split
 from ssmast.evaluation.task_spec import TaskSpec
+from ssmast.evaluation.tasks import load_task
 from tests.evaluation.conftest import write_set
 
 
@@ -133,6 +134,49 @@ def test_classes_are_found_again_by_name_whatever_their_order(tmp_path):
     assert seen.one_hot(positions).sum(dim=1).tolist() == [1, 1, 0, 1, 1, 0]
     with pytest.raises(ValueError, match="none of the classes"):
         with_heads(found, [Head(name="label", classes=["x", "y"])])
+
+
+def test_training_reads_a_table_as_probes_do(tmp_path):
+    folder = tmp_path / "events"
+    folder.mkdir()
+    cells = ["dog; rain", "rain", "dog", "cat;dog;dog", "cat", "rain;cat"]
+    parts = ["train", "train", "train", "train", "valid", "test"]
+    rows = [f"{i},{cell},{part}" for i, (cell, part) in enumerate(zip(cells, parts, strict=True))]
+    (folder / "metadata.csv").write_text("path,label,split\n" + "\n".join([*rows, "9,,train"]))
+    task = load_task(tmp_path, "events:multi_label=true")
+    found = load_labelled(tmp_path, "events:multi_label=true")
+    assert found.multi_label
+    assert found.heads == [Head(name="label", classes=task.classes)]
+    assert torch.equal(found.one_hot(np.arange(6)), task.targets())
+    assert (found.clips, found.rows.tolist()) == (task.clips, task.rows.tolist())
+    assert found.left_out == task.left_out == {"empty label": 1}
+    for one, other in zip(found.splits, task.splits, strict=True):
+        assert {name: part.tolist() for name, part in one.parts().items()} == {
+            name: part.tolist() for name, part in other.parts().items()
+        }
+    whole = load_labelled(tmp_path, "events")  # one label a cell, unless told otherwise
+    assert not whole.multi_label
+    assert "dog; rain" in whole.heads[0].classes
+
+
+def test_a_chosen_share_is_held_out_where_the_set_has_no_valid_part(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    rows = [f"{i},{'ab'[i % 2]},n{i % 3},{'test' if i > 39 else 'train'}" for i in range(50)]
+    (folder / "metadata.csv").write_text("path,label,noun,split\n" + "\n".join(rows))
+    usual, half = load_labelled(folder), load_labelled(folder, share=0.5)
+    assert [len(one.splits[0].valid) for one in (usual, half)] == [6, 20]
+    assert usual.splits[0].valid.tolist() == load_task(folder, "s").splits[0].valid.tolist()
+    heads = load_labelled(folder, labels=["label", "noun"]).heads
+    assert [head.classes for head in heads] == [["a", "b"], ["n0", "n1", "n2"]]
+    with pytest.raises(ValueError, match="has no column 'verb'"):
+        load_labelled(folder, labels=["label", "verb"])
+    with pytest.raises(
+        ValueError, match="multi_label=true needs one label column, got label, noun"
+    ):
+        load_labelled(folder, "s:multi_label=true", labels=["label", "noun"])
+    with pytest.raises(ValueError, match="column 'split', trains on 1 class in split"):
+        load_labelled(folder, labels=["split"])
 
 
 def test_weights_make_all_classes_come_alike():

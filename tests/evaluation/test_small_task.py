@@ -4,7 +4,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ssmast.evaluation.chance import chance
 from ssmast.evaluation.small_task import chance_accuracy, small_task
+from ssmast.evaluation.task import shuffled
 from ssmast.evaluation.tasks import load_task
 
 
@@ -47,11 +49,11 @@ def test_a_sample_is_small_even_over_classes_and_always_the_same(task, tmp_path)
     assert Counter(small.labels[i] for i in split.test) == {"common": 10, "rare": 10}
     # Row numbers go on naming the clips of the whole set.
     assert [f"{row}.wav" for row in small.rows] == small.clips
-    shuffled = [
+    reordered = [
         (task.clips[i], task.labels[i], ("train", "train", "valid", "test")[i // 50], "")
         for i in np.random.default_rng(0).permutation(200)
     ]
-    again = small_task(_write(tmp_path / "other", shuffled), max_clips=60)
+    again = small_task(_write(tmp_path / "other", reordered), max_clips=60)
     assert set(again.clips) == set(small.clips)
 
 
@@ -65,6 +67,16 @@ def test_of_folds_the_first_split_is_used(tmp_path):
 def test_too_few_clips_for_the_classes_are_refused(task):
     with pytest.raises(ValueError, match=r"probe.max_clips=5 is too few for the 2 classes"):
         small_task(task, max_clips=5)
+
+
+def test_chance_of_permuted_labels_is_the_share_of_the_commonest_class(tmp_path):
+    # The commonest class of the permuted training part may be any, and rare in the test part.
+    labels = "aabbbaab"
+    parts = ["train"] * 4 + ["valid", "valid", "test", "test"]
+    rows = [(str(i), labels[i], parts[i], "") for i in range(8)]
+    task = shuffled(_write(tmp_path / "even", rows), seed=1)
+    assert chance(task, "accuracy", shuffled=True) == pytest.approx(0.5)
+    assert chance(task, "balanced_accuracy", shuffled=True) == pytest.approx(0.5)
 
 
 def test_chance_is_that_of_the_most_frequent_class(task):
