@@ -126,7 +126,7 @@ def test_predict_reads_a_long_file_piece_by_piece(folder, tmp_path, capsys, monk
     wanted = capsys.readouterr().out
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    monkeypatch.setattr("ssmast.audio.read.read_long", None)  # never whole
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
     assert run_command(predict, words, name="predict") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(wanted)
 

@@ -113,6 +113,7 @@ def test_file_numpy_torch_and_integers_are_one_clip(encoder, tmp_path):
         str(tmp_path / "clip.wav"),
         samples,
         samples.astype(np.float64) / 32768,
+        np.frombuffer((samples.astype(np.float32) / 32768).tobytes(), dtype=np.float32),
         torch.from_numpy(samples),
     ):
         torch.testing.assert_close(encoder.embed(clip, RATE), wanted, atol=1e-5, rtol=1e-4)
@@ -144,8 +145,14 @@ def test_samples_at_another_rate_equal_the_file_of_them(encoder, tmp_path):
         (np.zeros((0, 5)), RATE, "at least one sample"),
         (np.array([0.0, np.nan]), RATE, "must be finite, got NaN or infinity"),
         (torch.tensor([0.0, torch.inf]), RATE, "must be finite"),
-        (np.zeros(10), None, "samples need their sample_rate in Hz, got None"),
-        (np.zeros(10), 0, "samples need their sample_rate in Hz, got 0"),
+        (np.array([1e300]), RATE, "must be finite"),
+        (np.zeros(10), None, "need their sample_rate, a whole number of Hz .* got None"),
+        (np.zeros(10), 0, "at least 100, got 0"),
+        (np.zeros(10), 44.1, "at least 100, got 44.1"),
+        (np.zeros(10), 22050.5, "a whole number of Hz .* got 22050.5"),
+        (np.zeros(10), "16000", "got '16000'"),
+        (np.zeros(10), True, "got True"),
+        (np.zeros(10), float("nan"), "got nan"),
         (np.zeros((16000, 2)), RATE, "looks like .samples, channels."),
         (np.zeros(10, dtype=np.uint8), RATE, "signed integers of 16 bits or more, got uint8"),
         (np.zeros(10, dtype=bool), RATE, "floats or signed integers"),
@@ -227,7 +234,7 @@ def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
     files = [tmp_path / f"long.{kind}", tmp_path / "short.wav", tmp_path / f"long.{kind}"]
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    monkeypatch.setattr("ssmast.audio.read.read_long", None)  # never whole
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
     found = encoder.embed(files, batch_seconds=3.0)
     assert (found[1] - wanted).abs().max() > 1e-2
     for row in (0, 2):

@@ -228,7 +228,7 @@ def test_long_clips_are_embedded_piece_by_piece_and_a_bad_one_harms_no_other(
     wanted = embed_corpus(tiny_encoder, loose)
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    monkeypatch.setattr("ssmast.audio.read.read_long", None)  # never whole
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
     for corpus in (loose, open_corpus(tmp_path / "audio.tar")):
         found = embed_corpus(tiny_encoder, corpus)
         assert [corpus.name(int(row)) for row in found.rows] == [f"{n}.wav" for n in "abde"]
