@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow results harnesses check lint format clean
+.PHONY: demo test test-slow results harnesses check lint format docs figures clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -49,6 +49,23 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documents as a site, in build/site; a broken link is an error. The extra `docs` alone, without PyTorch.
+DOCS := .venv-docs
+
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt -r $(DOCS)/requirements.txt
+	@touch $@
+
+# The figures of README and docs, drawn by the code they show.
+figures: $(READY)
+	$(BIN)/python docs/figures
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssmast needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -57,4 +74,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf runs .venv-harnesses .pytest_cache .ruff_cache
+	rm -rf runs build .venv-harnesses .venv-docs .pytest_cache .ruff_cache

@@ -27,13 +27,15 @@ PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "linear_eval/README.md", "benchmarks/README.md")),
+    ROOT / "RESULTS.md",
 ]
-STARTS = r"(?:ssmast|accelerate launch|python|make|pip install|\.\.\. (?=[\w.]+=))"
+STARTS = r"(?:ssmast|accelerate launch|sbatch|python|make|pip install|\.\.\. (?=[\w.]+=))"
 # What a reader puts a name of his own for -> one that exists.
 NAMES = {
     "recipe=NAME": "recipe=real_nano",
     "task=NAME": "task=esc50",
     "protocol=NAME": "protocol=knn",
+    "RANK": "0",
 }
 
 
@@ -81,6 +83,10 @@ def check(words):
         for word in rest:
             for extra in re.findall(r"^(?:\.|ssmast)\[(\w+)\]$", word):
                 assert extra in known["optional-dependencies"]
+    elif first == "sbatch":
+        file, *keys = [word for word in rest if not word.startswith("--")]
+        assert (ROOT / file).is_file()
+        check_ssmast(["pretrain", *keys])
     elif first == "accelerate":
         asked = launch_command_parser().parse_args(rest[1:])
         flag = ["-m"] if asked.module else []
@@ -143,6 +149,8 @@ def test_every_command_on_the_page_exists_and_takes_its_keys(page, monkeypatch, 
         "accelerate launch pretrain/walk.py",
         "python -m ssmast.training.replay rum=x",
         "python benchmarks/probe.py devise=cuda",
+        "sbatch --nodes=4 docs/launch/pretrain.sbatch dta=x",
+        "sbatch --nodes=4 docs/launch/pretran.sbatch data=x",
         "make dmeo",
         "pip install '.[umapp]'",
         "... probe.dta=x",
@@ -196,7 +204,10 @@ def test_the_quick_commands_of_the_readme_run_in_their_order(place, monkeypatch,
 def test_the_examples_of_contributing_run(tmp_path):
     """In a process of their own, for a model stays registered."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    encoder, augmentation = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    encoder, augmentation, task = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    for name in ("3_ann_0", "3_ann_7", "4_ben_1", "4_ben_5"):
+        (tmp_path / "fsdd" / "recordings").mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "fsdd" / "recordings" / f"{name}.wav", np.zeros(800), 8000)
     code = f"""
 import torch, ssmast
 from ssmast.model import family
@@ -211,6 +222,13 @@ assert torch.equal(names["tilt"](x, slopes=torch.zeros(2)), x)
 moved = names["tilt"](x, slopes=torch.tensor([0.0, 2.0])) - x
 assert torch.allclose(moved[1, 0, :, 3], torch.linspace(-1.0, 1.0, 5), atol=1e-6)
 assert not moved[0].any()
+from ssmast.audio.datasets import TASKS, prepare_task
+names = {{}}
+exec({task!r}, names)
+(mine,) = names["TASKS"]
+TASKS[mine.name] = mine
+report = prepare_task("fsdd", root="fsdd", out="sets/fsdd")
+assert report.facts["counts"] == {{"test": 2, "train": 2}}, report.facts
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
