@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ssmast.command import run_command
-from ssmast.encoder import load_encoder, random_twin
+from ssmast.encoder import load_encoder
+from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite

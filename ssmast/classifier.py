@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from ssmast.audio import LogMel
+from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder_pieces import evaluating
 
 
 class Outputs(NamedTuple):
@@ -102,7 +102,9 @@ class Classifier:
             "max_windows": self.max_windows,
         }
 
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
         """Scores of clips (S,) at `sample_rate`.
 
         Args:
@@ -117,7 +119,7 @@ class Classifier:
         return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
 
     def each_window(
-        self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> list[Tensor]:
         """What the network gives for the windows of each clip (S,), float32 (K, C) on the CPU."""
         starts = [self._starts(len(waveform)) for waveform in waveforms]
@@ -126,7 +128,7 @@ class Classifier:
         return list(logits.split([len(own) for own in starts]))
 
     def windows(
-        self, waveform: Tensor, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
+        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
     ) -> Windows:
         """Scores of one window after the other.
 
@@ -163,7 +165,7 @@ class Classifier:
     @torch.no_grad()
     def _logits(
         self,
-        waveforms: Sequence[Tensor],
+        waveforms: Sequence[Tensor | LongSound],
         windows: Sequence[tuple[int, int]],
         *,
         batch_seconds: float,
@@ -172,27 +174,27 @@ class Classifier:
         length = self.log_mel.samples(self.frames)
         device = self.log_mel.filterbank.device
         size = max(1, int(batch_seconds / self.window_seconds))
-        pieces = [waveforms[clip][start : start + length] for clip, start in windows]
-        order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index]))
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        logits: list[Tensor] = [torch.empty(0)] * len(pieces)
-        try:
+        samples = [min(length, len(waveforms[clip])) for clip, _ in windows]
+        # Longest first; those of one clip, which are of one length, from front to back, so that a
+        # long file can be read meanwhile.
+        order = sorted(range(len(windows)), key=lambda index: -samples[index])
+        logits: list[Tensor] = [torch.empty(0)] * len(windows)
+        with evaluating(self.network):
             for at in range(0, len(order), size):
                 part = order[at : at + size]
-                batch = pad_sequence([pieces[index] for index in part], batch_first=True)
+                batch = torch.zeros(len(part), samples[part[0]])
+                for row, index in zip(batch, part, strict=True):
+                    clip, start = windows[index]
+                    row[: samples[index]] = torch.as_tensor(waveforms[clip][start : start + length])
                 log_mel, frames = window_log_mels(
                     self.log_mel,
                     batch.to(device),
-                    torch.tensor([len(pieces[index]) for index in part]),
+                    torch.tensor([samples[index] for index in part]),
                     fewest=getattr(self.network, "fewest_frames", 1),
                 )
                 found = self.network(log_mel, lengths=frames).float().cpu()
                 for index, row in zip(part, found, strict=True):
                     logits[index] = row
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return torch.stack(logits)
 
 

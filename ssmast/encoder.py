@@ -6,32 +6,24 @@ checksums.json       SHA-256 of both, verified on load
 README.md            model card
 """
 
-import contextlib
+import copy
 import hashlib
-import json
-import math
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import is_model
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder_card import model_card
-from ssmast.encoder_chunks import Chunks, batches
+from ssmast.encoder_chunks import Chunks
+from ssmast.encoder_config import build_parts, check_config, config_of, weights_of
 from ssmast.encoder_folder import read_folder, write_folder
 from ssmast.encoder_input import Clip, read_clips
-from ssmast.model import Backbone, create_model, pool_tokens, pooled_dim
-from ssmast.model.pool import MAX_MODES
-
-LAYERS = ("last", "stages", "blocks")
-FORMAT = 1
-_LOADING_ARGS = {
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-}  # fmt: skip
+from ssmast.encoder_pieces import embed_columns, embed_pieces, evaluating
+from ssmast.encoder_pooling import check_pooling, layer_dims, max_places, pool_layers
+from ssmast.model import Backbone
 
 
 class Encoder(nn.Module):
@@ -64,13 +56,11 @@ class Encoder(nn.Module):
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if layers not in LAYERS:
-            raise ValueError(f"layers must be one of {', '.join(LAYERS)}, got {layers!r}")
         if not isinstance(backbone, Backbone):
             raise ValueError(
                 f"backbone must come from ssmast.create_model, got {type(backbone).__name__}"
             )
-        backbone.check_pooling(pooling)
+        check_pooling(backbone, pooling=pooling, layers=layers)
         if not chunk_seconds > 0:
             raise ValueError(f"chunk_seconds must be above 0, got {chunk_seconds}")
         self.backbone = backbone
@@ -98,34 +88,65 @@ class Encoder(nn.Module):
     @property
     def layer_dims(self) -> list[int]:
         """Length of each layer's part of an embedding, in their order."""
-        return [pooled_dim(self.pooling, rows, dim) for rows, dim in self._pooled_layers()]
+        return layer_dims(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
 
     @property
     def frame_dim(self) -> int:
         """Length of a vector of `embed_frames`."""
-        frames = max(self.backbone.input_size[1], 1)
-        rows = self.backbone.grid_of(self.log_mel.num_mels, frames)[-1].freq
-        return rows * self.backbone.num_features
+        return self._chunks().column_dim
 
     def frame_hop_ms(self, hop_ms: float | None = None) -> float:
         """Milliseconds between vectors of `embed_frames`, where at most `hop_ms` are asked for."""
         cutter = self._chunks()
-        frames = cutter.stride // len(cutter.shifts(hop_ms))
-        return frames * 1000 * self.log_mel.hop_length / self.sample_rate
+        return cutter.hop_ms(cutter.shifts(hop_ms))
 
     @property
     def sha256(self) -> str:
         """Hash of the weights: that of model.safetensors."""
-        return hashlib.sha256(self._weights()).hexdigest()
+        return hashlib.sha256(weights_of(self.backbone)).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """What besides the weights decides an embedding, plain JSON values."""
         return {
             "front_end": self.log_mel.settings(),
-            "pooling": self.pooling,
-            "layers": self.layers,
+            **self._pooled(),
             "chunk_seconds": self.chunk_seconds,
         }
+
+    def config(self) -> dict[str, Any]:
+        """Content of config.json: all but the weights."""
+        return config_of(self.backbone, settings=self.settings(), info=self.info)
+
+    def variant(
+        self,
+        *,
+        pooling: str = "",
+        layers: str = "",
+        chunk_seconds: float = 0.0,
+        backbone: nn.Module | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> "Encoder":
+        """Another encoder, alike in all that is not given; in eval mode, as are shared weights.
+
+        Args:
+            pooling: of the new one.
+            layers: of the new one.
+            chunk_seconds: of the new one.
+            backbone: of the new one; by default this one's, whose weights they then share.
+            info: of the new one.
+
+        Raises:
+            ValueError: for what the backbone does not have.
+        """
+        made = Encoder(
+            self.backbone if backbone is None else backbone,
+            copy.deepcopy(self.log_mel),
+            pooling=pooling or self.pooling,
+            layers=layers or self.layers,
+            chunk_seconds=chunk_seconds or self.chunk_seconds,
+            info=dict(self.info if info is None else info),
+        )
+        return made.eval()
 
     # -- embedding -------------------------------------------------------------------------------
 
@@ -156,26 +177,20 @@ class Encoder(nn.Module):
             read_clips(waveform, sample_rate, wanted=self.sample_rate), batch_seconds=batch_seconds
         )
 
-    @torch.no_grad()
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 20.0
     ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
-        is_max, cutter = self._is_max(), self._chunks()
-        means = torch.zeros(len(waveforms), self.dim)
-        maxima = torch.full_like(means, -math.inf)
-        totals = [cutter.frames(len(waveform)) for waveform in waveforms]
-        chunks = [chunk for clip, total in enumerate(totals) for chunk in cutter.cut(clip, total)]
-        with self._evaluating():
-            for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
-                log_mel, lengths = cutter.log_mels(waveforms, batch, device=self.device)
-                vectors = self.pool(log_mel, lengths).float().cpu()
-                for chunk, vector in zip(batch, vectors, strict=True):
-                    means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
-                    maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
-        return torch.where(is_max, maxima, means)
+        is_max = max_places(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
+        with evaluating(self):
+            return embed_pieces(
+                self.pool,
+                waveforms,
+                self._chunks(),
+                is_max=is_max,
+                batch_seconds=batch_seconds,
+            )
 
-    @torch.no_grad()
     def embed_frames(
         self,
         waveform: Clip,
@@ -209,30 +224,20 @@ class Encoder(nn.Module):
             )
         clips = read_clips(waveform, sample_rate, wanted=self.sample_rate)
         cutter = self._chunks()
-        total, shifts = cutter.frames(len(clips[0])), cutter.shifts(hop_ms)
-        chunks = [
-            chunk
-            for clip in range(len(clips))
-            for shift in shifts
-            for chunk in cutter.cut(clip, total, first=shift)
-        ]
-        hop = cutter.stride // len(shifts)
-        # Pass k gives the columns k, k + n, k + 2 n, ... ; a clip may be too short for the last.
-        passes = [shift for shift in shifts if cutter.cut(0, total, first=shift)]
-        count = sum(cutter.columns(total - shift) for shift in passes)
-        embeddings = torch.zeros(len(clips), count, self.frame_dim)
-        with self._evaluating():
-            for batch in batches(chunks, most_frames=self._frames_of(batch_seconds)):
-                log_mel, lengths = cutter.log_mels(clips, batch, device=self.device)
-                tokens, grid, _ = self.backbone.encode(log_mel, lengths=lengths)
-                maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
-                for chunk, found in zip(batch, maps.float().cpu(), strict=True):
-                    num = cutter.columns(chunk.length)
-                    where = slice(chunk.start // hop, None, len(shifts))
-                    embeddings[chunk.clip, where][:num] = found[:num]
-        centres = torch.arange(embeddings.shape[1]) * hop + cutter.centre()  # frames
-        milliseconds = centres.double() * (1000 * self.log_mel.hop_length / self.sample_rate)
-        return embeddings, milliseconds.float().repeat(len(clips), 1)
+        shifts = cutter.shifts(hop_ms)
+        with evaluating(self):
+            embeddings = embed_columns(clips, cutter, shifts=shifts, batch_seconds=batch_seconds)
+        milliseconds = cutter.centres_ms(embeddings.shape[1], shifts)
+        return embeddings, milliseconds.repeat(len(clips), 1)
+
+    def pool(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Vectors (B, `dim`) of normalised log-mels (B, 1, F, T), differentiable and not cut.
+
+        Args:
+            log_mel: what the front end gives; for training, `embed` is not.
+            lengths: frames of each clip, where clips were padded to one width.
+        """
+        return pool_layers(self.backbone, log_mel, lengths, **self._pooled())
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -247,103 +252,19 @@ class Encoder(nn.Module):
             FileExistsError: if the folder holds anything but an encoder.
             ValueError: if the backbone was not made by `ssmast.create_model`.
         """
-        config = self._config()
+        config = self.config()
         parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         card = model_card(config, dim=self.dim, num_parameters=parameters)
-        write_folder(folder, config=config, weights=self._weights(), card=card, extra=extra)
-
-    def _config(self) -> dict[str, Any]:
-        backbone = self.backbone
-        pretrained_cfg = dict(getattr(backbone, "pretrained_cfg", None) or {})
-        architecture = pretrained_cfg.pop("architecture", None)
-        if architecture is None:
-            raise ValueError("only a backbone made by ssmast.create_model can be saved")
-        # Regularisation of the training run does not belong to the weights.
-        args = dict(getattr(backbone, "_model_args", {}))
-        args.pop("drop_path_rate", None)
-        args.update(input_size=backbone.input_size, in_chans=backbone.in_chans)
-        args["global_pool"] = backbone.global_pool
-        front = self.log_mel.settings()
-        kept = ("first_conv", "classifier", "license", "fixed_input_size")
-        return {
-            "architecture": architecture,
-            "num_classes": backbone.num_classes,
-            "num_features": backbone.num_features,
-            "model_args": {**args, "num_classes": backbone.num_classes},
-            "pretrained_cfg": {
-                **{key: pretrained_cfg[key] for key in kept if key in pretrained_cfg},
-                "input_size": [backbone.in_chans, *backbone.input_size],
-                "num_classes": backbone.num_classes,
-                "mean": [front["mean"]],
-                "std": [front["std"]],
-            },
-            "ssmast": {"format": FORMAT, **self.settings(), "info": self.info},
-        }
-
-    def _weights(self) -> bytes:
-        from safetensors.torch import save
-
-        state = {name: value.contiguous() for name, value in self.backbone.state_dict().items()}
-        return save(state, metadata={"format": "pt"})
+        weights = weights_of(self.backbone)
+        write_folder(folder, config=config, weights=weights, card=card, extra=extra)
 
     # -- parts -----------------------------------------------------------------------------------
 
+    def _pooled(self) -> dict[str, str]:
+        return {"pooling": self.pooling, "layers": self.layers}
+
     def _chunks(self) -> Chunks:
         return Chunks(self.backbone, self.log_mel, seconds=self.chunk_seconds)
-
-    def _frames_of(self, seconds: float) -> float:
-        return seconds * self.sample_rate / self.log_mel.hop_length
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Every module in eval mode, and afterwards in its own again."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    def pool(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Vectors (B, `dim`) of normalised log-mels (B, 1, F, T), differentiable and not cut.
-
-        Args:
-            log_mel: what the front end gives; for training, `embed` is not.
-            lengths: frames of each clip, where clips were padded to one width.
-        """
-        if self.layers == "last":
-            outcomes = [self.backbone.encode(log_mel, lengths=lengths)]
-        else:
-            outcomes = self.backbone.encode_blocks(log_mel, lengths=lengths)
-            if self.layers == "stages":
-                outcomes = [outcomes[index] for index in self.backbone.stage_ends]
-        return torch.cat(
-            [pool_tokens(x, grid, mode=self.pooling, mask=mask) for x, grid, mask in outcomes],
-            dim=1,
-        )
-
-    def _pooled_layers(self) -> list[tuple[int, int]]:
-        """(frequency rows, channels) of every layer that is pooled."""
-        backbone = self.backbone
-        grids = backbone.grid_of(self.log_mel.num_mels, max(backbone.input_size[1], 1))
-        if self.layers == "last":
-            return [(grids[-1].freq, backbone.num_features)]
-        channels, ends = backbone.block_channels, backbone.stage_ends
-        # Block i belongs to the first stage that ends at i or later.
-        rows = [grids[1 + bisect_left(ends, index)].freq for index in range(len(channels))]
-        wanted = ends if self.layers == "stages" else range(len(channels))
-        return [(rows[index], channels[index]) for index in wanted]
-
-    def _is_max(self) -> Tensor:
-        """Which numbers of an embedding are maxima over tokens, bool (`dim`,)."""
-        parts = []
-        for rows, dim in self._pooled_layers():
-            part = torch.zeros(pooled_dim(self.pooling, rows, dim), dtype=torch.bool)
-            if self.pooling in MAX_MODES:
-                part[-dim:] = True
-            parts.append(part)
-        return torch.cat(parts)
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -356,26 +277,17 @@ def load_encoder(path: str | Path) -> Encoder:
     from safetensors.torch import load_file
 
     config, weights = read_folder(path)
-    ours, architecture = config["ssmast"], config["architecture"]
-    # A folder from elsewhere may name a model of ours and its sizes, not further files to load.
-    foreign = sorted(config["model_args"].keys() & _LOADING_ARGS)
-    if ours.get("format") != FORMAT or foreign or not is_model(architecture):
-        raise ValueError(
-            f"{weights.parent} is not for this version: wanted format {FORMAT} and a model of "
-            f"this family, got format {ours.get('format')} and {architecture!r} {foreign or ''}"
-        )
+    check_config(config, folder=weights.parent)
+    ours = config["ssmast"]
     try:
-        log_mel = _log_mel(ours["front_end"])
-        backbone = create_model(architecture, **config["model_args"])
         encoder = Encoder(
-            backbone,
-            log_mel,
+            *build_parts(config),
             pooling=ours["pooling"],
             layers=ours["layers"],
             chunk_seconds=ours["chunk_seconds"],
             info=ours.get("info", {}),
         )
-        backbone.load_state_dict(load_file(weights))
+        encoder.backbone.load_state_dict(load_file(weights))
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
@@ -383,31 +295,3 @@ def load_encoder(path: str | Path) -> Encoder:
             f"encoder of this version ({reason})"
         ) from error
     return encoder.eval()
-
-
-def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
-    """The same architecture, front end and pooling with fresh weights: what training must beat.
-
-    Args:
-        encoder: to copy all but the weights of; made or loaded, on any device.
-        seed: of the fresh weights; the global generator is left as it was.
-    """
-    config = encoder._config()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = create_model(
-            config["architecture"], **json.loads(json.dumps(config["model_args"]))
-        )
-    twin = Encoder(
-        backbone,
-        _log_mel(encoder.log_mel.settings()),
-        pooling=encoder.pooling,
-        layers=encoder.layers,
-        chunk_seconds=encoder.chunk_seconds,
-        info={"network": "untrained", "seed": seed},
-    )
-    return twin.to(encoder.device).eval()
-
-
-def _log_mel(settings: dict[str, Any]) -> LogMel:
-    return LogMel(**settings)

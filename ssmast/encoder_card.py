@@ -5,6 +5,16 @@ from typing import Any
 
 from ssmast.settings import flatten
 
+# What an objective has of its own to say: name -> setting.
+_OBJECTIVES = {
+    "ss_mast": {
+        "patches dropped": "patch_drop.rate",
+        "temperature": "loss.temperature",
+        "negatives kept": "loss.queue_size",
+    },
+    "ssast": {"patches hidden": "ssast.masked"},
+}
+
 
 def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
     """README.md of an encoder folder.
@@ -28,7 +38,7 @@ def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
 
 
 def _head(config: dict[str, Any]) -> list[str]:
-    kind = "An" if config["architecture"].startswith("ast_") else "A Multiscale"
+    kind = "A Multiscale" if config["architecture"].startswith("mast_") else "An"
     return [
         "---",
         "library_name: ssmast",
@@ -73,14 +83,13 @@ def _recipe(settings: dict[str, Any] | None) -> list[str]:
         return []
     flat = flatten(settings)
     wanted = {
+        "method": "method",
         "model": "model",
         "recipe": "recipe",
         "started from": "init",
         "clips a step": "batch_size",
         "frames of a view": "views.frames",
-        "patches dropped": "patch_drop.rate",
-        "temperature": "loss.temperature",
-        "negatives kept": "loss.queue_size",
+        **_OBJECTIVES.get(flat.get("method", ""), {}),
         "optimiser": "optim.name",
         "learning rate": "optim.lr",
         "weight decay": "optim.weight_decay",

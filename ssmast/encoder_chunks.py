@@ -31,13 +31,17 @@ class Chunks:
 
     def __init__(self, backbone: Backbone, log_mel: LogMel, *, seconds: float) -> None:
         stem = backbone.patch_embed
-        self._backbone, self._log_mel = backbone, log_mel
+        self.backbone, self._log_mel = backbone, log_mel
         self.stride = backbone.time_stride
-        frames = seconds * log_mel.sample_rate / log_mel.hop_length
-        self._most_columns = math.ceil(frames / self.stride)
+        self._frame_ms = 1000 * log_mel.hop_length / log_mel.sample_rate
+        self._most_columns = math.ceil(self.frames_in(seconds) / self.stride)
         self._fewest = backbone.fewest_frames
         # Frames that a piece needs beyond columns x stride.
         self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
+
+    def frames_in(self, seconds: float) -> float:
+        """Frames in so many seconds."""
+        return 1000 * seconds / self._frame_ms
 
     def frames(self, samples: int) -> int:
         """Frames of a clip; one too short for the stem has silence after it."""
@@ -45,12 +49,25 @@ class Chunks:
 
     def columns(self, frames: int) -> int:
         """Columns of tokens that so many frames give."""
-        return self._backbone.grid_of(self._log_mel.num_mels, frames)[-1].time
+        return self.backbone.grid_of(self._log_mel.num_mels, frames)[-1].time
 
-    def centre(self) -> float:
-        """Frame at the centre of the first column; the others follow every `stride` frames."""
-        stem = self._backbone.patch_embed
-        return max(0.0, (stem.kernel[1] - 1) / 2 - stem.padding[1])
+    @property
+    def column_dim(self) -> int:
+        """Frequency rows x channels of a column of tokens."""
+        frames = max(self.backbone.input_size[1], 1)
+        rows = self.backbone.grid_of(self._log_mel.num_mels, frames)[-1].freq
+        return rows * self.backbone.num_features
+
+    def hop_ms(self, shifts: Sequence[int]) -> float:
+        """Milliseconds from one column to the next of passes that begin at these frames."""
+        return self.stride // len(shifts) * self._frame_ms
+
+    def centres_ms(self, count: int, shifts: Sequence[int]) -> Tensor:
+        """Milliseconds of the centres of the first columns, float32 (`count`,)."""
+        stem = self.backbone.patch_embed
+        first = max(0.0, (stem.kernel[1] - 1) / 2 - stem.padding[1])  # frame
+        frames = torch.arange(count) * (self.stride // len(shifts)) + first
+        return (frames.double() * self._frame_ms).float()
 
     def shifts(self, hop_ms: float | None) -> list[int]:
         """Frames to leave out before a clip, once a pass, so that columns come often enough.
@@ -66,12 +83,13 @@ class Chunks:
         """
         if hop_ms is None:
             return [0]
-        wanted = hop_ms * self._log_mel.sample_rate / (1000 * self._log_mel.hop_length)
+        wanted = hop_ms / self._frame_ms
         hops = [hop for hop in range(self.stride, 0, -1) if self.stride % hop == 0]
         fitting = [hop for hop in hops if hop <= wanted + 1e-9]
         if not fitting:
-            frame = 1000 * self._log_mel.hop_length / self._log_mel.sample_rate
-            raise ValueError(f"hop_ms must be at least one frame, {frame:g} ms, got {hop_ms}")
+            raise ValueError(
+                f"hop_ms must be at least one frame, {self._frame_ms:g} ms, got {hop_ms}"
+            )
         return list(range(0, self.stride, fitting[0]))
 
     def cut(self, clip: int, frames: int, *, first: int = 0) -> list[Chunk]:
@@ -92,11 +110,7 @@ class Chunks:
         return chunks
 
     def log_mels(
-        self,
-        waveforms: Sequence[Tensor | LongSound],
-        chunks: Sequence[Chunk],
-        *,
-        device: torch.device,
+        self, waveforms: Sequence[Tensor | LongSound], chunks: Sequence[Chunk]
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mels (B, 1, F, T) of the pieces: slices of those of the whole clips.
 
@@ -113,7 +127,9 @@ class Chunks:
             last = (chunk.start + chunk.length + context) * hop
             part = torch.as_tensor(waveforms[chunk.clip][max(first, 0) : last])
             row[max(-first, 0) :][: len(part)] = part
-        log_mel = self._log_mel(batch.to(device))[..., context : context + longest]
+        log_mel = self._log_mel(batch.to(self._log_mel.filterbank.device))[
+            ..., context : context + longest
+        ]
         lengths = torch.tensor([chunk.length for chunk in chunks])
         return log_mel, None if int(lengths.min()) == longest else lengths
 

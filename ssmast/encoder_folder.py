@@ -88,7 +88,14 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
         raise FileNotFoundError(
             f"{folder} is no encoder folder: it has no {' and no '.join(missing)}{hint}"
         )
-    for name, wanted in read_json(folder / CHECKSUMS).items():
+    sums = read_json(folder / CHECKSUMS)
+    unlisted = [name for name in (CONFIG, WEIGHTS) if name not in sums]
+    if unlisted:
+        raise ValueError(
+            f"{folder / CHECKSUMS} is damaged: it has no checksum of {' and '.join(unlisted)}; "
+            "copy the encoder folder again"
+        )
+    for name, wanted in sums.items():
         file = folder / name
         # The list may name further exports, which a copy may lack; a file outside the folder is
         # none of them.

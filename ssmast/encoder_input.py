@@ -1,5 +1,6 @@
 """What a caller may hand to an encoder -> clips at its rate."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import LongSound, open_long, read_audio, resample
+from ssmast.audio import LongSound, open_audio, resample
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 Clip = str | Path | Samples | Tensor
@@ -34,8 +35,8 @@ def read_clips(
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted) for item in waveform]
     if isinstance(waveform, str | Path):
-        long = open_long(waveform, sample_rate=wanted)
-        return [long or torch.from_numpy(read_audio(waveform, sample_rate=wanted))]
+        sound = open_audio(waveform, sample_rate=wanted)
+        return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
     if isinstance(waveform, Tensor):
         waveform = waveform.detach().cpu()
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
@@ -43,9 +44,23 @@ def read_clips(
         raise ValueError(
             f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
         )
-    if sample_rate is None or not sample_rate > 0:
-        raise ValueError(f"samples need their sample_rate in Hz, got {sample_rate}")
-    return [torch.from_numpy(resample(row, int(sample_rate), wanted)) for row in _rows(waveform)]
+    rate = _whole_hz(sample_rate)
+    clips = [resample(row, rate, wanted) for row in _rows(waveform)]
+    # PyTorch warns of memory that may not be written, such as that of `np.frombuffer`.
+    return [torch.from_numpy(c if c.flags.writeable else c.copy()) for c in clips]
+
+
+def _whole_hz(sample_rate: object) -> int:
+    """A rate that samples can have; one in kHz, or True, would make a second last for minutes."""
+    rate = math.nan
+    if isinstance(sample_rate, int | float | np.integer | np.floating):
+        rate = math.nan if isinstance(sample_rate, bool) else float(sample_rate)
+    if not rate >= 100 or not rate.is_integer():
+        raise ValueError(
+            "samples need their sample_rate, a whole number of Hz of at least 100, got "
+            f"{sample_rate!r}"
+        )
+    return int(rate)
 
 
 def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor | LongSound:
@@ -69,12 +84,15 @@ def _rows(samples: Samples) -> Samples:
             "(samples, channels); average the channels first"
         )
     if rows.dtype.kind == "i" and rows.dtype.itemsize > 1:
-        return rows.astype(np.float32) / -float(np.iinfo(rows.dtype).min)
+        scaled = rows.astype(np.float32)
+        scaled /= -float(np.iinfo(rows.dtype).min)  # in place: an hour is 230 MB
+        return scaled
     if rows.dtype.kind != "f":
         raise ValueError(
             f"waveform must hold floats or signed integers of 16 bits or more, got {rows.dtype}"
         )
-    rows = rows.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        rows = rows.astype(np.float32, copy=False)
     if not np.isfinite(rows).all():
         raise ValueError("waveform must be finite, got NaN or infinity")
     return rows

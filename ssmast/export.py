@@ -1,27 +1,33 @@
 """A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
 
-    ssmast export runs/mine out=encoder                      the teacher, from the newest checkpoint
+    ssmast export runs/mine out=encoder                      the teacher of the newest checkpoint
     ssmast export runs/mine out=encoder network=student onnx=true int8=true
     ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
 
-A run that is not finished, or was broken off, is exported from its newest valid checkpoint.
+A run that is not finished, or was broken off, is exported from its newest valid checkpoint; one of
+fine-tuning from its encoder/, head and classes included. method=ssast has one network, its student.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from ssmast import __version__
 from ssmast.audio import LogMel
-from ssmast.encoder import LAYERS, Encoder, load_encoder
+from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder_folder import is_encoder, read_json
+from ssmast.encoder_pooling import LAYERS
 from ssmast.evaluation.report import read_results
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.training.backbone_weights import backbone_weights, networks_of
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
+from ssmast.training.run_folder import changed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +40,7 @@ class ExportConfig:
 
     run: str = setting("", "run folder, or an encoder folder")
     out: str = setting("", "encoder folder to write")
-    network: str = setting("", "teacher or student; empty: teacher, of a folder the one it holds")
+    network: str = setting("", "teacher or student; empty: teacher, or the one there is")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
     pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
     layers: str = setting("", "last, stages or blocks; empty: the run's own")
@@ -107,33 +113,58 @@ def find_encoder(config: ExportConfig) -> Encoder:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or the folder holds the other network.
+        ValueError: if it is damaged, or the run or folder does not hold that network.
     """
     run = Path(config.run)
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run folder at {run}")
     if config.checkpoint:
-        checkpoint: Path | None = Path(config.checkpoint)
-    else:
-        checkpoint = None if is_encoder(run) else newest_checkpoint(run / "checkpoints")
-    if checkpoint is None:
-        return _of_folder(run if is_encoder(run) else run / "encoder", config)
+        return _of_checkpoint(Path(config.checkpoint), run, config)
+    if is_encoder(run):
+        return _of_folder(run, config)
+    newest = newest_checkpoint(run / "checkpoints")
+    # Of fine-tuning the checkpoints hold what learns; what validated best is in the folder.
+    if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("method")):
+        if not is_encoder(run / "encoder"):
+            raise FileNotFoundError(
+                f"{run} holds neither a checkpoint nor an encoder; give a run folder of "
+                "`ssmast pretrain` or an encoder folder"
+            )
+        return _of_folder(run / "encoder", config)
+    return _of_checkpoint(newest, run, config)
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """The settings of a run."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no config.yaml")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder:
+    """An encoder from one of the run's checkpoints."""
+    settings, facts = _settings(run), read_json(run / "facts.json")
     state, tensors = load_checkpoint(checkpoint)
-    network = config.network or "teacher"
-    if network not in tensors:
-        if not config.network and not config.checkpoint and is_encoder(run / "encoder"):
-            return _of_folder(run / "encoder", config)  # of another training, such as fine-tuning
+    changed = changed_settings(state["settings"], settings)
+    if changed:
         raise ValueError(
-            f"{checkpoint} holds no {network}, only {', '.join(sorted(tensors))}; export the "
-            f"encoder folder of that run: ssmast export {run / 'encoder'} out={config.out}"
+            f"checkpoint {checkpoint} is not one of {run}: {'; '.join(changed)}; give the run "
+            "folder that it was written in"
         )
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    facts = read_json(run / "facts.json")
-    weights = {
-        name.removeprefix("branch.backbone."): value
-        for name, value in tensors[network].items()
-        if name.startswith("branch.backbone.")
-    }
+    method = settings.get("method")
+    if not method:
+        raise ValueError(
+            f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
+            f"no encoder yet; go on with the same command and resume=auto, then export {run}"
+        )
+    network = config.network or networks_of(method)[0]
+    if network not in networks_of(method):
+        raise ValueError(
+            f"a run with method={method} has no {network}, only its "
+            f"{' and '.join(networks_of(method))}; leave network= out"
+        )
+    weights = backbone_weights(tensors, method=method, network=network)
     encoder = _of_weights(settings, facts, weights, config)
     steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
     encoder.info = {**facts, **steps, "settings": settings, "network": network}
@@ -143,7 +174,10 @@ def find_encoder(config: ExportConfig) -> Encoder:
 
 
 def _of_weights(
-    settings: dict[str, Any], facts: dict[str, Any], weights: dict[str, Any], config: ExportConfig
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    config: ExportConfig,
 ) -> Encoder:
     """Front end, backbone and pooling of a run around weights of a checkpoint."""
     front = {k: v for k, v in settings["front_end"].items() if k != "stats_clips"}
@@ -168,17 +202,15 @@ def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
     holds = found.info.get("network")
     if config.network and holds != config.network:
         raise ValueError(
-            f"{folder} holds the {holds or 'network of another training'}, not the "
-            f"{config.network}; export from the run folder with its checkpoints"
+            f"{folder} holds the {holds or 'other'} network, not the "
+            f"{config.network}; leave network= out, or give a run folder with its checkpoints"
         )
-    return Encoder(
-        found.backbone,
-        found.log_mel,
-        pooling=config.pooling or found.pooling,
-        layers=config.layers or found.layers,
-        chunk_seconds=config.chunk_seconds or found.chunk_seconds,
+    return found.variant(
+        pooling=config.pooling,
+        layers=config.layers,
+        chunk_seconds=config.chunk_seconds,
         info={key: value for key, value in found.info.items() if key not in ("onnx", "scores")},
-    ).eval()
+    )
 
 
 def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmast.audio import AudioError, read_audio
+from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.settings import UsageError, parse, setting
 
@@ -87,9 +87,10 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     Raises:
         AudioError: if it cannot be read.
     """
-    waveform = torch.from_numpy(read_audio(Path(file), sample_rate=classifier.sample_rate))
-    seconds = config.batch_seconds
+    waveform, seconds = _open(file, classifier.sample_rate), config.batch_seconds
     found = classifier.windows(waveform, hop_seconds=config.hop, batch_seconds=seconds)
+    if isinstance(waveform, LongSound):  # it can be read once
+        waveform = _open(file, classifier.sample_rate)
     whole = classifier.embed_clips([waveform], batch_seconds=seconds)[0]
     windows = [
         {
@@ -105,6 +106,11 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
         "classes": top_classes(whole, classifier.outputs, config),
         "windows": windows,
     }
+
+
+def _open(file: str, sample_rate: int) -> Tensor | LongSound:
+    sound = open_audio(Path(file), sample_rate=sample_rate)
+    return sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
 
 
 def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """The encoder behind the interfaces of HEAR, X-ARES, s3prl and mteb."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -53,10 +56,13 @@ def test_xares_makes_an_encoder_without_arguments(folder):
 
 
 def test_s3prl_layers_have_one_rate_and_one_width(folder):
-    upstream = UpstreamExpert(folder)
+    upstream = UpstreamExpert(ckpt=folder, model_config=None, refresh=False)  # as its runner does
     rate = upstream.get_downsample_rates("hidden_states")
     wavs = [noise(4 * RATE), noise(RATE)]
-    layers = upstream(wavs)["hidden_states"]
+    found = upstream(wavs)
+    layers = found["hidden_states"]
+    assert found["last_hidden_state"] is layers[-1]
+    assert found["hidden_state_0"] is layers[0]
     assert len(layers) == (4 if rate == 640 else 3)
     assert {layer.shape for layer in layers} == {layers[0].shape}
     assert abs(layers[0].shape[1] - 4 * RATE / rate) < 5
@@ -92,5 +98,27 @@ def test_mteb_batches_of_any_rate_and_channels_become_rows(folder):
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
     np.testing.assert_allclose(np.diag(model.similarity(rows, rows)), 1, atol=1e-5)
     np.testing.assert_allclose(model.similarity_pairwise(rows, rows), 1, atol=1e-5)
+    assert model.similarity(rows[0], rows[:1]).shape == (1, 1)  # one vector is (D,) there
+    assert model.encode([]).shape == (0, model.encoder.dim)
     with pytest.raises(ValueError, match="batches with audio, got text"):
         model.encode([{"text": ["a"]}])
+
+
+def test_mteb_is_told_that_the_model_takes_audio(folder, monkeypatch):
+    class Meta(dict):
+        @classmethod
+        def create_empty(cls, overwrites):
+            return cls(overwrites)
+
+    known = types.SimpleNamespace(ModelMeta=Meta, ScoringFunction=types.SimpleNamespace(COSINE=1))
+    for name in ("mteb", "mteb.models", "mteb.models.model_meta"):
+        monkeypatch.setitem(sys.modules, name, known)
+    model = MtebEncoder(folder)
+    meta = model.mteb_model_meta
+    assert meta["modalities"] == ["audio"]
+    assert meta["revision"] == model.encoder.sha256
+    assert meta["embed_dim"] == model.encoder.dim
+    organisation, name = meta["name"].split("/")
+    assert organisation == "ssmast"
+    model.encoder = model.encoder.variant(pooling="mean")
+    assert model.mteb_model_meta["name"] != meta["name"]

@@ -118,6 +118,19 @@ def test_predict_names_the_classes_of_files_of_any_rate(folder, sounds, capsys):
     assert sum(float(r["probability"]) for r in first) == pytest.approx(2.0, abs=1e-4)
 
 
+def test_predict_reads_a_long_file_piece_by_piece(folder, tmp_path, capsys, monkeypatch):
+    noise = 0.1 * np.random.default_rng(7).normal(size=22050 * 5)
+    soundfile.write(tmp_path / "long.flac", noise, 22050)
+    words = [str(tmp_path / "long.flac"), f"encoder={folder}", "format=json", "hop=0.2", "top=0"]
+    assert run_command(predict, words, name="predict") == 0
+    wanted = capsys.readouterr().out
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
+    assert run_command(predict, words, name="predict") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(wanted)
+
+
 def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds, tmp_path, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")

@@ -13,7 +13,8 @@ import torch
 
 import ssmast
 from ssmast.audio import LogMel, read_audio
-from ssmast.encoder import Encoder, load_encoder, random_twin
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.evaluation.baselines import random_twin
 from ssmast.model import create_model, pool_tokens
 
 RATE = 16000
@@ -112,6 +113,7 @@ def test_file_numpy_torch_and_integers_are_one_clip(encoder, tmp_path):
         str(tmp_path / "clip.wav"),
         samples,
         samples.astype(np.float64) / 32768,
+        np.frombuffer((samples.astype(np.float32) / 32768).tobytes(), dtype=np.float32),
         torch.from_numpy(samples),
     ):
         torch.testing.assert_close(encoder.embed(clip, RATE), wanted, atol=1e-5, rtol=1e-4)
@@ -143,8 +145,14 @@ def test_samples_at_another_rate_equal_the_file_of_them(encoder, tmp_path):
         (np.zeros((0, 5)), RATE, "at least one sample"),
         (np.array([0.0, np.nan]), RATE, "must be finite, got NaN or infinity"),
         (torch.tensor([0.0, torch.inf]), RATE, "must be finite"),
-        (np.zeros(10), None, "samples need their sample_rate in Hz, got None"),
-        (np.zeros(10), 0, "samples need their sample_rate in Hz, got 0"),
+        (np.array([1e300]), RATE, "must be finite"),
+        (np.zeros(10), None, "need their sample_rate, a whole number of Hz .* got None"),
+        (np.zeros(10), 0, "at least 100, got 0"),
+        (np.zeros(10), 44.1, "at least 100, got 44.1"),
+        (np.zeros(10), 22050.5, "a whole number of Hz .* got 22050.5"),
+        (np.zeros(10), "16000", "got '16000'"),
+        (np.zeros(10), True, "got True"),
+        (np.zeros(10), float("nan"), "got nan"),
         (np.zeros((16000, 2)), RATE, "looks like .samples, channels."),
         (np.zeros(10, dtype=np.uint8), RATE, "signed integers of 16 bits or more, got uint8"),
         (np.zeros(10, dtype=bool), RATE, "floats or signed integers"),
@@ -186,7 +194,7 @@ def test_pieces_of_a_long_clip_are_slices_of_its_log_mel(encoder):
     lengths = [chunk.length for chunk in chunks]
     assert max(lengths) - min(lengths) <= cutter.stride  # no short tail
     for chunk in chunks:
-        log_mel, _ = cutter.log_mels([clip], [chunk], device=torch.device("cpu"))
+        log_mel, _ = cutter.log_mels([clip], [chunk])
         piece = whole[..., chunk.start : chunk.start + chunk.length]
         torch.testing.assert_close(log_mel, piece, atol=1e-4, rtol=1e-5)
 
@@ -226,7 +234,7 @@ def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
     files = [tmp_path / f"long.{kind}", tmp_path / "short.wav", tmp_path / f"long.{kind}"]
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    monkeypatch.setattr("ssmast.encoder_input.read_audio", lambda path, sample_rate: waveform[:1])
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
     found = encoder.embed(files, batch_seconds=3.0)
     assert (found[1] - wanted).abs().max() > 1e-2
     for row in (0, 2):
@@ -411,6 +419,17 @@ def test_a_missing_file_is_named(folder, name):
         load_encoder(folder)
 
 
+def test_a_file_without_a_checksum_is_not_loaded(folder):
+    sums = json.loads((folder / "checksums.json").read_text())
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    sums.pop("model.safetensors")
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(ValueError, match=r"damaged: it has no checksum of model\.safetensors"):
+        load_encoder(folder)
+
+
 def test_the_card_may_be_edited(folder):
     (folder / "README.md").write_text("my encoder")
     load_encoder(folder)
@@ -552,3 +571,17 @@ def test_nasty_files_give_vectors_or_sentences(encoder, shared_data):
             assert embedding.isfinite().all()
     assert 0 < good < len(files)
     assert all(name in text and "\n" not in text for name, text in sentences)
+
+
+def test_a_variant_shares_the_weights_and_nothing_that_is_changed(encoder):
+    settings, clip = encoder.settings(), noise(40000)
+    other = encoder.variant(pooling="mean", layers="stages", chunk_seconds=1.0)
+    assert (other.pooling, other.layers, other.chunk_seconds) == ("mean", "stages", 1.0)
+    assert (other.sha256, other.info) == (encoder.sha256, encoder.info)
+    assert other.backbone is encoder.backbone
+    assert other.log_mel is not encoder.log_mel  # moved to a device by itself
+    assert encoder.settings() == settings
+    assert torch.equal(encoder.variant().embed(clip, RATE), encoder.embed(clip, RATE))
+    assert encoder.variant(info={}).info == {}
+    with pytest.raises(ValueError, match="layers must be one of last, stages, blocks, got 'first'"):
+        encoder.variant(layers="first")

@@ -1,16 +1,19 @@
 """From a run to a folder that others can use."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from ssmast import export
+from ssmast.classifier import load_classifier
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError
-from ssmast.training import pretrain
+from ssmast.training import finetune, pretrain
 from ssmast.training.checkpoint import checkpoints
+from tests.evaluation.conftest import write_set
 from tests.training.processes import SMALL, write_tones
 
 from .test_encoder import RATE, noise
@@ -36,8 +39,6 @@ def test_the_teacher_is_what_the_run_itself_exported(run, tmp_path):
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(run, tmp_path):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
     shutil.rmtree(broken / "encoder")
@@ -48,6 +49,92 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(run, tmp_path
     assert encoder.info["steps"] == 4
     assert encoder.sha256 != load_encoder(run / "encoder").sha256
     assert "not finished: 4 of 6 steps" in (tmp_path / "e" / "README.md").read_text()
+
+
+# -- methods with one network ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ssast_run(tmp_path_factory):
+    """A finished SSAST run with two checkpoints."""
+    root = tmp_path_factory.mktemp("ssast")
+    words = [*SMALL[1:], "recipe=ssast_nano", "front_end.num_mels=64", "views.frames=96"]
+    words = [word for word in words if not word.startswith(("head.", "loss."))]
+    words += [f"data={write_tones(root / 'audio')}", f"run={root / 'run'}", "export.pooling=freq"]
+    assert run_command(pretrain.main, words, name="ssmast pretrain") == 0
+    return root / "run"
+
+
+@pytest.mark.parametrize("network", ["", "network=student"])
+def test_ssast_has_one_network_and_that_is_exported(ssast_run, tmp_path, network):
+    words = [f"out={tmp_path / 'e'}", *filter(None, [network])]
+    assert export.main([str(ssast_run), *words]) == 0
+    ours, theirs = load_encoder(tmp_path / "e"), load_encoder(ssast_run / "encoder")
+    assert ours.sha256 == theirs.sha256
+    assert (ours.info["network"], ours.pooling) == ("student", "freq")
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "An Audio Spectrogram Transformer" in card
+    assert "| method | ssast |" in card
+    assert "| patches hidden | 0.78125 |" in card
+    assert "temperature |" not in card
+
+
+def test_ssast_is_exported_from_the_checkpoint_that_is_named(ssast_run, tmp_path):
+    first, *_, last = checkpoints(ssast_run / "checkpoints")
+    export.main([str(ssast_run), f"out={tmp_path / 'e'}", f"checkpoint={first}"])
+    early = load_encoder(tmp_path / "e")
+    assert early.info["steps"] < 6
+    assert early.sha256 != load_encoder(ssast_run / "encoder").sha256
+    export.main([str(ssast_run), f"out={tmp_path / 'f'}", f"checkpoint={last}"])
+    assert load_encoder(tmp_path / "f").sha256 == load_encoder(ssast_run / "encoder").sha256
+
+
+def test_ssast_has_no_teacher(ssast_run, tmp_path):
+    with pytest.raises(ValueError, match="method=ssast has no teacher, only its student"):
+        export.main([str(ssast_run), f"out={tmp_path / 'e'}", "network=teacher"])
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, ssast_run, tmp_path):
+    other = checkpoints(ssast_run / "checkpoints")[-1]
+    with pytest.raises(ValueError, match=r"is not one of .*method \(was ssast, now ss_mast\)"):
+        export.main([str(run), f"out={tmp_path / 'e'}", f"checkpoint={other}"])
+
+
+@pytest.fixture(scope="module")
+def tuned(run, tmp_path_factory):
+    """A finished fine-tuning of the first run's encoder."""
+    root = tmp_path_factory.mktemp("tuned")
+    tones = write_set(root / "tones", num_clips=24)
+    words = ["recipe=finetune_small", f"init={run / 'encoder'}", f"data={tones}", "steps=4"]
+    words += [f"run={root / 'run'}", "batch_size=4", "workers=0", "checkpoint_every=2"]
+    words += ["clips.frames=32", "threads=1", "tensorboard=false", "scoring.every=2"]
+    assert run_command(finetune.main, words, name="ssmast finetune") == 0
+    return root / "run"
+
+
+def test_a_fine_tuned_run_gives_its_classifier(tuned, tmp_path):
+    assert export.main([str(tuned), f"out={tmp_path / 'e'}", "pooling=mean"]) == 0
+    ours, theirs = load_encoder(tmp_path / "e"), load_encoder(tuned / "encoder")
+    assert (ours.sha256, ours.pooling) == (theirs.sha256, "mean")
+    assert ours.info["network"] == "fine-tuned"
+    assert load_classifier(tmp_path / "e").outputs == load_classifier(tuned).outputs
+
+
+def test_a_fine_tuning_that_is_not_finished_says_how_to_go_on(tuned, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tuned, broken)
+    shutil.rmtree(broken / "encoder")
+    sentence = "no encoder yet; go on with the same command and resume=auto"
+    with pytest.raises(ValueError, match=sentence):
+        export.main([str(broken), f"out={tmp_path / 'e'}"])
+    newest = checkpoints(tuned / "checkpoints")[-1]
+    with pytest.raises(ValueError, match="one of a fine-tuning, step 4 of 4"):
+        export.main([str(tuned), f"out={tmp_path / 'e'}", f"checkpoint={newest}"])
+    with pytest.raises(ValueError, match="holds the fine-tuned network, not the student"):
+        export.main([str(tuned), f"out={tmp_path / 'e'}", "network=student"])
+
+
+# -- settings and card -----------------------------------------------------------------------------
 
 
 def test_pooling_and_layers_can_be_chosen_again(run, tmp_path):
@@ -113,7 +200,10 @@ def test_onnx_goes_into_the_folder_with_a_checksum(run, tmp_path, monkeypatch):
 def test_what_is_not_there_is_said(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run folder at"):
         export.main([str(tmp_path / "none"), f"out={tmp_path / 'x'}"])
-    with pytest.raises(ValueError, match="holds the teacher, not the student"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither a checkpoint nor an encoder"):
+        export.main([str(tmp_path / "empty"), f"out={tmp_path / 'x'}"])
+    with pytest.raises(ValueError, match="holds the teacher network, not the student"):
         export.main([str(run / "encoder"), f"out={tmp_path / 'x'}", "network=student"])
     with pytest.raises(UsageError, match="needs onnx=true"):
         export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])

@@ -6,6 +6,7 @@ from ssmast.adapters.mteb import MtebEncoder
 mteb.evaluate(MtebEncoder("runs/mine/encoder"), mteb.get_tasks(["ESC50"]))
 """
 
+import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import load_encoder
+from ssmast.encoder_input import read_clips
 
 
 class MtebEncoder:
-    """mteb's encoder protocol over an encoder folder; mteb itself is not imported.
+    """mteb's encoder protocol over an encoder folder.
 
     Args:
         path: encoder folder or Hub name.
@@ -26,38 +28,73 @@ class MtebEncoder:
 
     def __init__(self, path: str | Path, *, device: str = "cpu") -> None:
         self.encoder = load_encoder(path).to(device)
-        self.model_name = f"ssmast/{self.encoder.sha256[:12]}"
-        self.mteb_model_meta = None
 
-    def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> NDArray[np.float32]:
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb files results under, and that this model takes audio.
+
+        Without it mteb takes a model for one of text, and refuses it every task of audio.
+        """
+        meta = importlib.import_module("mteb.models.model_meta")
+        parameters = sum(parameter.numel() for parameter in self.encoder.backbone.parameters())
+        sha256 = self.encoder.sha256
+        return meta.ModelMeta.create_empty(
+            {
+                # Results are kept by these two: other pooling must not be taken for the same.
+                "name": f"ssmast/{sha256[:12]}-{self.encoder.pooling}-{self.encoder.layers}",
+                "revision": sha256,
+                "n_parameters": parameters,
+                "embed_dim": self.encoder.dim,
+                "modalities": ["audio"],
+                "framework": ["PyTorch"],
+                "similarity_fn_name": meta.ScoringFunction.COSINE,
+            }
+        )
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any = None,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: Any = None,
+        **_: Any,
+    ) -> NDArray[np.float32]:
         """Batches of a task -> (n, D).
 
         Args:
             inputs: batches with "audio": a list of {"array", "sampling_rate"}, or of objects with
                 `get_all_samples()`, as datasets' audio columns give them.
-            _: task, split and prompt, which do not matter to sound.
+            task_metadata: unused, as all that follow: sound is embedded alike in every task.
+            hf_split: unused.
+            hf_subset: unused.
+            prompt_type: unused.
 
         Raises:
             ValueError: if a batch holds no audio.
         """
-        rows: list[NDArray[np.float32]] = []
+        rows = [np.zeros((0, self.encoder.dim), dtype=np.float32)]
         for batch in inputs:
             if "audio" not in batch:
                 raise ValueError(f"wanted batches with audio, got {', '.join(batch)}")
-            for sound in batch["audio"]:
-                samples, rate = _samples(sound)
-                rows.append(self.encoder.embed(samples, rate).numpy())
-        if not rows:
-            return np.zeros((0, self.encoder.dim), dtype=np.float32)
+            wanted = self.encoder.sample_rate
+            sounds = [_samples(sound) for sound in batch["audio"]]
+            clips = [read_clips(*sound, wanted=wanted)[0] for sound in sounds]
+            rows.append(self.encoder.embed_clips(clips).numpy())
         return np.concatenate(rows)
 
-    def similarity(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
-        """Cosines (n, m)."""
-        return _units(one) @ _units(other).T
+    def similarity(
+        self, embeddings1: NDArray[Any], embeddings2: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """Cosines (n, m) of vectors (n, D) and (m, D), or (D,) for one."""
+        return _units(embeddings1) @ _units(embeddings2).T
 
-    def similarity_pairwise(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
+    def similarity_pairwise(
+        self, embeddings1: NDArray[Any], embeddings2: NDArray[Any]
+    ) -> NDArray[np.float32]:
         """Cosines (n,) of row and row."""
-        return (_units(one) * _units(other)).sum(axis=1)
+        return (_units(embeddings1) * _units(embeddings2)).sum(axis=1)
 
 
 def _samples(sound: Any) -> tuple[NDArray[np.float32], int]:
@@ -73,5 +110,5 @@ def _samples(sound: Any) -> tuple[NDArray[np.float32], int]:
 
 
 def _units(values: Any) -> NDArray[np.float32]:
-    values = np.asarray(values, dtype=np.float32)
+    values = np.atleast_2d(np.asarray(values, dtype=np.float32))
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

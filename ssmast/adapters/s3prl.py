@@ -1,6 +1,7 @@
 """An s3prl-style upstream: hidden states of all stages at one frame rate and one width.
 
-`hubconf.py` of an upstream needs one line more: `def ssmast(ckpt): return UpstreamExpert(ckpt)`.
+`hubconf.py` of an upstream folder of s3prl holds, beside the import, one line more:
+`def ssmast(ckpt, *args, **kwargs): return UpstreamExpert(ckpt, *args, **kwargs)`.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ class UpstreamExpert(nn.Module):
 
     Args:
         ckpt: encoder folder or Hub name.
-        model_config: unused; s3prl passes it.
+        model_config: unused, as whatever else s3prl's runner hands to an upstream (`refresh`).
     """
 
-    def __init__(self, ckpt: str | Path, model_config: Any = None) -> None:
+    def __init__(self, ckpt: str | Path, model_config: Any = None, **_: Any) -> None:
         super().__init__()
         self.encoder = load_encoder(ckpt)
         backbone, log_mel = self.encoder.backbone, self.encoder.log_mel
@@ -48,9 +49,10 @@ class UpstreamExpert(nn.Module):
         """Samples from one frame to the next, of every layer."""
         return self._rate
 
-    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """Clips (S,) at the encoder's rate -> {"hidden_states": [(B, T, D), one a layer]}.
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """Clips (S,) at the encoder's rate -> "hidden_states": [(B, T, D), one a layer].
 
+        "last_hidden_state" is the last of them and "hidden_state_0", ... each, as in s3prl's own.
         Shorter clips have zeros after their end, as s3prl's `pad_sequence` makes them. Gradients
         flow, so that an upstream can be fine-tuned.
         """
@@ -59,7 +61,8 @@ class UpstreamExpert(nn.Module):
             nn.utils.rnn.pad_sequence([clip[layer] for clip in clips], batch_first=True)
             for layer in range(len(self._layers))
         ]
-        return {"hidden_states": layers}
+        each = {f"hidden_state_{number}": layer for number, layer in enumerate(layers)}
+        return {"hidden_states": layers, "last_hidden_state": layers[-1], **each}
 
     def _clip(self, wav: Tensor) -> list[Tensor]:
         """Layers (T, D) of one clip, piece by piece."""
@@ -69,7 +72,7 @@ class UpstreamExpert(nn.Module):
 
     def _piece(self, wav: Tensor, chunk: Chunk) -> list[Tensor]:
         cutter = self.encoder._chunks()
-        log_mel, _ = cutter.log_mels([wav], [chunk], device=self.encoder.device)
+        log_mel, _ = cutter.log_mels([wav], [chunk])
         outcomes = self.encoder.backbone.encode_blocks(log_mel)
         stem = self.encoder.backbone.patch_embed.length(1, chunk.length)
         if chunk.start + chunk.length < cutter.frames(len(wav)):

@@ -6,7 +6,7 @@ from ssmast.audio.clip_augment import ClipAugment
 from ssmast.audio.corpus import Corpus, open_corpus
 from ssmast.audio.encode import encode_sound
 from ssmast.audio.formats import try_formats
-from ssmast.audio.long import LongSound, open_long
+from ssmast.audio.long import LongSound
 from ssmast.audio.mel import LogMel
 from ssmast.audio.memory import MixupMemory
 from ssmast.audio.mixed import MixedSegments, collate_mixed
@@ -17,6 +17,7 @@ from ssmast.audio.read import AudioError, read_audio, read_segments, resample
 from ssmast.audio.remote import RemoteError
 from ssmast.audio.segments import SegmentDataset, collate_segments
 from ssmast.audio.stats import measure_mean_std
+from ssmast.audio.stream import open_audio
 from ssmast.audio.synthetic import write_synthetic_corpus
 from ssmast.audio.table import read_table
 from ssmast.audio.task_file import read_task_file
@@ -42,8 +43,8 @@ __all__ = [
     "encode_sound",
     "keyed_uniform",
     "measure_mean_std",
+    "open_audio",
     "open_corpus",
-    "open_long",
     "read_audio",
     "read_segments",
     "read_table",

@@ -3,7 +3,7 @@
 `read_long` gives all samples, `open_long` pieces of them one after the other.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import soxr
@@ -42,7 +42,7 @@ class LongSound:
         label: what to call the sound in an error.
     """
 
-    def __init__(self, blocks: Iterator[np.ndarray], *, length: int, label: str) -> None:
+    def __init__(self, blocks: Generator[np.ndarray], *, length: int, label: str) -> None:
         self._blocks, self._length, self._label = blocks, length, label
         self._held = np.zeros(0, dtype=np.float32)
         self._first = 0  # of the samples held
@@ -50,6 +50,11 @@ class LongSound:
     def __len__(self) -> int:
         """Samples in all."""
         return self._length
+
+    def close(self) -> None:
+        """Give up what is held; nothing can be read after it."""
+        self._held, self._first = np.zeros(0, dtype=np.float32), self._length
+        self._blocks.close()
 
     def __getitem__(self, where: slice) -> Waveform:
         """Samples [start, stop), at most those that there are.
@@ -64,7 +69,7 @@ class LongSound:
                 f"{self._label} is read from front to back: wanted samples from {start} on, those "
                 f"before {self._first} are gone"
             )
-        pieces, end = [self._held], self._first + len(self._held)
+        pieces, end = [self._held[start - self._first :]], self._first + len(self._held)
         while end < stop:
             block = next(self._blocks, None)
             if block is None:
@@ -72,14 +77,23 @@ class LongSound:
                     f"{self._label} holds {end} samples where {self._length} were found before; "
                     "was it changed while it was read?"
                 )
-            pieces.append(block)
+            pieces.append(block[max(start - end, 0) :])  # what lies before is not kept
             end += len(block)
-        held = np.concatenate(pieces) if len(pieces) > 1 else self._held
-        self._held, self._first = held[start - self._first :], start
+        if stop == self._length:  # the file is closed, and checked as far as it goes
+            for _ in self._blocks:
+                pass
+        self._held = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        self._first = start
         return self._held[: stop - start]
 
 
-def open_long(source: Source, *, sample_rate: int, name: str | None = None) -> LongSound | None:
+def open_long(
+    source: Source,
+    *,
+    sample_rate: int,
+    name: str | None = None,
+    again: Callable[[], Source] | None = None,
+) -> LongSound | None:
     """A file of over a minute, to be read piece by piece; None for any other.
 
     Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
@@ -89,6 +103,8 @@ def open_long(source: Source, *, sample_rate: int, name: str | None = None) -> L
         source: path of a file, or its bytes.
         sample_rate: rate of the samples in Hz.
         name: what to call the source in an error; the path by default.
+        again: gives the source once more when the first slice is asked for, so that bytes need
+            not be held until then.
 
     Raises:
         AudioError: as `read_audio`, where that shows before all is decoded.
@@ -99,9 +115,9 @@ def open_long(source: Source, *, sample_rate: int, name: str | None = None) -> L
         return None
     frames, rate, known = header
     if not known:
-        frames = sum(map(len, _blocks(source, label)))
+        frames = sum(map(len, _blocks(lambda: source, label)))
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
-    blocks = _resampled(_blocks(source, label), rate, sample_rate, label=label)
+    blocks = _resampled(_blocks(again or (lambda: source), label), rate, sample_rate, label=label)
     return LongSound(blocks, length=length, label=label)
 
 
@@ -120,7 +136,7 @@ def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
     if header is None:
         return None
     frames, rate, _ = header
-    blocks = _resampled(_blocks(source, label), rate, sample_rate, label=label)
+    blocks = _resampled(_blocks(lambda: source, label), rate, sample_rate, label=label)
     return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
 
 
@@ -144,8 +160,9 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
         return None
 
 
-def _blocks(source: Source, label: str) -> Iterator[np.ndarray]:
+def _blocks(get_source: Callable[[], Source], label: str) -> Iterator[np.ndarray]:
     """A file at its own rate, and an error at the end if there is less than it promises."""
+    source = get_source()
     with opened(source, label) as file:
         if file.format == "MP3":
             yield from mp3_blocks(file, source, label)
@@ -155,7 +172,7 @@ def _blocks(source: Source, label: str) -> Iterator[np.ndarray]:
 
 def _resampled(
     blocks: Iterable[np.ndarray], rate: int, sample_rate: int, *, label: str
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Blocks at `rate`, checked to be finite, at `sample_rate` (soxr, high quality)."""
     stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
     for block in blocks:

@@ -1,4 +1,4 @@
-"""What an encoder must beat: statistics of a log-mel spectrogram, with nothing learnt."""
+"""What an encoder must beat: itself untrained, and statistics of a log-mel spectrogram."""
 
 import hashlib
 import json
@@ -7,6 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ssmast.audio import LongSound
+from ssmast.encoder import Encoder
+from ssmast.encoder_config import build_parts
+
+
+def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
+    """The same architecture, front end and pooling with fresh weights: what training must beat.
+
+    Args:
+        encoder: to copy all but the weights of; made or loaded, on any device.
+        seed: of the fresh weights; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, _ = build_parts(encoder.config())
+    twin = encoder.variant(backbone=backbone, info={"network": "untrained", "seed": seed})
+    return twin.to(encoder.device)
 
 
 class LogMelStatistics(nn.Module):
@@ -66,8 +84,11 @@ class LogMelStatistics(nn.Module):
         log_mel = (power.transpose(1, 2) @ self.filters + self.eps).log()  # (B, T, num_mels)
         return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
 
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float = 60.0) -> Tensor:
-        """One vector for each clip (S,) at 16 kHz, on the CPU."""
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
+        """One vector for each clip (S,) at 16 kHz, on the CPU; a long one is held whole."""
         device = self.window.device
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.cat([self(clip.to(device)[None]).cpu() for clip in waveforms])
+        clips = (torch.as_tensor(clip[:]) for clip in waveforms)
+        return torch.cat([self(clip.to(device)[None]).cpu() for clip in clips])

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ssmast.encoder import LAYERS, Encoder, load_encoder, random_twin
-from ssmast.evaluation.baselines import LogMelStatistics
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder_pooling import LAYERS
+from ssmast.evaluation.baselines import LogMelStatistics, random_twin
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.protocols import get_protocol
 from ssmast.model.pool import POOL_MODES
@@ -80,15 +81,6 @@ def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
     if (poolings, layer_modes) == ([encoder.pooling], [encoder.layers]):
         return [encoder]
     made = [
-        Encoder(
-            encoder.backbone,
-            encoder.log_mel,
-            pooling=mode,
-            layers=which,
-            chunk_seconds=encoder.chunk_seconds,
-            info=encoder.info,
-        ).eval()
-        for mode in poolings
-        for which in layer_modes
+        encoder.variant(pooling=mode, layers=which) for mode in poolings for which in layer_modes
     ]
     return sorted(made, key=lambda variant: variant.dim)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import AudioError, Corpus, RemoteError, read_audio
+from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio, read_audio
 from ssmast.evaluation.crop import Crop, cut
 from ssmast.evaluation.embedding_cache import Embeddings, Parts, joined, load, store
 from ssmast.evaluation.processes import (
@@ -36,7 +37,8 @@ VERSION = 1
 _WINDOW_SAMPLES, _WINDOW_CLIPS = 8_000_000, 512
 
 # Rows of a corpus, each with its waveform (S,) or the reason why it has none.
-Window = list[tuple[int, Tensor | str]]
+Clip = Tensor | LongSound
+Window = list[tuple[int, Clip | str]]
 
 
 class Embedder(Protocol):
@@ -61,8 +63,8 @@ class Embedder(Protocol):
         """What besides the weights decides a vector."""
         ...
 
-    def embed_clips(self, waveforms: Sequence[Tensor], *, batch_seconds: float) -> Tensor:
-        """Clips (S,) -> float32 (n, `dim`) on the CPU."""
+    def embed_clips(self, waveforms: Sequence[Clip], *, batch_seconds: float) -> Tensor:
+        """Clips (S,) -> float32 (n, `dim`) on the CPU; a `LongSound` is read once, in order."""
         ...
 
 
@@ -143,7 +145,7 @@ def _embed(
     found, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
     share = list(rest)[state.rank :: state.size]
     with Progress(title, total=len(share), enabled=state.is_main) as progress:
-        for window in read_windows(corpus, share, embedder.sample_rate, workers, crop):
+        for window in read_windows(corpus, share, embedder.sample_rate, workers, crop, stream=True):
             found.append(embed_window(embedder, corpus, window, batch_seconds=batch_seconds))
             if parts is not None:
                 parts.add(found[-1], seen=[row for row, _ in window])
@@ -163,16 +165,33 @@ def embed_window(
         batch_seconds: audio that goes through the encoder at once.
     """
     rejected = [(corpus.name(row), bad) for row, bad in window if isinstance(bad, str)]
-    rows = np.array([row for row, audio in window if isinstance(audio, Tensor)], dtype=np.int64)
-    values = torch.zeros(0, embedder.dim)
-    if len(rows):
-        clips = [audio for _, audio in window if isinstance(audio, Tensor)]
-        values = embedder.embed_clips(clips, batch_seconds=batch_seconds)
+    # Long sounds are decoded while they are embedded: what is wrong with one must harm no other.
+    short = [(row, clip) for row, clip in window if isinstance(clip, Tensor)]
+    groups: list[Sequence[tuple[int, Clip]]] = [short]
+    groups += [[(row, clip)] for row, clip in window if isinstance(clip, LongSound)]
+    found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=_rows(), rejected=rejected)]
+    for group in filter(None, groups):
+        rows = _rows([row for row, _ in group])
+        try:
+            values = embedder.embed_clips([clip for _, clip in group], batch_seconds=batch_seconds)
+        except RemoteError:
+            raise  # the network failed, not the clip
+        except (AudioError, OSError) as error:
+            rejected += [(corpus.name(row), str(error)) for row, _ in group]
+            continue
+        finally:
+            for _, clip in group:
+                if isinstance(clip, LongSound):
+                    clip.close()
         finite = values.isfinite().all(dim=1)
         bad = rows[(~finite).numpy()]
         rejected += [(corpus.name(int(row)), "its embedding is not finite") for row in bad]
-        values, rows = values[finite], rows[finite.numpy()]
-    return Embeddings(values=values, rows=rows, rejected=rejected)
+        found.append(Embeddings(values=values[finite], rows=rows[finite.numpy()], rejected=[]))
+    return joined(found, dim=embedder.dim)
+
+
+def _rows(numbers: Sequence[int] = ()) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array(numbers, dtype=np.int64)
 
 
 def read_windows(
@@ -181,22 +200,41 @@ def read_windows(
     sample_rate: int,
     workers: int = 0,
     crop: Crop | None = None,
+    *,
+    stream: bool = False,
 ) -> Iterator[Window]:
-    """Decoded clips (or why not) some hundred at a time, read ahead by threads."""
+    """Decoded clips (or why not) some hundred at a time, read ahead by threads.
 
-    def read(row: int) -> Tensor | str:
+    Args:
+        corpus: the clips.
+        rows: of the corpus.
+        sample_rate: of the clips in Hz.
+        workers: threads that decode; 0 for one a core, at most 8.
+        crop: what is cut of each clip; None for whole clips.
+        stream: give whole clips of over a minute as `LongSound`, which is never held whole.
+    """
+
+    def read(row: int) -> Clip | str:
+        name = corpus.name(row)
         try:
-            audio = read_audio(corpus.source(row), sample_rate=sample_rate, name=corpus.name(row))
+            source = corpus.source(row)
+            if stream and crop is None:
+                again = partial(corpus.source, row)
+                audio = open_audio(source, sample_rate=sample_rate, name=name, again=again)
+            else:
+                audio = read_audio(source, sample_rate=sample_rate, name=name)
         except RemoteError:
             raise  # the network failed, not the clip
         except (AudioError, OSError) as error:
             return str(error)
+        if isinstance(audio, LongSound):
+            return audio
         clip = torch.from_numpy(audio)
         return clip if crop is None else cut(clip, crop, sample_rate=sample_rate, clip=row)
 
     workers = workers or min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    pending: deque[tuple[int, Future[Tensor | str]]] = deque()
+    pending: deque[tuple[int, Future[Clip | str]]] = deque()
     window: Window = []
     samples = 0
     try:

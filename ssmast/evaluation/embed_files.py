@@ -150,7 +150,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers)
+    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     made = [embed_window(encoder, corpus, w, batch_seconds=config.batch_seconds) for w in windows]
     return joined(made, dim=encoder.dim)
 

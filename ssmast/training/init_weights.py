@@ -26,6 +26,7 @@ from ssmast.model import (
     mast_name,
 )
 from ssmast.settings import UsageError
+from ssmast.training.backbone_weights import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def write_init_json(
     weights: InitialWeights,
     networks: nn.Module,
     *,
-    prefix: str = "branch.backbone.",
+    prefix: str = PREFIX["ss_mast"],
     heads: tuple[str, ...] = (),
     fitted: bool = False,
 ) -> None:

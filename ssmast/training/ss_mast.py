@@ -10,6 +10,7 @@ from torch import Tensor
 from ssmast.audio import LogMel
 from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
 from ssmast.model import Backbone, LoadReport
+from ssmast.training.backbone_weights import PREFIX
 from ssmast.training.build import build_memory, build_student, optimizer_of, queue_size_of
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig
@@ -40,7 +41,7 @@ class Pretraining(BaseTrainer):
     """
 
     num_segments = 2
-    backbone_prefix = "branch.backbone."
+    backbone_prefix = PREFIX["ss_mast"]
 
     @classmethod
     def check(cls, config: PretrainConfig) -> None:

@@ -19,6 +19,7 @@ from ssmast.contrastive import (
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
 from ssmast.settings import UsageError
+from ssmast.training.backbone_weights import PREFIX
 from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig, SSASTConfig
@@ -140,7 +141,7 @@ class MaskedPretraining(BaseTrainer):
     """
 
     num_segments = 1
-    backbone_prefix = "backbone."
+    backbone_prefix = PREFIX["ssast"]
 
     @classmethod
     def check(cls, config: PretrainConfig) -> None:

@@ -2,12 +2,13 @@
 
     make harnesses ENCODER=FOLDER
 
-makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3 and xares 0.1.3 beside ssmast
-and runs `python tests/acceptance/harnesses.py FOLDER` in it. Exit status 1 if one of them is not
-content.
+makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3, xares 0.1.3 and mteb 2.26.24
+beside ssmast and runs `python tests/acceptance/harnesses.py FOLDER` in it. Exit status 1 if one of
+them is not content.
 
 heareval gets two toy tasks, one with train, valid and test and one with three folds, and one whose
-labels were shuffled: an encoder that sees through labels that mean nothing cheats.
+labels were shuffled: an encoder that sees through labels that mean nothing cheats. mteb gets
+its own made-up audio task, with four tones.
 """
 
 import json
@@ -47,6 +48,7 @@ def main(encoder: str) -> int:
         checks = {
             "hear-validator": lambda: _validator(encoder, environment),
             "X-ARES check_audio_encoder": lambda: _xares(encoder, environment),
+            "mteb.evaluate": lambda: _mteb(encoder, environment),
             "heareval": lambda: _heareval(encoder, root, environment),
         }
         content = {name: check() for name, check in checks.items()}
@@ -66,6 +68,38 @@ def _xares(encoder: str, environment: dict[str, str]) -> bool:
         "from xares.audio_encoder_checker import check_audio_encoder;"
         "sys.exit(not check_audio_encoder(xares_encoder(sys.argv[1])()))"
     )
+    return _run([sys.executable, "-c", code, encoder], environment)
+
+
+def _mteb(encoder: str, environment: dict[str, str]) -> bool:
+    # Its own made-up audio task, with sounds that need no decoder.
+    code = """
+import sys, mteb, numpy as np
+from datasets import Dataset, DatasetDict
+from mteb.mocks.mock_tasks import MockAudioClassification
+from mteb.models.models_protocols import EncoderProtocol
+from ssmast.adapters.mteb import MtebEncoder
+
+class Toy(MockAudioClassification):
+    def load_data(self, **_):
+        time = np.arange(8000) / 16000
+        tones = [0.1 * np.sin(2 * np.pi * pitch * time) for pitch in (300, 320, 2000, 2100)]
+        part = {
+            "audio": [{"array": tone, "sampling_rate": 16000} for tone in tones] * 3,
+            "label": [0, 0, 1, 1] * 3,
+        }
+        self.dataset = DatasetDict(
+            {"train": Dataset.from_dict(part), "test": Dataset.from_dict(part)}
+        )
+        self.data_loaded = True
+
+model = MtebEncoder(sys.argv[1])
+assert isinstance(model, EncoderProtocol)
+found = mteb.evaluate(model, Toy(), cache=None, co2_tracker=False)
+score = found.task_results[0].get_score()
+print(found.model_name, score)
+sys.exit(int(score < 0.9))
+"""
     return _run([sys.executable, "-c", code, encoder], environment)
 
 

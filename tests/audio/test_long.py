@@ -1,11 +1,14 @@
 """Long files, read block by block."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 
 from ssmast.audio.long import open_long
 from ssmast.audio.read import AudioError, read_audio
+from ssmast.audio.stream import open_audio
 
 
 def test_a_long_file_is_read_block_by_block_to_the_same_samples(tmp_path, monkeypatch):
@@ -76,3 +79,60 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch)
     soundfile.write(tmp_path / "long.wav", np.zeros((44100 * 3, 2)), 44100)
     with pytest.raises(AudioError, match=r"holds 48000 samples where 112011 were found before"):
         sound[50000:60000]
+
+
+def test_a_sound_that_was_read_or_closed_holds_no_file_and_no_samples(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    for number in range(3):
+        samples = 0.2 * rng.standard_normal((44100 * 7, 2)).astype(np.float32)
+        soundfile.write(tmp_path / f"{number}.wav", samples, 44100)
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+
+    def held_open() -> int:
+        return sum(link.resolve().parent == tmp_path for link in Path("/proc/self/fd").iterdir())
+
+    sounds = [open_audio(file) for file in sorted(tmp_path.glob("*.wav"))]
+    assert held_open() == 0
+    for sound in sounds:
+        sound[0:16000]
+    assert held_open() == 3
+    sounds[0][16000 : len(sounds[0])]  # to the end
+    sounds[1].close()
+    assert held_open() == 1
+    for at in (0, 16000):
+        with pytest.raises(ValueError, match="front to back"):
+            sounds[1][at : at + 10]
+    sounds[2].close()
+    assert held_open() == 0
+
+
+def test_what_a_slice_skips_is_not_kept(tmp_path, monkeypatch):
+    samples = 0.2 * np.random.default_rng(4).standard_normal(16000 * 30).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", samples, 16000, subtype="FLOAT")
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    sound = open_audio(tmp_path / "long.wav")
+    np.testing.assert_array_equal(sound[1000:2000], samples[1000:2000])
+    np.testing.assert_array_equal(sound[400_000:401_000], samples[400_000:401_000])
+    assert len(sound._held) <= 1 << 17  # two blocks
+    np.testing.assert_array_equal(sound[400_500:], samples[400_500:])
+
+
+def test_bytes_are_asked_for_again_when_they_are_read(tmp_path, monkeypatch):
+    samples = 0.2 * np.random.default_rng(3).standard_normal((16000 * 4,)).astype(np.float32)
+    soundfile.write(tmp_path / "long.flac", samples, 16000)
+    content = (tmp_path / "long.flac").read_bytes()
+    whole = read_audio(content)
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    asked = []
+
+    def again() -> bytes:
+        asked.append(1)
+        return content
+
+    sound = open_audio(content, again=again)
+    assert not asked
+    np.testing.assert_array_equal(sound[: len(sound)], whole)
+    assert asked == [1]

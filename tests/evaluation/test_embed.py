@@ -1,8 +1,10 @@
 import json
+import tarfile
 import threading
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ssmast.audio import open_corpus, read_audio
@@ -59,7 +61,8 @@ def test_the_cache_is_used_and_a_damaged_one_replaced(sets, tmp_path, caplog):
 
 
 def test_the_key_follows_weights_settings_and_audio(sets, tiny_encoder, encoder_folder):
-    from ssmast.encoder import load_encoder, random_twin
+    from ssmast.encoder import load_encoder
+    from ssmast.evaluation.baselines import random_twin
 
     corpus, other = open_corpus(sets / "tones"), open_corpus(sets / "more_tones")
     key = cache_key(tiny_encoder, corpus)
@@ -206,3 +209,32 @@ def test_crops_are_cut_where_they_say():
     ]
     assert (min(starts), max(starts)) == (0, 70)
     assert len(set(starts[:200])) > 30
+
+
+def test_long_clips_are_embedded_piece_by_piece_and_a_bad_one_harms_no_other(
+    tiny_encoder, tmp_path, monkeypatch
+):
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    for name, seconds in (("a", 1), ("b", 5), ("c", 6), ("d", 1), ("e", 5)):
+        samples = 0.1 * rng.standard_normal(16000 * seconds).astype(np.float32)
+        if name == "c":
+            samples[-2000] = np.nan  # shows long after the file was opened
+        soundfile.write(data / f"{name}.wav", samples, 16000, subtype="FLOAT")
+    loose = open_corpus(data)
+    with tarfile.open(tmp_path / "audio.tar", "w") as tar:
+        for file in sorted(data.glob("*.wav")):
+            tar.add(file, file.name)
+    wanted = embed_corpus(tiny_encoder, loose)
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 2.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    monkeypatch.setattr("ssmast.audio.long._joined", None)  # never whole
+    for corpus in (loose, open_corpus(tmp_path / "audio.tar")):
+        found = embed_corpus(tiny_encoder, corpus)
+        assert [corpus.name(int(row)) for row in found.rows] == [f"{n}.wav" for n in "abde"]
+        torch.testing.assert_close(found.values, wanted.values, atol=1e-5, rtol=1e-4)
+        ((name, reason),) = found.rejected
+        assert name == "c.wav"
+        assert "NaN or infinite" in reason
+        statistics = embed_corpus(LogMelStatistics(), corpus)
+        assert len(statistics.rows) == 4
