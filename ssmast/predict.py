@@ -39,7 +39,7 @@ class PredictConfig:
     threshold: float = setting(0.0, "leave out classes below this probability")
     format: str = setting("text", "text, json or csv")
     out: str = setting("", "file to write; empty: the terminal")
-    batch_seconds: float = setting(60.0, "audio that goes through the network at once")
+    batch_seconds: float = setting(20.0, "audio that goes through the network at once")
 
     def __post_init__(self) -> None:
         """Refuse what no call can mean."""

@@ -59,7 +59,7 @@ class ClusterConfig:
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder of kept embeddings; empty: those of `ssmast probe`")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 60, on a GPU 600")
+    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean."""

@@ -58,7 +58,7 @@ class EvaluateConfig:
     metric: str = setting("", "number that leads the report; empty: what suits the labels")
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio scored at once; 0: 60, on a GPU 600")
+    batch_seconds: float = setting(0.0, "audio scored at once; 0: 20, on a GPU 600")
 
 
 class PartScores(NamedTuple):

@@ -47,7 +47,7 @@ class Scorer:
         shuffle: permute the labels.
         cache: folder of embeddings.
         workers: threads that decode.
-        batch_seconds: audio embedded at once; 0 for 60, on a GPU 600.
+        batch_seconds: audio embedded at once; 0 for 20, on a GPU 600.
     """
 
     columns: list[Column]

@@ -54,7 +54,7 @@ class ProbeConfig:
     crop_seconds: float = setting(0.0, "crops of evar_strict, lape_finetune; 0: the published ones")
     epochs: int = setting(100, "of lape_finetune")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 60, on a GPU 600")
+    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
     cache: str = setting("", "folder of kept embeddings; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:

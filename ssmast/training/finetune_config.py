@@ -86,7 +86,7 @@ class Scoring:
     every: int = setting(0, "steps between validations; 0: once an epoch; always at the end")
     held_out: float = setting(0.15, "share of the training clips to validate on, if there is none")
     max_windows: int = setting(0, "windows of a long clip that are scored; 0: what covers it")
-    batch_seconds: float = setting(0.0, "audio scored at once; 0: 60, on a GPU 600")
+    batch_seconds: float = setting(0.0, "audio scored at once; 0: 20, on a GPU 600")
 
 
 @dataclass(kw_only=True)
