@@ -20,7 +20,7 @@ import torch
 from ssmast import create_model
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder_graph import (
+from ssmast.encoder.graph import (
     OnnxEncoder,
     check_lengths,
     int8_cosines,

@@ -20,8 +20,8 @@ from torch import Tensor
 from ssmast import __version__
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder_folder import is_encoder, read_json
-from ssmast.encoder_pooling import LAYERS
+from ssmast.encoder.folder import is_encoder, read_json
+from ssmast.encoder.pooling import LAYERS
 from ssmast.evaluation.report import read_results
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
@@ -86,7 +86,7 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     )
     extra: dict[str, bytes] = {}
     if config.onnx:
-        from ssmast.encoder_graph import graph_files
+        from ssmast.encoder.graph import graph_files
 
         extra, encoder.info["onnx"] = graph_files(encoder, int8=config.int8)
         logger.info(
@@ -102,7 +102,7 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     scores = len(encoder.info["scores"])
     logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
     if config.push:
-        from ssmast.encoder_hub import push_to_hub
+        from ssmast.encoder.hub import push_to_hub
 
         logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
     return out

@@ -11,8 +11,7 @@ from ssmast import hear
 from ssmast.adapters.mteb import MtebEncoder
 from ssmast.adapters.s3prl import UpstreamExpert
 from ssmast.adapters.xares import xares_encoder
-
-from .test_encoder import RATE, make_encoder, noise
+from tests.encoder.test_encoder import RATE, make_encoder, noise
 
 
 @pytest.fixture(scope="module", params=["mast_nano", "ast_nano"])

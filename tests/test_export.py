@@ -13,10 +13,9 @@ from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError
 from ssmast.training import finetune, pretrain
 from ssmast.training.checkpoint import checkpoints
+from tests.encoder.test_encoder import RATE, noise
 from tests.evaluation.conftest import write_set
 from tests.training.processes import SMALL, write_tones
-
-from .test_encoder import RATE, noise
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +179,9 @@ def test_onnx_goes_into_the_folder_with_a_checksum(run, tmp_path, monkeypatch):
         "int8_cosine_lowest": 0.98,
         "int8_size": 0.3,
     }
-    # The graphs themselves: tests/test_encoder_graph.py.
+    # The graphs themselves: tests/encoder/test_graph.py.
     monkeypatch.setattr(
-        "ssmast.encoder_graph.graph_files", lambda e, int8: ({"model.onnx": b"graph"}, facts)
+        "ssmast.encoder.graph.graph_files", lambda e, int8: ({"model.onnx": b"graph"}, facts)
     )
     out = tmp_path / "e"
     export.main([str(run), f"out={out}", "onnx=true", "int8=true"])

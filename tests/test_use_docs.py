@@ -12,7 +12,7 @@ import torch
 
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder_graph import onnx_model
+from ssmast.encoder.graph import onnx_model
 from ssmast.model import create_model
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import load_encoder
-from ssmast.encoder_input import read_clips
+from ssmast.encoder.input import read_clips
 
 
 class MtebEncoder:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.encoder import load_encoder
-from ssmast.encoder_chunks import Chunk
+from ssmast.encoder.chunks import Chunk
 from ssmast.model.grid import Grid
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssmast.audio import LongSound
 from ssmast.encoder import Encoder
-from ssmast.encoder_config import build_parts
+from ssmast.encoder.config import build_parts
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder_pooling import LAYERS
+from ssmast.encoder.pooling import LAYERS
 from ssmast.evaluation.baselines import LogMelStatistics, random_twin
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.protocols import get_protocol

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
-from ssmast.encoder_card import model_card
-from ssmast.encoder_chunks import Chunks
-from ssmast.encoder_config import build_parts, check_config, config_of, weights_of
-from ssmast.encoder_folder import read_folder, write_folder
-from ssmast.encoder_input import Clip, read_clips
-from ssmast.encoder_pieces import embed_columns, embed_pieces, evaluating
-from ssmast.encoder_pooling import check_pooling, layer_dims, max_places, pool_layers
+from ssmast.encoder.card import model_card
+from ssmast.encoder.chunks import Chunks
+from ssmast.encoder.config import build_parts, check_config, config_of, weights_of
+from ssmast.encoder.folder import read_folder, write_folder
+from ssmast.encoder.input import Clip, read_clips
+from ssmast.encoder.pieces import embed_columns, embed_pieces, evaluating
+from ssmast.encoder.pooling import check_pooling, layer_dims, max_places, pool_layers
 from ssmast.model import Backbone
 
 
@@ -246,7 +246,7 @@ class Encoder(nn.Module):
 
         Args:
             folder: to write.
-            extra: further files by name, such as those of `encoder_graph.graph_files`.
+            extra: further files by name, such as those of `graph.graph_files`.
 
         Raises:
             FileExistsError: if the folder holds anything but an encoder.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmast.audio import LongSound
-from ssmast.encoder_chunks import Chunks, batches
+from ssmast.encoder.chunks import Chunks, batches
 
 Clips = Sequence[Tensor | LongSound]
 

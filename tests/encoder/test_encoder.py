@@ -388,7 +388,7 @@ def test_a_failed_save_leaves_nothing_and_harms_nothing(encoder, folder, tmp_pat
     def full_disk(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssmast.encoder_folder.os.fsync", full_disk)
+    monkeypatch.setattr("ssmast.encoder.folder.os.fsync", full_disk)
     for target in (folder, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
             make_encoder(pooling="mean").save(target)

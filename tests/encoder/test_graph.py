@@ -6,7 +6,7 @@ import torch
 
 from ssmast.audio import LogMel
 from ssmast.encoder import Encoder
-from ssmast.encoder_graph import (
+from ssmast.encoder.graph import (
     OnnxEncoder,
     WaveformGraph,
     check_lengths,
@@ -114,8 +114,8 @@ def test_onnx_needs_nothing_beside_the_file(exported, tmp_path):
 
 def test_a_graph_that_is_off_is_not_written(monkeypatch):
     encoder = make_encoder().eval()
-    monkeypatch.setattr("ssmast.encoder_graph.onnx_model", lambda encoder: b"")
-    monkeypatch.setattr("ssmast.encoder_graph.largest_difference", lambda *a, **k: 1.0)
+    monkeypatch.setattr("ssmast.encoder.graph.onnx_model", lambda encoder: b"")
+    monkeypatch.setattr("ssmast.encoder.graph.largest_difference", lambda *a, **k: 1.0)
     with pytest.raises(
         ValueError, match=r"off by 1\.0e\+00 in onnxruntime, wanted at most 0\.0001"
     ):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssmast.encoder_folder import CARD, CHECKSUMS, CONFIG, WEIGHTS, read_folder
+from ssmast.encoder.folder import CARD, CHECKSUMS, CONFIG, WEIGHTS, read_folder
 
 
 def push_to_hub(
