@@ -56,6 +56,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "temperature 0.1": ["loss.temperature=0.1"],
         "learning rate 1e-3": ["optim.lr=1e-3"],
         "bfloat16": ["precision=bf16"],
+        "the head sees freq+max, as the probe does": ["head.pooling=freq+max"],
     },
     "long": {"SS-MAST + patch-drop, structured": []},
 }
