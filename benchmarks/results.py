@@ -56,7 +56,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "temperature 0.1": ["loss.temperature=0.1"],
         "learning rate 1e-3": ["optim.lr=1e-3"],
         "bfloat16": ["precision=bf16"],
-        "the head sees freq+max, as the probe does": ["head.pooling=freq+max"],
+        "the head sees the mean of the tokens": ["head.pooling=mean"],
     },
     "long": {"SS-MAST + patch-drop, structured": []},
 }

@@ -212,7 +212,10 @@ class TarReader:
             data = read_range(path, offset, size)
         else:
             try:
-                data = os.pread(self._opened(tar, path).number, size, offset)
+                # Held by name until the bytes are here: another thread may open the same tar at the
+                # same moment and put its own handle in the place of this one.
+                handle = self._opened(tar, path)
+                data = os.pread(handle.number, size, offset)
             except OSError as error:
                 raise AudioError(f"{name} in {path} cannot be read: {error.strerror}") from error
         if len(data) != size:

@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         waveform: Clip | Sequence[Clip],
         sample_rate: int | None = None,
         *,
-        batch_seconds: float = 20.0,
+        batch_seconds: float = 10.0,
     ) -> Tensor:
         """One vector a clip, of sound of any rate and length.
 
@@ -178,7 +178,7 @@ class Encoder(nn.Module):
         )
 
     def embed_clips(
-        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 20.0
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
     ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
         is_max = max_places(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
@@ -197,7 +197,7 @@ class Encoder(nn.Module):
         sample_rate: int | None = None,
         *,
         hop_ms: float | None = None,
-        batch_seconds: float = 20.0,
+        batch_seconds: float = 10.0,
     ) -> tuple[Tensor, Tensor]:
         """One vector a time column of tokens: the frequency rows of the last layer, joined.
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import soundfile
 
 from ssmast.audio.corpus import open_corpus, read_table
 from ssmast.audio.read import AudioError, read_audio
+from ssmast.audio.tar import TarReader
 
 
 def wav_bytes(value, num_samples=50):
@@ -470,3 +472,27 @@ def test_real_sets_open(shared_data):
             seconds = float(corpus.table["duration_s"][i].as_py())
             assert corpus.name(i).endswith(corpus.table["path"][i].as_py())
             assert len(read_audio(corpus.source(i))) == pytest.approx(16000 * seconds, abs=20)
+
+
+def test_a_tar_stays_open_while_another_thread_puts_its_own_handle_in_place(tmp_path):
+    """Two threads that open one tar at once: the handle that loses must last until it has read."""
+
+    class Overwritten(dict):
+        def __setitem__(self, key, handle):
+            pass  # as if another thread's handle stood there at once
+
+    file = tmp_path / "a.tar"
+    file.write_bytes(bytes(range(256)))
+    reader = TarReader([file])
+    reader._handles = Overwritten()
+    assert reader.read(0, 10, 5, "clip") == bytes(range(10, 15))
+
+
+def test_many_threads_open_one_tar_at_once(tmp_path):
+    file = tmp_path / "a.tar"
+    file.write_bytes(bytes(range(256)) * 40)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(200):
+            reader = TarReader([file])
+            found = pool.map(lambda at, own=reader: own.read(0, at, 3, "clip"), range(8))
+            assert list(found) == [bytes(range(at, at + 3)) for at in range(8)]
