@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ from ssmast.cli import COMMANDS, main
 from ssmast.encoder import Encoder
 from ssmast.model import create_model
 from ssmast.settings import UsageError
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -117,10 +117,7 @@ def check_python(words):
         command = {"pretrain": "pretrain", "linear_eval": "probe"}[file.parent.name]
         check_ssmast([command, *words[1:]])
     elif file.parent.name == "benchmarks" and file.name != "export.py":  # takes folders alone
-        spec = importlib.util.spec_from_file_location(f"benchmark_{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+        module = load_script(file, name=f"benchmark_{file.stem}")
         module.main([*words[1:], "--print-config"])
 
 

@@ -1,6 +1,5 @@
 """benchmarks/lape.py: rows that name themselves, seeds joined, cells kept, the poster beside."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,19 +14,14 @@ from ssmast.evaluation import suite
 from ssmast.evaluation.report.published import POSTER, POSTER_ROWS
 from ssmast.model import create_model
 from tests.evaluation.conftest import write_set
+from tests.scripts import load_script
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "lape.py"
 
 
 @pytest.fixture(scope="module")
 def lape():
-    spec = importlib.util.spec_from_file_location("lape", _FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lape"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script(_FILE, name="lape")
     del sys.modules["lape"]
 
 

@@ -1,6 +1,5 @@
 """benchmarks/results.py: what it plans, how it joins seeds, the page it fills, one run of it."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,19 +11,14 @@ from ssmast.command import run_command
 from ssmast.settings import parse
 from ssmast.training.config import RECIPES, PretrainConfig
 from tests.evaluation.conftest import write_set
+from tests.scripts import load_script
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "results.py"
 
 
 @pytest.fixture(scope="module")
 def results():
-    spec = importlib.util.spec_from_file_location("results", _FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["results"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script(_FILE, name="results")
     del sys.modules["results"]
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssmast.evaluation.standardise import mean_and_std
+
 NORMALISATIONS = ("l2", "standard", "raw")
 DISTANCES = ("euclidean", "cosine")
 AGREEMENTS = ("adjusted_rand", "homogeneity", "completeness", "adjusted_mutual_info")
@@ -127,11 +129,8 @@ def normalise(features: Tensor, how: str) -> Tensor:
         return F.normalize(features, dim=1)
     if how == "raw":
         return features
-    wide = features.double()
-    mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
-    # A feature that does not vary but for rounding must not be blown up.
-    std = torch.where(std <= 1e-6 * mean.abs() + 1e-12, 1.0, std)
-    return ((wide - mean) / std).float()
+    mean, std = mean_and_std(features)
+    return ((features.double() - mean) / std).float()
 
 
 def kmeans(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ssmast.evaluation.classifier import Part
 from ssmast.evaluation.splits import Split
+from ssmast.evaluation.standardise import mean_and_std
 from ssmast.evaluation.task import Task
 
 
@@ -49,11 +50,7 @@ class PreparedSplit:
         if not standardise:
             self._mean = self._std = None
             return
-        part = features[train.to(device)].double()
-        self._mean, std = part.mean(dim=0), part.std(dim=0, correction=0)
-        # A feature that does not vary but for rounding must not be blown up.
-        constant = std <= 1e-6 * self._mean.abs() + 1e-12
-        self._std = torch.where(constant, 1.0, std)
+        self._mean, self._std = mean_and_std(features[train.to(device)])
 
     def part(self, name: str) -> Part:
         """Features and targets of train, valid or test."""

@@ -12,6 +12,7 @@ from ssmast.evaluation.labelled import LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, get_metric
 from ssmast.evaluation.splits import Split
+from ssmast.evaluation.standardise import mean_and_std
 from ssmast.model import Backbone
 from ssmast.training.finetune_network import HeadLayers, features_of
 
@@ -131,9 +132,7 @@ def fit_heads(
         if name != "test"
     }
     rows = {name: torch.tensor([row[p] for p in own]) for name, own in parts.items()}
-    train = features[rows["train"]].double()
-    centre, scale = train.mean(dim=0), train.std(dim=0, correction=0)
-    scale = torch.where(scale <= 1e-6 * centre.abs() + 1e-12, 1.0, scale)
+    centre, scale = mean_and_std(features[rows["train"]])
     ready = {name: ((features[at].double() - centre) / scale).float() for name, at in rows.items()}
     by = get_metric(metric if metric in METRICS else "map" if found.multi_label else "accuracy")
     heads = []

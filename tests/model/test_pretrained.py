@@ -1,6 +1,5 @@
 """timm's MViTv2 is the oracle: the same weights give the same numbers on a square RGB input."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 
 from ssmast.model import create_model
 from ssmast.model.pretrained import load_timm_state_dict
+from tests.scripts import load_script
 
 SQUARE = ((1, 1), (2, 2), (2, 2), (2, 2))
 
@@ -76,9 +76,7 @@ def test_the_larger_ones_equal_timm(size):
 def test_a_spectrogram_equals_timm_with_position_tables_for_each_axis():
     # The benchmark's twin: timm's blocks with our pooling schedule on a non-square input.
     path = Path(__file__).parents[2] / "benchmarks" / "rivals.py"
-    spec = importlib.util.spec_from_file_location("rivals", path)
-    rivals = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rivals)
+    rivals = load_script(path, name="rivals")
     ours = jitter(create_model("mast_tiny", input_size=(64, 160)))
     assert rivals.check_twin(ours, rivals.timm_twin(ours)) < 1e-4
 
