@@ -77,7 +77,7 @@ if __name__ == "__main__":
         case ["statistics"]:
             session.measure_mean_std = _hang
         case ["embed"]:
-            embed.read_audio = _hang
+            embed.open_audio = _hang
             main = suite.main
         case ["probe"]:
             scorer.run_probe = _hang
