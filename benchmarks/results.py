@@ -71,8 +71,8 @@ class Settings:
     tasks: str = setting("all", "all or [a,b:label=COLUMN], as `ssmast probe` takes them")
     parts: list[str] = setting(list(PARTS), "tables to make: modes, settings, long")
     steps: int = setting(200, "optimiser steps of a row of modes and settings")
-    long_steps: int = setting(4000, "steps of part long")
-    seeds: int = setting(3, "pretraining seeds of a row; part long has one")
+    long_steps: int = setting(3200, "steps of part long")
+    seeds: int = setting(3, "pretraining seeds of a row of modes; the other parts have one")
     jobs: int = setting(2, "pretraining runs side by side, one thread each")
     out: str = setting("runs/results", "folder of runs, probes and results.json")
     page: str = setting("", "page whose tables are written; empty: none")
@@ -97,7 +97,9 @@ def main(argv: list[str]) -> int:
     if unknown := set(settings.parts) - set(PARTS):
         raise UsageError(f"parts must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     plan = {part: planned(settings, part) for part in settings.parts}
-    runs = {run.folder: run for rows in plan.values() for row in rows.values() for run in row}
+    # The long run first: the short ones fill the other places beside it.
+    order = sorted(plan, key=lambda part: part != "long")
+    runs = {run.folder: run for part in order for row in plan[part].values() for run in row}
     with ThreadPoolExecutor(settings.jobs) as pool:
         list(pool.map(pretrain, runs.values()))
     found = {part: scored(settings, part, rows) for part, rows in plan.items()}
@@ -118,8 +120,7 @@ def main(argv: list[str]) -> int:
 
 def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
     """The pretraining runs of each row; rows with the same words share theirs."""
-    is_long = part == "long"
-    steps = settings.long_steps if is_long else settings.steps
+    steps = settings.long_steps if part == "long" else settings.steps
     rows: dict[str, list[Run]] = {}
     for name, words in PARTS[part].items():
         slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60] or "recipe"
@@ -134,7 +135,7 @@ def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
                     *words,
                 ),
             )
-            for seed in range(1 if is_long else settings.seeds)
+            for seed in range(settings.seeds if part == "modes" else 1)
         ]
     return rows
 
@@ -188,40 +189,50 @@ def scored(
                 )
             )
             for result in results:
-                kept = ("mean", "ci95", "n_train", "n_test", "num_classes", "ids_sha256", "dim")
+                kept = (
+                    "mean",
+                    "ci95",
+                    "valid",
+                    "n_train",
+                    "n_test",
+                    "num_classes",
+                    "ids_sha256",
+                    "dim",
+                )
                 short = {key: result[key] for key in kept}
                 found[name].setdefault(result["task"], []).append(short)
     return found
 
 
 def table(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """Markdown: a row a task, a column a way to pretrain; the interval is over its seeds."""
-    tasks = list(next(iter(rows.values())))
-    names = list(rows)
-    counts = {name: len(next(iter(rows[name].values()))) for name in names}
-    head = [f"{name} ({counts[name]} seeds)" if counts[name] > 1 else name for name in names]
-    lines = [
-        "| task | classes | train / test | " + " | ".join(head) + " |",
-        "|---|---:|---:|" + "---:|" * len(names),
+    """Markdown: a row a way to pretrain, a column a task; the interval is over its seeds."""
+    tasks = next(iter(rows.values()))
+    facts = [results[0] for results in tasks.values()]
+    sizes = [
+        f"{fact['num_classes']} classes, {fact['n_train']} / {fact['n_test']}" for fact in facts
     ]
-    for task in tasks:
-        facts = rows[names[0]][task][0]
+    lines = [
+        "| | " + " | ".join(tasks) + " | **average** | validation |",
+        "|---|" + "---:|" * (len(tasks) + 2),
+        "| train / test clips | " + " | ".join(sizes) + " | | |",
+    ]
+    for name, found in rows.items():
+        count = len(next(iter(found.values())))
         cells = [
-            _cell([result["mean"] for result in rows[name][task]], rows[name][task][0]["ci95"])
-            for name in names
+            _cell([result["mean"] for result in results], results[0]["ci95"])
+            for results in found.values()
         ]
-        size = f"{facts['n_train']} / {facts['n_test']}"
-        lines.append(f"| {task} | {facts['num_classes']} | {size} | " + " | ".join(cells) + " |")
-    averages = {name: _averages(rows[name]) for name in names}
-    cells = [f"**{_cell(averages[name], None)}**" for name in names]
-    lines.append(f"| **average of {len(tasks)}** | | | " + " | ".join(cells) + " |")
+        average = _cell(_averages(found, "mean"), None)
+        valid = _cell(_averages(found, "valid"), None)
+        title = f"{name} ({count} seeds)" if count > 1 else name
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | **{average}** | {valid} |")
     return "\n".join(lines) + "\n"
 
 
-def _averages(row: dict[str, list[dict[str, Any]]]) -> list[float]:
-    """The average over the tasks of each seed."""
+def _averages(row: dict[str, list[dict[str, Any]]], key: str) -> list[float]:
+    """The average of `key` over the tasks of each seed."""
     seeds = zip(*row.values(), strict=True)
-    return [sum(result["mean"] for result in results) / len(results) for results in seeds]
+    return [sum(result[key] for result in results) / len(results) for results in seeds]
 
 
 def _cell(values: list[float], ci95: float | None) -> str:

@@ -27,31 +27,35 @@ def test_every_row_is_a_run_that_the_recipe_can_make(results):
     folders = {}
     for part in results.PARTS:
         for name, runs in results.planned(settings, part).items():
-            assert len(runs) == (1 if part == "long" else 3)
+            assert len(runs) == (3 if part == "modes" else 1)
             for run in runs:
                 words = ["recipe=real_nano", f"run={run.folder}", *run.words]
                 config = parse(PretrainConfig, words, command="test", recipes=RECIPES)
                 assert config is not None
-                assert config.steps == (4000 if part == "long" else 200)
+                assert config.steps == (3200 if part == "long" else 200)
                 folders.setdefault(run.folder, set()).add(run.words)
                 if name.startswith("the poster's"):
                     assert (config.head.kind, config.optim.name) == ("linear", "sgd")
     # One folder, one run: the recipe itself stands in two tables and is trained once.
     assert all(len(words) == 1 for words in folders.values())
-    assert len(folders) == 3 * (3 + 10 - 1) + 1
+    assert len(folders) == 3 * 3 + (10 - 1) + 1
 
 
 def test_seeds_are_joined_with_their_interval_and_put_into_the_page(results, tmp_path):
     def result(mean, ci95=0.02):
-        return {"mean": mean, "ci95": ci95, "n_train": 8, "n_test": 4, "num_classes": 2}
+        return {"mean": mean, "ci95": ci95, "valid": mean / 2, "n_train": 8, "n_test": 4,
+                "num_classes": 2}  # fmt: skip
 
     rows = {
         "log-mel statistics": {"a": [result(0.5)], "b": [result(0.7)]},
         "SS-MAST": {"a": [result(0.6), result(0.8)], "b": [result(0.8), result(1.0)]},
     }
     text = results.table(rows)
-    assert "| a | 2 | 8 / 4 | 50.0 ± 2.0 | 70.0 ± 127.1 |" in text  # t(0.975, 1) x sd / sqrt(2)
-    assert "| **average of 2** | | | **60.0** | **80.0 ± 127.1** |" in text
+    assert "| train / test clips | 2 classes, 8 / 4 | 2 classes, 8 / 4 | | |" in text
+    assert "| log-mel statistics | 50.0 ± 2.0 | 70.0 ± 2.0 | **60.0** | 30.0 |" in text
+    # t(0.975, 1) x sd / sqrt(2) over the two seeds
+    seeds = "| SS-MAST (2 seeds) | 70.0 ± 127.1 | 90.0 ± 127.1 | **80.0 ± 127.1** | 40.0 ± 63.5 |"
+    assert seeds in text
     page = "above\n<!-- modes -->\nold\n<!-- end of modes -->\nbelow\n"
     found = results.replaced(page, "modes", text)
     assert found == f"above\n<!-- modes -->\n\n{text}\n<!-- end of modes -->\nbelow\n"
@@ -91,7 +95,7 @@ def test_the_whole_way_to_a_table_once(results, tmp_path, capsys):
     assert run_command(results.main, words, name="results.py") == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())["long"]
     assert list(found)[:2] == ["log-mel statistics", "untrained"]
-    assert "| tones | 3 |" in page.read_text()
+    assert "| | tones | **average** | validation |" in page.read_text()
     first = page.read_text()
     assert run_command(results.main, words, name="results.py") == 0  # nothing is made again
     assert page.read_text() == first
