@@ -138,17 +138,42 @@ class Classifier:
                 ends where the clip ends.
             batch_seconds: audio that goes through the network at once.
         """
+        starts = self._hops(len(waveform), hop_seconds)
+        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        return self._windows_at(starts, logits, len(waveform))
+
+    def windows_and_whole(
+        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
+    ) -> tuple[Windows, Tensor]:
+        """What `windows` and `embed_clips` (C,) give, of a clip that is read once.
+
+        Args:
+            waveform: as `windows`, as all that follow.
+            hop_seconds: see there.
+            batch_seconds: see there.
+        """
+        along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
+        starts = sorted({*along, *over})  # a long sound is read from front to back
+        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        at = {start: row for row, start in enumerate(starts)}
+        whole = log_mean_probability(logits[[at[start] for start in over]], self.outputs)
+        windows = self._windows_at(along, logits[[at[start] for start in along]], len(waveform))
+        return windows, whole.float()
+
+    def _windows_at(self, starts: list[int], logits: Tensor, samples: int) -> Windows:
+        scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
+        first = np.array(starts)
+        last = np.minimum(first + self.log_mel.samples(self.frames), samples)
+        return Windows(first / self.sample_rate, last / self.sample_rate, scores.float())
+
+    def _hops(self, samples: int, hop_seconds: float) -> list[int]:
+        """First sample of each window along a clip; the last one ends where the clip ends."""
         length = self.log_mel.samples(self.frames)
         hop = round(hop_seconds * self.sample_rate) or length
         if hop < 1:
             raise ValueError(f"hop must be above 0 s, got {hop_seconds}")
-        slack = max(0, len(waveform) - length)
-        starts = [*range(0, slack, hop), slack]
-        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
-        scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
-        first = np.array(starts)
-        last = np.minimum(first + length, len(waveform))
-        return Windows(first / self.sample_rate, last / self.sample_rate, scores.float())
+        slack = max(0, samples - length)
+        return [*range(0, slack, hop), slack]
 
     def _starts(self, samples: int) -> list[int]:
         """First sample of each window of a clip."""
@@ -182,14 +207,16 @@ class Classifier:
         with evaluating(self.network):
             for at in range(0, len(order), size):
                 part = order[at : at + size]
-                batch = torch.zeros(len(part), samples[part[0]])
+                shape = (len(part), samples[part[0]])
+                batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
                 for row, index in zip(batch, part, strict=True):
                     clip, start = windows[index]
-                    row[: samples[index]] = torch.as_tensor(waveforms[clip][start : start + length])
+                    window = waveforms[clip][start : start + length]
+                    row[: samples[index]] = torch.as_tensor(window, device="cpu")
                 log_mel, frames = window_log_mels(
                     self.log_mel,
                     batch.to(device),
-                    torch.tensor([samples[index] for index in part]),
+                    torch.tensor([samples[index] for index in part], device="cpu"),
                     fewest=getattr(self.network, "fewest_frames", 1),
                 )
                 found = self.network(log_mel, lengths=frames).float().cpu()

@@ -18,7 +18,6 @@ import yaml
 from torch import Tensor
 
 from ssmast import __version__
-from ssmast.audio import LogMel
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
@@ -26,7 +25,9 @@ from ssmast.evaluation.report import read_results
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 from ssmast.training.backbone_weights import backbone_weights, networks_of
+from ssmast.training.build import log_mel_of
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
+from ssmast.training.config import FrontEnd
 from ssmast.training.run_folder import changed_settings
 
 logger = logging.getLogger(__name__)
@@ -180,15 +181,15 @@ def _of_weights(
     config: ExportConfig,
 ) -> Encoder:
     """Front end, backbone and pooling of a run around weights of a checkpoint."""
-    front = {k: v for k, v in settings["front_end"].items() if k != "stats_clips"}
-    size = (front["num_mels"], settings["views"]["frames"])
+    front = FrontEnd(**settings["front_end"])
+    size = (front.num_mels, settings["views"]["frames"])
     backbone = create_model(settings["model"], num_classes=0, input_size=size)
     assert isinstance(backbone, Backbone)
     backbone.load_state_dict(weights)
     wanted = settings["export"]
     encoder = Encoder(
         backbone,
-        LogMel(**front, mean=facts["mean"], std=facts["std"]),
+        log_mel_of(front, mean=facts["mean"], std=facts["std"]),
         pooling=config.pooling or wanted["pooling"],
         layers=config.layers or wanted["layers"],
         chunk_seconds=config.chunk_seconds or wanted["chunk_seconds"],

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import UsageError, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class PredictConfig:
 
 def main(argv: list[str]) -> int:
     """`ssmast predict`: files among the words are what is looked at."""
-    files = [w for w in argv if not w.startswith("--") and ("=" not in w or Path(w).is_file())]
+    files = named_files(argv)
     words = [word for word in argv if word not in files]
     config = parse(
         PredictConfig, words, command="ssmast predict FILES...", description=__doc__ or ""
@@ -88,10 +88,9 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
         AudioError: if it cannot be read.
     """
     waveform, seconds = _open(file, classifier.sample_rate), config.batch_seconds
-    found = classifier.windows(waveform, hop_seconds=config.hop, batch_seconds=seconds)
-    if isinstance(waveform, LongSound):  # it can be read once
-        waveform = _open(file, classifier.sample_rate)
-    whole = classifier.embed_clips([waveform], batch_seconds=seconds)[0]
+    found, whole = classifier.windows_and_whole(
+        waveform, hop_seconds=config.hop, batch_seconds=seconds
+    )
     windows = [
         {
             "start": round(float(start), 3),

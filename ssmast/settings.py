@@ -7,6 +7,7 @@ yaml and omegaconf are imported where they are used, so that `ssmast doctor` sta
 
 import dataclasses
 import difflib
+import os
 import sys
 import types
 import typing
@@ -156,6 +157,11 @@ def parse(
 def wants_dry_run(argv: list[str]) -> bool:
     """True if the command is to check and print everything but start nothing."""
     return "--dry-run" in argv
+
+
+def named_files(argv: list[str]) -> list[str]:
+    """The words that are no keys and no flags, or files all the same, such as take=1.wav."""
+    return [w for w in argv if os.path.isfile(w) or not (w.startswith("-") or "=" in w)]
 
 
 def _split_words(

@@ -11,6 +11,7 @@ from ssmast import hear
 from ssmast.adapters.mteb import MtebEncoder
 from ssmast.adapters.s3prl import UpstreamExpert
 from ssmast.adapters.xares import xares_encoder
+from ssmast.encoder import load_encoder
 from tests.encoder.test_encoder import RATE, make_encoder, noise
 
 
@@ -45,6 +46,22 @@ def test_hear_says_what_it_wants(folder):
         hear.get_scene_embeddings(torch.zeros(5), hear.load_model(str(folder)))
 
 
+@pytest.mark.parametrize("channels", ["mono", "first", "last"])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
+def test_mteb_gets_the_same_vector_of_sound_in_any_number_type(folder, channels, dtype):
+    model = MtebEncoder(folder)
+    samples = np.stack([noise(9000, seed=1).numpy(), noise(9000, seed=2).numpy()])
+    if channels == "mono":
+        samples = samples[:1]
+    wanted = model.encoder.embed(samples.mean(axis=0), RATE)
+    scale = 1 if dtype is np.float64 else np.iinfo(dtype).max + 1
+    array = np.round(samples.astype(np.float64) * scale * 2**15) / 2**15
+    array = array.astype(dtype) if channels != "last" else array.astype(dtype).T
+    sound = {"array": array[0] if channels == "mono" else array, "sampling_rate": RATE}
+    found = torch.from_numpy(model.encode([{"audio": [sound]}]))
+    torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-3)
+
+
 def test_xares_makes_an_encoder_without_arguments(folder):
     encoder = xares_encoder(folder)()
     frames = encoder(noise(3 * RATE).repeat(2, 1))
@@ -52,6 +69,18 @@ def test_xares_makes_an_encoder_without_arguments(folder):
     assert frames.shape[2] == encoder.output_dim
     assert encoder.sampling_rate == RATE
     assert abs(frames.shape[1] - 3000 / encoder.hop_size_in_ms) <= 4
+
+
+def test_xares_keeps_what_two_encoders_give_apart(folder, tmp_path):
+    ours = load_encoder(folder)
+    ours.variant(chunk_seconds=0.7).save(tmp_path / "shorter")
+    ours.variant(pooling="mean").save(tmp_path / "pooled")
+    paths = [folder, folder, tmp_path / "shorter", tmp_path / "pooled"]
+    names = [type(xares_encoder(path)()).__name__ for path in paths]
+    names.append(type(xares_encoder(folder, hop_ms=None)()).__name__)
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+    assert all(name.isidentifier() and name.endswith("Encoder") for name in names)
 
 
 def test_s3prl_layers_have_one_rate_and_one_width(folder):

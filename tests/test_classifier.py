@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from ssmast import load_classifier
-from ssmast.audio import LogMel
+from ssmast.audio import LogMel, long
 from ssmast.classifier import Classifier, Outputs, classifier_info, log_mean_probability
 from ssmast.command import run_command
 from ssmast.encoder import Encoder
@@ -131,6 +131,34 @@ def test_predict_reads_a_long_file_piece_by_piece(folder, tmp_path, capsys, monk
     assert json.loads(capsys.readouterr().out) == json.loads(wanted)
 
 
+@pytest.mark.parametrize(("kind", "times"), [("flac", 1), ("mp3", 2)])  # an mp3 is counted first
+def test_predict_decodes_a_long_file_once(folder, tmp_path, capsys, monkeypatch, kind, times):
+    noise = 0.1 * np.random.default_rng(7).normal(size=22050 * 5)
+    soundfile.write(tmp_path / f"long.{kind}", noise, 22050)
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    blocks, begun = long._blocks, []
+    monkeypatch.setattr(long, "_blocks", lambda *words: begun.append(words) or blocks(*words))
+    words = [str(tmp_path / f"long.{kind}"), f"encoder={folder}", "format=json"]
+    assert run_command(predict, words, name="predict") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["seconds"] == pytest.approx(5, abs=0.1)
+    assert len(begun) == times
+
+
+@pytest.mark.parametrize("samples", [1000, 4960, 16000, 17003])
+@pytest.mark.parametrize("hop", [0.0, 0.13])
+def test_windows_and_the_whole_clip_come_together_as_they_do_apart(folder, samples, hop):
+    classifier = load_classifier(folder)
+    clip = 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(samples))
+    windows, whole = classifier.windows_and_whole(clip, hop_seconds=hop)
+    apart = classifier.windows(clip, hop_seconds=hop)
+    assert windows.start.tolist() == apart.start.tolist()
+    assert windows.stop.tolist() == apart.stop.tolist()
+    torch.testing.assert_close(windows.scores, apart.scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole, classifier.embed_clips([clip])[0], atol=1e-5, rtol=1e-4)
+
+
 def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds, tmp_path, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")
@@ -145,6 +173,8 @@ def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds
     ):
         assert run_command(predict, words, name="predict") == 2
         assert said in capsys.readouterr().err
+    assert run_command(predict, ["-h"], name="predict") == 0
+    assert "fine-tuned encoder folder" in capsys.readouterr().out
 
 
 def test_a_short_clip_is_seen_without_silence_around_it(folder):

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ssmast.adapters.name import name_of
 from ssmast.encoder import load_encoder
 from ssmast.encoder.input import read_clips
 
@@ -41,7 +44,7 @@ class MtebEncoder:
         return meta.ModelMeta.create_empty(
             {
                 # Results are kept by these two: other pooling must not be taken for the same.
-                "name": f"ssmast/{sha256[:12]}-{self.encoder.pooling}-{self.encoder.layers}",
+                "name": f"ssmast/{name_of(self.encoder)}",
                 "revision": sha256,
                 "n_parameters": parameters,
                 "embed_dim": self.encoder.dim,
@@ -78,11 +81,14 @@ class MtebEncoder:
         for batch in inputs:
             if "audio" not in batch:
                 raise ValueError(f"wanted batches with audio, got {', '.join(batch)}")
-            wanted = self.encoder.sample_rate
-            sounds = [_samples(sound) for sound in batch["audio"]]
-            clips = [read_clips(*sound, wanted=wanted)[0] for sound in sounds]
+            clips = [self._clip(sound) for sound in batch["audio"]]
             rows.append(self.encoder.embed_clips(clips).numpy())
         return np.concatenate(rows)
+
+    def _clip(self, sound: Any) -> Tensor:
+        """Mono samples (S,) at the encoder's rate."""
+        channels = read_clips(*_samples(sound), wanted=self.encoder.sample_rate)
+        return torch.stack([torch.as_tensor(channel[:]) for channel in channels]).mean(dim=0)
 
     def similarity(
         self, embeddings1: NDArray[Any], embeddings2: NDArray[Any]
@@ -97,16 +103,16 @@ class MtebEncoder:
         return (_units(embeddings1) * _units(embeddings2)).sum(axis=1)
 
 
-def _samples(sound: Any) -> tuple[NDArray[np.float32], int]:
-    """Mono samples and their rate."""
+def _samples(sound: Any) -> tuple[NDArray[Any], int]:
+    """Samples (S,) or (channels, S) of any number type, and their rate."""
     if hasattr(sound, "get_all_samples"):
         decoded = sound.get_all_samples()
         array, rate = np.asarray(decoded.data), decoded.sample_rate
     else:
         array, rate = np.asarray(sound["array"]), sound["sampling_rate"]
-    if array.ndim == 2:
-        array = array.mean(axis=0 if array.shape[0] < array.shape[1] else 1)
-    return array.astype(np.float32), int(rate)
+    if array.ndim == 2 and array.shape[0] >= array.shape[1]:
+        array = array.T
+    return array, int(rate)
 
 
 def _units(values: Any) -> NDArray[np.float32]:

@@ -1,10 +1,12 @@
 """X-ARES: a class of an encoder that is made without arguments and gives frames."""
 
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ssmast.adapters.name import name_of
 from ssmast.encoder import load_encoder
 
 HOP_MS = 50.0
@@ -46,5 +48,8 @@ def xares_encoder(path: str | Path, *, hop_ms: float | None = HOP_MS) -> type[Ss
 
         def __init__(self) -> None:
             super().__init__(path, hop_ms=hop_ms)
+            # X-ARES keeps embeddings by this name: those of another folder must not be taken.
+            name = re.sub(r"\W", "_", name_of(self.encoder, hop_ms=hop_ms))
+            type(self).__name__ = f"Ssmast_{name}_Encoder"
 
     return BoundEncoder

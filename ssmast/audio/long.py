@@ -19,7 +19,7 @@ from ssmast.audio.decode import (
     opened,
 )
 from ssmast.audio.mp3 import mp3_blocks
-from ssmast.audio.resample import positive, resampled_length
+from ssmast.audio.resample import check_samples, positive, resampled_length
 
 # From here on a file is read block by block: its samples at their own rate would not fit beside
 # the result. Shorter ones are resampled at once; both give the same bits.
@@ -61,7 +61,7 @@ class LongSound:
 
         Raises:
             ValueError: if they begin before an earlier slice did.
-            AudioError: if the file cannot be decoded, or holds NaN or infinity.
+            AudioError: if the file cannot be decoded, or holds samples that no file may hold.
         """
         start, stop, _ = where.indices(self._length)
         if start < self._first:
@@ -173,12 +173,10 @@ def _blocks(get_source: Callable[[], Source], label: str) -> Iterator[np.ndarray
 def _resampled(
     blocks: Iterable[np.ndarray], rate: int, sample_rate: int, *, label: str
 ) -> Generator[np.ndarray]:
-    """Blocks at `rate`, checked to be finite, at `sample_rate` (soxr, high quality)."""
+    """Blocks at `rate`, checked, at `sample_rate` (soxr, high quality)."""
     stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")
     for block in blocks:
-        if not np.isfinite(block).all():
-            bad = int(np.count_nonzero(~np.isfinite(block)))
-            raise AudioError(f"{label} holds {bad} samples or more that are NaN or infinite")
+        check_samples(block, label, is_whole=False)
         yield block if stream is None else stream.resample_chunk(np.ascontiguousarray(block))
     if stream is not None:
         yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)

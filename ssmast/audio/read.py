@@ -61,8 +61,8 @@ def read_audio(
         Float32 samples (S,), the mean of the channels, all finite, S >= 1.
 
     Raises:
-        AudioError: if the source is missing, empty, truncated, not audio, or holds NaN or infinity,
-            or the file ends before the span begins.
+        AudioError: if the source is missing, empty, truncated, not audio, or holds NaN, infinity or
+            a sample beyond 1e10 (full scale is 1), or the file ends before the span begins.
     """
     base, label = _base(source, name)
     positive(sample_rate, "sample_rate")

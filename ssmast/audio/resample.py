@@ -7,6 +7,12 @@ import soxr
 
 from ssmast.audio.decode import AudioError
 
+LOUDEST = 1e10
+"""Largest magnitude of a sample: 4 times that of an int32 taken for a float without scaling.
+
+From 3e16 on the power of a tone overflows float32, and an embedding with it.
+"""
+
 
 def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -> tuple[int, int]:
     """Input frames that decide output samples [start, stop), from a whole number of periods on.
@@ -30,10 +36,36 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
     return first, last
 
 
+def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
+    """Refuse samples that no log-mel can be made of.
+
+    Args:
+        audio: float32, any shape.
+        label: what to call it in an error.
+        is_whole: this is all of it; else there may be more of the same.
+
+    Raises:
+        AudioError: if one is NaN or infinite, or beyond `LOUDEST`.
+    """
+    if not audio.size:
+        return
+    peak = max(float(audio.max()), -float(audio.min()))  # NaN if there is one; nothing is copied
+    if peak <= LOUDEST:
+        return
+    bad = int(np.count_nonzero(~np.isfinite(audio)))
+    if bad:
+        more = "" if is_whole else " or more"
+        raise AudioError(f"{label} holds {bad} samples{more} that are NaN or infinite")
+    raise AudioError(
+        f"{label} has a sample of {peak:.3g}, above {LOUDEST:g} (full scale is 1); scale it, or "
+        "see whether its bytes were taken for numbers of another type"
+    )
+
+
 def finished(
     audio: np.ndarray, rate: int, sample_rate: int, label: str
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Check that decoded samples are finite, then resample them (soxr, high quality).
+    """Check decoded samples (`check_samples`), then resample them (soxr, high quality).
 
     Args:
         audio: one channel, float32.
@@ -42,11 +74,9 @@ def finished(
         label: what to call it in an error.
 
     Raises:
-        AudioError: if a sample is not finite, or there are too few for one sample.
+        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
     """
-    if not np.isfinite(audio).all():
-        bad = int(np.count_nonzero(~np.isfinite(audio)))
-        raise AudioError(f"{label} holds {bad} samples that are NaN or infinite")
+    check_samples(audio, label)
     if rate == sample_rate:
         return audio
     try:
@@ -71,7 +101,7 @@ def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
     Raises:
         ValueError: if a rate is not positive.
-        AudioError: if a sample is not finite, or there are too few for one sample.
+        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
     """
     samples = np.asarray(audio, dtype=np.float32)
     positive(sample_rate, "sample_rate")

@@ -66,7 +66,7 @@ class Chunks:
         """Milliseconds of the centres of the first columns, float32 (`count`,)."""
         stem = self.backbone.patch_embed
         first = max(0.0, (stem.kernel[1] - 1) / 2 - stem.padding[1])  # frame
-        frames = torch.arange(count) * (self.stride // len(shifts)) + first
+        frames = torch.arange(count, device="cpu") * (self.stride // len(shifts)) + first
         return (frames.double() * self._frame_ms).float()
 
     def shifts(self, hop_ms: float | None) -> list[int]:
@@ -121,16 +121,19 @@ class Chunks:
         # Each piece comes with the half window on both sides, which are cut off again.
         context = math.ceil(self._log_mel.n_fft // 2 / hop)
         longest = max(chunk.length for chunk in chunks)
-        batch = torch.zeros(len(chunks), (longest + 2 * context) * hop)
-        for row, chunk in zip(batch, chunks, strict=True):
+        shape = (len(chunks), (longest + 2 * context) * hop)
+        batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        for row, chunk in enumerate(chunks):
             first = (chunk.start - context) * hop
             last = (chunk.start + chunk.length + context) * hop
-            part = torch.as_tensor(waveforms[chunk.clip][max(first, 0) : last])
-            row[max(-first, 0) :][: len(part)] = part
+            samples = waveforms[chunk.clip][max(first, 0) : last]
+            part = torch.as_tensor(samples, device="cpu")
+            start = max(-first, 0)
+            batch[row, start : start + len(part)] = part  # not a view: gradients may flow
         log_mel = self._log_mel(batch.to(self._log_mel.filterbank.device))[
             ..., context : context + longest
         ]
-        lengths = torch.tensor([chunk.length for chunk in chunks])
+        lengths = torch.tensor([chunk.length for chunk in chunks], device="cpu")
         return log_mel, None if int(lengths.min()) == longest else lengths
 
 

@@ -20,7 +20,7 @@ from ssmast.encoder.card import model_card
 from ssmast.encoder.chunks import Chunks
 from ssmast.encoder.config import build_parts, check_config, config_of, weights_of
 from ssmast.encoder.folder import read_folder, write_folder
-from ssmast.encoder.input import Clip, read_clips
+from ssmast.encoder.input import Clip, read_clips, read_groups
 from ssmast.encoder.pieces import embed_columns, embed_pieces, evaluating
 from ssmast.encoder.pooling import check_pooling, layer_dims, max_places, pool_layers
 from ssmast.model import Backbone
@@ -170,12 +170,11 @@ class Encoder(nn.Module):
             vector that it gets alone.
 
         Raises:
-            ValueError: if samples come without their rate, are empty, not finite, or not (S,) or
-                (B, S). AudioError, a kind of it, if a file cannot be read.
+            ValueError: if samples come without their rate, are empty, not finite, beyond 1e10, or
+                not (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
         """
-        return self.embed_clips(
-            read_clips(waveform, sample_rate, wanted=self.sample_rate), batch_seconds=batch_seconds
-        )
+        groups = read_groups(waveform, sample_rate, wanted=self.sample_rate)
+        return torch.cat([self.embed_clips(clips, batch_seconds=batch_seconds) for clips in groups])
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
@@ -229,6 +228,14 @@ class Encoder(nn.Module):
             embeddings = embed_columns(clips, cutter, shifts=shifts, batch_seconds=batch_seconds)
         milliseconds = cutter.centres_ms(embeddings.shape[1], shifts)
         return embeddings, milliseconds.repeat(len(clips), 1)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Vectors (B, `dim`) of samples (B, S) at `sample_rate`, differentiable and not cut.
+
+        For what takes a module as it is: a training loop, `torch.compile`, the export. `embed` is
+        for sound of any rate, length and kind.
+        """
+        return self.pool(self.log_mel(waveform))
 
     def pool(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Vectors (B, `dim`) of normalised log-mels (B, 1, F, T), differentiable and not cut.

@@ -64,7 +64,7 @@ def write_folder(
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _put_in_place(temporary, folder)
+        put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,7 +180,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def put_in_place(temporary: Path, folder: Path) -> None:
     """Rename; an older folder is moved aside first, so there is never half of one."""
     if not folder.exists():
         temporary.rename(folder)

@@ -19,28 +19,12 @@ from torch import Tensor, nn
 
 from ssmast.audio.sounds import CLASSES, make_sound
 from ssmast.encoder import Encoder
+from ssmast.encoder.pieces import evaluating
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 18
 # How far onnxruntime may be from PyTorch in any number of an embedding.
 TOLERANCE = 1e-4
-
-
-class WaveformGraph(nn.Module):
-    """What is exported: no list of clips, no cutting, no change of modes.
-
-    Args:
-        encoder: whose layers it shares.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.log_mel, self.backbone = encoder.log_mel, encoder.backbone
-        self._pool = encoder.pool
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Float32 samples (B, S) at the encoder's rate -> embeddings (B, D)."""
-        return self._pool(self.log_mel(waveform))
 
 
 def min_samples(encoder: Encoder) -> int:
@@ -58,7 +42,6 @@ def export_program(encoder: Encoder) -> torch.export.ExportedProgram:
     """
     from torch.fx.experimental import _config
 
-    graph = WaveformGraph(encoder).eval()
     shortest = min_samples(encoder)
     # Sizes of an example must not look like any size of the network, or they are taken for it.
     example = torch.zeros(5, max(2 * shortest, encoder.sample_rate) + 7, device=encoder.device)
@@ -67,9 +50,9 @@ def export_program(encoder: Encoder) -> torch.export.ExportedProgram:
     patched = _config.patch(  # pyright: ignore[reportAttributeAccessIssue]
         backed_size_oblivious=True
     )
-    with torch.no_grad(), patched, _quiet():
+    with evaluating(encoder), torch.no_grad(), patched, _quiet():
         return torch.export.export(
-            graph,
+            encoder,
             (example,),
             dynamic_shapes=(sizes,),
             strict=False,
@@ -194,11 +177,12 @@ def largest_difference(encoder: Encoder, model: bytes, *, lengths: Sequence[int]
         model: ONNX.
         lengths: of the clips, in samples.
     """
-    session, graph = OnnxEncoder(model), WaveformGraph(encoder).eval()
+    session = OnnxEncoder(model)
     largest = 0.0
     for number, length in enumerate(lengths):
         clips = _sounds(encoder.sample_rate, length, count=1 + number % 2)
-        wanted = graph(clips.to(encoder.device)).cpu()
+        with evaluating(encoder):
+            wanted = encoder(clips.to(encoder.device)).cpu()
         largest = max(largest, float((session(clips) - wanted).abs().max()))
     return largest
 
@@ -211,10 +195,12 @@ def int8_cosines(encoder: Encoder, model: bytes) -> Tensor:
         encoder: that the model is of.
         model: ONNX in int8.
     """
-    session, graph = OnnxEncoder(model), WaveformGraph(encoder).eval()
+    session = OnnxEncoder(model)
     length = max(2 * encoder.sample_rate, min_samples(encoder))
     clips = _sounds(encoder.sample_rate, length, count=len(CLASSES))
-    return nn.functional.cosine_similarity(graph(clips.to(encoder.device)).cpu(), session(clips))
+    with evaluating(encoder):
+        wanted = encoder(clips.to(encoder.device)).cpu()
+    return nn.functional.cosine_similarity(wanted, session(clips))
 
 
 def graph_files(encoder: Encoder, *, int8: bool = False) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What a caller may hand to an encoder -> clips at its rate."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,10 @@ from torch import Tensor
 from ssmast.audio import LongSound, open_audio, resample
 
 Samples = np.ndarray[Any, np.dtype[Any]]
-Clip = str | Path | Samples | Tensor
+# Enough to find neighbours of like length among them; 32 MB.
+_GROUP_SAMPLES = 8_000_000
+
+Clip = str | os.PathLike[str] | Samples | Tensor
 
 
 def read_clips(
@@ -27,32 +30,72 @@ def read_clips(
         wanted: Hz of the clips.
 
     Raises:
-        ValueError: if samples come without their rate, are empty, not finite, not numbers, or not
-            (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
+        ValueError: if samples come without their rate, are empty, not finite, far too large, not
+            numbers, or not (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
     """
     if isinstance(waveform, list | tuple):
         if not waveform:
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted) for item in waveform]
-    if isinstance(waveform, str | Path):
+    if isinstance(waveform, str | os.PathLike):
         sound = open_audio(waveform, sample_rate=wanted)
         return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
     if isinstance(waveform, Tensor):
-        waveform = waveform.detach().cpu()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+        # Forced: off its device, its graph, and views that are negated or conjugated.
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy(
+            force=True
+        )
     if not isinstance(waveform, np.ndarray):
         raise ValueError(
             f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
         )
     rate = _whole_hz(sample_rate)
     clips = [resample(row, rate, wanted) for row in _rows(waveform)]
-    # PyTorch warns of memory that may not be written, such as that of `np.frombuffer`.
-    return [torch.from_numpy(c if c.flags.writeable else c.copy()) for c in clips]
+    return [torch.from_numpy(_plain(clip)) for clip in clips]
+
+
+def read_groups(
+    waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
+) -> Iterator[list[Tensor | LongSound]]:
+    """What `read_clips` gives, of a list some clips at a time: its files are not all held at once.
+
+    Args:
+        waveform: as `read_clips`, as all that follow.
+        sample_rate: see there.
+        wanted: see there.
+
+    Raises:
+        ValueError: as `read_clips`.
+    """
+    if not isinstance(waveform, list | tuple) or not waveform:
+        yield read_clips(waveform, sample_rate, wanted=wanted)
+        return
+    group: list[Tensor | LongSound] = []
+    held = 0
+    for item in waveform:
+        clip = _single(item, sample_rate, wanted)
+        group.append(clip)
+        held += len(clip) if isinstance(clip, Tensor) else 0
+        if held >= _GROUP_SAMPLES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _plain(clip: Samples) -> Samples:
+    """Memory that PyTorch takes: it refuses what runs backwards (`x[::-1]`).
+
+    And it warns of what may not be written, such as that of `np.frombuffer`.
+    """
+    return clip if clip.flags.writeable and clip.strides[0] > 0 else clip.copy()
 
 
 def _whole_hz(sample_rate: object) -> int:
     """A rate that samples can have; one in kHz, or True, would make a second last for minutes."""
     rate = math.nan
+    if isinstance(sample_rate, np.ndarray | Tensor) and sample_rate.ndim == 0:
+        sample_rate = sample_rate.item()  # of an .npz, or of a DataLoader
     if isinstance(sample_rate, int | float | np.integer | np.floating):
         rate = math.nan if isinstance(sample_rate, bool) else float(sample_rate)
     if not rate >= 100 or not rate.is_integer():
@@ -73,6 +116,7 @@ def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor | LongSo
 
 def _rows(samples: Samples) -> Samples:
     """Samples (S,) or (B, S) of any number type -> finite float32 (B, S)."""
+    samples = np.asarray(samples)  # a row of np.matrix would stay a matrix
     if samples.ndim not in (1, 2):
         raise ValueError(f"waveform must be (S,) or (B, S), got shape {samples.shape}")
     rows = np.atleast_2d(samples)

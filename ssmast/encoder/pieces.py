@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,17 +13,32 @@ from ssmast.encoder.chunks import Chunks, batches
 
 Clips = Sequence[Tensor | LongSound]
 
+# Networks that someone evaluates now: by how many threads, and the modes from before the first.
+_EVALUATED: dict[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = {}
+_LOCK = threading.Lock()
+
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards in its own again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    """Every module in eval mode, and afterwards in its own again.
+
+    Threads may be inside together: the first one sets the mode, the last one gives it back.
+    """
+    with _LOCK:
+        modes = [(module, module.training) for module in network.modules()]
+        inside, modes = _EVALUATED.get(network, (0, modes))
+        _EVALUATED[network] = inside + 1, modes
+        network.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with _LOCK:
+            inside, modes = _EVALUATED.pop(network)
+            if inside > 1:
+                _EVALUATED[network] = inside - 1, modes
+            else:
+                for module, mode in modes:
+                    module.training = mode
 
 
 @torch.no_grad()
@@ -46,7 +62,8 @@ def embed_pieces(
     Returns:
         Float32 (n, D) on the CPU.
     """
-    means = torch.zeros(len(clips), len(is_max))
+    # Said here and elsewhere: the caller may have set another type or device for new tensors.
+    means = torch.zeros(len(clips), len(is_max), dtype=torch.float32, device="cpu")
     maxima = torch.full_like(means, -math.inf)
     totals = [cutter.frames(len(clip)) for clip in clips]
     chunks = [chunk for clip, total in enumerate(totals) for chunk in cutter.cut(clip, total)]
@@ -87,7 +104,8 @@ def embed_columns(
     # Pass k gives the columns k, k + n, k + 2 n, ... ; a clip may be too short for the last.
     passes = [shift for shift in shifts if cutter.cut(0, total, first=shift)]
     count = sum(cutter.columns(total - shift) for shift in passes)
-    columns = torch.zeros(len(clips), count, cutter.column_dim)
+    shape = (len(clips), count, cutter.column_dim)
+    columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for batch in batches(chunks, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
         tokens, grid, _ = cutter.backbone.encode(log_mel, lengths=lengths)

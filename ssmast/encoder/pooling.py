@@ -54,7 +54,7 @@ def max_places(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) 
     """Which numbers of what `pool_layers` gives are maxima over tokens, bool (D,)."""
     parts = []
     for rows, channels in _layer_sizes(backbone, num_mels, layers):
-        part = torch.zeros(pooled_dim(pooling, rows, channels), dtype=torch.bool)
+        part = torch.zeros(pooled_dim(pooling, rows, channels), dtype=torch.bool, device="cpu")
         if pooling in MAX_MODES:
             part[-channels:] = True
         parts.append(part)

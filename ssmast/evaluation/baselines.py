@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssmast.audio import LongSound
 from ssmast.encoder import Encoder
 from ssmast.encoder.config import build_parts
+
+_LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
@@ -70,25 +73,51 @@ class LogMelStatistics(nn.Module):
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, S) at 16 kHz -> (B, 2 * num_mels)."""
+        log_mel = self._log_mel(waveform)
+        return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
+
+    def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
+        """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
         spectrum = torch.stft(
             waveform.float(),
             n_fft=self.n_fft,
             hop_length=self.hop_length,
             win_length=self.win_length,
             window=self.window,
-            center=True,
+            center=center,
             pad_mode="constant",
             return_complex=True,
         )
         power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
-        log_mel = (power.transpose(1, 2) @ self.filters + self.eps).log()  # (B, T, num_mels)
-        return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
+        return (power.transpose(1, 2) @ self.filters + self.eps).log()
+
+    @torch.no_grad()
+    def _streamed(self, clip: Tensor | LongSound) -> Tensor:
+        """What `forward` gives for a clip (S,), from pieces of it; on the CPU."""
+        half, hop, total = self.n_fft // 2, self.hop_length, 1 + len(clip) // self.hop_length
+        mean = torch.zeros(self.num_mels, dtype=torch.float64)
+        squares = torch.zeros_like(mean)  # summed about the mean
+        for first in range(0, total, _LONGEST):
+            stop = min(first + _LONGEST, total)
+            begin, end = first * hop - half, (stop - 1) * hop + half  # zeros beyond the clip
+            part = torch.as_tensor(clip[max(begin, 0) : min(end, len(clip))])
+            padded = F.pad(part, (max(-begin, 0), max(end - len(clip), 0)))
+            log_mel = self._log_mel(padded.to(self.window.device)[None], center=False)[0]
+            log_mel = log_mel.cpu().double()  # (t, num_mels)
+            shift = log_mel.mean(dim=0) - mean
+            squares += (log_mel - log_mel.mean(dim=0)).square().sum(dim=0)
+            squares += shift.square() * (first * len(log_mel) / stop)
+            mean += shift * (len(log_mel) / stop)
+        return torch.cat([mean, (squares / total).sqrt()])[None].float()
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> Tensor:
-        """One vector for each clip (S,) at 16 kHz, on the CPU; a long one is held whole."""
-        device = self.window.device
+        """One vector for each clip (S,) at 16 kHz, on the CPU; a long one piece by piece."""
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        clips = (torch.as_tensor(clip[:]) for clip in waveforms)
-        return torch.cat([self(clip.to(device)[None]).cpu() for clip in clips])
+        return torch.cat([self._embed(clip) for clip in waveforms])
+
+    def _embed(self, clip: Tensor | LongSound) -> Tensor:
+        if len(clip) > _LONGEST * self.hop_length:
+            return self._streamed(clip)
+        return self(torch.as_tensor(clip[:]).to(self.window.device)[None]).cpu()

@@ -26,7 +26,7 @@ from ssmast.evaluation.embed import cache_key, embed_window, read_windows
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
 from ssmast.evaluation.progress import Progress
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, named_files, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
     config = parse(
         EmbedConfig,
-        _join_files(argv),
+        join_files(argv),
         command="ssmast embed",
         description=__doc__ or "",
         positional="data",
@@ -94,12 +94,12 @@ def open_files(data: str) -> Corpus:
         return open_corpus(listed)
 
 
-def _join_files(argv: list[str]) -> list[str]:
-    """Several files as one word; whatever is a key or a flag stays."""
-    files = [word for word in argv if "=" not in word and not word.startswith("-")]
-    if len(files) < 2:
+def join_files(argv: list[str]) -> list[str]:
+    """Several files as one word, `data=`; whatever is a key or a flag stays."""
+    files = named_files(argv)
+    if not files:
         return argv
-    return ["\n".join(files), *(word for word in argv if word not in files)]
+    return ["data=" + "\n".join(files), *(word for word in argv if word not in files)]
 
 
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:

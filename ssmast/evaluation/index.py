@@ -5,7 +5,8 @@
 
 Vectors are centred and scaled to length 1, so closeness is their cosine. The folder holds
 `index.faiss` (faiss' own binary form), `names.json`, `index.json` (encoder, kind) and
-`mean.safetensors`; nothing in it is pickled, and checksums are verified on load.
+`mean.safetensors`; nothing in it is pickled, and checksums are verified on load. Files that cannot
+be used are left out and written down in OUT.quarantine.csv.
 """
 
 import hashlib
@@ -22,7 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.embed_files import EmbedConfig, embed_in_parts, open_files, read_embeddings
+from ssmast.encoder.folder import put_in_place
+from ssmast.evaluation.embed_files import (
+    EmbedConfig,
+    embed_in_parts,
+    join_files,
+    open_files,
+    read_embeddings,
+)
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
@@ -59,7 +67,11 @@ class IndexConfig:
 def main(argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
     config = parse(
-        IndexConfig, argv, command="ssmast index", description=__doc__ or "", positional="data"
+        IndexConfig,
+        join_files(argv),
+        command="ssmast index",
+        description=__doc__ or "",
+        positional="data",
     )
     if config is None:
         return 0
@@ -109,6 +121,9 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
     if found is None:
         return None
     shutil.rmtree(out.with_name(f".{out.name}.npz.parts"), ignore_errors=True)
+    left_out = out.with_name(f".{out.name}.npz.quarantine.csv")
+    if left_out.is_file():
+        left_out.replace(out.with_name(f"{out.name}.quarantine.csv"))
     return [corpus.name(int(row)) for row in found.rows], found.values.numpy()
 
 
@@ -150,10 +165,15 @@ class Index:
             about: kept with it.
 
         Raises:
-            ValueError: if there are too few vectors for ivfpq.
+            ValueError: if there are too few vectors for ivfpq, or values and names do not fit.
         """
         import faiss
 
+        if values.ndim != 2 or not 0 < len(values) == len(names):
+            raise ValueError(
+                f"an index needs vectors (n, D) and n names, got shape {tuple(values.shape)} and "
+                f"{len(names)} names"
+            )
         num, dim = values.shape
         if kind == "auto":
             kind = "flat" if num <= FLAT_UP_TO else "ivfpq"
@@ -209,8 +229,7 @@ class Index:
             sums = {name: _sha256(temporary / name) for name in _FILES}
             about = {**self.about, "sha256": sums}
             (temporary / "index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+            put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """What every encoder of ours does: spectrograms of any size in, a grid of tokens out."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -83,11 +84,12 @@ class Backbone(TimmInterface):
             self.tokens_of(states[-1], norm=True),
         ]
 
+    @abstractmethod
     def embed_patches(
         self, log_mel: Tensor, lengths: Lengths = None, patch_drop: PatchDrop | None = None
     ) -> State:
         """Stem tokens, their grid and mask after patch-drop, and what the family needs beside."""
-        raise NotImplementedError
+        ...
 
     def each_block(self, level: nn.Module, state: State) -> Iterator[State]:
         """State after every block of one level."""
@@ -96,19 +98,22 @@ class Backbone(TimmInterface):
     # -- sizes -----------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def stage_ends(self) -> list[int]:
         """Index of each stage's last block in `encode_blocks`."""
-        raise NotImplementedError
+        ...
 
     @property
+    @abstractmethod
     def block_channels(self) -> list[int]:
         """Channels of the tokens after every block."""
-        raise NotImplementedError
+        ...
 
     @property
+    @abstractmethod
     def time_stride(self) -> int:
         """Frames from one column of the last grid to the next."""
-        raise NotImplementedError
+        ...
 
     @property
     def fewest_frames(self) -> int:
@@ -116,9 +121,10 @@ class Backbone(TimmInterface):
         return max(1, self.patch_embed.kernel[1] - 2 * self.patch_embed.padding[1])
 
     @property
+    @abstractmethod
     def drop_group(self) -> Pair:
         """Rows x columns of stem tokens that structured patch-drop removes together."""
-        raise NotImplementedError
+        ...
 
     def draw_patch_drop(
         self,
@@ -164,6 +170,7 @@ class Backbone(TimmInterface):
                 f"log_mel must have shape (B, {self.in_chans}, mel bins, frames), "
                 f"got {tuple(log_mel.shape)}"
             )
+        log_mel = log_mel.to(self.patch_embed.proj.weight.dtype)  # after `encoder.half()`
         if lengths is None:
             return *self.patch_embed(log_mel), None, None
         lengths = self._check_lengths(lengths, log_mel)

@@ -1,5 +1,6 @@
 """What timm asks of a model beside its forward pass: heads, features, layer decay, memory."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -53,8 +54,10 @@ class State(NamedTuple):
     extra: Any
 
 
-class TimmInterface(nn.Module):
+class TimmInterface(nn.Module, ABC):
     """Head and bookkeeping of an encoder; a family adds the way of the tensor.
+
+    A family that lacks one of the abstract methods cannot be made.
 
     The levels are what timm takes features from: MAST's stages, AST's blocks.
     """
@@ -79,21 +82,25 @@ class TimmInterface(nn.Module):
         """The modules that `advance` goes through, one after the other."""
         return getattr(self, self.LEVELS)
 
+    @abstractmethod
     def embed_patches(self, log_mel: Tensor) -> State:
         """Stem tokens with grid, mask and what the family needs beside."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def advance(self, level: nn.Module, state: State) -> State:
         """One level further."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def grid_of(self, freq_bins: int, frames: int) -> list[Grid]:
         """Grid after the stem and after each stage for an input of that size."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def tokens_of(self, state: State, *, norm: bool = False) -> Tokens:
         """The grid's tokens, after the final norm where asked."""
-        raise NotImplementedError
+        ...
 
     def forward_head(
         self,
@@ -218,9 +225,10 @@ class TimmInterface(nn.Module):
         """Names of parameters that weight decay spares: positions, class tokens, pooling query."""
         return {name for name, _ in self.named_parameters() if _is_table(name)}
 
+    @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Depth of each parameter for layer-wise decay: by block, or by level where coarse."""
-        raise NotImplementedError
+        ...
 
 
 def init_weights(module: nn.Module) -> None:

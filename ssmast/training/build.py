@@ -29,7 +29,7 @@ from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError
-from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
 from ssmast.training.run_folder import RunFolder
 
@@ -62,7 +62,17 @@ def check_model(name: str) -> None:
 
 def build_log_mel(config: TrainConfig, *, mean: float = 0.0, std: float = 1.0) -> LogMel:
     """The front end, un-normalised unless mean and std are known."""
-    front = config.front_end
+    return log_mel_of(config.front_end, mean=mean, std=std)
+
+
+def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
+    """The front end of these settings, of a run that is set up or that is read again.
+
+    Args:
+        front: settings of a run.
+        mean: of the log-mel over its corpus.
+        std: of the log-mel over its corpus.
+    """
     return LogMel(
         sample_rate=front.sample_rate,
         n_fft=front.n_fft,

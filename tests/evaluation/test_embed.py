@@ -89,6 +89,31 @@ def test_unreadable_clips_are_left_out_with_a_reason(tmp_path):
     assert again.rejected == found.rejected
 
 
+@pytest.mark.parametrize("extra", [0, 1, 77, 6000 * 160 - 1])
+def test_the_baseline_of_a_long_clip_is_that_of_its_pieces(monkeypatch, extra):
+    baseline, generator = LogMelStatistics(), torch.Generator().manual_seed(0)
+    clip = torch.randn(16000 * 9 + extra, generator=generator) * torch.linspace(
+        0.001, 1, 16000 * 9 + extra
+    )
+    wanted = baseline(clip[None])
+    monkeypatch.setattr("ssmast.evaluation.baselines._LONGEST", 101)
+
+    class InOrder:  # as a `LongSound`, and never more than a piece
+        last = 0
+
+        def __len__(self):
+            return len(clip)
+
+        def __getitem__(self, where):
+            assert where.start >= self.last
+            assert where.stop - where.start <= 102 * 160 + 1024
+            self.last = where.start
+            return clip[where].numpy()
+
+    torch.testing.assert_close(baseline.embed_clips([InOrder()]), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(baseline.embed_clips([clip]), wanted, atol=1e-6, rtol=0)
+
+
 def test_vectors_that_are_not_finite_are_left_out(sets):
     class Broken(LogMelStatistics):
         def embed_clips(self, waveforms, *, batch_seconds=60.0):

@@ -1,6 +1,7 @@
 """Finding sounds that are like one another."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,40 @@ def test_ivfpq_finds_most_of_what_flat_finds(tmp_path):
         Index.build(vectors(100), names[:100], kind="ivfpq")
 
 
+@pytest.mark.parametrize(("shape", "count"), [((3, 4), 2), ((0, 4), 0), ((4,), 4)])
+def test_vectors_and_names_must_fit(shape, count):
+    with pytest.raises(ValueError, match=r"needs vectors \(n, D\) and n names, got shape"):
+        Index.build(np.zeros(shape, dtype=np.float32), ["a"] * count)
+
+
+def test_an_index_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch):
+    Index.build(vectors(5), list("abcde")).save(tmp_path / "i")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if Path(target) == tmp_path / "i" and path.name != "old":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        Index.build(vectors(3), list("xyz")).save(tmp_path / "i")
+    assert Index.load(tmp_path / "i").names == list("abcde")
+
+
+def test_files_are_indexed_one_by_one_whatever_their_names(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=3)
+    (data / "000.wav").rename(data / "take=1.wav")
+    out, npz = tmp_path / "index", tmp_path / "e.npz"
+    files = [str(data / "take=1.wav"), str(data / "002.wav")]
+    assert index.main([*files, f"encoder={encoder_folder}", f"out={out}"]) == 0
+    assert [name.rpartition("/")[2] for name in Index.load(out).names] == ["take=1.wav", "002.wav"]
+    embed_files.main([files[0], f"encoder={encoder_folder}", f"out={npz}"])
+    assert [name.rpartition("/")[2] for name in embed_files.read_embeddings(npz)[0]] == [
+        "take=1.wav"
+    ]
+
+
 def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, capsys):
     data = write_set(tmp_path / "data", num_clips=12, bad=1)
     out = tmp_path / "index"
@@ -53,6 +88,10 @@ def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, cap
     found = json.loads(capsys.readouterr().out)
     assert found[0] == {"name": "004.wav", "cosine": pytest.approx(1.0, abs=1e-4)}
     assert len(found) == 3
+    assert "011.wav" in (tmp_path / "index.quarantine.csv").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data", "index", "index.quarantine.csv",
+    ]  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == [
         "index.faiss", "index.json", "mean.safetensors", "names.json",
     ]  # fmt: skip

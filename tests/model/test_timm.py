@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from timm.optim import param_groups_layer_decay
 
-from ssmast.model import MAST, create_model, list_models, load_timm_state_dict
+from ssmast.model import MAST, Backbone, create_model, list_models, load_timm_state_dict
 
 NANO = {"num_classes": 5, "input_size": (128, 96)}
 
@@ -24,6 +24,14 @@ def test_the_family_is_registered():
     assert isinstance(net, MAST)
     assert net.pretrained_cfg["input_size"] == (1, 128, 1024)
     assert net.num_classes == 527
+
+
+def test_a_family_that_lacks_a_part_cannot_be_made():
+    class Half(MAST):
+        time_stride = Backbone.time_stride
+
+    with pytest.raises(TypeError, match=r"abstract method '?time_stride"):
+        Half()
 
 
 def test_weights_that_do_not_exist_are_an_error():

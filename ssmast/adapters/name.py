@@ -1,0 +1,18 @@
+"""What other tools call an encoder when they keep its embeddings."""
+
+import hashlib
+import json
+
+from ssmast.encoder import Encoder
+
+
+def name_of(encoder: Encoder, **further: object) -> str:
+    """A name that differs wherever embeddings do: weights, pooling, layers, all other settings.
+
+    Args:
+        encoder: to name.
+        further: what else decides what a tool is given, plain JSON values.
+    """
+    settings = json.dumps({**encoder.settings(), **further}, sort_keys=True).encode()
+    digest = hashlib.sha256(settings).hexdigest()
+    return f"{encoder.sha256[:12]}-{encoder.pooling}-{encoder.layers}-{digest[:8]}"
