@@ -22,6 +22,8 @@ from ssmast.audio import (
     ViewAugment,
     cache_decoded,
     collate_segments,
+    known_mean_std,
+    measure_mean_std,
     open_corpus,
     write_synthetic_corpus,
 )
@@ -73,6 +75,31 @@ def build_log_mel(config: TrainConfig, *, mean: float = 0.0, std: float = 1.0) -
         mean=mean,
         std=std,
     )
+
+
+def mean_and_std(
+    config: TrainConfig, corpus: Corpus, *, decoded: Corpus, frames: int
+) -> tuple[float, float]:
+    """Mean and std of the corpus' log-mel: as `ssmast prepare` found them, or measured now.
+
+    Args:
+        config: settings of the run.
+        corpus: its clips.
+        decoded: the same clips, to measure on.
+        frames: of an input.
+    """
+    log_mel = build_log_mel(config)
+    known = known_mean_std(corpus, log_mel)
+    mean, std = known or measure_mean_std(
+        decoded,
+        log_mel,
+        num_samples=log_mel.samples(frames),
+        seed=config.seed,
+        max_clips=config.front_end.stats_clips,
+    )
+    how = ", from corpus.json" if known else ""
+    logger.info("log-mel mean %.3f, std %.3f%s", mean, std, how)
+    return mean, std
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

@@ -20,7 +20,9 @@ class FrontEnd:
     num_mels: int = setting(128, "mel bins")
     f_min: float = setting(60.0, "lowest mel frequency in Hz")
     f_max: float = setting(7800.0, "highest mel frequency in Hz")
-    stats_clips: int = setting(1000, "clips that corpus mean and std are measured on")
+    stats_clips: int = setting(
+        1000, "clips to measure mean and std on; a corpus prepared with this front end knows them"
+    )
 
 
 @dataclass

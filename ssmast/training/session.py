@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ssmast.audio import Corpus, LogMel, Quarantine, measure_mean_std
+from ssmast.audio import Corpus, LogMel, Quarantine
 from ssmast.training.alarm import Alarm
-from ssmast.training.build import build_log_mel, decoded, steps_of
+from ssmast.training.build import build_log_mel, decoded, mean_and_std, steps_of
 from ssmast.training.config import TrainConfig
 from ssmast.training.launch import StopRequest, on_main, on_main_first, start_accelerator
 from ssmast.training.loop import Watcher, run_loop
@@ -186,7 +186,7 @@ def _train(
 def _corpus_facts(
     method: Method, folder: RunFolder, corpus: Corpus, source: Corpus
 ) -> dict[str, Any]:
-    """What the corpus is, and its mean and std: measured once a run on its decoded form."""
+    """What the corpus is, and its mean and std: found out once a run."""
     config = method.config
     facts = folder.read_facts()
     if facts:
@@ -199,16 +199,9 @@ def _corpus_facts(
     known = method.known_log_mel()
     if known is not None:
         mean, std = known.mean, known.std
+        logger.info("log-mel mean %.3f, std %.3f, of the encoder", mean, std)
     else:
-        log_mel = build_log_mel(config)
-        mean, std = measure_mean_std(
-            source,
-            log_mel,
-            num_samples=log_mel.samples(method.frames),
-            seed=config.seed,
-            max_clips=config.front_end.stats_clips,
-        )
-    logger.info("log-mel mean %.3f, std %.3f", mean, std)
+        mean, std = mean_and_std(config, corpus, decoded=source, frames=method.frames)
     data = config.data or "built-in synthetic corpus"
     facts = {"data": data, "clips": len(corpus), "corpus": corpus.fingerprint}
     facts |= {"mean": mean, "std": std}

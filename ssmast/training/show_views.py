@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmast.audio import Corpus, LogMel, MixupMemory, measure_mean_std
+from ssmast.audio import Corpus, LogMel, MixupMemory
 from ssmast.model import PatchDrop
 from ssmast.settings import parse, setting
 from ssmast.training.build import (
@@ -25,6 +25,7 @@ from ssmast.training.build import (
     build_memory,
     build_student,
     check_model,
+    mean_and_std,
     open_data,
     segment_loader,
 )
@@ -64,7 +65,10 @@ def main(argv: list[str]) -> int:
     folder = RunFolder(path=Path(config.run or "runs/views"))
     corpus = open_data(config, runs=folder.path.parent)
     facts = folder.read_facts()
-    mean, std = (facts["mean"], facts["std"]) if facts else _measure(config, corpus)
+    if facts:
+        mean, std = facts["mean"], facts["std"]
+    else:
+        mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
     out = Path(config.out)
     draw_inputs(
         out,
@@ -260,17 +264,6 @@ def _title(config: PretrainConfig, step: int) -> str:
     if config.method == "ssast":
         rate = f"ssast.masked={config.ssast.masked:g}"
     return f"step {step}, seed {config.seed}: {size}, {rate}"
-
-
-def _measure(config: PretrainConfig, corpus: Corpus) -> tuple[float, float]:
-    log_mel = build_log_mel(config)
-    return measure_mean_std(
-        corpus,
-        log_mel,
-        num_samples=log_mel.samples(config.views.frames),
-        seed=config.seed,
-        max_clips=config.front_end.stats_clips,
-    )
 
 
 def _settings_of_run(argv: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A whole pretraining run, small: its folder, its errors, stopping it and going on."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.audio import open_corpus
+from ssmast.audio.prepare import prepare_corpus
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.training import pretrain
@@ -62,6 +65,24 @@ def test_the_same_command_gives_the_same_bits(finished, audio, tmp_path):
     assert _run(audio=audio, run=tmp_path / "again") == 0
     _assert_same_state(finished, tmp_path / "again")
     assert read_losses(finished) == read_losses(tmp_path / "again")
+
+
+def test_a_prepared_corpus_normalises_by_what_it_knows_and_else_is_measured(
+    audio, tmp_path, caplog
+):
+    corpus = tmp_path / "corpus"
+    about = prepare_corpus(open_corpus(audio), corpus, workers=1, near_duplicates=0)
+    known = (about["mean"], about["std"])
+    for mels, uses in ((128, True), (32, False)):
+        run, words = tmp_path / str(mels), ["steps=1", f"front_end.num_mels={mels}"]
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert _run(*words, audio=corpus, run=run) == 0
+        facts = json.loads((run / "facts.json").read_text())
+        front = load_encoder(run / "encoder").log_mel
+        assert (facts["mean"], facts["std"]) == (front.mean, front.std)
+        assert ((front.mean, front.std) == known) is uses
+        assert (", from corpus.json" in caplog.text) is uses
 
 
 def read_losses(run: Path) -> list[float]:
