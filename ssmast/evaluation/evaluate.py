@@ -33,7 +33,7 @@ from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_he
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import beside, write_text
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, parse, setting, to_words, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,9 @@ def result_of(
 
 def main(argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
-    config = parse(EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "")
+    config = parse(
+        EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "", dry_run=True
+    )
     if config is None:
         return 0
     for key in ("encoder", "data"):

@@ -59,7 +59,12 @@ class IndexConfig:
 def main(argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
     config = parse(
-        IndexConfig, argv, command="ssmast index", description=__doc__ or "", positional="data"
+        IndexConfig,
+        argv,
+        command="ssmast index",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="data",
     )
     if config is None:
         return 0

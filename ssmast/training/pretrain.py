@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
         description=__doc__ or "",
         recipes=RECIPES,
         default_recipe="smoke",
+        dry_run=True,
     )
     if config is not None:
         run(config, dry_run=wants_dry_run(argv))
