@@ -9,6 +9,7 @@ One JSON file and report.html go to `out`; the table of classes goes to the term
 import json
 import logging
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -256,7 +257,7 @@ def _write(config: EvaluateConfig, result: dict[str, Any]) -> None:
     words = f"{result['task']}-{result['splits'][0]['name']}-{config.part}"
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    commands = [f"ssmast evaluate encoder={config.encoder} data={config.data} part={config.part}"]
+    commands = [shlex.join(["ssmast", "evaluate", *to_words(config)])]
     write_report(
         out / "report.html",
         results=[result],

@@ -236,7 +236,7 @@ class Supervised:
         )
         result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
         write_text(folder.path / RESULT, json.dumps(result, indent=1) + "\n")
-        write_report(folder.report, run=folder.path, results=[result], commands=self._commands())
+        write_report(folder.report, run=folder.path, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
         logger.info("encoder: %s", folder.encoder)
         logger.info("report:  %s", folder.report)
@@ -283,11 +283,3 @@ class Supervised:
                 "settings": to_dict(self.config),
             },
         )
-
-    def _commands(self) -> list[str]:
-        config = self.config
-        return [
-            f"ssmast finetune recipe={config.recipe} init={config.init} data={config.data} "
-            "run=NEW_FOLDER",
-            f"ssmast evaluate encoder={config.run or 'RUN'} data={config.data}",
-        ]
