@@ -109,6 +109,7 @@ def run_training(method: Method, *, dry_run: bool = False) -> RunFolder:
                 *(folder.path, len(corpus), steps, config.batch_size),
                 *(accelerator.num_processes, accelerator.device),
             )
+        on_main(accelerator, lambda: _check_same_audio(folder, corpus))
         if dry_run:
             return folder
         if folder.finished:
@@ -183,6 +184,16 @@ def _train(
     accelerator.wait_for_everyone()
 
 
+def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
+    """Refuse to go on with a run on other audio, before anything of it is written anew."""
+    facts = folder.read_facts()
+    if facts and facts["corpus"] != corpus.fingerprint:
+        raise ValueError(
+            f"{folder.path} was started on other audio ({facts['clips']} clips, now "
+            f"{len(corpus)}); resume with the same data= or choose another run="
+        )
+
+
 def _corpus_facts(
     method: Method, folder: RunFolder, corpus: Corpus, source: Corpus
 ) -> dict[str, Any]:
@@ -190,11 +201,6 @@ def _corpus_facts(
     config = method.config
     facts = folder.read_facts()
     if facts:
-        if facts["corpus"] != corpus.fingerprint:
-            raise ValueError(
-                f"{folder.path} was started on other audio ({facts['clips']} clips, now "
-                f"{len(corpus)}); resume with the same data= or choose another run="
-            )
         return facts
     known = method.known_log_mel()
     if known is not None:

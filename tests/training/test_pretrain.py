@@ -120,6 +120,18 @@ def test_going_on_with_other_settings_names_them(finished, audio, capsys):
     assert "batch_size (was 4, now 6)" in capsys.readouterr().err
 
 
+def test_going_on_with_other_audio_is_refused_and_leaves_the_run_as_it_was(
+    finished, tmp_path, capsys
+):
+    other = write_tones(tmp_path / "other", num=5)
+    before = (finished / "config.yaml").read_text()
+    for words in (["resume=auto"], ["resume=auto", "--dry-run"]):
+        assert _run(*words, audio=other, run=finished) == 1
+        said = capsys.readouterr().err
+        assert "was started on other audio (12 clips, now 5); resume with the same data=" in said
+    assert (finished / "config.yaml").read_text() == before
+
+
 def test_what_may_change_on_going_on_is_what_changes_no_number(finished, audio, capsys):
     may = ["workers=1", "checkpoint_every=1", "log_every=2", "threads=1", "optim.accumulate=2"]
     assert _run("resume=auto", *may, audio=audio, run=finished) == 0
