@@ -215,16 +215,19 @@ def queue_size_of(config: PretrainConfig, *, num_clips: int) -> int:
     return min(loss.queue_size, int(loss.queue_share * num_clips))
 
 
-def build_dataset(
-    config: PretrainConfig, source: Corpus, *, num_segments: int = 2
-) -> SegmentDataset:
+def num_segments_of(config: PretrainConfig) -> int:
+    """Segments of each clip: one for each of two views, or the one that patches are hidden of."""
+    return 1 if config.method == "ssast" else 2
+
+
+def build_dataset(config: PretrainConfig, source: Corpus) -> SegmentDataset:
     """The segments of a run's clips."""
     return SegmentDataset(
         source,
         num_samples=build_log_mel(config).samples(config.views.frames),
         sample_rate=config.front_end.sample_rate,
         seed=config.seed,
-        num_segments=num_segments,
+        num_segments=num_segments_of(config),
         same_segment=config.views.segments == 1,
         waveform_augment=config.views.waveform_augment,
     )

@@ -23,6 +23,7 @@ from ssmast.training.build import (
     build_dataset,
     build_encoder,
     check_model,
+    num_segments_of,
     open_data,
     segment_loader,
 )
@@ -50,9 +51,9 @@ def main(argv: list[str]) -> int:
         argv,
         command="ssmast pretrain",
         description=__doc__ or "",
+        dry_run=True,
         recipes=RECIPES,
         default_recipe="smoke",
-        dry_run=True,
     )
     if config is not None:
         run(config, dry_run=wants_dry_run(argv))
@@ -137,14 +138,14 @@ class SelfSupervised:
     def alarm(self, history: list[dict[str, Any]]) -> Alarm:
         """The collapse alarm."""
         config = self.config
-        embeddings = self._objective.num_segments * config.batch_size
+        embeddings = num_segments_of(config) * config.batch_size
         return Alarm(mode=config.alarm, num_embeddings=embeddings, history=history)
 
     def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
-        """As many segments a clip as the method wants."""
+        """Segments of the clips, step by step."""
         return segment_loader(
             self.config,
-            build_dataset(self.config, source, num_segments=self._objective.num_segments),
+            build_dataset(self.config, source),
             first_step=self._trainer.step,
             steps=self._trainer.steps,
             rank=rank,

@@ -54,7 +54,9 @@ class Method(Protocol):
         """The front end with its mean and std, where it comes with the weights."""
         ...
 
-    def make_trainer(self, accelerator: Accelerator, log_mel: LogMel, *, steps: int) -> BaseTrainer:
+    def make_trainer(
+        self, accelerator: Accelerator, log_mel: LogMel, *, steps: int
+    ) -> BaseTrainer[Any]:
         """Networks, optimiser and step, with fresh weights."""
         ...
 

@@ -134,7 +134,7 @@ def draw_masked(
     with torch.device("meta"):
         backbone = build_masked_encoder(config).backbone
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
-    micro = next(iter(_batches(config, corpus, num_segments=1, first=step, stop=step + 1)))
+    micro = next(iter(_batches(config, corpus, first=step, stop=step + 1)))
     batch = make_batch(
         micro,
         log_mel=log_mel,
@@ -179,7 +179,7 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
         backbone = build_student(config).branch.backbone
     memory = build_memory(config, device=torch.device("cpu"))
     first = _start_memory_(memory, config.batch_size, step=step)
-    loader = _batches(config, corpus, num_segments=2, first=first, stop=step + 1)
+    loader = _batches(config, corpus, first=first, stop=step + 1)
     makers = {
         mode: ViewMaker(
             replace(config, patch_drop=replace(config.patch_drop, mode=mode)),
@@ -207,12 +207,12 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
 
 
 def _batches(
-    config: PretrainConfig, corpus: Corpus, *, num_segments: int, first: int, stop: int
+    config: PretrainConfig, corpus: Corpus, *, first: int, stop: int
 ) -> Iterable[dict[str, Any]]:
     """The whole batches of some steps, as one process without workers reads them."""
     return segment_loader(
         replace(config, workers=0),
-        build_dataset(config, corpus, num_segments=num_segments),
+        build_dataset(config, corpus),
         first_step=first,
         steps=stop,
         rank=0,

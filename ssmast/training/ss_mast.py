@@ -25,11 +25,10 @@ from ssmast.training.views import Batch, Drops, ViewMaker
 logger = logging.getLogger(__name__)
 
 
-class Pretraining(BaseTrainer):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+class Pretraining(BaseTrainer[PretrainConfig]):
+    """SS-MAST's student, teacher and queue.
 
     Attributes:
-        num_segments: of each clip, that a step wants.
         backbone_prefix: of the names of the backbone's parameters in `model`.
 
     Args:
@@ -40,7 +39,6 @@ class Pretraining(BaseTrainer):
         steps: optimiser steps of the whole run.
     """
 
-    num_segments = 2
     backbone_prefix = PREFIX["ss_mast"]
 
     @classmethod
@@ -58,11 +56,8 @@ class Pretraining(BaseTrainer):
         num_clips: int,
         steps: int,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, steps=steps)
-        self.config = config
-        device = accelerator.device
-        self.log_mel = log_mel.to(device)
-        torch.manual_seed(config.seed)  # the same first weights on every process
+        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
+        device = self.device
         self.student = self.model = build_student(config).to(device)
         self.teacher = Teacher(self.student.branch).to(device)
         self.optimizer = optimizer_of(config, self.student)

@@ -121,11 +121,10 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
     return MaskedEncoder(backbone)
 
 
-class MaskedPretraining(BaseTrainer):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+class MaskedPretraining(BaseTrainer[PretrainConfig]):
+    """SSAST's network and its hidden patches.
 
     Attributes:
-        num_segments: of each clip, that a step wants.
         backbone_prefix: of the names of the backbone's parameters in `model`.
 
     Args:
@@ -140,7 +139,6 @@ class MaskedPretraining(BaseTrainer):
     of std 1 in place of 0.5.
     """
 
-    num_segments = 1
     backbone_prefix = PREFIX["ssast"]
 
     @classmethod
@@ -158,11 +156,8 @@ class MaskedPretraining(BaseTrainer):
         num_clips: int,
         steps: int,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, steps=steps)
-        self.config = config
-        self.log_mel = log_mel.to(accelerator.device)
-        torch.manual_seed(config.seed)  # the same first weights on every process
-        self.network = self.model = build_masked_encoder(config).to(accelerator.device)
+        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
+        self.network = self.model = build_masked_encoder(config).to(self.device)
         self.optimizer = optimizer_of(config, self.network)
         self.grid = self.network.backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
 
@@ -185,7 +180,7 @@ class MaskedPretraining(BaseTrainer):
                 settings=self.config.ssast,
                 grid=self.grid,
                 seed=self.config.seed,
-                device=self.accelerator.device,
+                device=self.device,
             )
             self.seed_draws_(int(micro["position"][0]))
             loss, spread, tokens = self.guess(batch)
