@@ -29,8 +29,10 @@ from ssmast.audio import (
 )
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
+from ssmast.encoder.pooling import check_pooling
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError
+from ssmast.training.checks import require
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
 from ssmast.training.run_folder import RunFolder
@@ -130,7 +132,7 @@ def build_student(config: PretrainConfig) -> Student:
     )
     head = config.head
     backbone.check_pooling(head.pooling)
-    backbone.check_pooling(config.export.pooling)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
     def pool(tokens: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> torch.Tensor:
@@ -289,6 +291,5 @@ def _quiet_worker(worker: int) -> None:
 
 
 def _pair(key: str, values: list[float]) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ValueError(f"{key} must be two numbers, got {values}")
+    require(len(values) == 2, key, values, "two numbers")
     return values[0], values[1]

@@ -249,10 +249,9 @@ def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:
     Raises:
         ValueError: if there are neither one nor as many as heads.
     """
-    if len(scales) not in (1, len(sizes)) or min(scales) <= 0:
+    if len(scales) not in (1, len(sizes)):
         raise ValueError(
-            f"heads.lr_scale must be one number above 0 or {len(sizes)}, one for each head, got "
-            f"{scales}"
+            f"heads.lr_scale must be one number or {len(sizes)}, one for each head, got {scales}"
         )
     each = scales if len(scales) == len(sizes) else scales * len(sizes)
     heads = {f"head.fc.layers.{i}.": scale for i, scale in enumerate(each)}

@@ -22,6 +22,7 @@ from ssmast.training.alarm import Alarm
 from ssmast.training.build import (
     build_dataset,
     build_encoder,
+    build_log_mel,
     check_model,
     num_segments_of,
     open_data,
@@ -79,8 +80,9 @@ class SelfSupervised:
         self._trainer: Pretraining | MaskedPretraining
 
     def check(self) -> None:
-        """Model and online probe must exist."""
+        """Model, front end and online probe must exist."""
         check_model(self.config.model)
+        build_log_mel(self.config)
         self._objective.check(self.config)
         probe = self.config.probe
         if probe.data:

@@ -29,6 +29,7 @@ from ssmast.training.build import (
     open_data,
     segment_loader,
 )
+from ssmast.training.checks import require
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.ssast import build_masked_encoder, make_batch
@@ -47,6 +48,12 @@ class ShowViewsConfig(PretrainConfig):
     out: str = setting("views.png", "picture to write")
     clips: int = setting(4, "clips to show, one a row")
     step: int = setting(1, "step whose batch is shown; at step 0 there is no background to mix in")
+
+    def __post_init__(self) -> None:
+        """Refuse what no picture can show."""
+        super().__post_init__()
+        require(self.clips >= 1, "clips", self.clips, "1 or more")
+        require(self.step >= 0, "step", self.step, "0 or more")
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,13 @@ from ssmast.audio import LogMel
 from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
 from ssmast.model import Backbone, LoadReport
 from ssmast.training.backbone_weights import PREFIX
-from ssmast.training.build import build_memory, build_student, optimizer_of, queue_size_of
+from ssmast.training.build import (
+    build_augment,
+    build_memory,
+    build_student,
+    optimizer_of,
+    queue_size_of,
+)
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig
 from ssmast.training.gradients import GradientSum
@@ -43,7 +49,8 @@ class Pretraining(BaseTrainer[PretrainConfig]):
 
     @classmethod
     def check(cls, config: PretrainConfig) -> None:
-        """Refuse networks that cannot be built, before any audio is read."""
+        """Refuse views and networks that cannot be built, before any audio is read."""
+        build_augment(config)
         with torch.device("meta"):
             build_student(config)
 

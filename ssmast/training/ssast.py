@@ -17,6 +17,7 @@ from ssmast.contrastive import (
     masked_patch_loss,
 )
 from ssmast.contrastive.monitors import effective_rank, feature_std
+from ssmast.encoder.pooling import check_pooling
 from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
 from ssmast.settings import UsageError
 from ssmast.training.backbone_weights import PREFIX
@@ -117,7 +118,7 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
             f"model={config.model}; use ssast_base, ssast_nano, ssast_frame_base or "
             "ssast_frame_nano (an ast_* can start from what they learn)"
         )
-    backbone.check_pooling(config.export.pooling)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     return MaskedEncoder(backbone)
 
 

@@ -128,6 +128,13 @@ def test_a_run_that_is_not_there_is_an_error_and_no_other_settings_are_shown(tmp
     assert not (tmp_path / "views.png").exists()
 
 
+@pytest.mark.parametrize("word", ["clips=0", "step=-1", "--dry-run"])
+def test_a_picture_of_nothing_is_refused(word, tmp_path, capsys):
+    assert run_command(show_views.main, [word, f"out={tmp_path}/v.png"], name="show-views") == 2
+    assert word.partition("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_mel_bins_peak_where_the_axis_says():
     log_mel = LogMel(num_mels=64)
     peaks = log_mel.filterbank.argmax(dim=1) * 16000 / 1024
