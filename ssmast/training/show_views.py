@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssmast.audio import Corpus, LogMel, MixupMemory
 from ssmast.model import PatchDrop
-from ssmast.settings import parse, setting
+from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import (
     build_dataset,
     build_log_mel,
@@ -278,7 +278,10 @@ def _settings_of_run(argv: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: if that run does not exist.
+        UsageError: if it is one of `ssmast finetune`.
     """
+    import yaml
+
     given = dict(word.split("=", 1) for word in argv if "=" in word)
     if "run" not in given or "recipe" in given:
         return []
@@ -287,5 +290,10 @@ def _settings_of_run(argv: list[str]) -> list[str]:
         raise FileNotFoundError(
             f"there is no run at {given['run']}: wanted its settings in {config.name}; name a run "
             "folder, or recipe= and data="
+        )
+    if "heads" in yaml.safe_load(config.read_text(encoding="utf-8")):
+        raise UsageError(
+            f"{given['run']} is a fine-tuned run, and this draws the views of pretraining; its "
+            "views.png shows what it was fed"
         )
     return [f"recipe={config}"]

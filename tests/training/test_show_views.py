@@ -135,6 +135,12 @@ def test_a_picture_of_nothing_is_refused(word, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fine_tuned_run_is_told_where_its_picture_is(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("heads: {probe: true}\n")
+    assert run_command(show_views.main, [f"run={tmp_path}"], name="show-views") == 2
+    assert "its views.png shows what it was fed" in capsys.readouterr().err
+
+
 def test_mel_bins_peak_where_the_axis_says():
     log_mel = LogMel(num_mels=64)
     peaks = log_mel.filterbank.argmax(dim=1) * 16000 / 1024
