@@ -232,6 +232,8 @@ class PretrainConfig(TrainConfig):
         super().__post_init__()
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
         in_range(self, _PRETRAIN_RANGES)
+        size, wanted = self.loss.queue_size, "above 0 with loss.batch_negatives=false"
+        require(size > 0 or self.loss.batch_negatives, "loss.queue_size", size, wanted)
         one_of("patch_drop.mode", self.patch_drop.mode, ("structured", "random"))
         one_of("export.network", self.export.network, ("student", "teacher"))
         one_of("alarm", self.alarm, ALARM_MODES)
