@@ -3,14 +3,11 @@
 import logging
 import math
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from ssmast import __version__
 from ssmast.audio import (
@@ -18,10 +15,8 @@ from ssmast.audio import (
     LogMel,
     MixupMemory,
     SegmentDataset,
-    StepSampler,
     ViewAugment,
     cache_decoded,
-    collate_segments,
     known_mean_std,
     measure_mean_std,
     open_corpus,
@@ -252,52 +247,6 @@ def build_memory(config: PretrainConfig, *, device: torch.device) -> MixupMemory
         shape=(config.front_end.num_mels, config.views.frames),
         device=device,
     )
-
-
-def segment_loader(
-    config: TrainConfig,
-    dataset: Dataset[Any],
-    *,
-    first_step: int,
-    steps: int,
-    rank: int,
-    num_ranks: int,
-    collate: Callable[[list[Any]], Any] = collate_segments,
-) -> DataLoader[Any]:
-    """This process' share of every step from `first_step` on.
-
-    Raises:
-        ValueError: if the batch cannot be shared out evenly.
-    """
-    parts = num_ranks * config.optim.accumulate
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
-            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
-        )
-    sampler = StepSampler(
-        start=first_step,
-        stop=steps,
-        batch_size=config.batch_size,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if config.workers else None,
-    )
-
-
-def _quiet_worker(worker: int) -> None:
-    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _pair(key: str, values: list[float]) -> tuple[float, float]:

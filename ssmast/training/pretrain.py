@@ -26,10 +26,10 @@ from ssmast.training.build import (
     check_model,
     num_segments_of,
     open_data,
-    segment_loader,
 )
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.init_weights import find_weights, read_weights, write_init_json
+from ssmast.training.loader import segment_loader
 from ssmast.training.online_probe import OnlineProbe, small_tasks
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.session import run_training

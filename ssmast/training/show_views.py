@@ -27,10 +27,10 @@ from ssmast.training.build import (
     check_model,
     mean_and_std,
     open_data,
-    segment_loader,
 )
 from ssmast.training.checks import require
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.loader import segment_loader
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.ssast import build_masked_encoder, make_batch
 from ssmast.training.view_panel import Panel, draw_panels

@@ -26,7 +26,6 @@ from ssmast.evaluation.results import write_text
 from ssmast.model import create_model
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
-from ssmast.training.build import segment_loader
 from ssmast.training.finetune_config import FinetuneConfig
 from ssmast.training.finetune_heads import fit_heads, frozen_features
 from ssmast.training.finetune_inputs import draw_inputs, training_items
@@ -40,6 +39,7 @@ from ssmast.training.init_weights import (
     write_init_json,
 )
 from ssmast.training.launch import on_main
+from ssmast.training.loader import segment_loader
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.validation import Validation
 

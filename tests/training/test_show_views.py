@@ -13,8 +13,9 @@ from ssmast.command import run_command
 from ssmast.model import PatchDrop
 from ssmast.settings import parse
 from ssmast.training import show_views
-from ssmast.training.build import build_dataset, segment_loader
+from ssmast.training.build import build_dataset
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.loader import segment_loader
 from ssmast.training.show_views import step_views
 from ssmast.training.ss_mast import Pretraining
 
