@@ -15,15 +15,12 @@ order: a batch of 4096 out of 10^9 clips, and the same out of a mixture of three
 Prints Markdown; writes every number as JSON where `out` says.
 """
 
-import gc
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +28,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import soundfile
 import torch
+from huge import memory
 
 from ssmast.audio import Corpus, LogMel, Mixture, read_segments, sample_at
-from ssmast.audio.entries import IndexFile, write_index
 from ssmast.command import run_command
 from ssmast.settings import parse, setting
 
@@ -179,86 +175,6 @@ def compare(
     }
 
 
-def huge_index(path: Path, entries: int) -> None:
-    """An index as prepare writes it, for `entries` clips in shards of 1000."""
-    numbers = np.arange(entries)
-    names = np.char.add(np.char.zfill(numbers.astype("S9"), 9), b"-00000.flac")
-    write_index(
-        path,
-        names=pa.array(names, type=pa.large_binary()),
-        sizes=np.full(entries, 150_000),
-        shard=(numbers // 1000).astype(np.int32),
-        offset=(numbers % 1000) * 150_528 + 512,
-        shards=[f"shard-{number:06d}.tar" for number in range(entries // 1000 + 1)],
-        suffixes=[".flac"],
-        fingerprint="0" * 64,
-    )
-
-
-def memory_of_this_process() -> dict[str, float]:
-    """Private memory and proportional share in MB, as the kernel counts them."""
-    found: dict[str, float] = {"private": 0.0, "pss": 0.0}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name.startswith("Private"):
-            found["private"] += int(rest.split()[0]) / 1024
-        elif name == "Pss":
-            found["pss"] += int(rest.split()[0]) / 1024
-    return found
-
-
-def open_and_draw(corpus: Corpus, lookups: int, seed: int, results: Any, barrier: Any) -> None:
-    """What a worker does: look up clips of the shuffled order; then say what it holds."""
-    gc.collect()
-    before = memory_of_this_process()
-    begin = time.perf_counter()
-    positions = np.arange(seed * lookups, (seed + 1) * lookups)
-    _, clips = corpus.sample_at(positions, seed=0)
-    for clip in clips.tolist():
-        entry = corpus.entries[clip]
-        assert entry.size == 150_000
-    seconds = time.perf_counter() - begin
-    barrier.wait()  # all hold what they hold when they look
-    after = memory_of_this_process()
-    added = {name: after[name] - before[name] for name in after}
-    results.put({"added": added, "lookup": seconds / lookups})
-
-
-def memory(settings: Settings, lookups: int = 100_000) -> dict[str, Any]:
-    """Seconds to open, and MB that opening and looking up add to each process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "manifest.index"
-        huge_index(path, settings.entries)
-        gc.collect()
-        before = memory_of_this_process()
-        begin = time.perf_counter()
-        corpus = Corpus(root=Path(folder), entries=IndexFile(path))
-        assert len(corpus) == settings.entries
-        opening = time.perf_counter() - begin
-        after = memory_of_this_process()
-        context = multiprocessing.get_context("fork")
-        results, barrier = context.Queue(), context.Barrier(settings.workers)
-        workers = [
-            context.Process(target=open_and_draw, args=(corpus, lookups, seed, results, barrier))
-            for seed in range(settings.workers)
-        ]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python warns of a fork beside torch's threads
-            for worker in workers:
-                worker.start()
-        found = [results.get() for _ in workers]
-        for worker in workers:
-            worker.join()
-        return {
-            "entries": settings.entries,
-            "index_mb": path.stat().st_size / 2**20,
-            "open_seconds": opening,
-            "main_added": {name: after[name] - before[name] for name in after},
-            "workers_added": [one["added"] for one in found],
-            "lookup_seconds": median(one["lookup"] for one in found),
-        }
-
-
 def order(rounds: int) -> dict[str, float]:
     """Median seconds to draw 4096 positions out of 10^9 clips, single and mixed."""
 
@@ -329,7 +245,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     if "memory" in settings.parts:  # first, while little else is held
-        found["memory"] = memory(settings)
+        found["memory"] = memory(settings.entries, settings.workers)
     if "order" in settings.parts:
         found["order"] = order(settings.rounds)
     if "speed" in settings.parts:

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
         words,
         command="ssmast demo",
         description=__doc__ or "",
+        dry_run=True,
         recipes=RECIPES,
         default_recipe="smoke",
     )

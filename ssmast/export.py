@@ -65,7 +65,12 @@ class ExportConfig:
 def main(argv: list[str]) -> int:
     """`ssmast export`: parse, then export."""
     config = parse(
-        ExportConfig, argv, command="ssmast export", description=__doc__ or "", positional="run"
+        ExportConfig,
+        argv,
+        command="ssmast export",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="run",
     )
     if config is None:
         return 0

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
         argv,
         command="ssmast prepare",
         description=__doc__ or "",
+        dry_run=True,
         positional="src",
     )
     if config is None:

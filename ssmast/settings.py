@@ -61,6 +61,24 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
+def to_words(settings: Any) -> list[str]:
+    """The `key=value` words that make these settings out of the defaults."""
+    import yaml
+
+    usual, words = flatten(to_dict(type(settings)())), []
+    for key, value in flatten(to_dict(settings)).items():
+        if value != usual[key]:
+            text = (
+                value
+                if isinstance(value, str)
+                else yaml.safe_dump(value, default_flow_style=True, width=10**9)
+                .removesuffix("...\n")
+                .strip()
+            )
+            words.append(f"{key}={text}")
+    return words
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every leaf of nested mappings by its dotted name, in their order.
 
@@ -111,6 +129,7 @@ def parse(
     recipes: Path | None = None,
     default_recipe: str = "",
     positional: str = "",
+    dry_run: bool = False,
 ) -> Schema | None:
     """Settings from `key=value` words; None when `--help` or `--print-config` was all.
 
@@ -122,6 +141,7 @@ def parse(
         recipes: folder of recipes; with it the key `recipe` chooses one.
         default_recipe: recipe used when none is named; empty for none.
         positional: key that a word without `=` sets; empty for none.
+        dry_run: the command knows `--dry-run`; see `wants_dry_run`.
 
     Raises:
         UsageError: for an unknown key (naming the nearest), a value of the wrong type, a word
@@ -131,9 +151,13 @@ def parse(
 
     leaves = flat_fields(schema)
     if {"-h", "--help"} & set(argv):
-        sys.stdout.write(_help(leaves, schema, command=command, description=description))
+        flags = "[--print-config] [--dry-run]" if dry_run else "[--print-config]"
+        usage = f"{command} [key=value ...] {flags}"
+        sys.stdout.write(_help(leaves, schema, usage=usage, description=description))
         return None
     words, flags = _split_words(argv, command=command, positional=positional)
+    if "--dry-run" in flags and not dry_run:
+        raise UsageError(f"`{command}` has no --dry-run; leave the word out")
     layers: list[dict[str, Any]] = []
     if recipes is not None:
         recipe = words.get("recipe", default_recipe)
@@ -246,10 +270,10 @@ def _type_name(kind: Any) -> str:
 
 
 def _help(
-    leaves: dict[str, dataclasses.Field[Any]], schema: type, *, command: str, description: str
+    leaves: dict[str, dataclasses.Field[Any]], schema: type, *, usage: str, description: str
 ) -> str:
     defaults = flatten(dataclasses.asdict(schema()))
-    lines = [f"{command} [key=value ...] [--print-config] [--dry-run]", "", description.strip(), ""]
+    lines = [usage, "", description.strip(), ""]
     width = max(len(name) for name in leaves)
     for name, field in leaves.items():
         default = defaults.get(name)

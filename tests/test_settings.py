@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import UsageError, parse, setting, to_words
 
 
 @dataclass
@@ -106,3 +106,22 @@ def test_help_names_every_key_and_print_config_every_value(capsys):
     assert all(key in shown for key in ("data", "steps", "optim.lr", "peak learning rate"))
     assert _parse("--print-config", "steps=3") is None
     assert "steps: 3" in capsys.readouterr().out
+
+
+def test_a_dry_run_is_refused_where_the_command_knows_none(capsys):
+    assert _parse("--dry-run", dry_run=True) == Config()
+    with pytest.raises(UsageError, match="`ssmast test` has no --dry-run"):
+        _parse("--dry-run")
+    for known in (True, False):
+        assert _parse("--help", dry_run=known) is None
+        assert ("--dry-run" in capsys.readouterr().out) == known
+
+
+def test_settings_as_words_are_those_settings_again():
+    config = Config(
+        data="a b/[c]: d", steps=7, verbose=True, label="x", optim=Optim(lr=1e-4, betas=[0.5, 0.6])
+    )
+    words = to_words(config)
+    assert words[0] == "data=a b/[c]: d"
+    assert _parse(*words) == config
+    assert to_words(Config()) == []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ssmast.audio.quarantine import Quarantine
     from ssmast.audio.remote import RemoteError
     from ssmast.audio.segments import SegmentDataset, collate_segments
-    from ssmast.audio.stats import measure_mean_std
+    from ssmast.audio.stats import known_mean_std, measure_mean_std
     from ssmast.audio.stream import open_audio
     from ssmast.audio.synthetic import write_synthetic_corpus
     from ssmast.audio.table import read_table
@@ -51,6 +51,7 @@ __all__ = [
     "collate_segments",
     "encode_sound",
     "keyed_uniform",
+    "known_mean_std",
     "measure_mean_std",
     "open_audio",
     "open_corpus",
@@ -82,7 +83,7 @@ _HOMES = {
         "ssmast.audio.quarantine": ("Quarantine",),
         "ssmast.audio.remote": ("RemoteError",),
         "ssmast.audio.segments": ("SegmentDataset", "collate_segments"),
-        "ssmast.audio.stats": ("measure_mean_std",),
+        "ssmast.audio.stats": ("known_mean_std", "measure_mean_std"),
         "ssmast.audio.stream": ("open_audio",),
         "ssmast.audio.synthetic": ("write_synthetic_corpus",),
         "ssmast.audio.table": ("read_table",),

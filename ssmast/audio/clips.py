@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ class Corpus:
         table: what is known of the clips, row i of clip i; the path of a Parquet file with such
             rows, read when it is asked for; or None.
         fingerprint: if it is known already.
+        facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Corpus:
         shards: Sequence[Path | str] = (),
         table: pa.Table | Path | str | None = None,
         fingerprint: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = root
         self.entries = entries
+        self.facts = facts or {}
         self._table = table
         self._reader = TarReader(list(shards))
         self._fingerprint = fingerprint

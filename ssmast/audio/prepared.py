@@ -43,6 +43,7 @@ def open_prepared(root: Path | str) -> Corpus:
         shards=_shards(root, index.shards),
         table=_below(root, MANIFEST),
         fingerprint=index.fingerprint,
+        facts=facts,
     )
 
 

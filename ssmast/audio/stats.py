@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the log-mel over a corpus, from a sample of its clips."""
+"""Mean and standard deviation of the log-mel over a corpus: known, or from a sample of clips."""
 
 import logging
 import math
@@ -17,6 +17,25 @@ _log = logging.getLogger(__name__)
 
 _MIN_PEAK = 1e-4  # silent clips are no training data either
 _MAX_ABS = 100.0
+
+
+def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | None:
+    """Mean and std that `ssmast prepare` measured over all of a corpus; None where it did not.
+
+    They are of the pieces as they are: without the silence that fills up what is shorter than an
+    input.
+
+    Args:
+        corpus: of the clips; a part or a mixture of prepared ones knows nothing.
+        log_mel: front end, which must be the one that they were measured with; its own mean and
+            std do not matter.
+    """
+    front = {k: v for k, v in log_mel.settings().items() if k not in ("mean", "std")}
+    theirs = corpus.facts.get("log_mel") or {}
+    if any(theirs.get(key) != value for key, value in front.items()):
+        return None
+    mean, std = float(corpus.facts["mean"]), float(corpus.facts["std"])
+    return (mean, std) if std > 0 else None
 
 
 def measure_mean_std(

@@ -79,7 +79,12 @@ class ClusterConfig:
 def main(argv: list[str]) -> int:
     """`ssmast cluster`: parse, run, print the table."""
     config = parse(
-        ClusterConfig, argv, command="ssmast cluster", description=__doc__ or "", positional="task"
+        ClusterConfig,
+        argv,
+        command="ssmast cluster",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="task",
     )
     if config is None:
         return 0

@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
         join_files(argv),
         command="ssmast embed",
         description=__doc__ or "",
+        dry_run=True,
         positional="data",
     )
     if config is None:

@@ -9,6 +9,7 @@ One JSON file and report.html go to `out`; the table of classes goes to the term
 import json
 import logging
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_he
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import beside, write_text
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, parse, setting, to_words, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,9 @@ def result_of(
 
 def main(argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
-    config = parse(EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "")
+    config = parse(
+        EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "", dry_run=True
+    )
     if config is None:
         return 0
     for key in ("encoder", "data"):
@@ -254,7 +257,7 @@ def _write(config: EvaluateConfig, result: dict[str, Any]) -> None:
     words = f"{result['task']}-{result['splits'][0]['name']}-{config.part}"
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    commands = [f"ssmast evaluate encoder={config.encoder} data={config.data} part={config.part}"]
+    commands = [shlex.join(["ssmast", "evaluate", *to_words(config)])]
     write_report(
         out / "report.html",
         results=[result],

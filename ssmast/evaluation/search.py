@@ -26,7 +26,12 @@ class SearchConfig:
 def main(argv: list[str]) -> int:
     """`ssmast search`: parse, embed the query, print names and cosines."""
     config = parse(
-        SearchConfig, argv, command="ssmast search", description=__doc__ or "", positional="query"
+        SearchConfig,
+        argv,
+        command="ssmast search",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="query",
     )
     if config is None:
         return 0

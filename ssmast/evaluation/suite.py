@@ -77,7 +77,9 @@ class ProbeConfig:
 
 def main(argv: list[str]) -> int:
     """`ssmast probe`: parse, run, print the table."""
-    config = parse(ProbeConfig, argv, command="ssmast probe", description=__doc__ or "")
+    config = parse(
+        ProbeConfig, argv, command="ssmast probe", description=__doc__ or "", dry_run=True
+    )
     if config is None:
         return 0
     if wants_dry_run(argv):

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssmast.model.ast import AST, resize_positions
+from ssmast.model.ast import AST
 from ssmast.model.grid import Grid
+from ssmast.model.position_table import resize_positions
 from ssmast.model.pretrained import LoadReport
 
 # Grids of the published AST and SSAST checkpoints by number of patches: 128 x 1024 with strides

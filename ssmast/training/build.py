@@ -3,14 +3,11 @@
 import logging
 import math
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from ssmast import __version__
 from ssmast.audio import (
@@ -18,17 +15,19 @@ from ssmast.audio import (
     LogMel,
     MixupMemory,
     SegmentDataset,
-    StepSampler,
     ViewAugment,
     cache_decoded,
-    collate_segments,
+    known_mean_std,
+    measure_mean_std,
     open_corpus,
     write_synthetic_corpus,
 )
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
+from ssmast.encoder.pooling import check_pooling
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError
+from ssmast.training.checks import require
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
 from ssmast.training.run_folder import RunFolder
@@ -85,6 +84,31 @@ def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
     )
 
 
+def mean_and_std(
+    config: TrainConfig, corpus: Corpus, *, decoded: Corpus, frames: int
+) -> tuple[float, float]:
+    """Mean and std of the corpus' log-mel: as `ssmast prepare` found them, or measured now.
+
+    Args:
+        config: settings of the run.
+        corpus: its clips.
+        decoded: the same clips, to measure on.
+        frames: of an input.
+    """
+    log_mel = build_log_mel(config)
+    known = known_mean_std(corpus, log_mel)
+    mean, std = known or measure_mean_std(
+        decoded,
+        log_mel,
+        num_samples=log_mel.samples(frames),
+        seed=config.seed,
+        max_clips=config.front_end.stats_clips,
+    )
+    how = ", from corpus.json" if known else ""
+    logger.info("log-mel mean %.3f, std %.3f%s", mean, std, how)
+    return mean, std
+
+
 def build_augment(config: PretrainConfig) -> ViewAugment:
     """The batched part of the augmentation."""
     views = config.views
@@ -113,7 +137,7 @@ def build_student(config: PretrainConfig) -> Student:
     )
     head = config.head
     backbone.check_pooling(head.pooling)
-    backbone.check_pooling(config.export.pooling)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
     def pool(tokens: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> torch.Tensor:
@@ -191,23 +215,36 @@ def decoded(config: TrainConfig, folder: RunFolder, corpus: Corpus) -> Corpus:
 
 
 def queue_size_of(config: PretrainConfig, *, num_clips: int) -> int:
-    """Keys of the queue: `queue_size`, or fewer where `queue_share` of the clips is less."""
+    """Keys of the queue: `queue_size`, or fewer where `queue_share` of the clips is less.
+
+    Raises:
+        ValueError: if that leaves no negatives at all.
+    """
     loss = config.loss
     if not loss.queue_share:
         return loss.queue_size
-    return min(loss.queue_size, int(loss.queue_share * num_clips))
+    size = min(loss.queue_size, int(loss.queue_share * num_clips))
+    if not size and not loss.batch_negatives:
+        raise ValueError(
+            f"loss.queue_share={loss.queue_share:g} of {num_clips} clips leaves no negatives; give "
+            "a larger share or loss.batch_negatives=true"
+        )
+    return size
 
 
-def build_dataset(
-    config: PretrainConfig, source: Corpus, *, num_segments: int = 2
-) -> SegmentDataset:
+def num_segments_of(config: PretrainConfig) -> int:
+    """Segments of each clip: one for each of two views, or the one that patches are hidden of."""
+    return 1 if config.method == "ssast" else 2
+
+
+def build_dataset(config: PretrainConfig, source: Corpus) -> SegmentDataset:
     """The segments of a run's clips."""
     return SegmentDataset(
         source,
         num_samples=build_log_mel(config).samples(config.views.frames),
         sample_rate=config.front_end.sample_rate,
         seed=config.seed,
-        num_segments=num_segments,
+        num_segments=num_segments_of(config),
         same_segment=config.views.segments == 1,
         waveform_augment=config.views.waveform_augment,
     )
@@ -222,53 +259,6 @@ def build_memory(config: PretrainConfig, *, device: torch.device) -> MixupMemory
     )
 
 
-def segment_loader(
-    config: TrainConfig,
-    dataset: Dataset[Any],
-    *,
-    first_step: int,
-    steps: int,
-    rank: int,
-    num_ranks: int,
-    collate: Callable[[list[Any]], Any] = collate_segments,
-) -> DataLoader[Any]:
-    """This process' share of every step from `first_step` on.
-
-    Raises:
-        ValueError: if the batch cannot be shared out evenly.
-    """
-    parts = num_ranks * config.optim.accumulate
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
-            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
-        )
-    sampler = StepSampler(
-        start=first_step,
-        stop=steps,
-        batch_size=config.batch_size,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if config.workers else None,
-    )
-
-
-def _quiet_worker(worker: int) -> None:
-    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _pair(key: str, values: list[float]) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ValueError(f"{key} must be two numbers, got {values}")
+    require(len(values) == 2, key, values, "two numbers")
     return values[0], values[1]

@@ -1,12 +1,33 @@
 """Every key of `ssmast pretrain`, and what all trainings share, with defaults and meanings."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ssmast.settings import UsageError, setting
+from ssmast.settings import setting
+from ssmast.training.checks import in_range, one_of, require
 
 ALARM_MODES = ("warn", "stop", "off")
 METHODS = ("ss_mast", "ssast")
+_SHARE, _ANY, _SOME = (0.0, 1.0), (0.0, math.inf), (1.0, math.inf)
+_TRAIN_RANGES = {
+    "batch_size": (2.0, math.inf), "steps": _ANY, "workers": _ANY, "checkpoint_every": _ANY,
+    "keep_checkpoints": _SOME, "processes": _ANY, "threads": _ANY, "log_every": _SOME,
+    "max_bad_share": _SHARE, "max_skipped": _SOME, "drop_path": _SHARE,
+    "front_end.stats_clips": _SOME, "optim.min_lr": (0.0, 10.0), "optim.weight_decay": _ANY,
+    "optim.betas": (0.0, 0.99999), "optim.momentum": (0.0, 0.99999), "optim.clip_norm": _ANY,
+    "optim.accumulate": _SOME,
+}  # fmt: skip
+_PRETRAIN_RANGES = {
+    "views.frames": (8.0, math.inf), "views.segments": (1.0, 2.0), "show_views": _ANY,
+    "views.waveform_augment": _SHARE, "views.mixup_rate": _SHARE, "views.mixup_memory": _ANY,
+    "views.fader": _ANY, "views.freq_mask": _ANY, "views.time_mask": _ANY,
+    "views.noise_std": _ANY, "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
+    "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": _ANY,
+    "loss.temperature": (0.01, math.inf), "loss.queue_size": _ANY, "loss.queue_share": _SHARE,
+    "teacher.momentum": _SHARE, "teacher.final_momentum": _SHARE,
+    "export.chunk_seconds": (0.1, math.inf), "probe.every": _SOME, "probe.max_clips": _SOME,
+}  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -20,7 +41,9 @@ class FrontEnd:
     num_mels: int = setting(128, "mel bins")
     f_min: float = setting(60.0, "lowest mel frequency in Hz")
     f_max: float = setting(7800.0, "highest mel frequency in Hz")
-    stats_clips: int = setting(1000, "clips that corpus mean and std are measured on")
+    stats_clips: int = setting(
+        1000, "clips to measure mean and std on; a corpus prepared with this front end knows them"
+    )
 
 
 @dataclass
@@ -170,16 +193,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean; deeper checks stand where a value is used."""
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        require(self.steps >= 0, "steps", self.steps, "0 or more")
-        require(self.workers >= 0, "workers", self.workers, "0 or more")
-        require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
-        require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        in_range(self, _TRAIN_RANGES)
         one_of("optim.name", self.optim.name, ("adamw", "sgd"))
         require(0 < self.optim.lr < 10, "optim.lr", self.optim.lr, "between 0 and 10")
         require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "from 0 to below 1")
-        require(self.optim.accumulate >= 1, "optim.accumulate", self.optim.accumulate, "1 or more")
-        require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "1 or more")
+        betas = self.optim.betas
+        require(len(betas) == 2, "optim.betas", betas, "two numbers")
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
 
 
@@ -212,14 +231,10 @@ class PretrainConfig(TrainConfig):
         """Refuse what no run can mean; deeper checks stand where a value is used."""
         super().__post_init__()
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
-        require(self.views.frames >= 8, "views.frames", self.views.frames, "at least 8")
-        require(self.views.segments in (1, 2), "views.segments", self.views.segments, "1 or 2")
-        require(self.show_views >= 0, "show_views", self.show_views, "0 or more")
-        share = self.loss.queue_share
-        require(0 <= share <= 1, "loss.queue_share", share, "from 0 to 1")
-        require(self.probe.every >= 1, "probe.every", self.probe.every, "1 or more")
-        rate = self.patch_drop.rate
-        require(0 <= rate <= 0.9, "patch_drop.rate", rate, "from 0 to 0.9")
+        in_range(self, _PRETRAIN_RANGES)
+        size, wanted = self.loss.queue_size, "above 0 with loss.batch_negatives=false"
+        require(size > 0 or self.loss.batch_negatives, "loss.queue_size", size, wanted)
+        one_of("patch_drop.mode", self.patch_drop.mode, ("structured", "random"))
         one_of("export.network", self.export.network, ("student", "teacher"))
         one_of("alarm", self.alarm, ALARM_MODES)
         one_of("method", self.method, METHODS)
@@ -248,22 +263,3 @@ class PretrainConfig(TrainConfig):
                 key = f"{section}.{item.name}"
                 wanted = "left alone by method=ssast (recipe=ssast_nano and ssast_base do)"
                 require(asked == usual, key, asked, wanted)
-
-
-def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a setting that is not what was wanted.
-
-    Raises:
-        UsageError: naming both.
-    """
-    if not holds:
-        raise UsageError(f"{key} must be {wanted}, got {value}")
-
-
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of those allowed.
-
-    Raises:
-        UsageError: naming them.
-    """
-    require(value in allowed, key, repr(value), " or ".join(allowed))

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         argv,
         command="ssmast finetune",
         description=__doc__ or "",
+        dry_run=True,
         recipes=RECIPES,
         default_recipe="finetune_small",
     )

@@ -1,9 +1,11 @@
 """Every key of `ssmast finetune`, with its default and its meaning."""
 
+import math
 from dataclasses import dataclass
 
 from ssmast.settings import setting
-from ssmast.training.config import Optim, TrainConfig, require
+from ssmast.training.checks import in_range, require
+from ssmast.training.config import Optim, TrainConfig
 
 SCHEDULES = {
     "": None,
@@ -14,6 +16,15 @@ SCHEDULES = {
     "none": ((1, 1), (1, 1), (1, 1), (1, 1)),
 }
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
+
+_SHARE, _ANY = (0.0, 1.0), (0.0, math.inf)
+_RANGES = {
+    "epochs": _ANY, "show_views": _ANY, "clips.waveform_augment": _SHARE,
+    "clips.mixup_rate": _SHARE, "clips.time_shift": _ANY, "clips.noise_std": _ANY,
+    "clips.freq_mask": _ANY, "clips.time_mask": _ANY, "heads.freeze": _SHARE,
+    "optim.average": _SHARE, "scoring.slack": _ANY, "scoring.every": _ANY,
+    "scoring.max_windows": _ANY, "scoring.batch_seconds": _ANY,
+}  # fmt: skip
 
 
 @dataclass
@@ -121,25 +132,22 @@ class FinetuneConfig(TrainConfig):
         self.batch_size, self.optim.lr = open_size or 2, open_lr or 1.0
         super().__post_init__()
         self.batch_size, self.optim.lr = open_size, open_lr
-        require(self.show_views >= 0, "show_views", self.show_views, "0 or more")
-        require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        in_range(self, _RANGES)
         frames = self.clips.frames
         require(frames == 0 or frames >= 8, "clips.frames", frames, "at least 8, or 0")
         require(0 <= self.heads.smoothing < 1, "heads.smoothing", self.heads.smoothing, "in [0, 1)")
-        require(0 <= self.heads.freeze <= 1, "heads.freeze", self.heads.freeze, "from 0 to 1")
         require(0 <= self.heads.dropout < 1, "heads.dropout", self.heads.dropout, "in [0, 1)")
+        scales = self.heads.lr_scale
+        require(all(0 < s < math.inf for s in scales), "heads.lr_scale", scales, "above 0")
+        alpha = self.clips.mixup_alpha
+        require(0 < alpha < math.inf, "clips.mixup_alpha", alpha, "above 0")
         decay = self.optim.layer_decay
         require(0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
         require(0 <= self.optim.ema < 1, "optim.ema", self.optim.ema, "in [0, 1)")
-        require(0 <= self.optim.average <= 1, "optim.average", self.optim.average, "from 0 to 1")
         between = self.optim.between
         require(all(0 < share < 1 for share in between), "optim.between", between, "in (0, 1)")
         share = self.scoring.held_out
         require(0 < share < 1, "scoring.held_out", share, "between 0 and 1")
-        require(self.scoring.slack >= 0, "scoring.slack", self.scoring.slack, "0 or more")
-        require(self.scoring.every >= 0, "scoring.every", self.scoring.every, "0 or more")
-        require(self.scoring.max_windows >= 0, "scoring.max_windows", self.scoring.max_windows,
-                "0 or more")  # fmt: skip
         known = (*SCHEDULES, "all")
         require(self.pooling_schedule in known, "pooling_schedule", repr(self.pooling_schedule),
                 "one of " + ", ".join(name for name in known if name))  # fmt: skip

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.encoder import Encoder
 from ssmast.evaluation.class_scores import main_metric
 from ssmast.evaluation.labelled import LabelledSet, load_labelled
 from ssmast.evaluation.splits import Split
-from ssmast.model import Backbone
+from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError
 from ssmast.training.build import check_model
+from ssmast.training.checks import require
 from ssmast.training.config import FrontEnd
 from ssmast.training.finetune_config import SCHEDULES, FinetuneConfig
-from ssmast.training.init_weights import find_weights, read_weights
+from ssmast.training.init_weights import check_network, find_weights, read_weights
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
 _LOOKED_AT = 64
@@ -118,15 +120,24 @@ def _encoder_of(config: FinetuneConfig) -> Encoder | None:
 
 
 def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
-    """The settings with the encoder's own architecture and front end."""
-    theirs = cast(Any, cast(Backbone, encoder.backbone)).pretrained_cfg["architecture"]
-    if config.model not in ("", theirs):
-        raise UsageError(
-            f"init={config.init} is a {theirs}, this run trains {config.model}; use model={theirs}"
-        )
+    """The settings with the encoder's own front end, and its architecture unless that is given.
+
+    Raises:
+        UsageError: if another front end, or a network that its weights do not fit, is asked for.
+    """
+    source = cast(Backbone, encoder.backbone)
+    model = config.model or cast(Any, source).pretrained_cfg["architecture"]
+    check_model(model)
+    with torch.device("meta"):
+        own = create_model(model, num_classes=0, input_size=source.input_size)
+    check_network(source, own, init=config.init, model=model)
     front = {k: v for k, v in encoder.log_mel.settings().items() if k not in ("mean", "std")}
+    for key, theirs in front.items():
+        asked = getattr(config.front_end, key)
+        wanted = f"left to init={config.init}, whose weights heard {theirs}"
+        require(asked in (theirs, getattr(FrontEnd(), key)), f"front_end.{key}", asked, wanted)
     front_end = FrontEnd(**cast(Any, front), stats_clips=config.front_end.stats_clips)
-    return replace(config, model=theirs, front_end=front_end)
+    return replace(config, model=model, front_end=front_end)
 
 
 def _usual_frames(corpus: Corpus, front: FrontEnd) -> int:

@@ -43,8 +43,8 @@ class Inputs(NamedTuple):
     targets: Tensor
 
 
-class Finetuning(BaseTrainer):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+class Finetuning(BaseTrainer[FinetuneConfig]):
+    """A network with heads on labelled clips.
 
     Args:
         config: settings of the run, resolved.
@@ -69,9 +69,7 @@ class Finetuning(BaseTrainer):
         num_valid: int,
         steps: int,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, steps=steps)
-        self.config, self.device = config, accelerator.device
-        self.log_mel = log_mel.to(self.device)
+        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
         self.found, self.positions = found, positions
         self.network = self.model = network.to(self.device)
         self.ema = copy.deepcopy(self.network).requires_grad_(False) if config.optim.ema else None
@@ -251,10 +249,9 @@ def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:
     Raises:
         ValueError: if there are neither one nor as many as heads.
     """
-    if len(scales) not in (1, len(sizes)) or min(scales) <= 0:
+    if len(scales) not in (1, len(sizes)):
         raise ValueError(
-            f"heads.lr_scale must be one number above 0 or {len(sizes)}, one for each head, got "
-            f"{scales}"
+            f"heads.lr_scale must be one number or {len(sizes)}, one for each head, got {scales}"
         )
     each = scales if len(scales) == len(sizes) else scales * len(sizes)
     heads = {f"head.fc.layers.{i}.": scale for i, scale in enumerate(each)}

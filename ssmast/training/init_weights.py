@@ -170,17 +170,30 @@ def load_backbone_(
             return load_ast_state_dict(backbone, weights.tensors, skip=("head.", "head_dist."))
         return load_timm_state_dict(backbone, weights.tensors, skip=("head.",))
     source = weights.encoder.backbone
-    theirs = cast(Any, source).pretrained_cfg["architecture"]
-    if theirs != model and not _differ_in_patches_only(source, backbone):
-        raise UsageError(
-            f"init={weights.source} is a {theirs}, this run trains {model}; use model={theirs}"
-        )
+    check_network(source, backbone, init=weights.source, model=model)
     _compare_front_ends(weights.encoder.log_mel.settings(), log_mel.settings())
     if isinstance(backbone, AST):
         assert isinstance(source, AST)
         return load_ast_state_dict(backbone, weights.tensors, source_grid=source.train_grid[:])
     assert isinstance(source, MAST)
     return load_mast_state_dict(backbone, weights.tensors, source=source)
+
+
+def check_network(source: nn.Module, backbone: nn.Module, *, init: str | Path, model: str) -> None:
+    """Refuse an encoder whose weights another network cannot take over.
+
+    Args:
+        source: backbone of the encoder.
+        backbone: that is to take them over; it may be on the meta device.
+        init: where the encoder is from, for the message.
+        model: name of the backbone's architecture.
+
+    Raises:
+        UsageError: naming the model that can.
+    """
+    theirs = cast(Any, source).pretrained_cfg["architecture"]
+    if theirs != model and not _differ_in_patches_only(source, backbone):
+        raise UsageError(f"init={init} is a {theirs}, this run trains {model}; use model={theirs}")
 
 
 def _differ_in_patches_only(source: nn.Module, backbone: nn.Module) -> bool:

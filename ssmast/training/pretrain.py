@@ -22,12 +22,14 @@ from ssmast.training.alarm import Alarm
 from ssmast.training.build import (
     build_dataset,
     build_encoder,
+    build_log_mel,
     check_model,
+    num_segments_of,
     open_data,
-    segment_loader,
 )
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.init_weights import find_weights, read_weights, write_init_json
+from ssmast.training.loader import segment_loader
 from ssmast.training.online_probe import OnlineProbe, small_tasks
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.session import run_training
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> int:
         argv,
         command="ssmast pretrain",
         description=__doc__ or "",
+        dry_run=True,
         recipes=RECIPES,
         default_recipe="smoke",
     )
@@ -77,8 +80,9 @@ class SelfSupervised:
         self._trainer: Pretraining | MaskedPretraining
 
     def check(self) -> None:
-        """Model and online probe must exist."""
+        """Model, front end and online probe must exist."""
         check_model(self.config.model)
+        build_log_mel(self.config)
         self._objective.check(self.config)
         probe = self.config.probe
         if probe.data:
@@ -136,14 +140,14 @@ class SelfSupervised:
     def alarm(self, history: list[dict[str, Any]]) -> Alarm:
         """The collapse alarm."""
         config = self.config
-        embeddings = self._objective.num_segments * config.batch_size
+        embeddings = num_segments_of(config) * config.batch_size
         return Alarm(mode=config.alarm, num_embeddings=embeddings, history=history)
 
     def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
-        """As many segments a clip as the method wants."""
+        """Segments of the clips, step by step."""
         return segment_loader(
             self.config,
-            build_dataset(self.config, source, num_segments=self._objective.num_segments),
+            build_dataset(self.config, source),
             first_step=self._trainer.step,
             steps=self._trainer.steps,
             rank=rank,

@@ -81,8 +81,8 @@ def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -
         row: from `read_skipped`.
 
     Returns:
-        waveform (B, 2, S), clip, epoch and position (B,), rejected; of a fine-tuning run what
-        `collate_mixed` gives.
+        waveform (B, K, S) of K segments, clip, epoch and position (B,), rejected; of a fine-tuning
+        run what `collate_mixed` gives.
 
     Raises:
         ValueError: if the clips at those positions are not the ones that were written down.

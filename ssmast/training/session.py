@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ssmast.audio import Corpus, LogMel, Quarantine, measure_mean_std
+from ssmast.audio import Corpus, LogMel, Quarantine
 from ssmast.training.alarm import Alarm
-from ssmast.training.build import build_log_mel, decoded, steps_of
+from ssmast.training.build import build_log_mel, decoded, mean_and_std, steps_of
 from ssmast.training.config import TrainConfig
 from ssmast.training.launch import StopRequest, on_main, on_main_first, start_accelerator
 from ssmast.training.loop import Watcher, run_loop
@@ -54,7 +54,9 @@ class Method(Protocol):
         """The front end with its mean and std, where it comes with the weights."""
         ...
 
-    def make_trainer(self, accelerator: Accelerator, log_mel: LogMel, *, steps: int) -> BaseTrainer:
+    def make_trainer(
+        self, accelerator: Accelerator, log_mel: LogMel, *, steps: int
+    ) -> BaseTrainer[Any]:
         """Networks, optimiser and step, with fresh weights."""
         ...
 
@@ -109,6 +111,7 @@ def run_training(method: Method, *, dry_run: bool = False) -> RunFolder:
                 *(folder.path, len(corpus), steps, config.batch_size),
                 *(accelerator.num_processes, accelerator.device),
             )
+        on_main(accelerator, lambda: _check_same_audio(folder, corpus))
         if dry_run:
             return folder
         if folder.finished:
@@ -183,32 +186,30 @@ def _train(
     accelerator.wait_for_everyone()
 
 
+def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
+    """Refuse to go on with a run on other audio, before anything of it is written anew."""
+    facts = folder.read_facts()
+    if facts and facts["corpus"] != corpus.fingerprint:
+        raise ValueError(
+            f"{folder.path} was started on other audio ({facts['clips']} clips, now "
+            f"{len(corpus)}); resume with the same data= or choose another run="
+        )
+
+
 def _corpus_facts(
     method: Method, folder: RunFolder, corpus: Corpus, source: Corpus
 ) -> dict[str, Any]:
-    """What the corpus is, and its mean and std: measured once a run on its decoded form."""
+    """What the corpus is, and its mean and std: found out once a run."""
     config = method.config
     facts = folder.read_facts()
     if facts:
-        if facts["corpus"] != corpus.fingerprint:
-            raise ValueError(
-                f"{folder.path} was started on other audio ({facts['clips']} clips, now "
-                f"{len(corpus)}); resume with the same data= or choose another run="
-            )
         return facts
     known = method.known_log_mel()
     if known is not None:
         mean, std = known.mean, known.std
+        logger.info("log-mel mean %.3f, std %.3f, of the encoder", mean, std)
     else:
-        log_mel = build_log_mel(config)
-        mean, std = measure_mean_std(
-            source,
-            log_mel,
-            num_samples=log_mel.samples(method.frames),
-            seed=config.seed,
-            max_clips=config.front_end.stats_clips,
-        )
-    logger.info("log-mel mean %.3f, std %.3f", mean, std)
+        mean, std = mean_and_std(config, corpus, decoded=source, frames=method.frames)
     data = config.data or "built-in synthetic corpus"
     facts = {"data": data, "clips": len(corpus), "corpus": corpus.fingerprint}
     facts |= {"mean": mean, "std": std}

@@ -16,19 +16,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmast.audio import Corpus, LogMel, MixupMemory, measure_mean_std
+from ssmast.audio import Corpus, LogMel, MixupMemory
 from ssmast.model import PatchDrop
-from ssmast.settings import parse, setting
+from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import (
     build_dataset,
     build_log_mel,
     build_memory,
     build_student,
     check_model,
+    mean_and_std,
     open_data,
-    segment_loader,
 )
+from ssmast.training.checks import require
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.loader import segment_loader
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.ssast import build_masked_encoder, make_batch
 from ssmast.training.view_panel import Panel, draw_panels
@@ -47,6 +49,12 @@ class ShowViewsConfig(PretrainConfig):
     clips: int = setting(4, "clips to show, one a row")
     step: int = setting(1, "step whose batch is shown; at step 0 there is no background to mix in")
 
+    def __post_init__(self) -> None:
+        """Refuse what no picture can show."""
+        super().__post_init__()
+        require(self.clips >= 1, "clips", self.clips, "1 or more")
+        require(self.step >= 0, "step", self.step, "0 or more")
+
 
 def main(argv: list[str]) -> int:
     """`ssmast show-views`: parse, then draw."""
@@ -64,7 +72,10 @@ def main(argv: list[str]) -> int:
     folder = RunFolder(path=Path(config.run or "runs/views"))
     corpus = open_data(config, runs=folder.path.parent)
     facts = folder.read_facts()
-    mean, std = (facts["mean"], facts["std"]) if facts else _measure(config, corpus)
+    if facts:
+        mean, std = facts["mean"], facts["std"]
+    else:
+        mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
     out = Path(config.out)
     draw_inputs(
         out,
@@ -130,7 +141,7 @@ def draw_masked(
     with torch.device("meta"):
         backbone = build_masked_encoder(config).backbone
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
-    micro = next(iter(_batches(config, corpus, num_segments=1, first=step, stop=step + 1)))
+    micro = next(iter(_batches(config, corpus, first=step, stop=step + 1)))
     batch = make_batch(
         micro,
         log_mel=log_mel,
@@ -175,7 +186,7 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
         backbone = build_student(config).branch.backbone
     memory = build_memory(config, device=torch.device("cpu"))
     first = _start_memory_(memory, config.batch_size, step=step)
-    loader = _batches(config, corpus, num_segments=2, first=first, stop=step + 1)
+    loader = _batches(config, corpus, first=first, stop=step + 1)
     makers = {
         mode: ViewMaker(
             replace(config, patch_drop=replace(config.patch_drop, mode=mode)),
@@ -203,12 +214,12 @@ def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step:
 
 
 def _batches(
-    config: PretrainConfig, corpus: Corpus, *, num_segments: int, first: int, stop: int
+    config: PretrainConfig, corpus: Corpus, *, first: int, stop: int
 ) -> Iterable[dict[str, Any]]:
     """The whole batches of some steps, as one process without workers reads them."""
     return segment_loader(
         replace(config, workers=0),
-        build_dataset(config, corpus, num_segments=num_segments),
+        build_dataset(config, corpus),
         first_step=first,
         steps=stop,
         rank=0,
@@ -262,23 +273,15 @@ def _title(config: PretrainConfig, step: int) -> str:
     return f"step {step}, seed {config.seed}: {size}, {rate}"
 
 
-def _measure(config: PretrainConfig, corpus: Corpus) -> tuple[float, float]:
-    log_mel = build_log_mel(config)
-    return measure_mean_std(
-        corpus,
-        log_mel,
-        num_samples=log_mel.samples(config.views.frames),
-        seed=config.seed,
-        max_clips=config.front_end.stats_clips,
-    )
-
-
 def _settings_of_run(argv: list[str]) -> list[str]:
     """`recipe=` of an existing run's own settings, where a run but no recipe is named.
 
     Raises:
         FileNotFoundError: if that run does not exist.
+        UsageError: if it is one of `ssmast finetune`.
     """
+    import yaml
+
     given = dict(word.split("=", 1) for word in argv if "=" in word)
     if "run" not in given or "recipe" in given:
         return []
@@ -287,5 +290,10 @@ def _settings_of_run(argv: list[str]) -> list[str]:
         raise FileNotFoundError(
             f"there is no run at {given['run']}: wanted its settings in {config.name}; name a run "
             "folder, or recipe= and data="
+        )
+    if "heads" in yaml.safe_load(config.read_text(encoding="utf-8")):
+        raise UsageError(
+            f"{given['run']} is a fine-tuned run, and this draws the views of pretraining; its "
+            "views.png shows what it was fed"
         )
     return [f"recipe={config}"]

@@ -11,7 +11,13 @@ from ssmast.audio import LogMel
 from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
 from ssmast.model import Backbone, LoadReport
 from ssmast.training.backbone_weights import PREFIX
-from ssmast.training.build import build_memory, build_student, optimizer_of, queue_size_of
+from ssmast.training.build import (
+    build_augment,
+    build_memory,
+    build_student,
+    optimizer_of,
+    queue_size_of,
+)
 from ssmast.training.checkpoint import Tensors
 from ssmast.training.config import PretrainConfig
 from ssmast.training.gradients import GradientSum
@@ -25,11 +31,10 @@ from ssmast.training.views import Batch, Drops, ViewMaker
 logger = logging.getLogger(__name__)
 
 
-class Pretraining(BaseTrainer):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+class Pretraining(BaseTrainer[PretrainConfig]):
+    """SS-MAST's student, teacher and queue.
 
     Attributes:
-        num_segments: of each clip, that a step wants.
         backbone_prefix: of the names of the backbone's parameters in `model`.
 
     Args:
@@ -40,12 +45,12 @@ class Pretraining(BaseTrainer):
         steps: optimiser steps of the whole run.
     """
 
-    num_segments = 2
     backbone_prefix = PREFIX["ss_mast"]
 
     @classmethod
     def check(cls, config: PretrainConfig) -> None:
-        """Refuse networks that cannot be built, before any audio is read."""
+        """Refuse views and networks that cannot be built, before any audio is read."""
+        build_augment(config)
         with torch.device("meta"):
             build_student(config)
 
@@ -58,11 +63,8 @@ class Pretraining(BaseTrainer):
         num_clips: int,
         steps: int,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, steps=steps)
-        self.config = config
-        device = accelerator.device
-        self.log_mel = log_mel.to(device)
-        torch.manual_seed(config.seed)  # the same first weights on every process
+        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
+        device = self.device
         self.student = self.model = build_student(config).to(device)
         self.teacher = Teacher(self.student.branch).to(device)
         self.optimizer = optimizer_of(config, self.student)

@@ -17,6 +17,7 @@ from ssmast.contrastive import (
     masked_patch_loss,
 )
 from ssmast.contrastive.monitors import effective_rank, feature_std
+from ssmast.encoder.pooling import check_pooling
 from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
 from ssmast.settings import UsageError
 from ssmast.training.backbone_weights import PREFIX
@@ -117,15 +118,14 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
             f"model={config.model}; use ssast_base, ssast_nano, ssast_frame_base or "
             "ssast_frame_nano (an ast_* can start from what they learn)"
         )
-    backbone.check_pooling(config.export.pooling)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     return MaskedEncoder(backbone)
 
 
-class MaskedPretraining(BaseTrainer):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+class MaskedPretraining(BaseTrainer[PretrainConfig]):
+    """SSAST's network and its hidden patches.
 
     Attributes:
-        num_segments: of each clip, that a step wants.
         backbone_prefix: of the names of the backbone's parameters in `model`.
 
     Args:
@@ -140,7 +140,6 @@ class MaskedPretraining(BaseTrainer):
     of std 1 in place of 0.5.
     """
 
-    num_segments = 1
     backbone_prefix = PREFIX["ssast"]
 
     @classmethod
@@ -158,11 +157,8 @@ class MaskedPretraining(BaseTrainer):
         num_clips: int,
         steps: int,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, steps=steps)
-        self.config = config
-        self.log_mel = log_mel.to(accelerator.device)
-        torch.manual_seed(config.seed)  # the same first weights on every process
-        self.network = self.model = build_masked_encoder(config).to(accelerator.device)
+        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
+        self.network = self.model = build_masked_encoder(config).to(self.device)
         self.optimizer = optimizer_of(config, self.network)
         self.grid = self.network.backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
 
@@ -185,7 +181,7 @@ class MaskedPretraining(BaseTrainer):
                 settings=self.config.ssast,
                 grid=self.grid,
                 seed=self.config.seed,
-                device=self.accelerator.device,
+                device=self.device,
             )
             self.seed_draws_(int(micro["position"][0]))
             loss, spread, tokens = self.guess(batch)

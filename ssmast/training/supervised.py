@@ -26,7 +26,6 @@ from ssmast.evaluation.results import write_text
 from ssmast.model import create_model
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
-from ssmast.training.build import segment_loader
 from ssmast.training.finetune_config import FinetuneConfig
 from ssmast.training.finetune_heads import fit_heads, frozen_features
 from ssmast.training.finetune_inputs import draw_inputs, training_items
@@ -40,6 +39,7 @@ from ssmast.training.init_weights import (
     write_init_json,
 )
 from ssmast.training.launch import on_main
+from ssmast.training.loader import segment_loader
 from ssmast.training.run_folder import RunFolder
 from ssmast.training.validation import Validation
 
@@ -236,7 +236,7 @@ class Supervised:
         )
         result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
         write_text(folder.path / RESULT, json.dumps(result, indent=1) + "\n")
-        write_report(folder.report, run=folder.path, results=[result], commands=self._commands())
+        write_report(folder.report, run=folder.path, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
         logger.info("encoder: %s", folder.encoder)
         logger.info("report:  %s", folder.report)
@@ -283,11 +283,3 @@ class Supervised:
                 "settings": to_dict(self.config),
             },
         )
-
-    def _commands(self) -> list[str]:
-        config = self.config
-        return [
-            f"ssmast finetune recipe={config.recipe} init={config.init} data={config.data} "
-            "run=NEW_FOLDER",
-            f"ssmast evaluate encoder={config.run or 'RUN'} data={config.data}",
-        ]

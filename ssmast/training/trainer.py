@@ -5,12 +5,13 @@ An objective adds its networks, its `train_step` and its numbers; `loop.run_loop
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ssmast.audio import LogMel
 from ssmast.settings import to_dict
 from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
 from ssmast.training.config import TrainConfig
@@ -19,13 +20,18 @@ from ssmast.training.run_folder import RunFolder
 from ssmast.training.schedules import warmup_cosine
 from ssmast.training.trainer_state import check_state
 
+Config = TypeVar("Config", bound=TrainConfig)
 
-class BaseTrainer(ABC):
-    """The state of a run and its step.
+
+class BaseTrainer(ABC, Generic[Config]):
+    """The state of a run and its step; `loop.run_loop` makes time pass.
+
+    Networks that an objective builds in its own constructor begin alike on every process.
 
     Args:
         config: settings of the run.
         accelerator: device, processes, precision.
+        log_mel: front end with mean and std.
         steps: optimiser steps of the whole run.
 
     Attributes:
@@ -37,9 +43,13 @@ class BaseTrainer(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, config: TrainConfig, *, accelerator: Accelerator, steps: int) -> None:
-        self.accelerator, self.steps, self.step = accelerator, steps, 0
-        self._settings = config
+    def __init__(
+        self, config: Config, *, accelerator: Accelerator, log_mel: LogMel, steps: int
+    ) -> None:
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.log_mel = log_mel.to(self.device)
+        self.steps, self.step = steps, 0
+        torch.manual_seed(config.seed)
 
     # -- what an objective is --------------------------------------------------------------------
 
@@ -64,7 +74,7 @@ class BaseTrainer(ABC):
     @property
     def lr(self) -> float:
         """The learning rate at this step."""
-        optim = self._settings.optim
+        optim = self.config.optim
         return warmup_cosine(
             self.step,
             steps=self.steps,
@@ -82,7 +92,7 @@ class BaseTrainer(ABC):
         Returns:
             `skipped` and `grad_norm`; of a skipped step also the `loss`.
         """
-        limit = self._settings.optim.clip_norm or float("inf")
+        limit = self.config.optim.clip_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.step += 1
@@ -98,7 +108,7 @@ class BaseTrainer(ABC):
         Every draw then follows from the seed and the place, so a second pass sees the first one's,
         and a resumed run needs no saved generator.
         """
-        torch.manual_seed(((self._settings.seed << 44) ^ position) % 2**63)
+        torch.manual_seed(((self.config.seed << 44) ^ position) % 2**63)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Rows of all processes, one after the other."""
@@ -110,7 +120,7 @@ class BaseTrainer(ABC):
 
     def _facts(self) -> dict[str, Any]:
         precision = self.accelerator.mixed_precision
-        settings = to_dict(self._settings)
+        settings = to_dict(self.config)
         return {"steps": self.steps, "mixed_precision": precision, "settings": settings}
 
     def save(self, folder: RunFolder) -> None:
@@ -122,7 +132,7 @@ class BaseTrainer(ABC):
                 self.step,
                 tensors=self.tensors(),
                 state=self._facts(),
-                keep=self._settings.keep_checkpoints,
+                keep=self.config.keep_checkpoints,
             ),
         )
 

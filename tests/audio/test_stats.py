@@ -1,3 +1,4 @@
+import json
 import logging
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 
 from ssmast.audio.corpus import open_corpus
 from ssmast.audio.mel import LogMel
+from ssmast.audio.prepare import prepare_corpus
 from ssmast.audio.read import read_audio
-from ssmast.audio.stats import measure_mean_std
+from ssmast.audio.stats import known_mean_std, measure_mean_std
 
 
 def write_clips(folder, num=6, num_samples=4000):
@@ -67,3 +69,49 @@ def test_a_corpus_without_a_usable_clip_says_so(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 1 clips could be used .*zero bytes"):
         measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=400, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared corpus."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for n, slope in enumerate((0.2, 0.5, 0.9)):
+        noise = rng.standard_normal(8000)
+        soundfile.write(folder / f"{n}.wav", slope * noise / np.abs(noise).max(), 16000)
+    out = folder.parent / "prepared"
+    prepare_corpus(open_corpus(folder), out, workers=1)
+    return out
+
+
+def test_a_prepared_corpus_knows_its_mean_and_std_for_the_front_end_it_was_measured_with(prepared):
+    corpus, mel = open_corpus(prepared), LogMel(mean=3.0, std=2.0)  # which do not count
+    known = known_mean_std(corpus, mel)
+    assert known == pytest.approx(measure_mean_std(corpus, mel, num_samples=8000, seed=0), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sample_rate": 22050}, {"n_fft": 512}, {"hop_length": 80}, {"num_mels": 64}, {"f_min": 50.0},
+     {"f_max": 7000.0}],
+)  # fmt: skip
+def test_what_was_measured_with_another_front_end_is_not_known(prepared, other):
+    assert known_mean_std(open_corpus(prepared), LogMel(**other)) is None
+
+
+def test_of_a_part_a_mixture_and_other_folders_nothing_is_known(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(prepared)  # a mixture has the working directory as its root
+    corpus = open_corpus(prepared)
+    mixture = open_corpus(f"[{{path: {prepared}, weight: 1}}, {{path: {prepared}, weight: 2}}]")
+    for other in (corpus.take(np.arange(2)), mixture, write_clips(tmp_path)):
+        assert known_mean_std(other, LogMel()) is None
+
+
+def test_a_corpus_of_an_older_version_that_names_no_front_end_is_measured(prepared, tmp_path):
+    facts = json.loads((prepared / "corpus.json").read_text())
+    corpus = open_corpus(prepared)
+    for changed in ({"log_mel": None}, {"std": 0.0}):
+        corpus.facts = facts | changed
+        assert known_mean_std(corpus, LogMel()) is None
+    corpus.facts = facts
+    assert known_mean_std(corpus, LogMel()) == (facts["mean"], facts["std"])

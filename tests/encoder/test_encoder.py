@@ -1,17 +1,13 @@
-"""Encoder: any sound in, one vector out; one folder that holds all it takes."""
+"""Encoder: any sound in, one vector out."""
 
-import json
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
-import timm
 import torch
 
-import ssmast
 from ssmast.audio import LogMel, read_audio
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.baselines import random_twin
@@ -39,12 +35,6 @@ def noise(samples: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return make_encoder()
-
-
-@pytest.fixture
-def folder(encoder, tmp_path):
-    encoder.save(tmp_path / "encoder")
-    return tmp_path / "encoder"
 
 
 # -- embed -----------------------------------------------------------------------------------------
@@ -332,191 +322,6 @@ def test_frames_of_clips_of_different_lengths_are_refused(encoder):
         encoder.embed_frames([noise(100), noise(200)], RATE)
 
 
-# -- folder ----------------------------------------------------------------------------------------
-
-
-def test_a_loaded_encoder_gives_the_same_vectors(encoder, folder):
-    loaded = ssmast.load_encoder(folder)
-    clip = noise(20000)
-    assert torch.equal(loaded.embed(clip, RATE), encoder.embed(clip, RATE))
-    assert loaded.settings() == encoder.settings()
-    assert loaded.info == encoder.info
-    assert loaded.sha256 == json.loads((folder / "checksums.json").read_text())["model.safetensors"]
-    assert not loaded.training
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "README.md",
-        "checksums.json",
-        "config.json",
-        "model.safetensors",
-    ]
-
-
-def test_timm_reads_the_folder(encoder, folder):
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    log_mel = torch.randn(1, 1, 64, 96)
-    wanted = encoder.backbone.eval()(log_mel)
-    assert torch.equal(model.eval()(log_mel), wanted)
-
-
-def test_the_card_tells_what_it_is(tmp_path):
-    encoder = make_encoder()
-    encoder.info = {"data": "a | b", "settings": {"optim": {"lr": 0.001}}}
-    encoder.save(tmp_path / "e")
-    card = (tmp_path / "e" / "README.md").read_text()
-    for part in ("mast_nano", "16000 Hz", "freq+max", "a \\| b", '"lr": 0.001', "load_encoder"):
-        assert part in card
-
-
-def test_saving_replaces_an_encoder_and_nothing_else(encoder, folder, tmp_path):
-    make_encoder(pooling="mean").save(folder)
-    assert load_encoder(folder).pooling == "mean"
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds files but no encoder"):
-        encoder.save(tmp_path / "thesis")
-    with pytest.raises(FileExistsError, match="is a file"):
-        encoder.save(tmp_path / "thesis" / "chapter.txt")
-    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
-    (tmp_path / "empty").mkdir()
-    encoder.save(tmp_path / "empty")
-    load_encoder(tmp_path / "empty")
-
-
-def test_a_failed_save_leaves_nothing_and_harms_nothing(encoder, folder, tmp_path, monkeypatch):
-    before = (folder / "config.json").read_bytes()
-
-    def full_disk(file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ssmast.encoder.folder.os.fsync", full_disk)
-    for target in (folder, tmp_path / "new"):
-        with pytest.raises(OSError, match="No space left"):
-            make_encoder(pooling="mean").save(target)
-    assert (folder / "config.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
-
-
-def test_info_that_json_cannot_hold_is_refused(tmp_path):
-    encoder = make_encoder()
-    encoder.info = {"data": object()}
-    with pytest.raises(ValueError, match="must be plain JSON values"):
-        encoder.save(tmp_path / "e")
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_damaged_file_is_named(folder, name):
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is damaged"):
-        load_encoder(folder)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no encoder folder: it has no {name}"):
-        load_encoder(folder)
-
-
-def test_a_file_without_a_checksum_is_not_loaded(folder):
-    sums = json.loads((folder / "checksums.json").read_text())
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    sums.pop("model.safetensors")
-    (folder / "checksums.json").write_text(json.dumps(sums))
-    with pytest.raises(ValueError, match=r"damaged: it has no checksum of model\.safetensors"):
-        load_encoder(folder)
-
-
-def test_the_card_may_be_edited(folder):
-    (folder / "README.md").write_text("my encoder")
-    load_encoder(folder)
-
-
-def test_the_run_folder_points_to_its_encoder(folder):
-    with pytest.raises(FileNotFoundError, match=r"did you mean .*encoder"):
-        load_encoder(folder.parent)
-
-
-def test_a_missing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no encoder folder at .*nowhere; wanted a folder"):
-        load_encoder(tmp_path / "nowhere")
-
-
-def rewrite_config(folder, change) -> None:
-    """Change config.json as somebody would who publishes a folder: checksums included."""
-    import hashlib
-
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    text = json.dumps(config).encode()
-    (folder / "config.json").write_bytes(text)
-    sums = json.loads((folder / "checksums.json").read_text())
-    sums["config.json"] = hashlib.sha256(text).hexdigest()
-    (folder / "checksums.json").write_text(json.dumps(sums))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda config: config["model_args"].update(checkpoint_path="/tmp/evil.pt"),
-        lambda config: config["model_args"].update(pretrained=True),
-        lambda config: config.update(architecture="hf-hub:somebody/else"),
-        lambda config: config["ssmast"].update(format=99),
-    ],
-)
-def test_a_folder_cannot_make_us_load_anything_else(folder, change):
-    rewrite_config(folder, change)
-    with pytest.raises(ValueError, match="not for this version"):
-        load_encoder(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda config: config["model_args"].update(embed_dim=16), "do not make an encoder"),
-        (lambda config: config.update(architecture="resnet18", model_args={}), "backbone must"),
-        (lambda config: config.pop("ssmast"), "lacks ssmast"),
-        (lambda config: config["ssmast"].pop("front_end"), "do not make an encoder"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_one_sentence(folder, change, sentence):
-    rewrite_config(folder, change)
-    with pytest.raises(ValueError, match=sentence):
-        load_encoder(folder)
-
-
-def test_checksums_of_files_elsewhere_are_not_followed(folder):
-    sums = json.loads((folder / "checksums.json").read_text())
-    (folder / "checksums.json").write_text(json.dumps({**sums, "../../etc/passwd": "0"}))
-    with pytest.raises(ValueError, match="damaged"):
-        load_encoder(folder)
-
-
-def test_a_hub_name_is_downloaded_and_a_mistyped_path_is_not(folder, tmp_path, monkeypatch):
-    asked = []
-
-    def download(repo, *, revision, allow_patterns):
-        asked.append((repo, revision, tuple(sorted(allow_patterns))))
-        if repo == "org/none":
-            raise OSError("404 Client Error")
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    files = ("README.md", "checksums.json", "config.json", "model.safetensors")
-    load_encoder("org/name")
-    load_encoder("hf-hub:org/name@v1")
-    assert asked == [("org/name", None, files), ("org/name", "v1", files)]
-    with pytest.raises(FileNotFoundError, match=r"neither a folder here nor .*404 Client Error"):
-        load_encoder("org/none")
-    with pytest.raises(FileNotFoundError, match="no encoder folder at encoder/nano"):
-        load_encoder("encoder/nano")  # the folder `encoder` is here
-    assert len(asked) == 3
-
-
 # -- the rest --------------------------------------------------------------------------------------
 
 
@@ -548,11 +353,6 @@ def test_unknown_settings_name_the_allowed_ones(settings, sentence):
 def test_another_family_is_refused():
     with pytest.raises(ValueError, match=r"ssmast\.create_model, got Linear"):
         Encoder(torch.nn.Linear(1, 1), LogMel())
-
-
-def test_a_copy_of_the_folder_works(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "elsewhere" / "encoder")
-    load_encoder(tmp_path / "elsewhere" / "encoder")
 
 
 @pytest.mark.data

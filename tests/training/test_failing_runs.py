@@ -82,6 +82,29 @@ def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys)
         replay.main([f"run={run}", "step=3"])
 
 
+def test_a_skipped_batch_of_hidden_patches_has_one_segment_a_clip(audio, tmp_path, monkeypatch):
+    from ssmast.training.ssast import MaskedPretraining
+
+    step, batches, run = MaskedPretraining.train_step, [], tmp_path / "run"
+
+    def train_step(self, micro_batches):
+        if self.step == 1:
+            batches.append(micro_batches[0]["waveform"].clone())
+            micro_batches[0]["waveform"][1] = float("nan")
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(MaskedPretraining, "train_step", train_step)
+    small = [word for word in SMALL if not word.startswith(("recipe", "head.", "loss."))]
+    words = [*small, "recipe=ssast_nano", "views.frames=64", "steps=3"]
+    assert pretrain.main([*words, f"data={audio}", f"run={run}"]) == 0
+    config = parse(PretrainConfig, [f"recipe={run / 'config.yaml'}"], command="test", recipes=run)
+    assert config is not None
+    [row] = read_skipped(run / "skipped.jsonl")
+    again = replay_batch(open_dataset(RunFolder(path=run), config), row)["waveform"]
+    assert again.shape[1] == 1
+    assert torch.equal(again, batches[0])
+
+
 def test_too_many_non_finite_steps_in_a_row_end_the_run(audio, tmp_path, monkeypatch, capsys):
     _with_a_nan_in(monkeypatch, {2, 4, 5, 6})
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Fine-tuning, small: overfitting, exact resume, what is frozen, chosen and kept, every recipe."""
+"""Fine-tuning, small: overfitting, exact resume, what is frozen, chosen and kept."""
 
 import csv
 import json
@@ -13,12 +13,13 @@ import soundfile
 import torch
 from timm.optim import param_groups_layer_decay
 
-from ssmast.audio import open_corpus
+from ssmast.audio import LogMel, open_corpus
 from ssmast.classifier import load_classifier
 from ssmast.command import run_command
-from ssmast.encoder import load_encoder
+from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation import evaluate
 from ssmast.evaluation.labelled import load_labelled
+from ssmast.model import create_model
 from ssmast.settings import parse
 from ssmast.training import finetune, pretrain, replay
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
@@ -29,13 +30,10 @@ from ssmast.training.finetuning import Finetuning
 from ssmast.training.kept_weights import KeptWeights
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.trainer import BaseTrainer
-from tests.audio.datasets.conftest import Mini, mini
 from tests.evaluation.conftest import write_set
 from tests.training.processes import Group
 from tests.training.test_pretrain import _assert_same_state, _dies_at
 from tests.training.test_survive import _logged, _until
-
-__all__ = ["mini"]  # a fixture
 
 SMALL = (
     "recipe=finetune_small", "steps=4", "batch_size=4", "workers=0", "checkpoint_every=2",
@@ -238,8 +236,8 @@ def test_the_test_part_decides_nothing(tones, tmp_path, finished):
 
 
 def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, finished):
-    words = [f"init={finished}", "front_end.num_mels=64", "clips.frames=48", "steps=1"]
-    assert _run(*words, data=tones, run=tmp_path / "run") == 0
+    words = [f"init={finished}", "front_end.num_mels=128", "clips.frames=48", "steps=1"]
+    assert _run(*words, data=tones, run=tmp_path / "run") == 0  # 128 is what it is unless given
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "num_mels: 32" in config
     assert "model: mast_nano" in config
@@ -252,6 +250,36 @@ def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, f
     assert set(init["random"]) >= {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
     before, after = load_encoder(finished / "encoder"), load_encoder(tmp_path / "run" / "encoder")
     assert after.log_mel.settings() == before.log_mel.settings()
+
+
+def test_another_front_end_than_the_encoders_is_refused(tones, tmp_path, finished, capsys):
+    words = [f"init={finished}", "front_end.num_mels=64"]
+    assert _run(*words, data=tones, run=tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "front_end.num_mels must be left to init=" in said
+    assert "whose weights heard 32, got 64" in said
+
+
+def test_an_ast_goes_on_from_ssasts_patches_with_overlapping_ones(tones, tmp_path, capsys):
+    backbone = create_model("ssast_nano", num_classes=0, input_size=(32, 64))
+    Encoder(backbone, LogMel(num_mels=32, mean=-5.0, std=4.0)).save(tmp_path / "ssast")
+    words = [f"init={tmp_path / 'ssast'}", "steps=1"]
+    assert _run(*words, "model=ast_nano", data=tones, run=tmp_path / "run") == 0
+    after = load_encoder(tmp_path / "run" / "encoder").backbone
+    assert after.patch_embed.stride == (10, 10)
+    used = json.loads((tmp_path / "run" / "init.json").read_text())["used"]
+    assert "blocks.0.attn.qkv.weight" in used
+    assert _run(*words, "model=mast_nano", data=tones, run=tmp_path / "other") == 2
+    assert "is a ssast_nano, this run trains mast_nano; use" in capsys.readouterr().err
+
+
+def test_the_report_tells_how_to_do_it_again(finished):
+    page = (finished / "report.html").read_text()
+    recipe = f"recipe={finished / 'config.yaml'}"
+    assert f"accelerate launch -m ssmast.training.finetune {recipe} run=NEW_FOLDER" in page
+    again = parse(FinetuneConfig, [recipe], command="test", recipes=RECIPES)
+    assert again is not None
+    assert (again.batch_size, again.steps, again.clips.frames) == (4, 4, 32)
 
 
 def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
@@ -284,137 +312,9 @@ def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
 def _trainer(config):
     from accelerate import Accelerator
 
-    from ssmast.audio import LogMel
-
     method = finetune.Supervised(config)
     log_mel = LogMel(num_mels=config.front_end.num_mels, mean=-5.0, std=4.0)
     return method.make_trainer(Accelerator(cpu=True), log_mel, steps=4)
-
-
-# -- every recipe on a miniature of the official layout ------------------------------------------
-
-
-def _sounds(mini: Mini, names: list[str]) -> None:
-    for i, name in enumerate(names):
-        mini.sound(name, seconds=0.4, hz=200.0 * (1 + i % 7))
-
-
-def _kinetics(mini: Mini) -> str:
-    labels = ["bowling", "singing"]
-    for table, part, num in (("train.csv", "train", 8), ("val.csv", "val", 4)):
-        lines = ["label,youtube_id,time_start,time_end,split,is_cc"]
-        names = []
-        for i in range(num):
-            video = f"{part[0]}{i:010d}"
-            lines.append(f"{labels[i % 2]},{video},3,13,{part},0")
-            names.append(f"{part}/{video}_000003_000013.wav")
-        mini.text(table, "\n".join(lines) + "\n")
-        _sounds(mini, names)
-    return "kinetics_sounds_32"
-
-
-def _vggsound(mini: Mini) -> str:
-    lines, names = [], []
-    for i in range(12):
-        part, label = ("test" if i >= 8 else "train"), ("people marching", "cat, hissing")[i % 2]
-        lines.append(f'{i:011d},{i},"{label}",{part}')
-        names.append(f"video/{i:011d}_{i:06d}.wav")
-    mini.text("vggsound.csv", "\n".join(lines) + "\n")
-    _sounds(mini, names)
-    return "vggsound"
-
-
-def _audioset(mini: Mini, name: str) -> str:
-    mini.text(
-        "class_labels_indices.csv",
-        'index,mid,display_name\n0,/m/1,Speech\n1,/m/2,"Male speech, man speaking"\n2,/m/3,Bark\n',
-    )
-    tables = {"balanced_train": 8, "unbalanced_train": 8, "eval": 4}
-    for table, num in tables.items():
-        lines, names = [], []
-        for i in range(num):
-            mids = ("/m/1,/m/2", "/m/3", "/m/1")[i % 3]
-            lines.append(f'{table[0]}{i:010d}, 0.000, 10.000, "{mids}"')
-            names.append(f"{table}_segments/{table[0]}{i:010d}.wav")
-        mini.text(f"{table}_segments.csv", "# a\n# b\n# c\n" + "\n".join(lines) + "\n")
-        _sounds(mini, names)
-    return name
-
-
-def _epic(mini: Mini) -> str:
-    header = (
-        "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"
-        "start_frame,stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,"
-        "all_noun_classes\n"
-    )
-    for table, videos, num in (("train", ("P01_01", "P01_03"), 8), ("validation", ("P01_02",), 4)):
-        rows = [
-            f"{videos[0]}_{i},P01,{videos[i % len(videos)]},00:00:00.1,00:00:0{i % 3}.50,"
-            f"00:00:0{1 + i % 3}.25,8,20,x,x,{i // 2 % 2},x,{i // 2 % 3},\"['x']\",[3]\n"
-            for i in range(num)
-        ]
-        mini.text(f"EPIC_100_{table}.csv", header + "".join(rows))
-        for video in videos:
-            mini.sound(f"P01/{video}.wav", seconds=5.0)
-    mini.text("EPIC_100_verb_classes.csv", "id,key,instances,category\n0,take,x,x\n1,put,x,x\n")
-    nouns = "0,tap,x,x\n1,pan,x,x\n2,lid,x,x\n3,door,x,x\n"
-    mini.text("EPIC_100_noun_classes.csv", "id,key,instances,category\n" + nouns)
-    return "epic_kitchens_verb"
-
-
-_LAYOUTS = {
-    "finetune_kinetics_sounds": (_kinetics, "accuracy"),
-    "finetune_vggsound": (_vggsound, "accuracy"),
-    "finetune_epic_kitchens_100": (_epic, "action_accuracy"),
-    "finetune_audioset_balanced": (lambda mini: _audioset(mini, "audioset_balanced"), "map"),
-    "finetune_audioset_full": (lambda mini: _audioset(mini, "audioset_full"), "map"),
-}
-
-
-@pytest.mark.parametrize("recipe", _LAYOUTS)
-def test_every_recipe_runs_on_its_official_layout(recipe, mini, tmp_path, capsys):
-    layout, metric = _LAYOUTS[recipe]
-    mini.build(layout(mini))
-    words = [word for word in SMALL if not word.startswith("recipe=")]
-    words += [f"recipe={recipe}", "model=mast_nano", "drop_path=0.1", "scoring.held_out=0.3"]
-    assert _run(*words, "steps=2", data=tmp_path / "out", run=tmp_path / "run") == 0
-    result = json.loads((tmp_path / "run" / "test.json").read_text())
-    assert result["metric"] == metric
-    assert result["n"] == 4
-    expected = {
-        "map": {"map", "auc", "d_prime", "mean_d_prime", "n"},
-        "accuracy": {"accuracy", "top5", "balanced_accuracy", "n"},
-        "action_accuracy": {
-            *(f"{head}_{what}" for head in ("verb", "noun")
-              for what in ("accuracy", "top5", "balanced_accuracy")),
-            "action_accuracy", "action_top5", "n",
-        },
-    }  # fmt: skip
-    assert result["numbers"].keys() == expected[metric]
-    said = capsys.readouterr().out
-    assert "| class |" in said or "| head | class |" in said
-    assert evaluate.main([f"encoder={tmp_path / 'run'}", f"data={tmp_path / 'out'}"]) == 0
-    assert (tmp_path / "run" / "evaluate" / "report.html").is_file()
-
-
-def test_the_recipes_hold_the_papers_settings():
-    epochs = {"kinetics_sounds": 300, "epic_kitchens_100": 100, "vggsound": 50}
-    epochs |= {"audioset_balanced": 50, "audioset_full": 10}
-    for name, number in epochs.items():
-        config = parse(FinetuneConfig, [f"recipe=finetune_{name}"], command="test", recipes=RECIPES)
-        assert config is not None
-        assert (config.epochs, config.optim.name, config.optim.lr) == (number, "adamw", 1e-5)
-        assert (config.model, config.optim.warmup, config.optim.min_lr) == ("mast_base", 0.0, 0.0)
-        assert config.clips.balanced == (name == "audioset_full")
-        assert config.labels == (["verb", "noun"] if "epic" in name else [])
-
-
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("finetune_*.yaml")), ids=lambda f: f.stem)
-def test_every_recipe_says_how_to_run_it(file):
-    text = file.read_text()
-    assert "-m ssmast.training.finetune" in text
-    for fact in ("Hardware: ", "Time", "core" if file.stem.endswith("small") else "Score: "):
-        assert fact in text
 
 
 def test_the_ablation_is_one_command(tones, tmp_path, capsys):

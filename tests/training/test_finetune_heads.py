@@ -22,6 +22,7 @@ __all__ = ["encoder_folder", "sets", "tiny_encoder"]  # fixtures
 
 PROBED = (
     "heads.probe=true", "heads.pooling=freq+max", "clips.frames=96", "steps=2", "scoring.every=1",
+    "front_end.num_mels=128",  # as usual: the encoder brings its own
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from ssmast.audio import LogMel
+from ssmast.settings import UsageError
 from ssmast.training import ss_mast
 from ssmast.training.config import (
     FrontEnd,
@@ -84,6 +85,14 @@ def test_negatives_come_from_queue_batch_or_both_and_never_from_the_own_clip(
     assert seen == [first, first, second, second]
 
 
+def test_a_loss_without_any_negatives_is_refused():
+    with pytest.raises(UsageError, match=r"loss\.queue_size must be above 0 with loss\.batch_neg"):
+        _trainer(loss=Loss(queue_size=0, batch_negatives=False))
+    few = Loss(queue_size=12, queue_share=0.0001, batch_negatives=False)
+    with pytest.raises(ValueError, match="of 1000 clips leaves no negatives"):
+        _trainer(loss=few)
+
+
 def test_a_learnt_temperature_moves_and_a_fixed_one_stays():
     for learnt in (True, False):
         trainer = _trainer(loss=Loss(queue_size=12, learn_temperature=learnt), optim=Optim(lr=1e-2))
@@ -141,8 +150,6 @@ def test_sgd_follows_its_formula_and_its_state_comes_back():
 
 
 def test_an_unknown_optimiser_is_refused():
-    from ssmast.settings import UsageError
-
     with pytest.raises(UsageError, match=r"optim\.name must be adamw or sgd, got 'lars'"):
         _trainer(optim=Optim(name="lars"))
 

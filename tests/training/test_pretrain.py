@@ -1,6 +1,7 @@
 """A whole pretraining run, small: its folder, its errors, stopping it and going on."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.audio import open_corpus
+from ssmast.audio.prepare import prepare_corpus
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.training import pretrain
@@ -64,6 +67,24 @@ def test_the_same_command_gives_the_same_bits(finished, audio, tmp_path):
     assert read_losses(finished) == read_losses(tmp_path / "again")
 
 
+def test_a_prepared_corpus_normalises_by_what_it_knows_and_else_is_measured(
+    audio, tmp_path, caplog
+):
+    corpus = tmp_path / "corpus"
+    about = prepare_corpus(open_corpus(audio), corpus, workers=1, near_duplicates=0)
+    known = (about["mean"], about["std"])
+    for mels, uses in ((128, True), (32, False)):
+        run, words = tmp_path / str(mels), ["steps=1", f"front_end.num_mels={mels}"]
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert _run(*words, audio=corpus, run=run) == 0
+        facts = json.loads((run / "facts.json").read_text())
+        front = load_encoder(run / "encoder").log_mel
+        assert (facts["mean"], facts["std"]) == (front.mean, front.std)
+        assert ((front.mean, front.std) == known) is uses
+        assert (", from corpus.json" in caplog.text) is uses
+
+
 def read_losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
 
@@ -97,6 +118,18 @@ def test_a_run_folder_is_not_overwritten(finished, audio, capsys):
 def test_going_on_with_other_settings_names_them(finished, audio, capsys):
     assert _run("resume=auto", "batch_size=6", audio=audio, run=finished) == 1
     assert "batch_size (was 4, now 6)" in capsys.readouterr().err
+
+
+def test_going_on_with_other_audio_is_refused_and_leaves_the_run_as_it_was(
+    finished, tmp_path, capsys
+):
+    other = write_tones(tmp_path / "other", num=5)
+    before = (finished / "config.yaml").read_text()
+    for words in (["resume=auto"], ["resume=auto", "--dry-run"]):
+        assert _run(*words, audio=other, run=finished) == 1
+        said = capsys.readouterr().err
+        assert "was started on other audio (12 clips, now 5); resume with the same data=" in said
+    assert (finished / "config.yaml").read_text() == before
 
 
 def test_what_may_change_on_going_on_is_what_changes_no_number(finished, audio, capsys):

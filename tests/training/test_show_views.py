@@ -13,8 +13,9 @@ from ssmast.command import run_command
 from ssmast.model import PatchDrop
 from ssmast.settings import parse
 from ssmast.training import show_views
-from ssmast.training.build import build_dataset, segment_loader
+from ssmast.training.build import build_dataset
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.loader import segment_loader
 from ssmast.training.show_views import step_views
 from ssmast.training.ss_mast import Pretraining
 
@@ -126,6 +127,19 @@ def test_a_run_that_is_not_there_is_an_error_and_no_other_settings_are_shown(tmp
     assert run_command(show_views.main, words, name="ssmast show-views") == 1
     assert "there is no run at" in capsys.readouterr().err
     assert not (tmp_path / "views.png").exists()
+
+
+@pytest.mark.parametrize("word", ["clips=0", "step=-1", "--dry-run"])
+def test_a_picture_of_nothing_is_refused(word, tmp_path, capsys):
+    assert run_command(show_views.main, [word, f"out={tmp_path}/v.png"], name="show-views") == 2
+    assert word.partition("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuned_run_is_told_where_its_picture_is(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("heads: {probe: true}\n")
+    assert run_command(show_views.main, [f"run={tmp_path}"], name="show-views") == 2
+    assert "its views.png shows what it was fed" in capsys.readouterr().err
 
 
 def test_mel_bins_peak_where_the_axis_says():

@@ -16,7 +16,7 @@ from pathlib import Path
 from ssmast.audio import SegmentDataset
 from ssmast.command import run_command
 from ssmast.evaluation import embed, scorer, suite
-from ssmast.training import checkpoint, pretrain, session
+from ssmast.training import build, checkpoint, pretrain
 
 
 def _die() -> None:
@@ -75,7 +75,7 @@ if __name__ == "__main__":
         case ["data", position]:
             _hang_in_data(int(position))
         case ["statistics"]:
-            session.measure_mean_std = _hang
+            build.measure_mean_std = _hang
         case ["embed"]:
             embed.open_audio = _hang
             main = suite.main

@@ -33,7 +33,9 @@ class PrepareTaskConfig:
 
 def main(argv: list[str]) -> int:
     """`ssmast prepare task=NAME`: parse, build, report."""
-    config = parse(PrepareTaskConfig, argv, command="ssmast prepare", description=__doc__ or "")
+    config = parse(
+        PrepareTaskConfig, argv, command="ssmast prepare", description=__doc__ or "", dry_run=True
+    )
     if config is None:
         return 0
     return run(config, dry_run=wants_dry_run(argv))

@@ -146,11 +146,14 @@ def _commands(source: Source) -> list[str]:
     commands = []
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
-        commands.append(f"accelerate launch pretrain/run.py {recipe} run=NEW_FOLDER")
+        # `heads` are fine-tuning's.
+        is_tuned = "heads" in source.read_mapping("config.yaml")
+        door = "-m ssmast.training.finetune" if is_tuned else "pretrain/run.py"
+        commands.append(f"accelerate launch {door} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:
         if not {"encoder", "pooling"} <= one.keys():
-            continue  # of `ssmast finetune`, which tells its own command
+            continue  # of `ssmast finetune`, which scores what it trains
         group = (
             one["encoder"], one.get("data") or "FOLDER_OF_SETS", one["protocol"],
             len(one["scores"]), one.get("seed", 0), one["pooling"], one.get("layers", ""),

@@ -1,0 +1,89 @@
+"""What a call costs: seconds, memory, products; on a CPU or a CUDA device."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Timer:
+    """Seconds and memory of one call on one device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+
+    def run(self, call: Callable[[], Tensor], *, backward: bool) -> float:
+        """Seconds of one call."""
+        self._wait()
+        begin = time.perf_counter()
+        self._call(call, backward)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def peak_megabytes(self, call: Callable[[], Tensor], *, backward: bool) -> float:
+        """Most memory that one call holds beyond what lay there before."""
+        if self.device.type == "cuda":
+            self._wait()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self._call(call, backward)
+            self._wait()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            self._call(call, backward)
+        assert profiler.profiler is not None
+        assert profiler.profiler.kineto_results is not None
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak / 2**20
+
+    def peak_rate(self) -> float:
+        """Multiplications (with addition) a second of a large matrix product on this device."""
+        size = 16384 if self.device.type == "cuda" else 2048
+        left = torch.randn(size, size, device=self.device, dtype=self.dtype)
+        seconds = [self.run(lambda: left @ left, backward=False) for _ in range(6)]
+        return size**3 / min(seconds[1:])
+
+    def _call(self, call: Callable[[], Tensor], backward: bool) -> None:
+        with torch.set_grad_enabled(backward):
+            with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+                out = call()
+            if backward:
+                out.float().square().mean().backward()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def count(model: nn.Module, call: Callable[[], Tensor]) -> int:
+    """Multiplications (with addition) of one forward pass, attention's products among them."""
+    # The counter knows products; it does not know the CPU's fused attention.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops() // 2
+
+
+def saved_megabytes(model: nn.Module, call: Callable[[], Tensor]) -> float:
+    """What autograd keeps for the backward pass, parameters left out; a measure for any device."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+    held = []  # so that no freed address is counted twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+            held.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    del out
+    return sum(storages.values()) / 2**20

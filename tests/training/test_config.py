@@ -1,0 +1,230 @@
+"""Every key of a training: refused where it makes no sense, and of effect where it does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ssmast.audio import open_corpus
+from ssmast.encoder import load_encoder
+from ssmast.settings import UsageError, flat_fields, parse
+from ssmast.training import build, launch
+from ssmast.training.backbone_weights import backbone_weights
+from ssmast.training.build import build_log_mel, mean_and_std, steps_of
+from ssmast.training.checkpoint import checkpoints, load_checkpoint
+from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.loop import split_batch
+from ssmast.training.metrics_log import read_metrics
+from ssmast.training.pretrain import SelfSupervised, run
+from ssmast.training.run_folder import MAY_CHANGE, RunFolder
+from tests.training.processes import ROOT, SMALL, write_tones
+
+# Keys of which any number means something, or that the parts refuse which are made of them.
+_FREE = {
+    "seed", "epochs", "views.crop_freq", "views.crop_time", "views.canvas",
+    *(f"front_end.{key}" for key in ("sample_rate", "n_fft", "hop_length", "num_mels")),
+    "front_end.f_min", "front_end.f_max",
+}  # fmt: skip
+
+
+def _config(*words: str) -> PretrainConfig:
+    # SSAST has neither heads nor queue to make small.
+    small = [w for w in SMALL if "method=ssast" not in words or w[:5] not in ("head.", "loss.")]
+    config = parse(PretrainConfig, [*small, *words], command="test", recipes=RECIPES)
+    assert config is not None
+    return config
+
+
+def _numbers(schema: type) -> dict[str, str]:
+    """Number of a leaf that no run can mean, by its key."""
+    impossible = {int: "-1", float: "nan", list[float]: "[nan, nan]", list[int]: "[-1, -1]"}
+    leaves = flat_fields(schema).items()
+    return {key: impossible[leaf.type] for key, leaf in leaves if leaf.type in impossible}
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
+def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
+    accepted, said = [], {}
+    for key, number in _numbers(schema).items():
+        words = ["recipe=" + ("smoke" if schema is PretrainConfig else "finetune_small")]
+        words += ["method=ssast", "export.network=student"] if key.startswith("ssast.") else []
+        try:
+            parse(schema, [*words, f"{key}={number}"], command="test", recipes=RECIPES)
+        except UsageError as error:
+            said[key] = str(error)
+        else:
+            accepted.append(key)
+    assert set(accepted) <= _FREE
+    assert all(f"{key} must be " in sentence for key, sentence in said.items())
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["front_end.f_max=9000", "front_end.num_mels=0", "views.crop_freq=[2, 1]", "views.canvas=[1]",
+     "head.kind=conv", "head.norm=group", "head.pooling=max", "export.layers=first",
+     "export.pooling=max", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
+     "loss.temperature=0"],
+)  # fmt: skip
+def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
+    with pytest.raises(ValueError, match=r"must|unknown"):
+        SelfSupervised(_config(word)).check()
+
+
+_SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 method=ssast"
+# Key -> another value, and what else has to be set for it to count.
+_CHANGES = {
+    "model": "ast_nano patch_drop.mode=random", "steps": "9", "batch_size": "6", "seed": "1",
+    "drop_path": "0.5", "method": "ssast " + _SSAST,
+    "front_end.sample_rate": "32000", "front_end.n_fft": "512", "front_end.hop_length": "100",
+    "front_end.num_mels": "48", "front_end.f_min": "100", "front_end.f_max": "7000",
+    "front_end.stats_clips": "3",
+    "optim.name": "sgd", "optim.lr": "1e-3", "optim.min_lr": "1e-4", "optim.warmup": "0.5",
+    "optim.weight_decay": "5", "optim.betas": "[0.5, 0.6]", "optim.momentum": "0.1 optim.name=sgd",
+    "optim.clip_norm": "0.01",
+    "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
+    "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
+    "views.crop_time": "[1, 1]", "views.canvas": "[2, 2]", "views.fader": "1",
+    "views.freq_mask": "8", "views.time_mask": "8", "views.noise_std": "1",
+    "patch_drop.rate": "0", "patch_drop.mode": "random", "patch_drop.teacher": "true",
+    "head.kind": "linear", "head.pooling": "freq+max", "head.hidden": "8", "head.dim": "4",
+    "head.num_layers": "2", "head.norm": "layer", "head.predictor": "8",
+    "loss.temperature": "0.5", "loss.learn_temperature": "true", "loss.queue_size": "4",
+    "loss.queue_share": "0.1", "loss.batch_negatives": "false",
+    "teacher.momentum": "0.5", "teacher.final_momentum": "0.5",
+    "ssast.masked": "0.5", "ssast.cluster": "[1, 1]", "ssast.weight": "1",
+}  # fmt: skip
+# What cannot change a step, and where it is tested.
+_ELSEWHERE = {
+    "recipe": "test_recipes", "data": "test_pretrain", "run": "test_pretrain",
+    "init": "test_init_weights", "epochs": "below", "resume": "test_pretrain",
+    "workers": "test_pretrain", "threads": "test_pretrain", "processes": "test_pretrain",
+    "optim.accumulate": "test_ss_mast", "max_bad_share": "test_survive",
+    "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
+    "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
+    "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
+    "export.network": "below", "export.pooling": "below", "export.layers": "below",
+    "export.chunk_seconds": "below",
+    "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
+    "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
+}  # fmt: skip
+
+
+def test_every_key_of_pretraining_is_tested():
+    assert not _CHANGES.keys() & _ELSEWHERE.keys()
+    assert _CHANGES.keys() | _ELSEWHERE.keys() == flat_fields(PretrainConfig).keys()
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory) -> Path:
+    return write_tones(tmp_path_factory.mktemp("audio"))
+
+
+def _trained(audio: Path, *words: str) -> list[float]:
+    """What three steps leave behind: losses and weights of both networks."""
+    config = _config(f"data={audio}", *words)
+    method = SelfSupervised(config)
+    corpus = method.open_clips(RunFolder(path=audio.parent / "run"))
+    mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
+    trainer = method.make_trainer(
+        Accelerator(cpu=True), build_log_mel(config, mean=mean, std=std), steps=config.steps
+    )
+    left = []
+    for _, batch in zip(range(3), method.loader(corpus, rank=0, num_ranks=1), strict=False):
+        left.append(float(trainer.train_step(split_batch(batch, 1))["loss"]))
+    for name in ("student", "teacher"):
+        backbone = trainer.exported(name if config.method == "ss_mast" else "student")
+        left.append(sum(float(p.detach().double().square().sum()) for p in backbone.parameters()))
+    return left
+
+
+@pytest.fixture(scope="module")
+def usual(audio) -> dict[str, list[float]]:
+    """Of the settings as they are, by method and optimiser."""
+    words = {"": [], "sgd": ["optim.name=sgd"], "ssast": _SSAST.split()}
+    return {name: _trained(audio, *own) for name, own in words.items()}
+
+
+def test_the_same_settings_train_the_same(audio, usual):
+    assert _trained(audio) == usual[""]
+
+
+@pytest.mark.parametrize("key", _CHANGES)
+def test_a_key_that_should_change_a_step_does(key, audio, usual):
+    value, *others = _CHANGES[key].replace(", ", ",").split()
+    base = "ssast" if key.startswith("ssast.") else "sgd" if key == "optim.momentum" else ""
+    words = [*(_SSAST.split() if base == "ssast" else []), *others, f"{key}={value}"]
+    assert _trained(audio, *words) != usual[base]
+
+
+def test_epochs_are_passes_over_the_clips_unless_steps_are_given():
+    assert steps_of(_config("steps=0", "epochs=2.5", "batch_size=4"), num_clips=10) == 7
+    assert steps_of(_config("steps=3", "epochs=2.5", "batch_size=4"), num_clips=10) == 3
+
+
+def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
+    words = ["tensorboard=true", "show_views=2", "log_every=4", "keep_checkpoints=1"]
+    words += ["export.pooling=mean+max", "export.layers=stages"]
+    one = run(_config(f"data={audio}", f"run={tmp_path / 'one'}", *words, "export.chunk_seconds=3"))
+    two = run(_config(f"data={audio}", f"run={tmp_path / 'two'}", "keep_checkpoints=2"))
+    three = run(_config(f"data={audio}", f"run={tmp_path / 'three'}", "checkpoint_every=0"))
+    kept = [[path.name for path in checkpoints(folder.checkpoints)] for folder in (one, two, three)]
+    assert kept == [["00000006"], ["00000004", "00000006"], ["00000006"]]
+    steps = [[row["step"] for row in read_metrics(folder.metrics_file)] for folder in (one, two)]
+    assert steps == [[1, 4, 6], [1, 2, 3, 4, 5, 6]]
+    for name in ("tensorboard", "views.png"):
+        assert (one.path / name).exists()
+        assert not (two.path / name).exists()
+    asked, usual = load_encoder(one.encoder), load_encoder(two.encoder)
+    assert (asked.pooling, asked.layers, asked.chunk_seconds) == ("mean+max", "stages", 3.0)
+    assert (usual.pooling, usual.layers, usual.chunk_seconds) == ("freq+max", "last", 10.0)
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_the_network_that_is_asked_for_is_exported(network, audio, tmp_path):
+    words = [f"export.network={network}", "steps=2", f"run={tmp_path / 'run'}"]
+    folder = run(_config(f"data={audio}", *words))
+    _, tensors = load_checkpoint(checkpoints(folder.checkpoints)[-1])
+    weights = load_encoder(folder.encoder).backbone.state_dict()
+    for name in ("student", "teacher"):
+        own = backbone_weights(tensors, method="ss_mast", network=name)
+        assert all(torch.equal(own[key], weights[key]) for key in own) is (name == network)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("bf16", "bf16"), ("fp32", "no"), ("auto", None)])
+def test_the_precision_is_the_accelerators(asked, used, monkeypatch):
+    seen = {}
+
+    class Spy(Accelerator):
+        def __init__(self, **kwargs) -> None:
+            seen.update(kwargs)
+            super().__init__(cpu=True)
+
+    monkeypatch.setattr(launch, "Accelerator", Spy)
+    launch.start_accelerator(precision=asked, processes=0, threads=torch.get_num_threads())
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    assert seen["mixed_precision"] == (used or ("bf16" if has_it else "no"))
+
+
+def test_decoded_audio_is_kept_where_it_is_asked_for(audio, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(build, "cache_decoded", lambda *args, **kw: seen.append((args, kw)))
+    folder = RunFolder(path=tmp_path / "runs" / "one")
+    corpus = open_corpus(audio)
+    assert build.decoded(_config("cache=off"), folder, corpus) is corpus
+    assert not seen
+    for word in ("cache=auto", f"cache={tmp_path / 'kept'}"):
+        build.decoded(_config(word), folder, corpus)
+    [((_, here), auto), ((_, there), own)] = seen
+    assert (here, auto["max_bytes"]) == (tmp_path / "runs" / "cache", 8 << 30)
+    assert (there, own["max_bytes"]) == (tmp_path / "kept", None)
+
+
+def test_the_document_names_every_key_that_may_change_on_going_on():
+    known = flat_fields(PretrainConfig).keys() | flat_fields(FinetuneConfig).keys()
+    assert known >= MAY_CHANGE
+    text = (ROOT / "docs" / "resume.md").read_text()
+    for key in MAY_CHANGE:
+        section = key.partition(".")[0]
+        assert f"`{key}`" in text or f"`{section}.*`" in text, key
