@@ -124,7 +124,7 @@ def cache_key(
     parts = {
         "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
-        "corpus": corpus.fingerprint,
+        "corpus": corpus.stamp,
         "crop": "whole clips" if crop is None else list(crop),
         "version": VERSION,
     }

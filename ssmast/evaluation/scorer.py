@@ -118,7 +118,7 @@ class Scorer:
             },
             "task": [
                 *(str(task.spec), task.ids_sha256, task.labels_sha256, task.separator),
-                self._corpus(task).fingerprint,
+                self._corpus(task).stamp,
             ],
             "probe": [
                 *(self.protocol, metric_of(task, self.metric).name, self.num_seeds, self.seed),

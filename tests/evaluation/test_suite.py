@@ -1,6 +1,8 @@
 import json
 import logging
+import shutil
 
+import numpy as np
 import pytest
 
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
@@ -55,6 +57,28 @@ def test_what_is_done_is_not_done_again(sets, tmp_path, caplog):
     assert len(third[0]["scores"]) == 3
     file.write_text("{")  # cut short by a full disk
     assert run_suite(config)[0]["mean"] == third[0]["mean"]
+
+
+def test_another_recording_of_the_same_clips_is_scored_anew(tmp_path):
+    """Names, sizes, labels and parts are the same; only the samples tell noise from tones."""
+    clean = write_set(tmp_path / "clean" / "tones")
+    noisy = tmp_path / "noisy" / "tones"
+    shutil.copytree(clean, noisy)
+    rng = np.random.default_rng(0)
+    for file in noisy.glob("*.wav"):
+        data = bytearray(file.read_bytes())
+        data[44:] = rng.bytes(len(data) - 44)
+        file.write_bytes(data)
+
+    def score(data):
+        config = ProbeConfig(encoder="log_mel", data=str(data), out=str(tmp_path / "out"), seeds=1)
+        return run_suite(config)[0]["mean"]
+
+    assert score(clean.parent) == 1.0
+    assert score(noisy.parent) < 0.8
+    assert score(clean.parent) == 1.0
+    shutil.copytree(noisy, clean, dirs_exist_ok=True)  # in their place: only the times tell
+    assert score(clean.parent) < 0.8
 
 
 def test_columns_and_protocols_have_files_of_their_own(sets, tmp_path):
