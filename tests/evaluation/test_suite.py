@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from ssmast.audio import AudioError
+from ssmast.evaluation import embed, scorer
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
 from ssmast.settings import UsageError
 
@@ -79,6 +81,32 @@ def test_another_recording_of_the_same_clips_is_scored_anew(tmp_path):
     assert score(clean.parent) == 1.0
     shutil.copytree(noisy, clean, dirs_exist_ok=True)  # in their place: only the times tell
     assert score(clean.parent) < 0.8
+
+
+def test_a_result_without_some_clips_stands_until_they_can_be_read(tmp_path, monkeypatch, caplog):
+    write_set(tmp_path / "sets" / "tones", bad=1)
+    broken = {"005.wav"}
+    for module in (embed, scorer):
+        opener = "open_audio" if module is embed else "read_audio"
+        real = getattr(module, opener)
+
+        def read(source, *, real=real, **options):
+            if options["name"] in broken:
+                raise AudioError("the disk is away")
+            return real(source, **options)
+
+        monkeypatch.setattr(module, opener, read)
+    config = ProbeConfig(
+        encoder="log_mel", data=str(tmp_path / "sets"), out=str(tmp_path / "out"), seeds=1
+    )
+    assert [name for name, _ in run_suite(config)[0]["rejected"]] == ["005.wav", "047.wav"]
+    with caplog.at_level(logging.INFO):
+        run_suite(config)
+        assert "done before" in caplog.text
+        broken.clear()
+        caplog.clear()
+        assert [name for name, _ in run_suite(config)[0]["rejected"]] == ["047.wav"]
+        assert "done before" not in caplog.text
 
 
 def test_columns_and_protocols_have_files_of_their_own(sets, tmp_path):
