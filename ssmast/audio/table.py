@@ -116,7 +116,7 @@ def _opened(path: Path | str) -> TextIO:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
-def _check_header(path: Path | str, columns: list[str]) -> None:
+def _check_header(path: str | PathLike[str], columns: list[str]) -> None:
     if not any(columns):
         raise ValueError(f"{path} is empty; a header with the column names was wanted")
     twice = sorted({name for name in columns if columns.count(name) > 1})
@@ -124,7 +124,9 @@ def _check_header(path: Path | str, columns: list[str]) -> None:
         raise ValueError(f"{path} names a column twice in its header: {', '.join(twice)}")
 
 
-def _full_rows(path: Path | str, rows: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+def _full_rows(
+    path: str | PathLike[str], rows: Iterator[list[str]], width: int
+) -> Iterator[list[str]]:
     # csv readers count lines, not rows, which is what an editor shows.
     for row in rows:
         if not row:
