@@ -1,5 +1,6 @@
 """The `ssmast` command: a table of commands, each loaded only when it is used."""
 
+import difflib
 import importlib
 import sys
 
@@ -44,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"unknown command {name!r}{hint}; the commands are {', '.join(COMMANDS)}")
     try:
         module = importlib.import_module(COMMANDS[name][0])
     except Exception as error:

@@ -1,7 +1,9 @@
 """What every command does around its work: log lines, errors for people, exit status."""
 
+import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -26,8 +28,10 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
 
     Returns:
         0 if it worked; 2 for a wrong command line; 1 for wrong input; 130 / 143 after Ctrl-C /
-        SIGTERM. Errors of ours (anything else) keep their traceback.
+        SIGTERM; 141 where nobody reads what is printed. Errors of ours (anything else) keep their
+        traceback.
     """
+    _repair_streams()
     logging.basicConfig(
         level=logging.INFO if _is_main_process() else logging.ERROR,
         format="%(message)s",
@@ -37,16 +41,48 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     for noisy in ("torch.distributed.elastic", "faiss", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
+        os.getcwd()
+    except FileNotFoundError:  # oneMKL, for one, would end the process without a word of sense
+        return _say(name, "the folder that you are in was deleted; go to another one", status=1)
+    try:
         with _sigterm_raises():
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()
+            return status
     except UsageError as error:
         return _say(name, error, status=2)
+    except BrokenPipeError as error:
+        return 128 + signal.SIGPIPE if _nobody_reads() else _say(name, error, status=1)
     except (ValueError, OSError) as error:
         return _say(name, error, status=1)
     except KeyboardInterrupt:
         return _leave(_say(name, "stopped by SIGINT", status=130))
     except StoppedError as error:
         return _leave(_say(name, error, status=128 + error.signal_number))
+
+
+def _repair_streams() -> None:
+    """Give output somewhere to go: results of hours must not be lost over how they are printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by `>&-`; the next file would take its number
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks are spelled out
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has gone, as `| head` does: no error of ours."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:
+        return False  # a stand-in, as tests have
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still held fails no second time
+    return True
 
 
 @contextmanager

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
+from ssmast.audio.decode import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import UsageError, named_files, parse, setting
+from ssmast.settings import UsageError, named_files, not_negative, parse, setting
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class PredictConfig:
             raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.top < 0 or self.hop < 0 or not 0 <= self.threshold <= 1:
             raise UsageError("top and hop must be 0 or more, threshold must lie in [0, 1]")
+        not_negative(self, "batch_seconds")
 
 
 def main(argv: list[str]) -> int:
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> int:
         raise UsageError("encoder= is missing; give a fine-tuned encoder folder")
     if not files:
         raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
+    if config.out and not Path(config.out).absolute().parent.is_dir():
+        raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
     classifier = load_classifier(config.encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.network.to(device)
@@ -100,7 +104,7 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
         for start, stop, scores in zip(*found, strict=True)
     ]
     return {
-        "file": file,
+        "file": label_of(file, None),
         "seconds": round(len(waveform) / classifier.sample_rate, 3),
         "classes": top_classes(whole, classifier.outputs, config),
         "windows": windows,

@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     for key in ("src", "out"):
         if not getattr(config, key):
             raise UsageError(f"{key}= is missing; see `ssmast prepare --help`")
+    not_negative(config, "segment_seconds", "min_peak", "max_bad_share", "workers")
     if config.shard_mb < 1:
         raise UsageError(f"shard_mb must be at least 1, got {config.shard_mb}")
     run(config, dry_run=wants_dry_run(argv))

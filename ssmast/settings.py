@@ -7,7 +7,9 @@ yaml and omegaconf are imported where they are used, so that `ssmast doctor` sta
 
 import dataclasses
 import difflib
+import math
 import os
+import re
 import sys
 import types
 import typing
@@ -51,9 +53,9 @@ def flat_fields(schema: type, prefix: str = "") -> dict[str, dataclasses.Field[A
 
 def to_yaml(settings: Any) -> str:
     """The settings as YAML, every key written out."""
-    from omegaconf import OmegaConf
+    import yaml
 
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return yaml.safe_dump(to_dict(settings), allow_unicode=True, sort_keys=False)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -178,6 +180,21 @@ def parse(
     return settings
 
 
+def not_negative(settings: Any, *keys: str) -> None:
+    """Refuse numbers below 0.
+
+    Args:
+        settings: dataclass.
+        *keys: fields of it.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for key in keys:
+        if getattr(settings, key) < 0:
+            raise UsageError(f"{key} must not be negative, got {getattr(settings, key)}")
+
+
 def wants_dry_run(argv: list[str]) -> bool:
     """True if the command is to check and print everything but start nothing."""
     return "--dry-run" in argv
@@ -201,8 +218,10 @@ def _split_words(
         ):
             words[positional] = word
         elif word.startswith("-") or "=" not in word:
+            bare = word.lstrip("-")
+            hint = f"write {bare}" if "=" in bare.strip("=") else f"see `{command} --help`"
             raise UsageError(
-                f"`{command}` takes key=value words, got {word!r}; see `{command} --help`"
+                f"`{command}` takes key=value words without spaces, got {word!r}; {hint}"
             )
         else:
             key, _, text = word.partition("=")
@@ -257,12 +276,21 @@ def _merge(config: "DictConfig", flat: dict[str, Any], *, where: str) -> "DictCo
         if isinstance(value, list) and isinstance(OmegaConf.select(config, key), str):
             # A mixture written out in a recipe: kept as the text that a command line would hold.
             value = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(f"{key}={value} in {where} does not fit: it is no number")
+        if isinstance(value, str):
+            value = _taken_literally(value)
         try:
             OmegaConf.update(config, key, value)
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{key}={value} in {where} does not fit: {reason}") from error
     return config
+
+
+def _taken_literally(text: str) -> str:
+    """The text with every `${` escaped: omegaconf would put another key, or a variable, there."""
+    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
 
 
 def _type_name(kind: Any) -> str:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -175,6 +177,18 @@ def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds
         assert said in capsys.readouterr().err
     assert run_command(predict, ["-h"], name="predict") == 0
     assert "fine-tuned encoder folder" in capsys.readouterr().out
+
+
+def test_predict_loses_nothing_over_a_name_or_a_place(folder, sounds, tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"\xff.wav")
+    shutil.copy(sounds[0], odd)
+    for words in ([], ["format=json"], ["format=csv", f"out={tmp_path / 'x.csv'}"]):
+        assert run_command(predict, [str(odd), f"encoder={folder}", *words], name="predict") == 0
+        said = capsys.readouterr().out or (tmp_path / "x.csv").read_text()
+        assert "\\xff.wav" in said
+    words = [sounds[0], f"encoder={folder}", f"out={tmp_path / 'none' / 'x.csv'}"]
+    assert run_command(predict, words, name="predict") == 2
+    assert "lies in a folder that does not exist" in capsys.readouterr().err
 
 
 def test_a_short_clip_is_seen_without_silence_around_it(folder):

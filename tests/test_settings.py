@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ssmast.settings import UsageError, parse, setting, to_words
+from ssmast.settings import UsageError, parse, setting, to_words, to_yaml
 
 
 @dataclass
@@ -38,6 +38,18 @@ def test_a_path_is_taken_as_it_stands():
     assert _parse("label=speaker").label == "speaker"
 
 
+@pytest.mark.parametrize("text", ["a${b}c", "${oc.env:HOME}", "${", "a\\${steps}", "a\\b"])
+def test_a_path_is_taken_literally(text, capsys, tmp_path):
+    """omegaconf would put other keys and variables of the environment there."""
+    config = _parse(f"data={text}")
+    assert config is not None
+    assert config.data == text
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    again = _parse("recipe=again", recipes=tmp_path)
+    assert again is not None
+    assert again.data == text
+
+
 def test_one_word_without_a_key_where_a_command_allows_it():
     assert _parse("a folder", "steps=3", positional="data") == Config(data="a folder", steps=3)
     for words in (("one", "two"), ("data=one", "two"), ("--one",)):
@@ -61,8 +73,9 @@ def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):
         ("steps=many", "steps=many .* does not fit"),
         ("steps=1.5", "steps=1.5 .* does not fit"),
         ("optim.lr={", "cannot be read as a value"),
-        ("steps", "takes key=value words, got 'steps'"),
-        ("--steps=3", "takes key=value words"),
+        ("steps", "takes key=value words without spaces, got 'steps'; see `ssmast test --help`"),
+        ("--steps=3", "takes key=value words without spaces, got '--steps=3'; write steps=3"),
+        ("optim.lr=nan", "optim.lr=nan .* does not fit: it is no number"),
     ],
 )
 def test_mistakes_are_one_sentence(word, message):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ssmast.audio.stats import known_mean_std, measure_mean_std
     from ssmast.audio.stream import open_audio
     from ssmast.audio.synthetic import write_synthetic_corpus
-    from ssmast.audio.table import read_table
+    from ssmast.audio.table import read_header, read_table
     from ssmast.audio.task_file import read_task_file
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "open_audio",
     "open_corpus",
     "read_audio",
+    "read_header",
     "read_segments",
     "read_table",
     "read_task_file",
@@ -86,7 +87,7 @@ _HOMES = {
         "ssmast.audio.stats": ("known_mean_std", "measure_mean_std"),
         "ssmast.audio.stream": ("open_audio",),
         "ssmast.audio.synthetic": ("write_synthetic_corpus",),
-        "ssmast.audio.table": ("read_table",),
+        "ssmast.audio.table": ("read_header", "read_table"),
         "ssmast.audio.task_file": ("read_task_file",),
     }.items()
     for name in names

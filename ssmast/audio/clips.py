@@ -51,6 +51,7 @@ class Corpus:
         self._table = table
         self._reader = TarReader(list(shards))
         self._fingerprint = fingerprint
+        self._stamp = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -103,6 +104,22 @@ class Corpus:
                 digest.update(f"{self.name(i)}\t{self.entries[i].size}\n".encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """SHA-256 (hex) of fingerprint, place and, of every file, size and time of last change.
+
+        What is made of the audio is kept under it. The fingerprint alone would be the same for
+        the clean and the noisy version of a set, whose WAV files have equal names and sizes. What
+        lies at a URL is taken to stay as it is.
+        """
+        if not self._stamp:
+            lines = [self.fingerprint]
+            for file in self.files():
+                lines.append(str(file) if isinstance(file, str) else _state_of(file))
+            text = "\n".join(lines)
+            self._stamp = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return self._stamp
 
     @property
     def parts(self) -> "Sequence[Corpus]":
@@ -215,3 +232,12 @@ class Corpus:
         if not 0 <= i < len(self):
             raise IndexError(f"clip must lie in [0, {len(self)}), got {i}")
         return int(i)
+
+
+def _state_of(file: Path) -> str:
+    path = os.path.abspath(file)
+    try:
+        info = os.stat(path)
+    except OSError:
+        return f"{path} cannot be looked at"  # it is rejected, with the reason, where it is read
+    return f"{path} {info.st_size} {info.st_mtime_ns}"

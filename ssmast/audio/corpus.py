@@ -16,13 +16,12 @@ from ssmast.audio.prepared import MANIFEST, open_prepared
 from ssmast.audio.remote import check_url, exists, is_url, join_url, list_files, read_whole
 from ssmast.audio.span import split_span
 from ssmast.audio.table import column_of, read_table
-from ssmast.audio.tar import index_tar, is_hidden, safe_member_name
+from ssmast.audio.tar import index_tar, is_hidden, names_of_tars, names_several, safe_member_name
 from ssmast.audio.task_file import audio_root
 from ssmast.audio.walk import walk
 
 __all__ = ["Corpus", "open_corpus", "read_table"]
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
 
 
@@ -57,8 +56,8 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
         check_url(text)
         return _open_url(text, column)
     path = Path(path)
-    if _RANGE.search(path.name) and not path.exists():
-        tars = [path.parent / name for name in _expand(path.name)]
+    if names_several(path.name) and not path.exists():
+        tars = [path.parent / name for name in names_of_tars(path.name)]
         return _of_tars(path.parent, tars, text)
     if path.is_dir():
         if (path / MANIFEST).is_file():
@@ -71,6 +70,19 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     return _open_file(path, column)
 
 
+def corpus_of_files(files: Sequence[str]) -> Corpus:
+    """A corpus of sound files named one by one, in their order.
+
+    Args:
+        files: paths or URLs.
+
+    Raises:
+        FileNotFoundError: if one does not exist.
+    """
+    names = [file if is_url(file) else os.path.abspath(file) for file in files]
+    return _of_files(Path("the command line"), names, None, Path())
+
+
 def _open_file(path: Path | str, column: str) -> Corpus:
     """One file, by the end of its name."""
     kind = os.path.splitext(str(path))[1].lower()
@@ -78,7 +90,7 @@ def _open_file(path: Path | str, column: str) -> Corpus:
         return _open_table(path, column)
     if kind in (".txt", ".lst"):
         return _open_list(path)
-    if kind == ".parquet":
+    if os.path.basename(str(path)) == MANIFEST:
         return open_prepared(_folder_of(path))
     if re.search(r"\.(tar(\..*)?|tgz)$", str(path).lower()):
         return _of_tars(_folder_of(path), [path], f"{path}")
@@ -86,8 +98,8 @@ def _open_file(path: Path | str, column: str) -> Corpus:
 
 
 def _open_url(url: str, column: str) -> Corpus:
-    if _RANGE.search(url):
-        return _of_tars(_folder_of(url), list(_expand(url)), url)
+    if names_several(url):
+        return _of_tars(_folder_of(url), list(names_of_tars(url)), url)
     last = url.rstrip("/").rpartition("/")[2]
     if re.search(r"\.(csv|tsv|txt|lst|parquet|tar(\..*)?|tgz)$", last.lower()):
         return _open_file(url, column)
@@ -107,19 +119,6 @@ def _folder_of(path: Path | str) -> Path | str:
 def _beside(path: Path | str, name: str) -> Path | str:
     """A file in the same folder."""
     return join_url(path.rpartition("/")[0], name) if isinstance(path, str) else path.parent / name
-
-
-def _expand(text: str) -> Iterator[str]:
-    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards."""
-    found = _RANGE.search(text)
-    if found is None:
-        yield text
-        return
-    first, last = found.groups()
-    if int(last) - int(first) > 1_000_000:
-        raise ValueError(f"{text} names more than a million tars")
-    for number in range(int(first), int(last) + 1):
-        yield from _expand(f"{text[: found.start()]}{number:0{len(first)}}{text[found.end() :]}")
 
 
 def _open_folder(root: Path) -> Corpus:
@@ -227,7 +226,8 @@ def _of_files(
             missing.append(name)
         else:
             sizes[i] = size
-    _complain_of_missing(path, missing, len(names), str(root))
+    where = "there" if root == Path() else f"in {root}"
+    _complain_of_missing(path, missing, len(names), where)
     encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
     return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
 
@@ -256,7 +256,7 @@ def _of_members(path: Path | str, names: list[str], shards: list[str], table: pa
     for i, name in enumerate(names):
         row[i] = where[tar[i]].get(safe_member_name(_safe_path(path, name)) or "", -1)
     missing = [name for name, found in zip(names, row, strict=True) if found < 0]
-    _complain_of_missing(path, missing, len(names), ", ".join(used[:3]))
+    _complain_of_missing(path, missing, len(names), f"in {', '.join(used[:3])}")
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     entries = ArrayEntries(
@@ -290,7 +290,8 @@ def _safe_path(path: Path | str, name: str) -> str:
 
 def _complain_of_missing(path: Path | str, missing: list[str], total: int, where: str) -> None:
     if missing:
+        hint = "; between folders stands / and not \\" if "\\" in missing[0] else ""
         raise FileNotFoundError(
-            f"{len(missing)} of the {total} clips that {path} names are not in {where}; the first "
-            f"is {missing[0]!r}"
+            f"{len(missing)} of the {total} clips that {path} names are not {where}; the first "
+            f"is {missing[0]!r}{hint}"
         )

@@ -235,4 +235,6 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
     if _is_text(head):
         return "is a text file, not audio"
     reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    if reason.startswith("File does not exist"):  # what libsndfile says of an mp3 without a frame
+        reason = "no frame of it can be decoded"
     return f"is damaged, truncated or no audio that soundfile can decode ({reason})"

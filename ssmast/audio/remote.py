@@ -23,6 +23,8 @@ _PROTOCOLS = frozenset(
 
 _WAITS = (0.2, 1.0, 4.0)  # seconds before the second, third and last attempt
 
+_SILENCE = 60.0  # seconds without a byte after which an attempt on a web server has failed
+
 _READ_AHEAD = 1 << 18
 
 Found = TypeVar("Found")
@@ -177,7 +179,7 @@ def _retried(url: str, call: Callable[[Any, str], Found]) -> Found:
     for wait in (*_WAITS, None):
         try:
             # Asked for anew each time: fsspec keeps one a process, so a fork gets its own.
-            return call(*fsspec.core.url_to_fs(url))
+            return call(*fsspec.core.url_to_fs(url, **_options(url)))
         except FileNotFoundError as error:
             if _is_gone(error):
                 raise FileNotFoundError(f"{url} does not exist") from error
@@ -193,6 +195,19 @@ def _retried(url: str, call: Callable[[Any, str], Found]) -> Found:
         f"{url} could not be read in {len(_WAITS) + 1} attempts ({reason}); check the network and "
         f"start again"
     )
+
+
+def _options(url: str) -> dict[str, Any]:
+    """What keeps a server that says nothing from holding us up, and a slow one from being left.
+
+    aiohttp's own limit is five minutes for the whole of an answer, however much has come.
+    """
+    if not url.lower().startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+    return {"client_kwargs": {"timeout": limits}}
 
 
 def _is_gone(error: FileNotFoundError) -> bool:

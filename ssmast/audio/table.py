@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TextIO
@@ -11,14 +12,14 @@ import pyarrow as pa
 
 from ssmast.audio.remote import is_url, read_whole
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 
 
 def read_table(path: str | PathLike[str]) -> pa.Table:
     """Read a CSV file, here or at a URL, as a table in which every column is text.
 
     A byte order mark is dropped and empty lines are skipped; the delimiter is the one of comma,
-    semicolon and tab that the header holds most of.
+    semicolon, tab and bar that the header holds most of.
 
     Args:
         path: of the CSV file, UTF-8, with a header.
@@ -27,27 +28,27 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
         FileNotFoundError: if there is no such file.
         ValueError: if it is empty, not UTF-8, or a row has more or fewer fields than the header.
     """
-    remote = isinstance(path, str) and is_url(path)
-    path = path if isinstance(path, str) and remote else Path(path)
-    if isinstance(path, Path) and not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
-    try:
-        with _opened(path) as file:
-            header = file.readline()
-            delimiter = max(_DELIMITERS, key=header.count)
-            file.seek(0)
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            columns = [name.strip() for name in next(rows, [])]
-            _check_header(path, columns)
-            # Turned, and so no longer held as rows: a million of those would weigh a gigabyte.
-            fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{path} is no valid CSV file: {error}") from error
+    with _rows_of(path) as (columns, rows):
+        _check_header(path, columns)
+        # Turned, and so no longer held as rows: a million of those would weigh a gigabyte.
+        fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
     fields = fields or [() for _ in columns]
     arrays = [pa.array(values, type=pa.large_string()) for values in fields]
     return pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def read_header(path: str | PathLike[str]) -> list[str]:
+    """Names of the columns of a CSV file, as `read_table` finds them; none of an empty file.
+
+    Args:
+        path: of the CSV file, UTF-8.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8.
+    """
+    with _rows_of(path) as (columns, _):
+        return columns
 
 
 def read_columns(path: Path | str) -> pa.Table:
@@ -82,8 +83,32 @@ def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[s
         ValueError: if there is no such column; the message lists those there are.
     """
     if column not in table.column_names:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.column_names)}")
+        known = ", ".join(table.column_names)
+        hint = "; rename one, or give a folder of audio without this file"
+        raise ValueError(
+            f"{path} has no column {column!r}; it has {known}{hint if column == 'path' else ''}"
+        )
     return table[column].to_pylist()
+
+
+@contextmanager
+def _rows_of(path: str | PathLike[str]) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Columns and rows of an open CSV file; what is wrong with it comes out as one sentence."""
+    remote = isinstance(path, str) and is_url(path)
+    path = path if isinstance(path, str) and remote else Path(path)
+    if isinstance(path, Path) and not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
+    try:
+        with _opened(path) as file:
+            header = file.readline()
+            delimiter = max(_DELIMITERS, key=header.count)
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            yield [name.strip() for name in next(rows, [])], rows
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no valid CSV file: {error}") from error
 
 
 def _opened(path: Path | str) -> TextIO:
@@ -91,7 +116,7 @@ def _opened(path: Path | str) -> TextIO:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
-def _check_header(path: Path | str, columns: list[str]) -> None:
+def _check_header(path: str | PathLike[str], columns: list[str]) -> None:
     if not any(columns):
         raise ValueError(f"{path} is empty; a header with the column names was wanted")
     twice = sorted({name for name in columns if columns.count(name) > 1})
@@ -99,7 +124,9 @@ def _check_header(path: Path | str, columns: list[str]) -> None:
         raise ValueError(f"{path} names a column twice in its header: {', '.join(twice)}")
 
 
-def _full_rows(path: Path | str, rows: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+def _full_rows(
+    path: str | PathLike[str], rows: Iterator[list[str]], width: int
+) -> Iterator[list[str]]:
     # csv readers count lines, not rows, which is what an editor shows.
     for row in rows:
         if not row:

@@ -6,7 +6,9 @@ a sound file are taken; links, devices and names that lead out of the archive ar
 
 import logging
 import os
+import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -25,8 +27,33 @@ _COMPRESSED = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
 )
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BLOCK = 512
 _MAX_OPEN = 64
+
+
+def names_several(text: str) -> bool:
+    """Whether a path or URL has a range of numbers in it, `{000..127}`."""
+    return bool(_RANGE.search(text))
+
+
+def names_of_tars(text: str) -> Iterator[str]:
+    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards.
+
+    Raises:
+        ValueError: if they are more than a million.
+    """
+    found = _RANGE.search(text)
+    if found is None:
+        yield text
+        return
+    first, last = found.groups()
+    if int(last) - int(first) > 1_000_000:
+        raise ValueError(f"{text} names more than a million tars")
+    for number in range(int(first), int(last) + 1):
+        yield from names_of_tars(
+            f"{text[: found.start()]}{number:0{len(first)}}{text[found.end() :]}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

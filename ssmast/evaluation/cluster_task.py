@@ -34,7 +34,7 @@ from ssmast.evaluation.results import beside, result_file, write_text
 from ssmast.evaluation.task import Task
 from ssmast.evaluation.task_embeddings import TaskEmbeddings, rejected_clips
 from ssmast.evaluation.tasks import load_task
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class ClusterConfig:
         for key, least in (("seeds", 1), ("points", 4)):
             if getattr(self, key) < least:
                 raise UsageError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        not_negative(self, "workers", "batch_seconds")
 
 
 def main(argv: list[str]) -> int:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Part of the cache's key: raise it when the same encoder would give other vectors.
 VERSION = 1
 
+NOT_FINITE = "its embedding is not finite"
+"""Why a clip that can be read has no vector."""
+
 # Clips are gathered until they hold this many samples, then batched by length: enough to find
 # neighbours of like length, and a bound on memory (32 MB, and one clip more).
 _WINDOW_SAMPLES, _WINDOW_CLIPS = 8_000_000, 512
@@ -84,6 +87,9 @@ def embed_corpus(
 
     With several processes (under `accelerate launch`) each embeds a share and all get the whole.
 
+    Clips that could not be read are tried again each time: a decoder may have been installed, a
+    disk come back.
+
     Args:
         embedder: to embed with.
         corpus: the clips.
@@ -103,8 +109,9 @@ def embed_corpus(
     file = None if cache is None else cache / f"{key}.safetensors"
     found = load(file) if file is not None else None
     state = processes or process_state()
-    if not all_say(found is not None, state) or found is None:
-        parts = None if cache is None else Parts(cache / f"{key}.parts", state)
+    whole = found is not None and len(found.rows) == len(corpus)
+    if not all_say(whole, state) or found is None:
+        parts = None if cache is None else Parts(cache / f"{key}.parts", state, kept=found)
         found = _embed(embedder, corpus, title, workers, batch_seconds, state, crop, parts)
         if file is not None and parts is not None and state.is_main:
             store(file, found)
@@ -124,7 +131,7 @@ def cache_key(
     parts = {
         "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
-        "corpus": corpus.fingerprint,
+        "corpus": corpus.stamp,
         "crop": "whole clips" if crop is None else list(crop),
         "version": VERSION,
     }
@@ -185,7 +192,7 @@ def embed_window(
                     clip.close()
         finite = values.isfinite().all(dim=1)
         bad = rows[(~finite).numpy()]
-        rejected += [(corpus.name(int(row)), "its embedding is not finite") for row in bad]
+        rejected += [(corpus.name(int(row)), NOT_FINITE) for row in bad]
         found.append(Embeddings(values=values[finite], rows=rows[finite.numpy()], rejected=[]))
     return joined(found, dim=embedder.dim)
 

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,14 @@ from ssmast.evaluation.embed import cache_key, embed_window, read_windows
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
 from ssmast.evaluation.progress import Progress
-from ssmast.settings import UsageError, named_files, parse, setting, wants_dry_run
+from ssmast.settings import (
+    UsageError,
+    named_files,
+    not_negative,
+    parse,
+    setting,
+    wants_dry_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ class EmbedConfig:
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
         if self.part < 1:
             raise UsageError(f"part must be at least 1, got {self.part}")
+        not_negative(self, "workers", "batch_seconds", "max_bad_share")
 
 
 def main(argv: list[str]) -> int:
@@ -84,15 +91,12 @@ def main(argv: list[str]) -> int:
 
 def open_files(data: str) -> Corpus:
     """A corpus of what is named; one sound file, or several joined by new lines, is one as well."""
+    from ssmast.audio.corpus import corpus_of_files
     from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 
-    paths = [Path(line) for line in data.split("\n")]
-    if len(paths) == 1 and paths[0].suffix.lower() not in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}:
-        return open_corpus(data)
-    with tempfile.TemporaryDirectory() as folder:  # a list is the form that a corpus knows
-        listed = Path(folder) / "files.lst"
-        listed.write_text("".join(f"{path.absolute()}\n" for path in paths), encoding="utf-8")
-        return open_corpus(listed)
+    files = data.split("\n")
+    is_sound = Path(files[0]).suffix.lower() in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}
+    return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 
 
 def join_files(argv: list[str]) -> list[str]:
@@ -116,11 +120,10 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     kept = out.with_name(f"{out.name}.parts") / cache_key(encoder, corpus)[:16]
     starts = range(0, len(corpus), config.part)
     files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
-    quarantine = Quarantine(
-        out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None,
-        corpus_size=len(corpus),
-        max_share=config.max_bad_share,
-    )
+    bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
+    if bad is not None:
+        bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_share)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:

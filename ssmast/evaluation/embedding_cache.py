@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Parts:
     Args:
         folder: of the parts; made when there is one.
         state: processes; they must agree on what is done, so the first one reads for all.
+        kept: what is there besides the parts.
 
     Attributes:
         EVERY: seconds between files; an interruption costs at most so much work.
@@ -60,8 +61,8 @@ class Parts:
 
     EVERY = 20.0
 
-    def __init__(self, folder: Path, state: Processes) -> None:
-        self._folder, self._state = folder, state
+    def __init__(self, folder: Path, state: Processes, kept: Embeddings | None = None) -> None:
+        self._folder, self._state, self._kept = folder, state, kept
         self._pending: list[Embeddings] = []
         self._seen: list[int] = []
         self._last = time.monotonic()
@@ -70,6 +71,9 @@ class Parts:
         """Embeddings done before (on the first process alone), and the rows that are left."""
         done: list[Embeddings] = []
         seen: list[int] = []
+        if self._kept is not None and self._state.is_main:
+            done.append(replace(self._kept, rejected=[]))  # those are tried again
+            seen += self._kept.rows.tolist()
         for file in sorted(self._folder.glob("*.safetensors")) if self._state.is_main else []:
             part = load(file)
             if part is not None:

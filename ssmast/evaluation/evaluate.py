@@ -34,7 +34,14 @@ from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_he
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import beside, write_text
-from ssmast.settings import UsageError, parse, setting, to_words, wants_dry_run
+from ssmast.settings import (
+    UsageError,
+    not_negative,
+    parse,
+    setting,
+    to_words,
+    wants_dry_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,10 @@ class EvaluateConfig:
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
     batch_seconds: float = setting(0.0, "audio scored at once; 0: 20, on a GPU 600")
+
+    def __post_init__(self) -> None:
+        """Refuse what no call can mean."""
+        not_negative(self, "workers", "batch_seconds")
 
 
 class PartScores(NamedTuple):

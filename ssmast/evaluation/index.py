@@ -32,7 +32,7 @@ from ssmast.evaluation.embed_files import (
     read_embeddings,
 )
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class IndexConfig:
             raise UsageError(f"kind must be auto, flat or ivfpq, got {self.kind!r}")
         if self.probes < 1:
             raise UsageError(f"probes must be at least 1, got {self.probes}")
+        not_negative(self, "workers", "batch_seconds")
 
 
 def main(argv: list[str]) -> int:
@@ -81,6 +82,7 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"{key}= is missing; see `ssmast index --help`")
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
+    check_folder(config.out)  # now, and not when all is embedded
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
         return 0
@@ -92,8 +94,28 @@ def main(argv: list[str]) -> int:
         values, names, kind=config.kind, probes=config.probes, about=_about(config.encoder, encoder)
     )
     index.save(config.out)
+    shutil.rmtree(f"{_embeddings_of(config)}.parts", ignore_errors=True)
     logger.info("%d vectors (%s) in %s", len(names), index.kind, config.out)
     return 0
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a place where an index cannot be written.
+
+    Raises:
+        FileExistsError: if it holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; an index is a folder, so give another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.json").is_file():
+        raise FileExistsError(f"{folder} holds files but no index; choose another folder")
+
+
+def _embeddings_of(config: IndexConfig) -> Path:
+    """Under what name embeddings are kept until the index is there."""
+    out = Path(config.out)
+    return out.with_name(f".{out.name}.npz")
 
 
 def _about(path: str, encoder: Encoder) -> dict[str, Any]:
@@ -111,20 +133,18 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
             )
         return names, values
     corpus = open_files(config.data)
-    out = Path(config.out)
     settings = EmbedConfig(
         data=config.data,
-        out=str(out.with_name(f".{out.name}.npz")),
+        out=str(_embeddings_of(config)),
         workers=config.workers,
         batch_seconds=config.batch_seconds or scoring_seconds(),
     )
     found = embed_in_parts(encoder, corpus, settings)
     if found is None:
         return None
-    shutil.rmtree(out.with_name(f".{out.name}.npz.parts"), ignore_errors=True)
-    left_out = out.with_name(f".{out.name}.npz.quarantine.csv")
+    left_out = Path(f"{_embeddings_of(config)}.quarantine.csv")
     if left_out.is_file():
-        left_out.replace(out.with_name(f"{out.name}.quarantine.csv"))
+        left_out.replace(f"{Path(config.out)}.quarantine.csv")
     return [corpus.name(int(row)) for row in found.rows], found.values.numpy()
 
 
@@ -218,8 +238,7 @@ class Index:
         from safetensors.numpy import save_file
 
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "index.json").is_file():
-            raise FileExistsError(f"{folder} holds files but no index; choose another folder")
+        check_folder(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:

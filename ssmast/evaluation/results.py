@@ -47,7 +47,7 @@ def beside(encoder: str | Path, name: str) -> Path:
 
 def result_file(out: Path, task: Task, protocol: str) -> Path:
     """Where the result of a task belongs."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(task.spec)).strip("-")
+    name = re.sub(r"[^\w.-]+", "-", str(task.spec)).strip("-")  # letters of any script stay
     return out / f"{name}.{protocol}.json"
 
 

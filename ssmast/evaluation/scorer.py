@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast.audio import Corpus, open_corpus
+from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.encoder import Encoder
 from ssmast.evaluation.chance import chance
 from ssmast.evaluation.columns import Column
 from ssmast.evaluation.crop import Crop
-from ssmast.evaluation.embed import Embedder, Embeddings, embed_corpus
+from ssmast.evaluation.embed import NOT_FINITE, Embedder, Embeddings, embed_corpus
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.probe import ProbeResult, metric_of, run_probe
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
@@ -118,7 +118,7 @@ class Scorer:
             },
             "task": [
                 *(str(task.spec), task.ids_sha256, task.labels_sha256, task.separator),
-                self._corpus(task).fingerprint,
+                self._corpus(task).stamp,
             ],
             "probe": [
                 *(self.protocol, metric_of(task, self.metric).name, self.num_seeds, self.seed),
@@ -128,6 +128,19 @@ class Scorer:
             "version": [VERSION, version("ssmast")],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def can_be_read_now(self, task: Task, rejected: list[list[str]]) -> bool:
+        """Whether one of the clips that an earlier result had to leave out can be read by now."""
+        corpus, row_of = self._corpus(task), dict(zip(task.clips, task.rows.tolist(), strict=True))
+        for clip, reason in rejected:
+            if clip not in row_of or reason == NOT_FINITE:
+                continue
+            try:
+                read_audio(corpus.source(row_of[clip]), name=clip)
+            except (AudioError, OSError):
+                continue
+            return True
+        return False
 
     # -- frozen encoders -------------------------------------------------------------------------
 

@@ -55,7 +55,8 @@ def named_parts(
     for index, value in enumerate(values):
         if value.lower() not in _PARTS:
             raise ValueError(
-                f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}"
+                f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}; "
+                f"known are {', '.join(_PARTS)}"
             )
         parts[_PARTS[value.lower()]].append(index)
     train = np.array(parts["train"], dtype=np.int64)
@@ -121,6 +122,9 @@ def _cyclic(values: list[str], *, what: str) -> list[Split]:
         raise ValueError(
             f"folds need at least 3 different values (test, valid, train), got {names}"
         )
+    numbers = [float(name) for name in names if re.fullmatch(r"\d+(\.\d*)?", name)]
+    if what == "fold" and len(set(numbers)) < len(numbers):
+        raise ValueError(f"some folds have one number written in two ways: {', '.join(names)}")
     column = np.array(values)
     splits = []
     for position, name in enumerate(names):

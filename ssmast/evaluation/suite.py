@@ -25,7 +25,7 @@ from ssmast.evaluation.table import results_table
 from ssmast.evaluation.task import Task
 from ssmast.evaluation.task_spec import split_names
 from ssmast.evaluation.tasks import find_tasks, load_task
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,7 @@ class ProbeConfig:
             get_metric(self.metric or "accuracy")
         except ValueError as error:
             raise UsageError(str(error)) from error
-        for key in ("seeds", "lr", "crop_seconds"):
-            if getattr(self, key) < 0:
-                raise UsageError(f"{key} must not be negative, got {getattr(self, key)}")
+        not_negative(self, "seeds", "lr", "crop_seconds", "workers", "batch_seconds")
         if self.epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {self.epochs}")
         if self.lr and self.protocol not in ("evar_strict", "xares", "lape_finetune"):
@@ -137,6 +135,8 @@ def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
         inputs = scorer.inputs_sha256(task, encoder=config.encoder)
         file = result_file(out, task, config.protocol + ("-shuffled" if config.shuffled else ""))
         result = read_done(file, inputs)
+        if result is not None and scorer.can_be_read_now(task, result["rejected"]):
+            result = None
         done = "" if result is None else ", done before"
         logger.info("task %d of %d: %s%s", number, len(tasks), task.spec, done)
         if result is None:
@@ -162,4 +162,4 @@ def _load_tasks(config: ProbeConfig) -> list[Task]:
     names = find_tasks(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")
-    return [load_task(config.data, name) for name in names]
+    return [load_task(config.data, name) for name in dict.fromkeys(names)]

@@ -142,9 +142,10 @@ def random_validation(task: Task, *, share: float) -> Task:
     Source: EVAR, which takes a random tenth where a set has folds; here the clips' names decide.
     """
     splits = []
+    first = [names[0] if names else "" for names in task.label_sets]
     for split in task.splits:
         rest = np.sort(np.concatenate([split.train, split.valid]))
-        strata = [task.label_sets[index][0] for index in rest]
+        strata = [first[index] for index in rest]
         held = hold_out([task.clips[index] for index in rest], strata, share=share)
         splits.append(replace(split, train=rest[~held], valid=rest[held]))
     return checked(replace(task, splits=splits))

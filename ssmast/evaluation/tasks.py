@@ -10,7 +10,8 @@ A task names a set and, where wanted, other columns:
 What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it.
 """
 
-import csv
+import logging
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmast.audio import read_table, read_task_file
+from ssmast.audio import read_header, read_table, read_task_file
 from ssmast.evaluation.labels import rarest_labels
 from ssmast.evaluation.splits import HELD_OUT, Split, group_folds, leave_one_out, named_parts
 from ssmast.evaluation.task import Task, checked, class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
+
+_log = logging.getLogger(__name__)
 
 
 def find_tasks(data: str | Path) -> list[str]:
@@ -34,6 +37,7 @@ def find_tasks(data: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: if `data` is no folder or holds no labelled set.
+        ValueError: if a metadata.csv is not UTF-8.
     """
     data = Path(data)
     if not data.is_dir():
@@ -143,17 +147,23 @@ def read_labelled(
         else:
             kept.append(index)
     clips = [table["path"][index] for index in kept]
-    repeated = next((clip for clip, count in Counter(clips).items() if count > 1), None)
+    # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
+    counts = Counter(posixpath.normpath(clip) for clip in clips)
+    repeated = next((clip for clip, count in counts.items() if count > 1), None)
     if repeated is not None:
         raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
     labels = [[table[name][index] for index in kept] for name in columns]
+    _warn_of_odd_labels(labels, separator, folder)
     values = [table[column][index] for index in kept]
-    if kind == "split":
-        groups = [table[spec.group][index] for index in kept] if spec.group else None
-        strata = rarest_labels(labels[0], separator) if separator else labels[0]
-        splits = [named_parts(clips, strata, values, groups=groups, share=share)]
-    else:
-        splits = (group_folds if kind == "folds" else leave_one_out)(values)
+    try:
+        if kind == "split":
+            groups = [table[spec.group][index] for index in kept] if spec.group else None
+            strata = rarest_labels(labels[0], separator) if separator else labels[0]
+            splits = [named_parts(clips, strata, values, groups=groups, share=share)]
+        else:
+            splits = (group_folds if kind == "folds" else leave_one_out)(values)
+    except ValueError as error:  # among twenty sets, which one?
+        raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
     return LabelledTable(
         spec=asked,
         folder=folder,
@@ -170,10 +180,24 @@ def read_labelled(
 
 def _has_labels(folder: Path) -> bool:
     table = folder / "metadata.csv"
-    if not table.is_file():
-        return False
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        return "label" in next(csv.reader(file), [])
+    return table.is_file() and "label" in read_header(table)
+
+
+def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
+    """Say what is read as it stands, but was hardly meant."""
+    where = folder / "metadata.csv"
+    missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
+    if missing:
+        _log.warning(
+            "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
+            "known",
+            *(where, missing),
+        )
+    if separator and not any(separator in cell for cell in labels[0]):
+        _log.warning(
+            "%s: no clip has more than one label by the separator %r; give another by separator=",
+            *(where, separator),
+        )
 
 
 def _find_folder(data: Path, name: str) -> Path:

@@ -402,6 +402,28 @@ def test_the_fingerprint_tells_names_and_sizes_not_places(tmp_path):
     assert len(prints[0]) == 64
 
 
+def test_the_stamp_tells_samples_that_change_under_the_same_name_and_size(tmp_path):
+    for name in ("clean", "noisy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.wav").write_bytes(wav_bytes(1 if name == "clean" else 2, 40))
+    write_tar(tmp_path / "noisy.tar", [("1.wav", wav_bytes(2, 40))])
+    stamps = [open_corpus(tmp_path / name).stamp for name in ("clean", "noisy", "noisy.tar")]
+    assert (
+        open_corpus(tmp_path / "clean").fingerprint == open_corpus(tmp_path / "noisy").fingerprint
+    )
+    assert open_corpus(tmp_path / "clean").stamp == stamps[0]
+    assert open_corpus(tmp_path / "clean").take(np.array([0])).stamp == stamps[0]
+    file = tmp_path / "clean" / "1.wav"
+    written = file.stat()
+    file.write_bytes(wav_bytes(2, 40))
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns + 1000))
+    stamps.append(open_corpus(tmp_path / "clean").stamp)
+    assert len(set(stamps)) == 4
+    corpus = open_corpus(tmp_path / "clean")
+    file.unlink()  # gone since it was opened: rejected where it is read
+    assert corpus.stamp not in stamps
+
+
 def test_moved_clips_keep_name_table_and_fingerprint(tmp_path):
     labelled_folder(tmp_path, "path,label\n2.wav,a\n0.wav,b\n")
     corpus = open_corpus(tmp_path)

@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 import subprocess
 import sys
 
@@ -293,6 +294,37 @@ def test_a_name_that_is_not_utf8_is_read_and_spelled_out(tmp_path):
         read_audio(os.fsdecode(path))
     assert r"\xff\xfe.wav" in str(caught.value)
     str(caught.value).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"), ("W64", "PCM_16"),
+     ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("AU", "PCM_16"), ("CAF", "PCM_16")],
+)  # fmt: skip
+def test_a_cut_file_is_refused_whatever_its_container(tmp_path, kind, subtype):
+    file = tmp_path / "x.wav"
+    soundfile.write(file, np.full(16000, 0.1), 16000, format=kind, subtype=subtype)
+    assert len(read_audio(file)) == 16000
+    whole = file.read_bytes()
+    for source in (whole[:-9000], whole[: len(whole) // 2]):
+        with pytest.raises(AudioError, match="truncated"):
+            read_audio(source, name="x")
+        with pytest.raises(AudioError, match="truncated"):
+            read_segments(source, sample_rate=16000, num_samples=100, positions=[0.1], name="x")
+
+
+def test_a_long_header_hides_no_cut_and_a_stream_is_taken_as_it_is():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(16000, 0.1), 16000, format="WAV")
+    plain = buffer.getvalue()
+    # What digital audio workstations and taggers write: scenes, markers, a picture of the cover.
+    tagged = plain[:12] + b"JUNK" + struct.pack("<I", 5001) + bytes(5002) + plain[12:]
+    assert len(read_audio(tagged)) == 16000
+    with pytest.raises(AudioError, match="promises 32000 bytes of samples, 12000 are there"):
+        read_audio(tagged[:-20000])
+    for unknown in (0xFFFFFFFF, 0x7FFFFFFF):
+        streamed = plain[:40] + struct.pack("<I", unknown) + plain[44:-20000]
+        assert len(read_audio(streamed)) == 6000
 
 
 def test_a_flac_of_unknown_length_is_read_to_its_end():

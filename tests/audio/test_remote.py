@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import time
 
 import fsspec
 import numpy as np
@@ -148,6 +149,19 @@ def test_a_server_that_is_gone_ends_in_one_sentence(folder):
             open_corpus(f"{url}/nothing.tar")
     with pytest.raises(RemoteError, match="4 attempts"):
         corpus.source(1)
+
+
+def test_a_server_that_says_nothing_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr("ssmast.audio.remote._SILENCE", 0.2)
+    with served(folder) as (url, state):
+        corpus = open_corpus(f"{url}/tars")
+        state["silent"].clear()
+        started = time.monotonic()
+        with pytest.raises(RemoteError, match=r"could not be read in 4 attempts \(.*imeout"):
+            corpus.source(0)
+        assert time.monotonic() - started < 10
+        state["silent"].set()
+        assert len(corpus.source(0)) > 0
 
 
 def test_a_server_without_byte_ranges_is_refused(folder):

@@ -14,6 +14,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         state = self.server.state
         wanted = self.headers.get("Range")
         state["asked"].append((self.command, self.path, wanted))
+        state["silent"].wait()
         if state["faults"] > 0:
             state["faults"] -= 1
             self.send_error(503)
@@ -46,17 +47,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder):
-    """(URL, state) of a server; state: `asked` requests, `faults` to come, `ranges` or not."""
+    """(URL, state) of a server; state: `asked` requests, `faults` to come, `ranges`, `silent`."""
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *args: _Handler(*args, directory=str(folder))
     )
     server.daemon_threads = True
-    server.state = {"asked": [], "faults": 0, "ranges": True}
+    server.state = {"asked": [], "faults": 0, "ranges": True, "silent": threading.Event()}
+    server.state["silent"].set()  # cleared, the server says nothing until it is set again
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", server.state
     finally:
+        server.state["silent"].set()
         server.shutdown()
         server.server_close()
         thread.join()

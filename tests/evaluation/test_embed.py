@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from ssmast.audio import open_corpus, read_audio
+from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.evaluation import embed
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.crop import Crop, cut
@@ -77,6 +77,34 @@ def test_the_key_follows_weights_settings_and_audio(sets, tiny_encoder, encoder_
         cache_key(LogMelStatistics(num_mels=64), corpus),
     ]
     assert len({key, *keys}) == 6
+
+
+def test_a_clip_that_can_be_read_again_is_embedded_and_no_other(tmp_path, monkeypatch):
+    folder = write_set(tmp_path / "set")
+    real = embed.open_audio
+
+    def broken(source, **options):
+        if "005" in options["name"]:
+            raise AudioError("005.wav: the disk is away")
+        return real(source, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "open_audio", broken)
+        first = embed_corpus(LogMelStatistics(), open_corpus(folder), cache=tmp_path / "cache")
+    assert first.rejected == [("005.wav", "005.wav: the disk is away")]
+    read = []
+    monkeypatch.setattr(
+        embed, "open_audio", lambda source, **o: read.append(o["name"]) or real(source, **o)
+    )
+    second = embed_corpus(LogMelStatistics(), open_corpus(folder), cache=tmp_path / "cache")
+    assert read == ["005.wav"]
+    assert second.rejected == []
+    assert second.rows.tolist() == list(range(48))
+    whole = embed_corpus(LogMelStatistics(), open_corpus(folder))
+    assert torch.allclose(second.values, whole.values, atol=1e-5)
+    read.clear()
+    embed_corpus(LogMelStatistics(), open_corpus(folder), cache=tmp_path / "cache")
+    assert read == []
 
 
 def test_unreadable_clips_are_left_out_with_a_reason(tmp_path):

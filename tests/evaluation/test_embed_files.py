@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -77,3 +80,32 @@ def test_files_may_be_named_one_by_one(encoder_folder, tmp_path):
     out = tmp_path / "e.npz"
     main([str(data / "000.wav"), str(data / "002.wav"), f"encoder={encoder_folder}", f"out={out}"])
     assert [name.rpartition("/")[2] for name in read_embeddings(out)[0]] == ["000.wav", "002.wav"]
+
+
+def test_a_file_that_was_mended_is_no_longer_called_bad(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=6, bad=2)
+    out, listed = tmp_path / "e.npz", tmp_path / "e.npz.quarantine.csv"
+    words = [str(data), f"encoder={encoder_folder}", f"out={out}"]
+    assert main(words) == 0
+    assert len(listed.read_text().splitlines()) == 3
+    shutil.copy(data / "000.wav", data / "005.wav")
+    assert main(words) == 0
+    assert [line.split(",")[0] for line in listed.read_text().splitlines()] == ["name", "004.wav"]
+    shutil.copy(data / "001.wav", data / "004.wav")
+    assert main(words) == 0
+    assert not listed.exists()
+    assert len(read_embeddings(out)[0]) == 6
+
+
+def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=3)
+    odd = data / os.fsdecode(b"\xff \x85.wav")
+    spaced = data / " a .wav"
+    (data / "000.wav").rename(odd)
+    (data / "001.wav").rename(spaced)
+    out = tmp_path / "e.npz"
+    main([str(odd), str(spaced), f"encoder={encoder_folder}", f"out={out}"])
+    names = [name.rpartition("/")[2] for name in read_embeddings(out)[0]]
+    assert names == ["\\xff \\x85.wav", " a .wav"]
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 clips .* are not there.*nope\.wav"):
+        main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])

@@ -106,6 +106,30 @@ def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, cap
         Index.load(out)
 
 
+def test_embeddings_are_kept_until_the_index_is_written(encoder_folder, tmp_path, monkeypatch):
+    data = write_set(tmp_path / "data", num_clips=6)
+    words = [str(data), f"encoder={encoder_folder}", f"out={tmp_path / 'index'}"]
+    full = OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "save", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space"):
+            index.main(words)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_files, "_embed_rows", lambda *_: pytest.fail("embedded again"))
+        assert index.main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "index"]
+
+
+def test_a_place_where_no_index_can_be_is_refused_before_anything_is_embedded(
+    encoder_folder, tmp_path, monkeypatch
+):
+    data = write_set(tmp_path / "data", num_clips=3)
+    monkeypatch.setattr(embed_files, "_embed_rows", lambda *_: pytest.fail("embedded"))
+    for out, said in ((data, "holds files but no index"), (data / "000.wav", "is a file")):
+        with pytest.raises(FileExistsError, match=said):
+            index.main([str(data), f"encoder={encoder_folder}", f"out={out}"])
+
+
 def test_what_is_missing_is_said(tmp_path, encoder_folder):
     with pytest.raises(FileNotFoundError, match="no index at"):
         search.main(["a.wav", f"index={tmp_path}"])

@@ -33,6 +33,12 @@ def test_two_folds_cannot_give_three_parts():
         group_folds(["1", "2"] * 3)
 
 
+def test_one_fold_written_in_two_ways_is_refused():
+    with pytest.raises(ValueError, match=r"number written in two ways: 1, 1\.0, 2, 3"):
+        group_folds(["1", "2", "1.0", "3"])
+    assert len(group_folds(["1a", "01", "2", "fold 1"])) == 4
+
+
 def test_held_out_clips_follow_names_not_order():
     names = [f"clip{i}" for i in range(200)]
     labels = ["ab"[i % 2] for i in range(200)]

@@ -1,8 +1,12 @@
 import json
 import logging
+import shutil
 
+import numpy as np
 import pytest
 
+from ssmast.audio import AudioError
+from ssmast.evaluation import embed, scorer
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
 from ssmast.settings import UsageError
 
@@ -55,6 +59,54 @@ def test_what_is_done_is_not_done_again(sets, tmp_path, caplog):
     assert len(third[0]["scores"]) == 3
     file.write_text("{")  # cut short by a full disk
     assert run_suite(config)[0]["mean"] == third[0]["mean"]
+
+
+def test_another_recording_of_the_same_clips_is_scored_anew(tmp_path):
+    """Names, sizes, labels and parts are the same; only the samples tell noise from tones."""
+    clean = write_set(tmp_path / "clean" / "tones")
+    noisy = tmp_path / "noisy" / "tones"
+    shutil.copytree(clean, noisy)
+    rng = np.random.default_rng(0)
+    for file in noisy.glob("*.wav"):
+        data = bytearray(file.read_bytes())
+        data[44:] = rng.bytes(len(data) - 44)
+        file.write_bytes(data)
+
+    def score(data):
+        config = ProbeConfig(encoder="log_mel", data=str(data), out=str(tmp_path / "out"), seeds=1)
+        return run_suite(config)[0]["mean"]
+
+    assert score(clean.parent) == 1.0
+    assert score(noisy.parent) < 0.8
+    assert score(clean.parent) == 1.0
+    shutil.copytree(noisy, clean, dirs_exist_ok=True)  # in their place: only the times tell
+    assert score(clean.parent) < 0.8
+
+
+def test_a_result_without_some_clips_stands_until_they_can_be_read(tmp_path, monkeypatch, caplog):
+    write_set(tmp_path / "sets" / "tones", bad=1)
+    broken = {"005.wav"}
+    for module in (embed, scorer):
+        opener = "open_audio" if module is embed else "read_audio"
+        real = getattr(module, opener)
+
+        def read(source, *, real=real, **options):
+            if options["name"] in broken:
+                raise AudioError("the disk is away")
+            return real(source, **options)
+
+        monkeypatch.setattr(module, opener, read)
+    config = ProbeConfig(
+        encoder="log_mel", data=str(tmp_path / "sets"), out=str(tmp_path / "out"), seeds=1
+    )
+    assert [name for name, _ in run_suite(config)[0]["rejected"]] == ["005.wav", "047.wav"]
+    with caplog.at_level(logging.INFO):
+        run_suite(config)
+        assert "done before" in caplog.text
+        broken.clear()
+        caplog.clear()
+        assert [name for name, _ in run_suite(config)[0]["rejected"]] == ["047.wav"]
+        assert "done before" not in caplog.text
 
 
 def test_columns_and_protocols_have_files_of_their_own(sets, tmp_path):

@@ -1,5 +1,7 @@
 import pytest
 
+from ssmast.evaluation.labels import label_set
+from ssmast.evaluation.results import result_file
 from ssmast.evaluation.task import random_validation, shuffled, without
 from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
 from ssmast.evaluation.tasks import find_tasks, load_task
@@ -46,6 +48,52 @@ def test_missing_data_is_one_sentence(sets, tmp_path):
         load_task(sets, "tonnes")
 
 
+@pytest.mark.parametrize(
+    "header", ["path;label;split", "path\tlabel\tsplit", "path|label|split", "path, label, split"]
+)
+def test_a_set_is_found_however_its_columns_are_parted(tmp_path, header):
+    mark = next(mark for mark in ";\t|," if mark in header)
+    rows = ["a,x,train", "b,y,train", "c,x,valid", "d,y,test"]
+    write(tmp_path / "s", "\n".join([header, *(row.replace(",", mark) for row in rows)]))
+    assert find_tasks(tmp_path) == ["s"]
+    assert load_task(tmp_path, "s").labels == ["x", "y", "x", "y"]
+
+
+def test_sets_named_in_any_script_have_results_of_their_own(tmp_path):
+    rows = "path,label,split\na,x,train\nb,y,train\nc,x,valid\nd,x,test\n"
+    files = set()
+    for name in ("日本", "中文", "a b", "größe"):
+        write(tmp_path / name, rows)
+        files.add(result_file(tmp_path, load_task(tmp_path, name), "knn").name)
+    assert files == {"日本.knn.json", "中文.knn.json", "a-b.knn.json", "größe.knn.json"}
+
+
+def test_a_table_of_another_encoding_is_named(sets, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "metadata.csv").write_bytes(
+        "path,label\na,hoch\nb,größer\n".encode("latin-1")
+    )
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"t/metadata\.csv is not UTF-8 text; save it as UTF-8"):
+        find_tasks(tmp_path)
+    with pytest.raises(ValueError, match=r"s/metadata\.csv is not UTF-8 text; save it as UTF-8"):
+        load_task(tmp_path, "s")
+
+
+def test_what_was_hardly_meant_is_said(tmp_path, caplog):
+    rows = "a,x,train\nb,y,train\nc,x|y,train\nd,x,valid\ne,nan,test\nf,y,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows)
+    assert "nan" in load_task(tmp_path, "s").classes
+    assert "1 labels are the word nan, taken as a class" in caplog.text
+    assert "separator" not in caplog.text
+    load_task(tmp_path, "s:multi_label=true")
+    assert "no clip has more than one label by the separator ';'" in caplog.text
+    caplog.clear()
+    assert load_task(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
+    assert "the separator" not in caplog.text
+
+
 def test_columns_choose_what_is_learnt(sets):
     task = load_task(sets, "tones:label=speaker,protocol=folds")
     assert task.classes == ["s0", "s1", "s2", "s3"]
@@ -65,7 +113,7 @@ def test_columns_choose_what_is_learnt(sets):
         ("tones:group=g", "no column 'g'"),
         ("tones:protocol=leave_one_out:g", "no column 'g' to leave out"),
         ("tones:protocol=kfold", "must be auto, split, folds or leave_one_out:COLUMN, got 'kfold'"),
-        ("tones:split=label", "must be train, valid or test, got 'low'"),
+        ("tones:split=label", "tones/metadata.csv, column 'label': .*valid or test, got 'low'"),
     ],
 )
 def test_wrong_columns_are_named(sets, spec, sentence):
@@ -97,6 +145,7 @@ def test_classes_not_trained_on_are_counted(tmp_path):
         ("a,x,train\nb,x,train\nc,x,valid\nd,x,test\n", "trains on 1 class"),
         ("a,x,train\nb,y,train\nc,x,valid\nd,z,test\n", "no class of the test part"),
         ("a,x,train\na,y,train\nc,x,valid\nd,x,test\n", "lists 'a' twice"),
+        ("a,x,train\nb,y,train\nc,x,valid\n./a,x,test\n", "lists 'a' twice"),
         ("a,x,\nb,y,\n", "neither a filled column 'split' nor 'fold'"),
         ("", "has no rows below its header"),
     ],
@@ -105,6 +154,19 @@ def test_what_cannot_be_scored_is_refused(tmp_path, rows, sentence):
     write(tmp_path / "s", "path,label,split\n" + rows)
     with pytest.raises(ValueError, match=sentence):
         load_task(tmp_path, "s")
+
+
+def test_a_random_tenth_of_many_clips_reads_their_labels_once(tmp_path, monkeypatch):
+    rows = [f"{i},x;{'ab'[i % 2]},{1 + i % 5}\n" for i in range(500)]
+    write(tmp_path / "s", "path,label,fold\n" + "".join(rows) + "500, ; ,1\n")
+    task = load_task(tmp_path, "s:multi_label=true")
+    calls = []
+    monkeypatch.setattr(
+        "ssmast.evaluation.task.label_set", lambda *a: calls.append(a) or label_set(*a)
+    )
+    drawn = random_validation(task, share=0.1)
+    assert len(calls) <= 10 * len(task.clips)  # UrbanSound8K took minutes, by the square
+    assert [len(split.valid) for split in drawn.splits] == [40] * 5
 
 
 def test_the_hash_of_the_clips_follows_parts_and_not_order(tmp_path):

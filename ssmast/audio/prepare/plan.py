@@ -112,6 +112,7 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
         "format": FORMAT,
         "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),
         "fingerprint": corpus.fingerprint,
+        "stamp": corpus.stamp,
         "cut": asdict(cut),
         **extra,
     }
@@ -205,7 +206,8 @@ def _compare(written: dict[str, Any], wanted: dict[str, Any], work: Path) -> Non
     for key, value in wanted.items():
         if written.get(key) == value:
             continue
-        what = "the audio has changed since" if key == "fingerprint" else f"{key} was another"
+        audio = key in ("fingerprint", "stamp")
+        what = "the audio has changed since" if audio else f"{key} was another"
         raise ValueError(
             f"{work.parent} holds unfinished work, but {what} ({written.get(key)}, now {value}); "
             f"give the settings it was begun with, or another out="

@@ -91,12 +91,12 @@ def prepare_corpus(
     settings = {**asdict(cut), **extra, "source": source.fingerprint, "format": FORMAT}
     work = out / WORK
     if (out / FACTS).is_file():
-        return _finished(out, work, settings)
+        return _finished(source, out, work, settings)
     _check_folder(out, source.root)
     work.mkdir(parents=True, exist_ok=True)
     with _only_one(work):
         if (out / FACTS).is_file():  # the other one has finished meanwhile
-            return _finished(out, work, settings)
+            return _finished(source, out, work, settings)
         write_plan(work, source, cut, extra)
         plan = read_plan(work.resolve())
         _remove_partial(out)
@@ -139,7 +139,7 @@ def _bad(rejected: Rejected) -> list[tuple[str, str]]:
     return [(name, reason) for name, kind, reason in rejected if kind in BAD]
 
 
-def _finished(out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A folder that is done already, unless it was made otherwise."""
     about: dict[str, Any] = json.loads((out / FACTS).read_text(encoding="utf-8"))
     for key, value in settings.items():
@@ -153,7 +153,27 @@ def _finished(out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]
     if work.is_dir():  # killed while it cleaned up
         shutil.rmtree(work)
     _log.info("%s is finished", out)
+    _say_what_is_newer(source, out)
     return about
+
+
+def _say_what_is_newer(source: Corpus, out: Path) -> None:
+    """Names and sizes tell which audio it was made of; samples may change and leave those alone."""
+    made = (out / FACTS).stat().st_mtime
+    newer = [file for file in source.files() if isinstance(file, Path) and _written(file) > made]
+    if newer:
+        _log.warning(
+            "%d files in %s were written after %s was finished, the first is %s; if their samples "
+            "are others now, delete %s and prepare again",
+            *(len(newer), source.root, out, newer[0], out),
+        )
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _check_folder(out: Path, root: Path | str) -> None:

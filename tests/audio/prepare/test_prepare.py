@@ -239,6 +239,27 @@ def test_other_settings_or_other_audio_are_not_mixed_in(source, tmp_path, monkey
         prepared(source, out)
 
 
+def test_samples_that_change_under_the_same_name_and_size_are_noticed(
+    source, tmp_path, monkeypatch, caplog
+):
+    out, changed = tmp_path / "out", next(source.rglob("*.wav"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ssmast.audio.prepare.run.pack", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepared(source, out)
+    before = changed.stat()
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+    with pytest.raises(ValueError, match="the audio has changed since"):
+        prepared(source, out)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepared(source, out)
+    prepared(source, out)
+    assert "were written after" not in caplog.text
+    os.utime(changed, (time.time() + 100, time.time() + 100))
+    prepared(source, out)  # finished, and perhaps only copied anew: said, not refused
+    assert f"1 files in {source} were written after {out} was finished" in caplog.text
+
+
 def test_a_folder_with_other_files_and_one_inside_the_source_are_refused(source, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
