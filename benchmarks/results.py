@@ -47,8 +47,9 @@ PARTS: dict[str, dict[str, list[str]]] = {
             *("optim.name=sgd", "optim.lr=0.03", "optim.min_lr=0.03", "optim.warmup=0"),
             *("optim.weight_decay=1e-4", "optim.clip_norm=0"),
             *("views.segments=1", "views.mixup_rate=0.4", "views.mixup_memory=2048"),
-            "patch_drop.mode=random",
+            *("views.crop_freq=[0.6,1.5]", "patch_drop.mode=random"),
         ],
+        "views stretched in frequency too (BYOL-A)": ["views.crop_freq=[0.6,1.5]"],
         "one segment for both views": ["views.segments=1"],
         "negatives: batch alone": ["loss.queue_size=0"],
         "negatives: queue of 576 alone": ["loss.batch_negatives=false"],
@@ -72,7 +73,8 @@ class Settings:
     parts: list[str] = setting(list(PARTS), "tables to make: modes, settings, long")
     steps: int = setting(200, "optimiser steps of a row of modes and settings")
     long_steps: int = setting(3200, "steps of part long")
-    seeds: int = setting(3, "pretraining seeds of a row of modes; the other parts have one")
+    seeds: int = setting(3, "pretraining seeds of a row of modes; settings have one")
+    long_seeds: int = setting(1, "pretraining seeds of part long")
     jobs: int = setting(2, "pretraining runs side by side, one thread each")
     out: str = setting("runs/results", "folder of runs, probes and results.json")
     page: str = setting("", "page whose tables are written; empty: none")
@@ -121,6 +123,7 @@ def main(argv: list[str]) -> int:
 def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
     """The pretraining runs of each row; rows with the same words share theirs."""
     steps = settings.long_steps if part == "long" else settings.steps
+    seeds = {"modes": settings.seeds, "long": settings.long_seeds}.get(part, 1)
     rows: dict[str, list[Run]] = {}
     for name, words in PARTS[part].items():
         slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60] or "recipe"
@@ -135,7 +138,7 @@ def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
                     *words,
                 ),
             )
-            for seed in range(settings.seeds if part == "modes" else 1)
+            for seed in range(seeds)
         ]
     return rows
 

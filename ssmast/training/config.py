@@ -55,7 +55,11 @@ class Views:
     waveform_augment: float = setting(0.3, "probability of the audiomentations chain per segment")
     mixup_rate: float = setting(0.2, "largest share of a background clip mixed in (BYOL-A)")
     mixup_memory: int = setting(512, "past clips that backgrounds are drawn from")
-    crop_freq: list[float] = setting([0.6, 1.5], "random resized crop: height, shortest to tallest")
+    crop_freq: list[float] = setting(
+        [1.0, 1.0],
+        "random resized crop: height, shortest to tallest; BYOL-A's [0.6, 1.5] moves pitch and "
+        "formants, and what hears them is unlearnt",
+    )
     crop_time: list[float] = setting([0.6, 1.5], "random resized crop: width, shortest to widest")
     canvas: list[float] = setting([1.0, 1.5], "virtual canvas (freq, time) that crops are cut from")
     fader: float = setting(0.0, "largest gain of the random linear fade, in log-mel std")
