@@ -215,7 +215,7 @@ def table(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         f"{fact['num_classes']} classes, {fact['n_train']} / {fact['n_test']}" for fact in facts
     ]
     lines = [
-        "| | " + " | ".join(tasks) + " | **average** | validation |",
+        "| | " + " | ".join(map(_narrow, tasks)) + " | **average** | validation |",
         "|---|" + "---:|" * (len(tasks) + 2),
         "| train / test clips | " + " | ".join(sizes) + " | | |",
     ]
@@ -230,6 +230,11 @@ def table(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         title = f"{name} ({count} seeds)" if count > 1 else name
         lines.append(f"| {title} | " + " | ".join(cells) + f" | **{average}** | {valid} |")
     return "\n".join(lines) + "\n"
+
+
+def _narrow(task: str) -> str:
+    """A task's name on several lines."""
+    return re.sub("[:,]", "<br>", task)
 
 
 def _averages(row: dict[str, list[dict[str, Any]]], key: str) -> list[float]:

@@ -47,10 +47,14 @@ def test_seeds_are_joined_with_their_interval_and_put_into_the_page(results, tmp
                 "num_classes": 2}  # fmt: skip
 
     rows = {
-        "log-mel statistics": {"a": [result(0.5)], "b": [result(0.7)]},
-        "SS-MAST": {"a": [result(0.6), result(0.8)], "b": [result(0.8), result(1.0)]},
+        "log-mel statistics": {"a": [result(0.5)], "b:label=c,split=d": [result(0.7)]},
+        "SS-MAST": {
+            "a": [result(0.6), result(0.8)],
+            "b:label=c,split=d": [result(0.8), result(1.0)],
+        },
     }
     text = results.table(rows)
+    assert text.startswith("| | a | b<br>label=c<br>split=d | **average** | validation |\n")
     assert "| train / test clips | 2 classes, 8 / 4 | 2 classes, 8 / 4 | | |" in text
     assert "| log-mel statistics | 50.0 ± 2.0 | 70.0 ± 2.0 | **60.0** | 30.0 |" in text
     # t(0.975, 1) x sd / sqrt(2) over the two seeds
