@@ -33,6 +33,10 @@ def write_tones(folder: Path, *, num: int = 12) -> Path:
     return folder
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Group:
     """`size` processes of one run, as a launcher would start them; killed together or apart."""
 
@@ -57,6 +61,8 @@ class Group:
                     stderr=subprocess.PIPE,
                     text=True,
                     start_new_session=True,
+                    # A suite that a shell runs in the background ignores Ctrl-C, as would these.
+                    preexec_fn=_hear_interrupts,
                 )
             )
 
