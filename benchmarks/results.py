@@ -6,8 +6,8 @@
 
 `pool` is audio without labels, `data` a folder of labelled sets. Every run is `recipe=real_nano`
 and the words that its row names, on one thread; `jobs` of them run side by side. What is done
-is not done again. Two cores take under three hours. Writes results.json, and the tables into
-`page` between the comments that name them.
+is not done again. Two cores should take under three hours (estimated from single runs). Writes
+results.json, and the tables into `page` between the comments that name them.
 """
 
 import json
@@ -71,7 +71,7 @@ class Settings:
     data: str = setting("", "folder of labelled sets; empty, as pool: the built-in corpus")
     tasks: str = setting("all", "all or [a,b:label=COLUMN], as `ssmast probe` takes them")
     parts: list[str] = setting(list(PARTS), "tables to make: modes, settings, long")
-    steps: int = setting(200, "optimiser steps of a row of modes and settings")
+    steps: int = setting(150, "optimiser steps of a row of modes and settings")
     long_steps: int = setting(3200, "steps of part long")
     seeds: int = setting(3, "pretraining seeds of a row of modes; settings have one")
     long_seeds: int = setting(1, "pretraining seeds of part long")

@@ -32,7 +32,7 @@ def test_every_row_is_a_run_that_the_recipe_can_make(results):
                 words = ["recipe=real_nano", f"run={run.folder}", *run.words]
                 config = parse(PretrainConfig, words, command="test", recipes=RECIPES)
                 assert config is not None
-                assert config.steps == (3200 if part == "long" else 200)
+                assert config.steps == (3200 if part == "long" else 150)
                 folders.setdefault(run.folder, set()).add(run.words)
                 if name.startswith("the poster's"):
                     assert (config.head.kind, config.optim.name) == ("linear", "sgd")
