@@ -84,7 +84,7 @@ _CHANGES = {
     "optim.weight_decay": "5", "optim.betas": "[0.5, 0.6]", "optim.momentum": "0.1 optim.name=sgd",
     "optim.clip_norm": "0.01",
     "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
-    "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[0.6, 1.5]",
+    "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
     "views.crop_time": "[1, 1]", "views.canvas": "[2, 2]", "views.fader": "1",
     "views.freq_mask": "8", "views.time_mask": "8", "views.noise_std": "1",
     "patch_drop.rate": "0", "patch_drop.mode": "random", "patch_drop.teacher": "true",
