@@ -13,7 +13,6 @@ before anything is timed. `choose_path` follows these tables.
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from statistics import median
 from unittest import mock
 
 import torch
+from rivals import MELS
+from timing import Timer
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -30,7 +31,6 @@ from ssmast.model import block as block_room
 from ssmast.model.attention import choose_path, relative_attention
 from ssmast.settings import parse, setting
 
-MELS = 128
 Call = Callable[..., Tensor]
 
 
@@ -120,35 +120,28 @@ def measured(
         ValueError: if a call gives other numbers than the first one.
     """
     tolerance = 1e-4 if settings.dtype == "float32" else 5e-2
+    timer = Timer(torch.device(settings.device), torch.float32)  # the inputs have their type
+    tensors = [tensor.detach().requires_grad_(backward) for tensor in inputs]
     times: dict[str, list[float]] = {}
     cannot: dict[str, float | str] = {}
     first: Tensor | None = None
-
-    def once(call: Call) -> Tensor:
-        with torch.set_grad_enabled(backward):
-            tensors = [tensor.detach().requires_grad_(backward) for tensor in inputs]
-            out = call(*tensors)
-            if backward:
-                out.sum().backward()
-        if settings.device == "cuda":
-            torch.cuda.synchronize()
-        return out.detach()
-
     for name, call in calls.items():
         try:
-            out = once(call)
+            timer.run(functools.partial(call, *tensors), backward=backward)
         except NotImplementedError as error:
             cannot[name] = f"cannot: {str(error).split('.')[0]}"
             continue
+        out = call(*tensors).detach()
         first = out if first is None else first
         if (worst := (out - first).abs().max().item()) > tolerance:
             raise ValueError(f"{name} differs by {worst:.1e} from {next(iter(calls))}")
         times[name] = []
     for _ in range(settings.runs):
         for name, found in times.items():
-            begin = time.perf_counter()
-            once(calls[name])
-            found.append(1e3 * (time.perf_counter() - begin))
+            for tensor in tensors:
+                tensor.grad = None
+            call = functools.partial(calls[name], *tensors)
+            found.append(1e3 * timer.run(call, backward=backward))
     return {name: cannot[name] if name in cannot else median(times[name]) for name in calls}
 
 

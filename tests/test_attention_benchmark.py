@@ -15,7 +15,9 @@ _FILE = Path(__file__).parents[1] / "benchmarks" / "attention.py"
 
 @pytest.fixture(scope="module")
 def attention():
-    yield load_script(_FILE, name="attention")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(_FILE.parent)  # of `rivals` and `timing`
+        yield load_script(_FILE, name="attention")
     del sys.modules["attention"]
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from ssmast.settings import UsageError
 
+SHARE, ANY = (0.0, 1.0), (0.0, math.inf)
+"""Ranges for `in_range`: a share of a whole; any number that is not negative."""
+
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
     """Refuse a setting that is not what was wanted.

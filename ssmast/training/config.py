@@ -5,27 +5,27 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ssmast.settings import setting
-from ssmast.training.checks import in_range, one_of, require
+from ssmast.training.checks import ANY, SHARE, in_range, one_of, require
 
 ALARM_MODES = ("warn", "stop", "off")
 METHODS = ("ss_mast", "ssast")
-_SHARE, _ANY, _SOME = (0.0, 1.0), (0.0, math.inf), (1.0, math.inf)
+_SOME = (1.0, math.inf)
 _TRAIN_RANGES = {
-    "batch_size": (2.0, math.inf), "steps": _ANY, "workers": _ANY, "checkpoint_every": _ANY,
-    "keep_checkpoints": _SOME, "processes": _ANY, "threads": _ANY, "log_every": _SOME,
-    "max_bad_share": _SHARE, "max_skipped": _SOME, "drop_path": _SHARE,
-    "front_end.stats_clips": _SOME, "optim.min_lr": (0.0, 10.0), "optim.weight_decay": _ANY,
-    "optim.betas": (0.0, 0.99999), "optim.momentum": (0.0, 0.99999), "optim.clip_norm": _ANY,
+    "batch_size": (2.0, math.inf), "steps": ANY, "workers": ANY, "checkpoint_every": ANY,
+    "keep_checkpoints": _SOME, "processes": ANY, "threads": ANY, "log_every": _SOME,
+    "max_bad_share": SHARE, "max_skipped": _SOME, "drop_path": SHARE,
+    "front_end.stats_clips": _SOME, "optim.min_lr": (0.0, 10.0), "optim.weight_decay": ANY,
+    "optim.betas": (0.0, 0.99999), "optim.momentum": (0.0, 0.99999), "optim.clip_norm": ANY,
     "optim.accumulate": _SOME,
 }  # fmt: skip
 _PRETRAIN_RANGES = {
-    "views.frames": (8.0, math.inf), "views.segments": (1.0, 2.0), "show_views": _ANY,
-    "views.waveform_augment": _SHARE, "views.mixup_rate": _SHARE, "views.mixup_memory": _ANY,
-    "views.fader": _ANY, "views.freq_mask": _ANY, "views.time_mask": _ANY,
-    "views.noise_std": _ANY, "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
-    "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": _ANY,
-    "loss.temperature": (0.01, math.inf), "loss.queue_size": _ANY, "loss.queue_share": _SHARE,
-    "teacher.momentum": _SHARE, "teacher.final_momentum": _SHARE,
+    "views.frames": (8.0, math.inf), "views.segments": (1.0, 2.0), "show_views": ANY,
+    "views.waveform_augment": SHARE, "views.mixup_rate": SHARE, "views.mixup_memory": ANY,
+    "views.fader": ANY, "views.freq_mask": ANY, "views.time_mask": ANY,
+    "views.noise_std": ANY, "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
+    "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": ANY,
+    "loss.temperature": (0.01, math.inf), "loss.queue_size": ANY, "loss.queue_share": SHARE,
+    "teacher.momentum": SHARE, "teacher.final_momentum": SHARE,
     "export.chunk_seconds": (0.1, math.inf), "probe.every": _SOME, "probe.max_clips": _SOME,
 }  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ssmast.settings import setting
-from ssmast.training.checks import in_range, require
+from ssmast.training.checks import ANY, SHARE, in_range, require
 from ssmast.training.config import Optim, TrainConfig
 
 SCHEDULES = {
@@ -17,13 +17,12 @@ SCHEDULES = {
 }
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
 
-_SHARE, _ANY = (0.0, 1.0), (0.0, math.inf)
 _RANGES = {
-    "epochs": _ANY, "show_views": _ANY, "clips.waveform_augment": _SHARE,
-    "clips.mixup_rate": _SHARE, "clips.time_shift": _ANY, "clips.noise_std": _ANY,
-    "clips.freq_mask": _ANY, "clips.time_mask": _ANY, "heads.freeze": _SHARE,
-    "optim.average": _SHARE, "scoring.slack": _ANY, "scoring.every": _ANY,
-    "scoring.max_windows": _ANY, "scoring.batch_seconds": _ANY,
+    "epochs": ANY, "show_views": ANY, "clips.waveform_augment": SHARE,
+    "clips.mixup_rate": SHARE, "clips.time_shift": ANY, "clips.noise_std": ANY,
+    "clips.freq_mask": ANY, "clips.time_mask": ANY, "heads.freeze": SHARE,
+    "optim.average": SHARE, "scoring.slack": ANY, "scoring.every": ANY,
+    "scoring.max_windows": ANY, "scoring.batch_seconds": ANY,
 }  # fmt: skip
 
 

@@ -122,21 +122,19 @@ def _group(size: int, *words: str, audio: Path, run: Path) -> Group:
 @pytest.mark.slow
 def test_two_processes_probe_and_are_stopped_by_the_alarm_together(audio, tmp_path):
     write_set(tmp_path / "tones")
-    words = ("steps=120", "log_every=5", "checkpoint_every=0", "optim.lr=9", "alarm=stop")
+    words = ("steps=60", "log_every=5", "checkpoint_every=0", "optim.lr=9", "alarm=stop")
     words += (f"probe.data={tmp_path / 'tones'}", "probe.max_clips=24", "probe.every=10")
     rows = []
     for size in (1, 2):
         run = tmp_path / str(size)
         group = _group(size, *words, audio=audio, run=run)
         assert group.wait() == [1] * size
+        assert all("alarm=stop ended the run at step 25" in said for said in group.said)
         [saved] = checkpoints(run / "checkpoints")
-        step = load_checkpoint(saved)[0]["step"]
-        assert 20 <= step < 120  # at this rate rounding decides which of three lines is the third
-        sentence = f"alarm=stop ended the run at step {step}"
-        assert all(sentence in said for said in group.said)
+        assert load_checkpoint(saved)[0]["step"] == 25
         rows.append(read_metrics(run / "metrics.jsonl"))
     one, two = rows
-    assert [row["step"] for row in one[:6]] == [row["step"] for row in two[:6]]
+    assert [row["step"] for row in one] == [row["step"] for row in two]
     scores = [{k: v for k, v in row[0].items() if not k.endswith("seconds")} for row in rows]
     assert scores[0] == scores[1]  # of the untrained encoder
     for key in ("loss", "rank_embedding", "uniformity", "key_std", "chance_loss"):
