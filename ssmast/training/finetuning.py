@@ -198,7 +198,7 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
     def measure(self, values: dict[str, Any]) -> dict[str, Any]:
         """A step's tensors as numbers."""
         names = ("loss", "train_accuracy", "grad_norm")
-        return {**{name: float(values[name]) for name in names}, "lr": self.lr}
+        return {**{name: float(values[name]) for name in names}, "lr": values["lr"]}
 
     # -- what is scored and kept -----------------------------------------------------------------
 

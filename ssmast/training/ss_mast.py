@@ -108,9 +108,10 @@ class Pretraining(BaseTrainer[PretrainConfig]):
         moved = self.move_(values["loss"])
         if moved["skipped"]:
             return moved
-        self.teacher.ema_update_(self.student.branch, self.momentum)
+        momentum = self.momentum
+        self.teacher.ema_update_(self.student.branch, momentum)
         others = len(keys) // 2 - 1 if self.config.loss.batch_negatives else 0
-        seen = {"keys": keys, "num_negatives": len(self.queue) + others}
+        seen = {"keys": keys, "num_negatives": len(self.queue) + others, "momentum": momentum}
         self.queue.enqueue_(keys, ids, step=self.step)
         self.memory.enqueue_(self.gather(torch.cat([batch.raw for batch in batches])))
         self.step += 1
@@ -220,7 +221,7 @@ class Pretraining(BaseTrainer[PretrainConfig]):
             queue=self.queue,
             step=self.step,
         )
-        return {**numbers, "lr": self.lr, "momentum": self.momentum}
+        return {**numbers, "lr": values["lr"], "momentum": values["momentum"]}
 
     # -- where it starts, what it leaves -------------------------------------------------------
 

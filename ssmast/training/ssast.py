@@ -232,7 +232,7 @@ class MaskedPretraining(BaseTrainer[PretrainConfig]):
             "rank_embedding": effective_rank(values["embeddings"]),
             "feature_std": feature_std(values["embeddings"]),
             "grad_norm": float(values["grad_norm"]),
-            "lr": self.lr,
+            "lr": values["lr"],
         }
 
     @property

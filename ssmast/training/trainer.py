@@ -90,17 +90,18 @@ class BaseTrainer(ABC, Generic[Config]):
         counts: the place in the data moves on; nothing that is learnt does.
 
         Returns:
-            `skipped` and `grad_norm`; of a skipped step also the `loss`.
+            `skipped` and `grad_norm`; of a skipped step also the `loss`, of any other the `lr`.
         """
         limit = self.config.optim.clip_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.step += 1
             return {"skipped": True, "loss": float(loss), "grad_norm": float(grad_norm)}
+        lr = self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
-        return {"skipped": False, "grad_norm": grad_norm}
+        return {"skipped": False, "grad_norm": grad_norm, "lr": lr}
 
     def seed_draws_(self, position: int) -> None:
         """Seed the layers' own draws (stochastic depth) by the place in the stream.

@@ -15,6 +15,7 @@ from ssmast.training.config import (
     Optim,
     PatchDropConfig,
     PretrainConfig,
+    TeacherConfig,
     Views,
 )
 from ssmast.training.loop import split_batch
@@ -246,6 +247,16 @@ def test_measure_gives_finite_numbers():
     assert all(isinstance(value, float) for value in row.values())
     assert row["queue_fill"] == pytest.approx(16 / 20)
     assert 1 <= row["rank_embedding"] <= 16
+
+
+def test_what_is_logged_of_a_step_is_what_moved_it():
+    trainer = _trainer(_config(optim=Optim(warmup=0.5), teacher=TeacherConfig(0.5, 0.9)))
+    for seed in range(2):
+        wanted = {"lr": trainer.lr, "momentum": trainer.momentum}
+        row = trainer.measure(trainer.train_step([_batch(seed)]))
+        assert {name: row[name] for name in wanted} == wanted
+        assert row["lr"] == trainer.optimizer.param_groups[0]["lr"] != trainer.lr
+        assert row["momentum"] < trainer.momentum
 
 
 def test_a_queue_of_more_than_a_tenth_of_the_corpus_warns(caplog):
