@@ -81,9 +81,9 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
         words.append(f"fold={folds[seed].name.split(' ')[-1]}")
     if kind == "pretrained":
         words.append(f"init={settings.encoder}")
-    else:  # the same network and front end; there is nothing to spare, so all layers learn alike
+    else:  # the same network and front end
         words += ["init=none", "model=mast_nano", f"front_end.num_mels={front['num_mels']}"]
-        words += ["heads.pooling=freq+max", "heads.lr_scale=[1.0]", "optim.layer_decay=1.0"]
+        words += ["heads.pooling=freq+max"]
     words += shlex.split(settings.words)
     words += shlex.split(settings.scratch_words) if kind == "scratch" else []
     config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)

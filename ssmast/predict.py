@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
+from ssmast.checks import ANY, SHARE, in_range
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import UsageError, named_files, not_negative, parse, setting
+from ssmast.settings import UsageError, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,7 @@ class PredictConfig:
         """Refuse what no call can mean."""
         if self.format not in FORMATS:
             raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        if self.top < 0 or self.hop < 0 or not 0 <= self.threshold <= 1:
-            raise UsageError("top and hop must be 0 or more, threshold must lie in [0, 1]")
-        not_negative(self, "batch_seconds")
+        in_range(self, {"top": ANY, "hop": ANY, "threshold": SHARE, "batch_seconds": ANY})
 
 
 def main(argv: list[str]) -> int:

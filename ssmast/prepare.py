@@ -13,9 +13,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
+from ssmast.checks import ANY, COUNT, SHARE, in_range
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
+
+_RANGES = {
+    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_share": SHARE,
+    "workers": ANY,
+}  # fmt: skip
 
 
 @dataclass
@@ -56,9 +62,7 @@ def main(argv: list[str]) -> int:
     for key in ("src", "out"):
         if not getattr(config, key):
             raise UsageError(f"{key}= is missing; see `ssmast prepare --help`")
-    not_negative(config, "segment_seconds", "min_peak", "max_bad_share", "workers")
-    if config.shard_mb < 1:
-        raise UsageError(f"shard_mb must be at least 1, got {config.shard_mb}")
+    in_range(config, _RANGES)
     run(config, dry_run=wants_dry_run(argv))
     return 0
 

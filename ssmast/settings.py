@@ -28,7 +28,10 @@ class UsageError(ValueError):
 
 
 def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied per instance."""
+    """A dataclass field with its help text; mutable defaults are copied per instance.
+
+    A field of type `float | None` and the like may be left open by the word `auto`.
+    """
     metadata = {"help": help}
     if dataclasses.is_dataclass(default) and isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -170,6 +173,7 @@ def parse(
     for layer in layers:
         flat = flatten(layer)
         _check_keys(flat, leaves, where="the recipe")
+        flat = {k: None if v == "auto" and _may_be_open(leaves[k]) else v for k, v in flat.items()}
         config = _merge(config, flat, where="the recipe")
     values = {key: _value(key, text, leaves, command=command) for key, text in words.items()}
     config = _merge(config, values, where=f"`{command}`")
@@ -178,21 +182,6 @@ def parse(
         sys.stdout.write(to_yaml(settings))
         return None
     return settings
-
-
-def not_negative(settings: Any, *keys: str) -> None:
-    """Refuse numbers below 0.
-
-    Args:
-        settings: dataclass.
-        *keys: fields of it.
-
-    Raises:
-        UsageError: naming the first.
-    """
-    for key in keys:
-        if getattr(settings, key) < 0:
-            raise UsageError(f"{key} must not be negative, got {getattr(settings, key)}")
 
 
 def wants_dry_run(argv: list[str]) -> bool:
@@ -248,11 +237,15 @@ def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, co
     import yaml
 
     _check_keys({key: text}, leaves, where=f"`{command}`")
-    kind = leaves[key].type
+    kind: Any = leaves[key].type
     if kind is str:
         return text  # a path may hold any character, so YAML must not read it
-    if isinstance(kind, types.UnionType) and str in typing.get_args(kind):
-        return None if text in {"", "null", "none"} else text
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]  # of `float | None`
+        if kind is str:
+            return None if text in {"", "null", "none"} else text
+        if text == "auto":
+            return None
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -293,6 +286,11 @@ def _taken_literally(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
 
 
+def _may_be_open(field: dataclasses.Field[Any]) -> bool:
+    kinds = typing.get_args(field.type)
+    return isinstance(field.type, types.UnionType) and str not in kinds
+
+
 def _type_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
@@ -305,6 +303,7 @@ def _help(
     width = max(len(name) for name in leaves)
     for name, field in leaves.items():
         default = defaults.get(name)
+        default = "auto" if default is None and _may_be_open(field) else default
         shown = "" if default in ("", None, []) else f" [{default}]"
         text = field.metadata.get("help", "")
         lines.append(f"  {name:<{width}}  {text}{shown} ({_type_name(field.type)})")

@@ -17,6 +17,7 @@ class Config:
     data: str = setting("", "folder of audio")
     steps: int = setting(100, "optimiser steps")
     verbose: bool = setting(False, "say more")
+    rate: float | None = setting(0.5, "share")
     label: str | None = setting(None, "column")
     optim: Optim = setting(Optim, "")
 
@@ -28,6 +29,22 @@ def _parse(*words, **kwargs):
 def test_defaults_then_words():
     config = _parse("optim.lr=3e-4", "steps=1e3", "verbose=true", "optim.betas=[0.9, 0.99]")
     assert config == Config(steps=1000, verbose=True, optim=Optim(lr=3e-4, betas=[0.9, 0.99]))
+
+
+def test_a_number_may_be_left_open(tmp_path, capsys):
+    assert _parse("rate=auto").rate is None
+    assert _parse("rate=1e-3").rate == 0.001
+    (tmp_path / "open.yaml").write_text("{rate: auto, data: auto}")
+    open_ = _parse("recipe=open", recipes=tmp_path)
+    assert (open_.rate, open_.data) == (None, "auto")
+    (tmp_path / "again.yaml").write_text(to_yaml(open_))
+    assert _parse("recipe=again", recipes=tmp_path).rate is None
+    assert _parse(*to_words(open_), "rate=auto").rate is None
+    assert _parse(*to_words(Config(rate=None))) == Config(rate=None)
+    with pytest.raises(UsageError, match=r"steps=auto in .* does not fit"):
+        _parse("steps=auto")
+    with pytest.raises(UsageError, match=r"rate=fast in .* does not fit"):
+        _parse("rate=fast")
 
 
 def test_a_path_is_taken_as_it_stands():

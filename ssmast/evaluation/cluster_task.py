@@ -12,6 +12,7 @@ TASK.clusters.md go to `out`; `ssmast report` makes a page of them. Embeddings a
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import open_corpus
+from ssmast.checks import ANY, COUNT, in_range
 from ssmast.evaluation import picture
 from ssmast.evaluation.cluster_table import clusters_table
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
@@ -34,7 +36,7 @@ from ssmast.evaluation.results import beside, result_file, write_text
 from ssmast.evaluation.task import Task
 from ssmast.evaluation.task_embeddings import TaskEmbeddings, rejected_clips
 from ssmast.evaluation.tasks import load_task
-from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +73,8 @@ class ClusterConfig:
             value = getattr(self, key)
             if (value.lower() if key == "umap" else value) not in allowed:
                 raise UsageError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
-        for key, least in (("seeds", 1), ("points", 4)):
-            if getattr(self, key) < least:
-                raise UsageError(f"{key} must be at least {least}, got {getattr(self, key)}")
-        not_negative(self, "workers", "batch_seconds")
+        at_least_4 = (4, math.inf)
+        in_range(self, {"seeds": COUNT, "points": at_least_4, "workers": ANY, "batch_seconds": ANY})
 
 
 def main(argv: list[str]) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ssmast.audio import Corpus, Quarantine, open_corpus
+from ssmast.checks import ANY, COUNT, SHARE, in_range
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.embed import cache_key, embed_window, read_windows
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
@@ -28,7 +29,6 @@ from ssmast.evaluation.progress import Progress
 from ssmast.settings import (
     UsageError,
     named_files,
-    not_negative,
     parse,
     setting,
     wants_dry_run,
@@ -55,9 +55,9 @@ class EmbedConfig:
         """Refuse what cannot be written."""
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
-        if self.part < 1:
-            raise UsageError(f"part must be at least 1, got {self.part}")
-        not_negative(self, "workers", "batch_seconds", "max_bad_share")
+        in_range(
+            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_share": SHARE}
+        )
 
 
 def main(argv: list[str]) -> int:

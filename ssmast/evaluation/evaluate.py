@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import Corpus, open_corpus
+from ssmast.checks import ANY, in_range
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
     classes_table,
@@ -36,7 +37,6 @@ from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import beside, write_text
 from ssmast.settings import (
     UsageError,
-    not_negative,
     parse,
     setting,
     to_words,
@@ -70,7 +70,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no call can mean."""
-        not_negative(self, "workers", "batch_seconds")
+        in_range(self, {"workers": ANY, "batch_seconds": ANY})
 
 
 class PartScores(NamedTuple):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmast.checks import ANY, COUNT, in_range
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import put_in_place
 from ssmast.evaluation.embed_files import (
@@ -32,7 +33,7 @@ from ssmast.evaluation.embed_files import (
     read_embeddings,
 )
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,7 @@ class IndexConfig:
         """Refuse what no index can mean."""
         if self.kind not in ("auto", *KINDS):
             raise UsageError(f"kind must be auto, flat or ivfpq, got {self.kind!r}")
-        if self.probes < 1:
-            raise UsageError(f"probes must be at least 1, got {self.probes}")
-        not_negative(self, "workers", "batch_seconds")
+        in_range(self, {"probes": COUNT, "workers": ANY, "batch_seconds": ANY})
 
 
 def main(argv: list[str]) -> int:

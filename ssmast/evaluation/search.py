@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 
+from ssmast.checks import COUNT, in_range
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.index import Index
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
@@ -37,8 +38,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not config.query or not config.index:
         raise UsageError("usage: ssmast search QUERY.wav index=DIR; see `ssmast search --help`")
-    if config.top < 1:
-        raise UsageError(f"top must be at least 1, got {config.top}")
+    in_range(config, {"top": COUNT})
     index = Index.load(config.index)
     if wants_dry_run(argv):
         return 0

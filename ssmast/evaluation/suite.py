@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmast.checks import ANY, COUNT, in_range
 from ssmast.evaluation.columns import BEST, make_columns
 from ssmast.evaluation.metrics import METRICS, get_metric
 from ssmast.evaluation.processes import process_state
@@ -25,9 +26,14 @@ from ssmast.evaluation.table import results_table
 from ssmast.evaluation.task import Task
 from ssmast.evaluation.task_spec import split_names
 from ssmast.evaluation.tasks import find_tasks, load_task
-from ssmast.settings import UsageError, not_negative, parse, setting, wants_dry_run
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
+
+_RANGES = {
+    "seeds": ANY, "lr": ANY, "crop_seconds": ANY, "epochs": COUNT, "workers": ANY,
+    "batch_seconds": ANY,
+}  # fmt: skip
 
 
 @dataclass
@@ -64,9 +70,7 @@ class ProbeConfig:
             get_metric(self.metric or "accuracy")
         except ValueError as error:
             raise UsageError(str(error)) from error
-        not_negative(self, "seeds", "lr", "crop_seconds", "workers", "batch_seconds")
-        if self.epochs < 1:
-            raise UsageError(f"epochs must be at least 1, got {self.epochs}")
+        in_range(self, _RANGES)
         if self.lr and self.protocol not in ("evar_strict", "xares", "lape_finetune"):
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
         if self.protocol == "lape_finetune" and BEST in (self.pooling, self.layers):

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
+from ssmast.checks import ANY, SHARE, in_range, require
 from ssmast.settings import setting
-from ssmast.training.checks import ANY, SHARE, in_range, require
 from ssmast.training.config import Optim, TrainConfig
+
+Value = TypeVar("Value")
 
 SCHEDULES = {
     "": None,
@@ -26,6 +29,12 @@ _RANGES = {
 }  # fmt: skip
 
 
+def settled(value: Value | None) -> Value:
+    """A key that may be left open, of a config that `finetune_setup.sized` has settled."""
+    assert value is not None
+    return value
+
+
 @dataclass
 class Clips:
     """One clip -> one augmented input."""
@@ -35,11 +44,15 @@ class Clips:
     )
     balanced: bool = setting(False, "draw clips so that all classes come alike")
     waveform_augment: float = setting(0.0, "probability of the audiomentations chain")
-    mixup_rate: float = setting(0.0, "probability that another clip is mixed in")
+    mixup_rate: float | None = setting(
+        0.0, "probability that another clip is mixed in; auto: by the size of the set"
+    )
     mixup_alpha: float = setting(10.0, "its share is drawn from Beta(alpha, alpha)")
     time_shift: int = setting(0, "most frames that a clip is rolled by, either way")
     noise_std: float = setting(0.0, "largest std of the noise added to the log-mel")
-    freq_mask: int = setting(0, "widest SpecAugment mask in mel bins")
+    freq_mask: int | None = setting(
+        0, "widest SpecAugment mask in mel bins; auto: by the size of the set"
+    )
     time_mask: int = setting(0, "widest SpecAugment mask in frames")
 
 
@@ -53,15 +66,21 @@ class Heads:
         "else mean, of AST cls",
     )
     dropout: float = setting(0.0, "before the linear layers")
-    smoothing: float = setting(0.0, "label smoothing of the cross-entropy")
+    smoothing: float | None = setting(
+        0.0, "label smoothing of the cross-entropy; auto: by the size of the set"
+    )
     standardize: bool = setting(
         False, "centre and scale what the heads see by the first batch (folded away at the end)"
     )
     lr_scale: list[float] = setting(
-        [1.0], "learning rate of the heads over that of the last block: one for all, or one each"
+        [1.0],
+        "learning rate of the heads over that of the last block: one for all, or one each; []: by "
+        "the size of the set",
     )
-    probe: bool = setting(
-        False, "with init=: begin as a linear probe of the frozen backbone, at its accuracy"
+    probe: bool | None = setting(
+        False,
+        "with init=: begin as a linear probe of the frozen backbone, at its accuracy; auto: where "
+        "the set is small",
     )
     freeze: float = setting(0.0, "share of the steps in which only the heads learn, from the first")
 
@@ -75,7 +94,9 @@ class FinetuneOptim(Optim):
     warmup: float = setting(0.0, "share of the steps spent warming up")
     betas: list[float] = setting([0.9, 0.999], "AdamW's two decay rates")
     clip_norm: float = setting(1.0, "largest gradient norm; 0 for no clipping")
-    layer_decay: float = setting(1.0, "learning rate of a block over that of the next; 1: none")
+    layer_decay: float | None = setting(
+        1.0, "learning rate of a block over that of the next; 1: none; auto: by init="
+    )
     ema: float = setting(0.0, "decay of the average of the weights that is scored; 0: none")
     average: float = setting(
         0.0, "average the weights of the validations in this last share of the run; 0: none"
@@ -134,14 +155,15 @@ class FinetuneConfig(TrainConfig):
         in_range(self, _RANGES)
         frames = self.clips.frames
         require(frames == 0 or frames >= 8, "clips.frames", frames, "at least 8, or 0")
-        require(0 <= self.heads.smoothing < 1, "heads.smoothing", self.heads.smoothing, "in [0, 1)")
+        smoothing = self.heads.smoothing
+        require(smoothing is None or 0 <= smoothing < 1, "heads.smoothing", smoothing, "in [0, 1)")
         require(0 <= self.heads.dropout < 1, "heads.dropout", self.heads.dropout, "in [0, 1)")
         scales = self.heads.lr_scale
         require(all(0 < s < math.inf for s in scales), "heads.lr_scale", scales, "above 0")
         alpha = self.clips.mixup_alpha
         require(0 < alpha < math.inf, "clips.mixup_alpha", alpha, "above 0")
         decay = self.optim.layer_decay
-        require(0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
+        require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
         require(0 <= self.optim.ema < 1, "optim.ema", self.optim.ema, "in [0, 1)")
         between = self.optim.between
         require(all(0 < share < 1 for share in between), "optim.between", between, "in (0, 1)")

@@ -6,6 +6,7 @@ import torch
 
 from ssmast.audio import BalancedOrder, Corpus, MixedSegments, SegmentDataset, collate_mixed
 from ssmast.training.build import build_log_mel
+from ssmast.training.finetune_config import settled
 from ssmast.training.finetune_setup import Setup
 from ssmast.training.finetuning import Finetuning
 from ssmast.training.view_panel import Panel, draw_panels
@@ -30,7 +31,8 @@ def training_items(setup: Setup, source: Corpus) -> MixedSegments:
         order=None if weights is None else BalancedOrder(weights),
         pad=False,
     )
-    return MixedSegments(segments, rate=config.clips.mixup_rate, alpha=config.clips.mixup_alpha)
+    rate = settled(config.clips.mixup_rate)
+    return MixedSegments(segments, rate=rate, alpha=config.clips.mixup_alpha)
 
 
 def draw_inputs(out: Path, items: MixedSegments, trainer: Finetuning, *, clips: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
+from ssmast.checks import require
 from ssmast.encoder import Encoder
 from ssmast.evaluation.class_scores import main_metric
 from ssmast.evaluation.labelled import LabelledSet, load_labelled
@@ -16,15 +17,50 @@ from ssmast.evaluation.splits import Split
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError
 from ssmast.training.build import check_model
-from ssmast.training.checks import require
 from ssmast.training.config import FrontEnd
 from ssmast.training.finetune_config import SCHEDULES, FinetuneConfig
 from ssmast.training.init_weights import check_network, find_weights, read_weights
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
 _LOOKED_AT = 64
-# Peak learning rates: of pretrained weights with 1,000 clips or more, and of fresh ones.
-_PRETRAINED_LR, _SCRATCH_LR = 3e-4, 5e-4
+
+
+class Manner(NamedTuple):
+    """What suits a set, where a recipe leaves it open.
+
+    Attributes:
+        lr: `optim.lr`.
+        epochs: at 1,000 clips.
+        layer_decay: `optim.layer_decay`.
+        probe: `heads.probe`.
+        lr_scale: `heads.lr_scale`.
+        smoothing: `heads.smoothing`.
+        mixup_rate: `clips.mixup_rate`.
+        freq_mask: `clips.freq_mask`.
+    """
+
+    lr: float
+    epochs: float
+    layer_decay: float
+    probe: bool
+    lr_scale: float
+    smoothing: float
+    mixup_rate: float
+    freq_mask: int
+
+
+_FEW_CLIPS = 1000
+# Pretrained weights and few clips: stay near the frozen probe. The reasons: docs/finetune.md.
+_GENTLE = Manner(
+    3e-4, epochs=10, layer_decay=0.8, probe=True, lr_scale=0.3, smoothing=0.0, mixup_rate=0.0,
+    freq_mask=0,
+)  # fmt: skip
+_STRONG = Manner(
+    5e-4, epochs=20, layer_decay=0.8, probe=False, lr_scale=2.0, smoothing=0.1, mixup_rate=0.3,
+    freq_mask=8,
+)  # fmt: skip
+# Of weights that are all random there is nothing to spare: all layers learn alike.
+_FRESH = _STRONG._replace(layer_decay=1.0, lr_scale=1.0)
 
 
 class Setup(NamedTuple):
@@ -75,17 +111,32 @@ def set_up(config: FinetuneConfig) -> Setup:
 
 
 def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
-    """Batch size, epochs and learning rate by the number of training clips, where left open.
+    """What was left open, settled by the number of training clips.
 
-    Epochs fall with the root of the clips, 10 at 1,000: a set ten times as large gets about three
-    times the steps. With pretrained weights the rate falls with the clips below 1,000: the fewer
-    there are, the less far they may carry the network from where it begins.
+    Epochs fall with the root of the clips: a set ten times as large gets about three times the
+    steps. Pretrained weights are moved gently where clips are few, at a rate in proportion to
+    them: the fewer there are, the less far they may carry the network from where it begins.
     """
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
-    epochs = config.epochs or float(min(40, max(5, round(10 * math.sqrt(1000 / num_clips)))))
-    found = _PRETRAINED_LR * min(1.0, num_clips / 1000)
-    lr = config.optim.lr or (_SCRATCH_LR if config.init == "none" else found)
-    return replace(config, batch_size=size, epochs=epochs, optim=replace(config.optim, lr=lr))
+    share = num_clips / _FEW_CLIPS
+    manner = _FRESH if config.init == "none" else _GENTLE if share < 1 else _STRONG
+    epochs = float(min(40, max(5, round(manner.epochs / math.sqrt(share)))))
+    lr = manner.lr * (share if manner is _GENTLE else 1.0)
+    clips, heads, optim = config.clips, config.heads, config.optim
+    layer_decay = manner.layer_decay if optim.layer_decay is None else optim.layer_decay
+    mixup_rate = manner.mixup_rate if clips.mixup_rate is None else clips.mixup_rate
+    freq_mask = manner.freq_mask if clips.freq_mask is None else clips.freq_mask
+    probe = manner.probe if heads.probe is None else heads.probe
+    smoothing = manner.smoothing if heads.smoothing is None else heads.smoothing
+    lr_scale = heads.lr_scale or [manner.lr_scale]
+    return replace(
+        config,
+        batch_size=size,
+        epochs=config.epochs or epochs,
+        optim=replace(optim, lr=optim.lr or lr, layer_decay=layer_decay),
+        clips=replace(clips, mixup_rate=mixup_rate, freq_mask=freq_mask),
+        heads=replace(heads, probe=probe, smoothing=smoothing, lr_scale=lr_scale),
+    )
 
 
 def model_arguments(setup: Setup) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ssmast.evaluation.labelled import LabelledSet
 from ssmast.model import Backbone
 from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
-from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.finetune_config import FinetuneConfig, settled
 from ssmast.training.finetune_network import (
     HEAD_PARTS,
     HeadLayers,
@@ -80,13 +80,13 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
         self.augment = ClipAugment(
             time_shift=clips.time_shift,
             noise_std=clips.noise_std,
-            freq_mask=clips.freq_mask,
+            freq_mask=settled(clips.freq_mask),
             time_mask=clips.time_mask,
         )
         groups = layer_groups(
             self.network,
             weight_decay=config.optim.weight_decay,
-            layer_decay=config.optim.layer_decay,
+            layer_decay=settled(config.optim.layer_decay),
             scales=_head_scales(config.heads.lr_scale, self.outputs.sizes),
         )
         self.optimizer = optimizer_of(config, self.network, groups=groups)
@@ -124,7 +124,7 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
                 targets,
                 sizes=self.outputs.sizes,
                 multi_label=self.outputs.multi_label,
-                smoothing=self.config.heads.smoothing,
+                smoothing=settled(self.config.heads.smoothing),
             )
             (loss.sum() / total).backward()
             sums.add_()

@@ -131,11 +131,8 @@ def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> Non
 
 def _settings(folder: RunFolder, data: str, command: str) -> PretrainConfig | FinetuneConfig:
     """Those of the run, of whichever kind."""
-    import yaml
-
     words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
-    kept = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-    schema = FinetuneConfig if "heads" in kept else PretrainConfig
+    schema = FinetuneConfig if folder.is_fine_tuning else PretrainConfig
     config = parse(schema, words, command=command, recipes=folder.path)
     assert config is not None
     return config

@@ -51,6 +51,16 @@ class RunFolder:
         """Create the folder with its resolved settings."""
         write_text(self.config_file, to_yaml(config))
 
+    def read_config(self) -> dict[str, Any]:
+        """The settings that the run was made with."""
+        found: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """True of a run of `ssmast finetune`: pretraining has no heads of classes."""
+        return "heads" in self.read_config()
+
     def read_facts(self) -> dict[str, Any]:
         """What the run found out once and keeps (corpus, mean and std); empty before that."""
         return json.loads(self.facts_file.read_text()) if self.facts_file.is_file() else {}
@@ -131,7 +141,7 @@ def _free_name(config: Any, root: Path) -> Path:
 
 
 def _same_settings(config: Any, folder: RunFolder) -> None:
-    before = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+    before = folder.read_config()
     changed = changed_settings(before, to_dict(config))
     if changed:
         raise FileExistsError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import Corpus, LogMel, MixupMemory
+from ssmast.checks import require
 from ssmast.model import PatchDrop
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import (
@@ -28,7 +29,6 @@ from ssmast.training.build import (
     mean_and_std,
     open_data,
 )
-from ssmast.training.checks import require
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.loader import segment_loader
 from ssmast.training.run_folder import RunFolder
@@ -280,18 +280,17 @@ def _settings_of_run(argv: list[str]) -> list[str]:
         FileNotFoundError: if that run does not exist.
         UsageError: if it is one of `ssmast finetune`.
     """
-    import yaml
-
     given = dict(word.split("=", 1) for word in argv if "=" in word)
     if "run" not in given or "recipe" in given:
         return []
-    config = RunFolder(path=Path(given["run"])).config_file
+    folder = RunFolder(path=Path(given["run"]))
+    config = folder.config_file
     if not config.is_file():
         raise FileNotFoundError(
             f"there is no run at {given['run']}: wanted its settings in {config.name}; name a run "
             "folder, or recipe= and data="
         )
-    if "heads" in yaml.safe_load(config.read_text(encoding="utf-8")):
+    if folder.is_fine_tuning:
         raise UsageError(
             f"{given['run']} is a fine-tuned run, and this draws the views of pretraining; its "
             "views.png shows what it was fed"

@@ -26,7 +26,7 @@ from ssmast.evaluation.results import write_text
 from ssmast.model import create_model
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
-from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.finetune_config import FinetuneConfig, settled
 from ssmast.training.finetune_heads import fit_heads, frozen_features
 from ssmast.training.finetune_inputs import draw_inputs, training_items
 from ssmast.training.finetune_network import HEAD_PARTS, build_network, exported
@@ -125,7 +125,7 @@ class Supervised:
                 trainer.model,
                 prefix="",
                 heads=HEAD_PARTS,
-                fitted=self.config.heads.probe,
+                fitted=settled(self.config.heads.probe),
             )
 
     def _probe_(self) -> None:
@@ -172,7 +172,7 @@ class Supervised:
             metric=setup.metric,
             every=config.scoring.every or per_epoch,
             batch_seconds=self._batch_seconds,
-            from_start=config.heads.probe and config.init != "none",
+            from_start=settled(config.heads.probe) and config.init != "none",
             history=history,
         )
         return self._validation

@@ -175,7 +175,7 @@ def test_a_dry_run_names_the_tasks_and_embeds_nothing(sets, tmp_path, capsys, mo
         (["data={sets}"], "encoder= is missing"),
         (["data={sets}", "encoder=log_mel", "protocol=svm"], "protocol must be one of linear"),
         (["data={sets}", "encoder=log_mel", "metric=f1"], "metric must be one of accuracy"),
-        (["data={sets}", "encoder=log_mel", "seeds=-1"], "seeds must not be negative"),
+        (["data={sets}", "encoder=log_mel", "seeds=-1"], "seeds must be at least 0"),
         (["data={sets}", "encoder=log_mel", "tasks=[]"], "names no task"),
         (["encodr=log_mel"], "did you mean 'encoder'"),
     ],

@@ -371,11 +371,35 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
     assert len(open_corpus(tones)) == 24
     assert method.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
     found = [sized(replace(config, init="imagenet"), num_clips=n) for n in (100, 1000, 9000)]
-    assert [c.optim.lr for c in found] == pytest.approx([3e-5, 3e-4, 3e-4])
-    assert [c.epochs for c in found] == [32, 10, 5]
+    assert [c.optim.lr for c in found] == pytest.approx([3e-5, 5e-4, 5e-4])
+    assert [c.epochs for c in found] == [32, 20, 7]
     assert [c.batch_size for c in found] == [16, 32, 64]
     kept = replace(config, batch_size=8, epochs=3.0, optim=replace(config.optim, lr=0.1))
-    assert sized(kept, num_clips=100) == kept
+    kept = sized(kept, num_clips=100)
+    assert (kept.batch_size, kept.epochs, kept.optim.lr) == (8, 3.0, 0.1)
+    assert sized(kept, num_clips=5000) == kept
+
+
+def test_small_sets_are_fine_tuned_gently_and_what_is_asked_for_is_kept():
+    def settled(num_clips, *words):
+        words = ("recipe=finetune_small", "data=x", *words)
+        config = parse(FinetuneConfig, list(words), command="test", recipes=RECIPES)
+        config = sized(config, num_clips=num_clips)
+        heads, clips = config.heads, config.clips
+        return (
+            *(heads.probe, heads.lr_scale, heads.smoothing),
+            *(clips.mixup_rate, clips.freq_mask, config.optim.layer_decay),
+        )
+
+    assert settled(999, "init=imagenet") == (True, [0.3], 0.0, 0.0, 0, 0.8)
+    assert settled(1000, "init=imagenet") == (False, [2.0], 0.1, 0.3, 8, 0.8)
+    fresh = (False, [1.0], 0.1, 0.3, 8, 1.0)
+    assert settled(10, "init=none") == settled(5000, "init=none") == fresh
+    asked = ["heads.probe=false", "heads.lr_scale=[3]", "clips.mixup_rate=0.5", "clips.freq_mask=2"]
+    asked += ["optim.layer_decay=0.5", "heads.smoothing=0"]
+    for clips in (10, 5000):
+        assert settled(clips, "init=imagenet", *asked) == (False, [3.0], 0.0, 0.5, 2, 0.5)
+    assert settled(5000, "init=imagenet", "heads.probe=true")[:2] == (True, [2.0])
 
 
 @pytest.mark.slow

@@ -146,9 +146,7 @@ def _commands(source: Source) -> list[str]:
     commands = []
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
-        # `heads` are fine-tuning's.
-        is_tuned = "heads" in source.read_mapping("config.yaml")
-        door = "-m ssmast.training.finetune" if is_tuned else "pretrain/run.py"
+        door = "-m ssmast.training.finetune" if source.is_fine_tuning else "pretrain/run.py"
         commands.append(f"accelerate launch {door} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:

@@ -40,6 +40,11 @@ class Source:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML too
         return content if isinstance(content, dict) else {}
 
+    @property
+    def is_fine_tuning(self) -> bool:
+        """True of a run of `ssmast finetune`: pretraining has no heads of classes."""
+        return "heads" in self.read_mapping("config.yaml")
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that can be read: a run in progress may be writing one."""
         file = None if self.run is None else self.run / "metrics.jsonl"

@@ -7,8 +7,8 @@ from typing import Any
 
 from ssmast.settings import UsageError
 
-SHARE, ANY = (0.0, 1.0), (0.0, math.inf)
-"""Ranges for `in_range`: a share of a whole; any number that is not negative."""
+SHARE, ANY, COUNT = (0.0, 1.0), (0.0, math.inf), (1.0, math.inf)
+"""Ranges for `in_range`: a share of a whole; any number that is not negative; one or more."""
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
@@ -35,13 +35,14 @@ def in_range(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
 
     Args:
         settings: a dataclass of them.
-        ranges: dotted key -> smallest and largest; of a list, of each of its numbers.
+        ranges: dotted key -> smallest and largest; of a list, of each of its numbers. A key that
+            is left open (None) has none.
 
     Raises:
         UsageError: naming the first that is not.
     """
     for key, (low, high) in ranges.items():
         value = attrgetter(key)(settings)
-        numbers = value if isinstance(value, list) else [value]
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
         wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
         require(all(low <= number <= high for number in numbers), key, value, wanted)
