@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
-BASE = {"settings", "command", "version"}
+BASE = {"settings", "checks", "command", "version"}
 ENCODER = {"encoder", "classifier"}
 # room -> rooms it may import from
 MAY_SEE = {
     "settings": set(),
+    "checks": {"settings"},
     "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings"},
     "model": {"settings"},
     "contrastive": {"model"},
     **{name: {"audio", "model", "settings", "ssmast"} | ENCODER for name in ENCODER},
-    "evaluation": {"audio", "model", "settings", "command", "ssmast"} | ENCODER,
+    "evaluation": {"audio", "model", "ssmast"} | ENCODER | BASE,
     "training": {"audio", "model", "contrastive", "evaluation", "ssmast"} | ENCODER | BASE,
-    "prepare": {"audio", "settings", "command", "prepare_page"},
+    "prepare": {"audio", "settings", "checks", "command", "prepare_page"},
     "prepare_page": {"audio", "evaluation"},
-    "predict": {"audio", "settings", "classifier"},
+    "predict": {"audio", "settings", "checks", "classifier"},
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"audio", "model", "evaluation", "training", "ssmast"} | ENCODER | BASE,
