@@ -54,10 +54,6 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "negatives: batch alone": ["loss.queue_size=0"],
         "negatives: queue of 576 alone": ["loss.batch_negatives=false"],
         "negatives: queue of 4096 and batch": ["loss.queue_size=4096"],
-        "temperature 0.1": ["loss.temperature=0.1"],
-        "learning rate 1e-3": ["optim.lr=1e-3"],
-        "bfloat16": ["precision=bf16"],
-        "the head sees the mean of the tokens": ["head.pooling=mean"],
     },
     "long": {"SS-MAST + patch-drop, structured": []},
 }

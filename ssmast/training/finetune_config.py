@@ -95,7 +95,7 @@ class FinetuneOptim(Optim):
     betas: list[float] = setting([0.9, 0.999], "AdamW's two decay rates")
     clip_norm: float = setting(1.0, "largest gradient norm; 0 for no clipping")
     layer_decay: float | None = setting(
-        1.0, "learning rate of a block over that of the next; 1: none; auto: by init="
+        1.0, "learning rate of a block over that of the next; 1: none; auto: by the size of the set"
     )
     ema: float = setting(0.0, "decay of the average of the weights that is scored; 0: none")
     average: float = setting(

@@ -55,12 +55,11 @@ _GENTLE = Manner(
     3e-4, epochs=10, layer_decay=0.8, probe=True, lr_scale=0.3, smoothing=0.0, mixup_rate=0.0,
     freq_mask=0,
 )  # fmt: skip
+# Random weights, or clips enough to move all layers alike.
 _STRONG = Manner(
-    5e-4, epochs=20, layer_decay=0.8, probe=False, lr_scale=2.0, smoothing=0.1, mixup_rate=0.3,
+    5e-4, epochs=20, layer_decay=1.0, probe=False, lr_scale=1.0, smoothing=0.1, mixup_rate=0.3,
     freq_mask=8,
 )  # fmt: skip
-# Of weights that are all random there is nothing to spare: all layers learn alike.
-_FRESH = _STRONG._replace(layer_decay=1.0, lr_scale=1.0)
 
 
 class Setup(NamedTuple):
@@ -119,7 +118,7 @@ def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
     """
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
     share = num_clips / _FEW_CLIPS
-    manner = _FRESH if config.init == "none" else _GENTLE if share < 1 else _STRONG
+    manner = _GENTLE if config.init != "none" and share < 1 else _STRONG
     epochs = float(min(40, max(5, round(manner.epochs / math.sqrt(share)))))
     lr = manner.lr * (share if manner is _GENTLE else 1.0)
     clips, heads, optim = config.clips, config.heads, config.optim

@@ -392,14 +392,14 @@ def test_small_sets_are_fine_tuned_gently_and_what_is_asked_for_is_kept():
         )
 
     assert settled(999, "init=imagenet") == (True, [0.3], 0.0, 0.0, 0, 0.8)
-    assert settled(1000, "init=imagenet") == (False, [2.0], 0.1, 0.3, 8, 0.8)
-    fresh = (False, [1.0], 0.1, 0.3, 8, 1.0)
-    assert settled(10, "init=none") == settled(5000, "init=none") == fresh
+    strong = (False, [1.0], 0.1, 0.3, 8, 1.0)
+    assert settled(1000, "init=imagenet") == settled(5000, "init=none") == strong
+    assert settled(10, "init=none") == strong
     asked = ["heads.probe=false", "heads.lr_scale=[3]", "clips.mixup_rate=0.5", "clips.freq_mask=2"]
     asked += ["optim.layer_decay=0.5", "heads.smoothing=0"]
     for clips in (10, 5000):
         assert settled(clips, "init=imagenet", *asked) == (False, [3.0], 0.0, 0.5, 2, 0.5)
-    assert settled(5000, "init=imagenet", "heads.probe=true")[:2] == (True, [2.0])
+    assert settled(5000, "init=imagenet", "heads.probe=true")[:2] == (True, [1.0])
 
 
 @pytest.mark.slow
