@@ -13,7 +13,7 @@ from ssmast.audio import SegmentDataset, collate_segments, open_corpus, read_aud
 from ssmast.audio.prepare import prepare_corpus
 from ssmast.audio.read import AudioError
 from ssmast.audio.remote import RemoteError, RemoteFile, check_url, is_url, read_range
-from tests.audio.test_corpus import wav_bytes, write_tar
+from tests.audio.files import wav_bytes, write_tar
 from tests.audio.web import served
 
 RATE = 16000
