@@ -7,7 +7,9 @@ yaml and omegaconf are imported where they are used, so that `ssmast doctor` sta
 
 import dataclasses
 import difflib
+import functools
 import math
+import operator
 import os
 import re
 import sys
@@ -55,10 +57,16 @@ def flat_fields(schema: type, prefix: str = "") -> dict[str, dataclasses.Field[A
 
 
 def to_yaml(settings: Any) -> str:
-    """The settings as YAML, every key written out."""
+    """The settings as YAML, every key written out, as a recipe holds them."""
     import yaml
 
-    return yaml.safe_dump(to_dict(settings), allow_unicode=True, sort_keys=False)
+    tree = to_dict(settings)
+    for name, field in flat_fields(type(settings)).items():
+        *parents, key = name.split(".")
+        branch = functools.reduce(operator.getitem, parents, tree)
+        if branch[key] is None and _may_be_open(field):
+            branch[key] = "auto"
+    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -241,11 +249,11 @@ def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, co
     if kind is str:
         return text  # a path may hold any character, so YAML must not read it
     if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]  # of `float | None`
-        if kind is str:
-            return None if text in {"", "null", "none"} else text
-        if text == "auto":
+        (kind,) = set(typing.get_args(kind)) - {types.NoneType}
+        if text in ({"", "null", "none"} if kind is str else {"auto"}):
             return None
+        if kind is str:
+            return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -292,6 +300,8 @@ def _may_be_open(field: dataclasses.Field[Any]) -> bool:
 
 
 def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return str(kind).replace("None", "auto")
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 

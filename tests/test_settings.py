@@ -37,6 +37,8 @@ def test_a_number_may_be_left_open(tmp_path, capsys):
     (tmp_path / "open.yaml").write_text("{rate: auto, data: auto}")
     open_ = _parse("recipe=open", recipes=tmp_path)
     assert (open_.rate, open_.data) == (None, "auto")
+    assert "rate: auto" in to_yaml(open_)
+    assert "label: null" in to_yaml(open_)
     (tmp_path / "again.yaml").write_text(to_yaml(open_))
     assert _parse("recipe=again", recipes=tmp_path).rate is None
     assert _parse(*to_words(open_), "rate=auto").rate is None
