@@ -1,14 +1,14 @@
 """From sound file to log-mel: clips a second; memory of a huge corpus; batches of its order.
 
     python benchmarks/data.py                                  # all of it, about two minutes
-    python benchmarks/data.py entries=100000 rounds=3           # quickly
+    python benchmarks/data.py entries=[100000] rounds=3         # quickly
     python benchmarks/data.py parts=[speed] audio=FILE.flac     # on a recording of one's own
 
 speed: random crops of 2 s out of clips of 10 s at 44.1 kHz and at 16 kHz, as WAV, FLAC, Opus and
 mp3, log-mel included, against the pipeline that earlier code for these models uses: librosa.load of
 the whole clip at 16 kHz, librosa's mel spectrogram of it, its logarithm, then the crop. One thread;
 both take turns in one process, round by round; medians.
-memory: opening a prepared corpus of `entries` clips in this process and in four workers that then
+memory: opening prepared corpora of `entries` clips in this process and in four workers that then
 each draw and look up 100,000 clips; what that adds to their private memory and proportional share.
 order: a batch of 4096 out of 10^9 clips, and the same out of a mixture of three corpora.
 
@@ -54,7 +54,7 @@ class Settings:
     rounds: int = setting(15, "turns that both pipelines take; the median counts")
     clips: int = setting(8, "clips of 10 s, of noise and tones unless `audio` is given")
     audio: str = setting("", "recording to cut the clips from")
-    entries: int = setting(10_000_000, "clips of the huge corpus")
+    entries: list[int] = setting([1000, 100_000, 10_000_000], "clips of each prepared corpus")
     workers: int = setting(4, "processes that open it")
     out: str = setting("", "JSON file to write")
 
@@ -216,17 +216,21 @@ def report(found: dict[str, Any]) -> str:
                 f"| {row['mel'] / row['ssmast']:.0%} |"
             )
     if "memory" in found:
-        row = found["memory"]
-        worst = {k: max(one[k] for one in row["workers_added"]) for k in ("private", "pss")}
         lines += [
             "",
-            f"{row['entries']:,} clips (an index of {row['index_mb']:.0f} MB): opened in "
-            f"{1000 * row['open_seconds']:.1f} ms; added to the main process "
-            f"{row['main_added']['private']:.1f} MB private, {row['main_added']['pss']:.1f} MB "
-            f"proportional; to each of {len(row['workers_added'])} workers after 100,000 look-ups "
-            f"at most {worst['private']:.1f} MB private, {worst['pss']:.1f} MB proportional; one "
-            f"look-up {1e6 * row['lookup_seconds']:.1f} µs.",
+            "| clips | index (MB) | opened in (ms) | added to the main process, private / "
+            "proportional (MB) | at most to a worker, after 100,000 look-ups | one look-up (µs) |",
+            "|---:|---:|---:|---:|---:|---:|",
         ]
+        for row in found["memory"]:
+            main, workers = row["main_added"], row["workers_added"]
+            worst = {k: max(one[k] for one in workers) for k in ("private", "pss")}
+            lines.append(
+                f"| {row['entries']:,} | {row['index_mb']:.1f} | {1000 * row['open_seconds']:.1f} "
+                f"| {main['private']:.1f} / {main['pss']:.1f} "
+                f"| {worst['private']:.1f} / {worst['pss']:.1f} "
+                f"| {1e6 * row['lookup_seconds']:.1f} |"
+            )
     if "order" in found:
         lines += ["", "4096 draws out of 10^9 clips: "] + [
             f"- {name}: {1000 * seconds:.2f} ms" for name, seconds in found["order"].items()
@@ -245,7 +249,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     if "memory" in settings.parts:  # first, while little else is held
-        found["memory"] = memory(settings.entries, settings.workers)
+        found["memory"] = [memory(entries, settings.workers) for entries in settings.entries]
     if "order" in settings.parts:
         found["order"] = order(settings.rounds)
     if "speed" in settings.parts:
