@@ -6,7 +6,7 @@
 
 `pool` is audio without labels, `data` a folder of labelled sets. Every run is `recipe=real_nano`
 and the words that its row names, on one thread; `jobs` of them run side by side. What is done
-is not done again. Two cores should take under three hours (estimated from single runs). Writes
+is not done again. Two cores take 140 minutes by the sum of its pieces. Writes
 results.json, and the tables into `page` between the comments that name them.
 """
 
