@@ -38,7 +38,7 @@ def test_every_row_is_a_run_that_the_recipe_can_make(results):
                     assert (config.head.kind, config.optim.name) == ("linear", "sgd")
     # One folder, one run: the recipe itself stands in two tables and is trained once.
     assert all(len(words) == 1 for words in folders.values())
-    assert len(folders) == 3 * 3 + (11 - 1) + 1
+    assert len(folders) == 3 * 3 + (7 - 1) + 1
 
 
 def test_seeds_are_joined_with_their_interval_and_put_into_the_page(results, tmp_path):

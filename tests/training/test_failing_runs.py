@@ -25,7 +25,7 @@ def test_the_alarm_can_stop_a_run_which_then_goes_on(audio, tmp_path, capsys):
     assert _run(*words, "alarm=stop", audio=audio, run=run) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "alarm=stop ended the run at step 25" in said
-    assert "lower optim.lr (up to 8.9 so far)" in said
+    assert "lower optim.lr (up to 9 so far)" in said
     [saved] = checkpoints(run / "checkpoints")
     state, _ = load_checkpoint(saved)
     assert state["step"] == 25
