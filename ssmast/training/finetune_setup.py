@@ -122,20 +122,21 @@ def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
     epochs = float(min(40, max(5, round(manner.epochs / math.sqrt(share)))))
     lr = manner.lr * (share if manner is _GENTLE else 1.0)
     clips, heads, optim = config.clips, config.heads, config.optim
-    layer_decay = manner.layer_decay if optim.layer_decay is None else optim.layer_decay
-    mixup_rate = manner.mixup_rate if clips.mixup_rate is None else clips.mixup_rate
-    freq_mask = manner.freq_mask if clips.freq_mask is None else clips.freq_mask
-    probe = manner.probe if heads.probe is None else heads.probe
-    smoothing = manner.smoothing if heads.smoothing is None else heads.smoothing
-    lr_scale = heads.lr_scale or [manner.lr_scale]
     return replace(
         config,
         batch_size=size,
         epochs=config.epochs or epochs,
-        optim=replace(optim, lr=optim.lr or lr, layer_decay=layer_decay),
-        clips=replace(clips, mixup_rate=mixup_rate, freq_mask=freq_mask),
-        heads=replace(heads, probe=probe, smoothing=smoothing, lr_scale=lr_scale),
+        optim=replace(optim, lr=optim.lr or lr, **_left_open(optim, manner)),
+        clips=replace(clips, **_left_open(clips, manner)),
+        heads=replace(
+            heads, lr_scale=heads.lr_scale or [manner.lr_scale], **_left_open(heads, manner)
+        ),
     )
+
+
+def _left_open(part: Any, manner: Manner) -> dict[str, Any]:
+    """Keys of a part of the settings that say `auto`, and what suits instead."""
+    return {key: getattr(manner, key) for key, value in vars(part).items() if value is None}
 
 
 def model_arguments(setup: Setup) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ssmast.evaluation.report.sources import Source
 from ssmast.evaluation.results import write_text
 from ssmast.settings import to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
@@ -58,8 +59,8 @@ class RunFolder:
 
     @property
     def is_fine_tuning(self) -> bool:
-        """True of a run of `ssmast finetune`: pretraining has no heads of classes."""
-        return "heads" in self.read_config()
+        """True of a run of `ssmast finetune`."""
+        return Source(name=self.path.name, run=self.path).is_fine_tuning
 
     def read_facts(self) -> dict[str, Any]:
         """What the run found out once and keeps (corpus, mean and std); empty before that."""
