@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.command import run_command
+from ssmast.evaluation.labelled_set import find_tasks, load_task, split_names
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.task_spec import split_names
-from ssmast.evaluation.tasks import find_tasks, load_task
 from ssmast.settings import parse, setting
 from ssmast.training.config import RECIPES
-from ssmast.training.finetune import run
-from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.finetune.command import run
+from ssmast.training.finetune.config import FinetuneConfig
 
 
 @dataclass

@@ -21,9 +21,9 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.report.published import POSTER, POSTER_ROWS
 from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.report.published_scores import POSTER, POSTER_ROWS
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.init_weights import find_weights, load_backbone_, read_weights
 

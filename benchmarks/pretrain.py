@@ -27,8 +27,9 @@ import torch
 from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
 from ssmast.settings import parse, setting
-from ssmast.training import pretrain, ss_mast
+from ssmast.training import pretrain
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.objectives import ss_mast
 
 # In the order of the table. "wait" is what the loop waits for the workers.
 PARTS = (
@@ -96,7 +97,7 @@ class Clock:
 
 
 def put_clocks(trainer: Any, clock: Clock) -> None:
-    """Time the parts of a trainer, by the names they have in `ssmast.training.ss_mast`."""
+    """Time the parts of a trainer, by their names there."""
     student = trainer.student
     heads = [student.branch.projector, student.predictor, trainer.teacher.branch.projector]
     parts = [

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ssmast.command import run_command
-from ssmast.evaluation.classifier import Part
+from ssmast.evaluation.fitting import Part
 from ssmast.evaluation.linear import GRID, LR_GRID, fit_linear
 from ssmast.evaluation.metrics import get_metric
 from ssmast.settings import parse, setting

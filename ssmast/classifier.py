@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.pieces import evaluating
+from ssmast.encoder.chunks import evaluating
 
 
 class Outputs(NamedTuple):

@@ -11,18 +11,21 @@ from ssmast.settings import UsageError
 COMMANDS = {
     "doctor": ("ssmast.doctor", "is this machine ready? every problem with its cure"),
     "demo": ("ssmast.demo", "the whole way in a few minutes, on sounds made here"),
-    "prepare": ("ssmast.prepare", "any audio -> shards with a manifest, for training at any size"),
+    "prepare": (
+        "ssmast.prepare.command",
+        "any audio -> shards with a manifest, for training at any size",
+    ),
     "pretrain": ("ssmast.training.pretrain", "pretrain an encoder on unlabelled audio"),
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
-    "finetune": ("ssmast.training.finetune", "labels and an encoder -> a classifier"),
+    "finetune": ("ssmast.training.finetune.command", "labels and an encoder -> a classifier"),
     "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
     "predict": ("ssmast.predict", "top classes of any sound file, with timestamps"),
-    "embed": ("ssmast.evaluation.embed_files", "files -> embeddings (.npz, .parquet)"),
-    "index": ("ssmast.evaluation.index", "files or embeddings -> an index to search in"),
-    "search": ("ssmast.evaluation.search", "a sound -> the nearest ones of an index"),
+    "embed": ("ssmast.retrieval.embed_files", "files -> embeddings (.npz, .parquet)"),
+    "index": ("ssmast.retrieval.index", "files or embeddings -> an index to search in"),
+    "search": ("ssmast.retrieval.search", "a sound -> the nearest ones of an index"),
     "export": ("ssmast.export", "a run's encoder -> folder with model card, ONNX, the Hub"),
     "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and draw them"),
-    "report": ("ssmast.evaluation.report", "one HTML page from a run or from results"),
+    "report": ("ssmast.report", "one HTML page from a run or from results"),
     "show-views": ("ssmast.training.show_views", "draw the views that training makes of clips"),
     "describe": ("ssmast.model.describe", "layers, parameters and MACs of a model"),
 }
@@ -59,7 +62,7 @@ def _dispatch(name: str, argv: list[str]) -> int:
 def _help() -> str:
     lines = ["ssmast COMMAND [key=value ...]", "", "Commands (each explains its keys by --help):"]
     lines += [f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += ["", "Several processes: accelerate launch pretrain/run.py [key=value ...]"]
+    lines += ["", "Several processes: accelerate launch -m ssmast COMMAND [key=value ...]"]
     return "\n".join(lines)
 
 

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from ssmast.evaluation.report import write_report
+from ssmast.evaluation.results import results_table
 from ssmast.evaluation.suite import ProbeConfig, run_suite
-from ssmast.evaluation.table import results_table
+from ssmast.report import write_report
 from ssmast.settings import parse, wants_dry_run
 from ssmast.training.build import built_in_corpus
 from ssmast.training.config import RECIPES, PretrainConfig

@@ -21,13 +21,13 @@ from ssmast import __version__
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
-from ssmast.evaluation.report import read_results
 from ssmast.model import Backbone, create_model
+from ssmast.report import read_results
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
-from ssmast.training.backbone_weights import backbone_weights, networks_of
 from ssmast.training.build import log_mel_of
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
+from ssmast.training.init_weights import backbone_weights, networks_of
 from ssmast.training.run_folder import changed_settings
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     scores = len(encoder.info["scores"])
     logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
     if config.push:
-        from ssmast.encoder.hub import push_to_hub
+        from ssmast.encoder.card import push_to_hub
 
         logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
     return out

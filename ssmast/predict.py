@@ -22,9 +22,8 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
-from ssmast.checks import ANY, SHARE, in_range
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import UsageError, named_files, parse, setting
+from ssmast.settings import ANY, SHARE, UsageError, in_range, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 

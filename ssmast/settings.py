@@ -3,6 +3,8 @@
 A command is `parse(Schema, argv)`. Values come, later ones winning, from the defaults of the
 dataclass, from a recipe (YAML, safely loaded), and from `key=value` words.
 yaml and omegaconf are imported where they are used, so that `ssmast doctor` starts without them.
+
+Settings that no run can mean, refused in one sentence before any audio is read.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,3 +321,44 @@ def _help(
         text = field.metadata.get("help", "")
         lines.append(f"  {name:<{width}}  {text}{shown} ({_type_name(field.type)})")
     return "\n".join(lines) + "\n"
+
+
+SHARE, ANY, COUNT = (0.0, 1.0), (0.0, math.inf), (1.0, math.inf)
+"""Ranges for `in_range`: a share of a whole; any number that is not negative; one or more."""
+
+
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Refuse a setting that is not what was wanted.
+
+    Raises:
+        UsageError: naming both.
+    """
+    if not holds:
+        raise UsageError(f"{key} must be {wanted}, got {value}")
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of those allowed.
+
+    Raises:
+        UsageError: naming them.
+    """
+    require(value in allowed, key, repr(value), " or ".join(allowed))
+
+
+def in_range(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers out of their range; NaN is out of every one.
+
+    Args:
+        settings: a dataclass of them.
+        ranges: dotted key -> smallest and largest; of a list, of each of its numbers. A key that
+            is left open (None) has none.
+
+    Raises:
+        UsageError: naming the first that is not.
+    """
+    for key, (low, high) in ranges.items():
+        value = attrgetter(key)(settings)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+        require(all(low <= number <= high for number in numbers), key, value, wanted)

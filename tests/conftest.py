@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.sets import encoder_folder, sets, tiny_encoder  # noqa: F401 - fixtures
+
 _THREADS = torch.get_num_threads()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

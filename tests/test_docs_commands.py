@@ -219,7 +219,7 @@ assert torch.equal(names["tilt"](x, slopes=torch.zeros(2)), x)
 moved = names["tilt"](x, slopes=torch.tensor([0.0, 2.0])) - x
 assert torch.allclose(moved[1, 0, :, 3], torch.linspace(-1.0, 1.0, 5), atol=1e-6)
 assert not moved[0].any()
-from ssmast.audio.datasets import TASKS, prepare_task
+from ssmast.datasets import TASKS, prepare_task
 names = {{}}
 exec({task!r}, names)
 (mine,) = names["TASKS"]

@@ -11,10 +11,11 @@ from ssmast.classifier import load_classifier
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError
-from ssmast.training import finetune, pretrain
+from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints
+from ssmast.training.finetune import command as finetune
 from tests.encoder.test_encoder import RATE, noise
-from tests.evaluation.conftest import write_set
+from tests.sets import write_set
 from tests.training.processes import SMALL, write_tones
 
 

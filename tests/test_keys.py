@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-import ssmast.audio.prepare
-import ssmast.encoder.hub
-from ssmast import export, predict, prepare
+import ssmast.encoder.card
+import ssmast.prepare
+from ssmast import export, predict, report
 from ssmast.classifier import Outputs
 from ssmast.encoder import Encoder
-from ssmast.evaluation import evaluate, index, report
+from ssmast.evaluation import evaluate
+from ssmast.prepare import command as prepare
+from ssmast.retrieval import index
 from ssmast.settings import parse
 
 
@@ -40,7 +42,7 @@ def test_every_key_of_prepare_is_handed_on(tmp_path, monkeypatch):
     usual = dataclasses.asdict(prepare.PrepareConfig())
     assert usual.keys() - wanted.keys() == {"src", "out"}
     assert not [key for key, value in wanted.items() if usual[key] == value]
-    seen = _seen_by(monkeypatch, ssmast.audio.prepare, "prepare_corpus")
+    seen = _seen_by(monkeypatch, ssmast.prepare, "prepare_corpus")
     words = [str(tmp_path / "clips.txt"), f"out={tmp_path / 'out'}"]
     with pytest.raises(StoppedError):
         prepare.main([*words, *(f"{key}={value}" for key, value in wanted.items())])
@@ -62,7 +64,7 @@ def test_the_cells_that_a_query_looks_into_reach_the_index(monkeypatch, tmp_path
 
 @pytest.mark.parametrize("private", [True, False])
 def test_an_encoder_is_pushed_where_and_as_it_is_asked_for(private, monkeypatch, tmp_path):
-    seen = _seen_by(monkeypatch, ssmast.encoder.hub, "push_to_hub")
+    seen = _seen_by(monkeypatch, ssmast.encoder.card, "push_to_hub")
     monkeypatch.setattr(Encoder, "save", lambda self, out, extra: None)
     encoder = Encoder.__new__(Encoder)
     encoder.info = {}

@@ -11,10 +11,10 @@ from ssmast.audio import LogMel
 from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation import suite
-from ssmast.evaluation.report.published import POSTER, POSTER_ROWS
 from ssmast.model import create_model
-from tests.evaluation.conftest import write_set
+from ssmast.report.published_scores import POSTER, POSTER_ROWS
 from tests.scripts import load_script
+from tests.sets import write_set
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "lape.py"
 

@@ -10,8 +10,8 @@ from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
 from ssmast.settings import parse
 from ssmast.training.config import RECIPES, PretrainConfig
-from tests.evaluation.conftest import write_set
 from tests.scripts import load_script
+from tests.sets import write_set
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "results.py"
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ssmast.encoder import load_encoder
 from ssmast.encoder.chunks import Chunk
-from ssmast.model.grid import Grid
+from ssmast.model.patch import Grid
 
 
 class UpstreamExpert(nn.Module):

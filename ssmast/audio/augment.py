@@ -1,6 +1,10 @@
 """Two views of a clip, made on the log-mel: mixup, random resized crop, fader, masks, noise.
 
 All clips of a batch at once on the device, each by its own row of uniform draws.
+
+Changes to a labelled clip's log-mel that leave its label in place: shift, noise, masks.
+
+Log-mels of earlier batches, kept on the device as backgrounds for mixup.
 """
 
 import torch
@@ -257,3 +261,179 @@ def outside_mask(
     along = torch.arange(num, device=width.device)
     inside = (along >= start[:, None]) & (along < (start + width)[:, None])
     return (~inside).float()
+
+
+class ClipAugment:
+    """Shift, noise and masks on a batch of normalised log-mels, each clip by its own draws.
+
+    In this order. Draws of a clip, each uniform in [0, 1):
+
+        0      frames of the shift, from -time_shift to time_shift, all equally likely
+        1, 2   std of the noise, up to noise_std, and its seed
+        3, 4   width and place of the frequency mask
+        5, 6   width and place of the time mask
+
+    Args:
+        time_shift: most frames that a clip is rolled by, either way; what leaves one end enters at
+            the other.
+        noise_std: greatest std of the noise, in corpus standard deviations.
+        freq_mask: most mel bins set to the corpus mean.
+        time_mask: most frames set to the corpus mean.
+
+    Raises:
+        ValueError: if a number is negative.
+
+    Source: Park et al. 2019 (SpecAugment); Gong et al. 2021 (AST) for roll and noise.
+    Differs from AST: the noise is normal, so that it has no mean of its own to be learnt.
+    """
+
+    num_draws = 7
+
+    def __init__(
+        self,
+        *,
+        time_shift: int = 0,
+        noise_std: float = 0.0,
+        freq_mask: int = 0,
+        time_mask: int = 0,
+    ) -> None:
+        for what, value in (
+            ("time_shift", time_shift),
+            ("noise_std", noise_std),
+            ("freq_mask", freq_mask),
+            ("time_mask", time_mask),
+        ):
+            if value < 0:
+                raise ValueError(f"{what} must not be negative, got {value}")
+        self.time_shift, self.noise_std = time_shift, noise_std
+        self.freq_mask, self.time_mask = freq_mask, time_mask
+
+    def __call__(self, log_mel: Tensor, *, draws: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, 1, F, T), normalised, and draws (B, num_draws) -> the same shape.
+
+        With `lengths`, the frames of each clip int64 (B,), a clip is changed as it would be alone;
+        what lies behind it does not matter.
+
+        Raises:
+            ValueError: if the draws do not fit.
+        """
+        if draws.shape != (len(log_mel), self.num_draws):
+            raise ValueError(
+                f"draws must be ({len(log_mel)}, {self.num_draws}), got {tuple(draws.shape)}"
+            )
+        x, u = log_mel, draws.to(log_mel.device)
+        if self.time_shift:
+            frames = (u[:, 0] * (2 * self.time_shift + 1)).long() - self.time_shift
+            x = roll_time(x, frames, lengths=lengths)
+        if self.noise_std:
+            std = (self.noise_std * u[:, 1])[:, None, None, None]
+            batch, channels, bins, frames = x.shape  # time first: longer clips begin alike
+            noise = white_noise(u[:, 2], (batch, frames, channels, bins)).permute(0, 2, 3, 1)
+            x = x + std * noise
+        if self.freq_mask:
+            x = x * outside_mask(x.shape[2], self.freq_mask, u[:, 3], u[:, 4])[:, None, :, None]
+        if self.time_mask:
+            keep = outside_mask(x.shape[3], self.time_mask, u[:, 5], u[:, 6], lengths=lengths)
+            x = x * keep[:, None, None, :]
+        return x
+
+
+def roll_time(log_mel: Tensor, frames: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    """Each clip rolled along time by its own number of frames, int64 (B,); as `torch.roll`.
+
+    Args:
+        log_mel: (B, 1, F, T).
+        frames: int64 (B,).
+        lengths: frames of each clip, int64 (B,); what lies behind them stays.
+    """
+    num = log_mel.shape[3]
+    along = torch.arange(num, device=log_mel.device)[None]
+    own = torch.full_like(frames, num) if lengths is None else lengths.to(log_mel.device)
+    rolled = (along - frames[:, None]) % own[:, None]
+    source = torch.where(along < own[:, None], rolled, along)  # (B, T)
+    return log_mel.gather(3, source[:, None, None, :].expand(log_mel.shape))
+
+
+class MixupMemory:
+    """Ring of the newest log-mels, in half precision.
+
+    Args:
+        size: how many log-mels it holds, M; 0 for a memory that stays empty.
+        shape: of a log-mel, (F, T).
+        device: where they are kept.
+
+    Raises:
+        ValueError: if `size` is negative.
+    """
+
+    def __init__(
+        self, *, size: int, shape: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        if size < 0:
+            raise ValueError(f"size must not be negative, got {size}")
+        self.size = size
+        self._ring = torch.zeros(size, 1, *shape, dtype=torch.float16, device=device)
+        self._next = 0
+        self._filled = 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def pick(self, draws: Tensor) -> Tensor | None:
+        """One stored log-mel for each draw.
+
+        Args:
+            draws: uniform in [0, 1), (B,).
+
+        Returns:
+            Float32 (B, 1, F, T), or None while the memory is empty.
+        """
+        if self._filled == 0:
+            return None
+        index = (draws.to(self._ring.device) * self._filled).long().clamp_max(self._filled - 1)
+        return self._ring[index].float()
+
+    @torch.no_grad()
+    def enqueue_(self, log_mel: Tensor) -> None:
+        """Take a batch in over the oldest entries; of a batch beyond M, the last M.
+
+        Args:
+            log_mel: (B, 1, F, T), not normalised.
+
+        Raises:
+            ValueError: if F or T is another.
+        """
+        if log_mel.shape[1:] != self._ring.shape[1:]:
+            raise ValueError(
+                f"log_mel must be (B, {', '.join(map(str, self._ring.shape[1:]))}) like what is "
+                f"stored, got {tuple(log_mel.shape)}"
+            )
+        if self.size == 0:
+            return
+        num = len(log_mel)
+        newest = log_mel[-self.size :]
+        place = torch.arange(num - len(newest), num, device=self._ring.device) + self._next
+        self._ring[place % self.size] = newest.to(self._ring)
+        self._next = (self._next + num) % self.size
+        self._filled = min(self._filled + num, self.size)
+
+    def state(self) -> dict[str, Tensor]:
+        """All it holds, as tensors: `log_mel` (M, 1, F, T) and `cursor` (next place, how full)."""
+        return {"log_mel": self._ring.clone(), "cursor": torch.tensor([self._next, self._filled])}
+
+    def load_(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave.
+
+        Args:
+            state: of a memory of the same size and shape.
+
+        Raises:
+            ValueError: if it is the state of another size or shape.
+        """
+        if state["log_mel"].shape != self._ring.shape:
+            raise ValueError(
+                f"the saved mixup memory is {tuple(state['log_mel'].shape)}, this one "
+                f"{tuple(self._ring.shape)}; resume with the settings it was saved with"
+            )
+        self._ring.copy_(state["log_mel"])
+        self._next, self._filled = (int(number) for number in state["cursor"])

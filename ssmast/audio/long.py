@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 import soxr
 
-from ssmast.audio.complete import check_container, check_last_frame, source_size
 from ssmast.audio.decode import (
     AudioError,
     ForeignError,
@@ -16,10 +15,11 @@ from ssmast.audio.decode import (
     decoded_blocks,
     label_of,
     length_is_known,
+    mp3_blocks,
     opened,
 )
-from ssmast.audio.mp3 import mp3_blocks
 from ssmast.audio.resample import check_samples, positive, resampled_length
+from ssmast.audio.truncation import check_container, check_last_frame, source_size
 
 # From here on a file is read block by block: its samples at their own rate would not fit beside
 # the result. Shorter ones are resampled at once; both give the same bits.

@@ -3,15 +3,20 @@
 Seeking with libsndfile 1.2.2 is exact to the bit in PCM and FLAC files, not in Opus (up to 5e-3
 off, even with a second of lead-in) nor in Vorbis (the last page may come out shifted): those are
 decoded from the start.
+
+A sound as its samples, or, where it is long, to be read piece by piece.
+
+Which sound formats decode on this machine, found by trying.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import soundfile
 
-from ssmast.audio.codecs import decode_foreign, decoder_version
-from ssmast.audio.complete import check_container, check_last_frame
+from ssmast.audio.corpus.index import Span
 from ssmast.audio.decode import (
     AUDIO_EXTENSIONS,
     FOREIGN_EXTENSIONS,
@@ -20,14 +25,16 @@ from ssmast.audio.decode import (
     ForeignError,
     Source,
     decode,
+    decode_foreign,
+    decode_mp3,
+    decoder_version,
     label_of,
     length_is_known,
     opened,
 )
-from ssmast.audio.long import read_long
-from ssmast.audio.mp3 import decode_mp3
+from ssmast.audio.long import LongSound, open_long, read_long
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
-from ssmast.audio.span import Span
+from ssmast.audio.truncation import check_container, check_last_frame
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -279,3 +286,62 @@ def _parts(
             yield from (decoded[first:last] for first, last in regions)
 
     return read
+
+
+def open_audio(
+    source: Source | Span,
+    *,
+    sample_rate: int = 16000,
+    name: str | None = None,
+    again: Callable[[], Source | Span] | None = None,
+) -> np.ndarray[tuple[int], np.dtype[np.float32]] | LongSound:
+    """What `read_audio` gives; of a file of over a minute to be read from front to back.
+
+    Args:
+        source: as `read_audio`.
+        sample_rate: as `read_audio`.
+        name: as `read_audio`.
+        again: gives the source once more, so that the bytes of a long sound are not held until it
+            is read.
+
+    Raises:
+        AudioError: as `read_audio`; of a long sound some faults show only while it is read.
+    """
+    if not isinstance(source, Span):
+        reopened = cast(Callable[[], Source] | None, again)
+        long = open_long(source, sample_rate=sample_rate, name=name, again=reopened)
+        if long is not None:
+            return long
+    return read_audio(source, sample_rate=sample_rate, name=name)
+
+
+_WRITTEN = {  # format -> libsndfile's names of container and coding
+    "wav": ("WAV", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def try_formats() -> dict[str, str]:
+    """Format -> why it does not work here, empty if it does; a written tone must come back."""
+    return {name: _why_not(name) for name in _WRITTEN}
+
+
+def _why_not(name: str) -> str:
+    container, coding = _WRITTEN[name]
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    buffer = io.BytesIO()
+    try:
+        soundfile.write(buffer, tone, 16000, format=container, subtype=coding)
+        audio = read_audio(buffer.getvalue(), name=f"a {name} tone")
+    except (ValueError, RuntimeError, OSError, TypeError) as error:
+        return str(error).strip().split("\n")[0]
+    spectrum = np.abs(np.fft.rfft(audio))
+    peak = np.argmax(spectrum) * 16000 / len(audio)
+    if abs(peak - 1000) > 5 or abs(len(audio) - 16000) > 3000:  # mp3 pads both ends
+        return (
+            f"a tone of 1000 Hz and 1 s came back as {peak:.0f} Hz and {len(audio) / 16000:.2f} s"
+        )
+    return ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ssmast.audio.corpus import Corpus
+from ssmast.audio.corpus.open import Corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import AudioError, read_segments

@@ -17,11 +17,16 @@ from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder.card import model_card
-from ssmast.encoder.chunks import Chunks
-from ssmast.encoder.config import build_parts, check_config, config_of, weights_of
-from ssmast.encoder.folder import read_folder, write_folder
+from ssmast.encoder.chunks import Chunks, embed_columns, embed_pieces, evaluating
+from ssmast.encoder.folder import (
+    build_parts,
+    check_config,
+    config_of,
+    read_folder,
+    weights_of,
+    write_folder,
+)
 from ssmast.encoder.input import Clip, read_clips, read_groups
-from ssmast.encoder.pieces import embed_columns, embed_pieces, evaluating
 from ssmast.encoder.pooling import check_pooling, layer_dims, max_places, pool_layers
 from ssmast.model import Backbone
 

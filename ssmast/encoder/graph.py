@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssmast.audio.sounds import CLASSES, make_sound
+from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
-from ssmast.encoder.pieces import evaluating
+from ssmast.encoder.chunks import evaluating
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 18

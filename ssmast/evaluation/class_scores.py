@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast.evaluation.labelled import LabelledSet
-from ssmast.evaluation.metrics import balanced_accuracy, confusion_matrix
-from ssmast.evaluation.multi_label import (
+from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.metrics import (
     average_precision,
+    balanced_accuracy,
+    confusion_matrix,
     d_prime,
     mean_average_precision,
     mean_d_prime,

@@ -1,4 +1,7 @@
-"""A corpus through a frozen encoder: every clip whole, once, kept on disk."""
+"""A corpus through a frozen encoder: every clip whole, once, kept on disk.
+
+Embeddings of a corpus, seen from a task: vectors of its clips, and which clips have none.
+"""
 
 import hashlib
 import json
@@ -7,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +20,11 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio, read_audio
-from ssmast.evaluation.crop import Crop, cut
 from ssmast.evaluation.embedding_cache import Embeddings, Parts, joined, load, store
-from ssmast.evaluation.processes import (
-    Processes,
-    all_say,
-    gather_list,
-    gather_rows,
-    process_state,
-)
-from ssmast.evaluation.progress import Progress
+from ssmast.evaluation.labelled_set import Task
+from ssmast.evaluation.processes import Processes, all_say, gather_list, gather_rows, process_state
+from ssmast.evaluation.protocols import Crop, cut
+from ssmast.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -273,3 +272,39 @@ def _gather(mine: Embeddings, state: Processes) -> Embeddings:
         rows=rows[order].numpy(),
         rejected=sorted(gather_list(mine.rejected, state)),
     )
+
+
+@dataclass(frozen=True)
+class TaskEmbeddings:
+    """A corpus embedded: for training and validation, and where that differs for testing."""
+
+    train: Embeddings
+    test: Embeddings | None = None
+
+    def of(self, task: Task, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features (n, D) of the clips of a task, which all were embedded."""
+        return _picked(self.train, task, device), (
+            None if self.test is None else _picked(self.test, task, device)
+        )
+
+
+def rejected_clips(
+    task: Task, corpus: Corpus, embedded: Sequence[TaskEmbeddings]
+) -> list[tuple[str, str]]:
+    """Clips that one of several embedders could not embed, with the reason, by name.
+
+    Whatever is compared is scored on the others, so that all are scored on the same clips.
+    """
+    found = [part for one in embedded for part in (one.train, one.test) if part is not None]
+    good = set.intersection(*(set(part.rows.tolist()) for part in found))
+    reasons = {name: why for part in found for name, why in part.rejected}
+    return sorted(
+        (clip, reasons[corpus.name(row)])
+        for clip, row in zip(task.clips, task.rows.tolist(), strict=True)
+        if row not in good
+    )
+
+
+def _picked(embeddings: Embeddings, task: Task, device: torch.device) -> Tensor:
+    where = torch.from_numpy(embeddings.rows)
+    return embeddings.values[torch.searchsorted(where, torch.from_numpy(task.rows))].to(device)

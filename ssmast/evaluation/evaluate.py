@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import Corpus, open_corpus
-from ssmast.checks import ANY, in_range
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
     classes_table,
@@ -31,17 +30,11 @@ from ssmast.evaluation.class_scores import (
     score_part,
 )
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_heads
+from ssmast.evaluation.heads_set import Head, LabelledSet, load_labelled, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.evaluation.report import write_report
 from ssmast.evaluation.results import beside, write_text
-from ssmast.settings import (
-    UsageError,
-    parse,
-    setting,
-    to_words,
-    wants_dry_run,
-)
+from ssmast.report import write_report
+from ssmast.settings import ANY, UsageError, in_range, parse, setting, to_words, wants_dry_run
 
 logger = logging.getLogger(__name__)
 

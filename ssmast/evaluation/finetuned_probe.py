@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
-from ssmast.evaluation.crop import Crop
 from ssmast.evaluation.embed import read_windows
-from ssmast.evaluation.head_training import probe_loss
+from ssmast.evaluation.fitting import PreparedSplit
+from ssmast.evaluation.labelled_set import Task, without
 from ssmast.evaluation.metrics import Metric
-from ssmast.evaluation.prepared import PreparedSplit
 from ssmast.evaluation.probe import ProbeResult, Tally, metric_of
-from ssmast.evaluation.progress import Progress
-from ssmast.evaluation.task import Task, without
+from ssmast.evaluation.protocols import Crop
+from ssmast.evaluation.trained_heads import probe_loss
 from ssmast.model import pool_tokens
+from ssmast.progress import Progress
 
 logger = logging.getLogger(__name__)
 

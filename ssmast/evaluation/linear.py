@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmast.evaluation.classifier import Fitted, Part
+from ssmast.evaluation.fitting import Fitted, Part
 from ssmast.evaluation.metrics import Metric
 
 # (learning rate x D, C): Adam moves a logit of standardised features by up to lr * D a step, so in

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmast.evaluation.fitting import PreparedSplit
+from ssmast.evaluation.labelled_set import Task
 from ssmast.evaluation.metrics import (
     METRICS,
     Metric,
     bootstrap_interval,
+    classes_scored,
     confusion_matrix,
     get_metric,
     t_interval,
 )
-from ssmast.evaluation.multi_label import classes_scored
-from ssmast.evaluation.prepared import PreparedSplit
 from ssmast.evaluation.protocols import fit, get_protocol
-from ssmast.evaluation.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,23 @@
 """The protocols by name: how embeddings are made, what is fitted to them, and how often.
 
 What differs between them, and where each stands to what it reproduces: docs/protocols.md.
+
+Crops of one length, as published evaluations cut them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ssmast.evaluation.classifier import Fitted, Part
-from ssmast.evaluation.heads import fit_evar, fit_hear, fit_superb, fit_xares
-from ssmast.evaluation.knn import fit_knn
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssmast.evaluation.fitting import Fitted, Part
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.logreg import fit_logreg
 from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.simple import fit_knn, fit_logreg
+from ssmast.evaluation.trained_heads import fit_evar, fit_hear, fit_superb, fit_xares
 
 # Seconds of the crops in the published evaluations, by the name of the built set.
 # Source: EVAR's configurations; LAPE's loaders where it has one, EVAR's unit else.
@@ -146,3 +152,31 @@ def fit(
     rate = {"lr": lr} if lr else {}
     fixed = {"evar_strict": fit_evar, "xares": fit_xares}[name]
     return fixed(train, valid, num_classes=num_classes, metric=metric, seeds=seeds, **rate)
+
+
+class Crop(NamedTuple):
+    """What is cut out of every clip; shorter clips have zeros after them.
+
+    Attributes:
+        seconds: length.
+        place: "head", or "random": anywhere, all places alike.
+        seed: of the random places.
+    """
+
+    seconds: float
+    place: str
+    seed: int = 0
+
+
+def cut(waveform: Tensor, crop: Crop, *, sample_rate: int, clip: int) -> Tensor:
+    """(S,) -> (S',) of `crop.seconds`; the place follows from seed and the clip's number."""
+    samples = max(1, round(crop.seconds * sample_rate))
+    spare = len(waveform) - samples
+    if spare <= 0:
+        return F.pad(waveform, (0, -spare))
+    start = 0
+    if crop.place == "random":
+        # One generator a clip: threads and processes cut the same whatever their order.
+        generator = torch.Generator().manual_seed(crop.seed * 1_000_003 + clip)
+        start = int(torch.randint(spare + 1, (), generator=generator))
+    return waveform[start : start + samples]

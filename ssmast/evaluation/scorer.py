@@ -12,17 +12,22 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.encoder import Encoder
-from ssmast.evaluation.chance import chance
-from ssmast.evaluation.columns import Column
-from ssmast.evaluation.crop import Crop
-from ssmast.evaluation.embed import NOT_FINITE, Embedder, Embeddings, embed_corpus
+from ssmast.evaluation.baselines import Column
+from ssmast.evaluation.embed import (
+    NOT_FINITE,
+    Embedder,
+    Embeddings,
+    TaskEmbeddings,
+    embed_corpus,
+    rejected_clips,
+)
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
+from ssmast.evaluation.labelled_set import Task, random_validation, shuffled, without
 from ssmast.evaluation.probe import ProbeResult, metric_of, run_probe
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
-from ssmast.evaluation.protocols import crop_seconds, get_protocol
+from ssmast.evaluation.protocols import Crop, crop_seconds, get_protocol
 from ssmast.evaluation.results import task_facts
-from ssmast.evaluation.task import Task, random_validation, shuffled, without
-from ssmast.evaluation.task_embeddings import TaskEmbeddings, rejected_clips
+from ssmast.evaluation.small_task import chance
 
 logger = logging.getLogger(__name__)
 

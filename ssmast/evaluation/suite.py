@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmast.checks import ANY, COUNT, in_range
-from ssmast.evaluation.columns import BEST, make_columns
+from ssmast.evaluation.baselines import BEST, make_columns
+from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names
 from ssmast.evaluation.metrics import METRICS, get_metric
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
-from ssmast.evaluation.report import write_report
-from ssmast.evaluation.results import beside, read_done, result_file, write_text
+from ssmast.evaluation.results import beside, read_done, result_file, results_table, write_text
 from ssmast.evaluation.scorer import Scorer
-from ssmast.evaluation.table import results_table
-from ssmast.evaluation.task import Task
-from ssmast.evaluation.task_spec import split_names
-from ssmast.evaluation.tasks import find_tasks, load_task
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.report import write_report
+from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 

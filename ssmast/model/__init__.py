@@ -22,18 +22,19 @@ from ssmast.model.family import (
     ssast_frame_nano,
     ssast_nano,
 )
-from ssmast.model.grid import Grid
 from ssmast.model.mast import MAST
-from ssmast.model.patch import PatchDrop, draw_patch_drop, patch_drop_draws
+from ssmast.model.patch import Grid, PatchDrop, draw_patch_drop, patch_drop_draws
 from ssmast.model.pool import pool_tokens, pooled_dim
 from ssmast.model.pretrained import (
     LoadReport,
+    is_ast_state_dict,
     is_timm_state_dict,
+    load_ast_file,
+    load_ast_state_dict,
     load_mast_state_dict,
     load_timm_state_dict,
     mast_name,
 )
-from ssmast.model.pretrained_ast import is_ast_state_dict, load_ast_file, load_ast_state_dict
 
 
 def list_models() -> list[str]:

@@ -1,19 +1,124 @@
-"""AST: the audio spectrogram transformer, a ViT on overlapping patches, for inputs of any size."""
+"""AST: the audio spectrogram transformer, a ViT on overlapping patches, for inputs of any size.
+
+AST's table of positions for grids of another size.
+
+The block of a plain vision transformer, as AST has it.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssmast.model.backbone import Backbone, Lengths, Pair, pair
-from ssmast.model.grid import ClassGrid, Grid
-from ssmast.model.patch import PatchDrop, PatchEmbed, drop_patches
-from ssmast.model.position_table import resize_positions
-from ssmast.model.timm_interface import State, Tokens, init_weights
-from ssmast.model.vit import VitBlock
+from ssmast.model.attention import exact_dtype, read_rows
+from ssmast.model.backbone import Backbone, Lengths, Pair, State, Tokens, init_weights, pair
+from ssmast.model.patch import ClassGrid, Grid, PatchDrop, PatchEmbed, drop_patches
+
+
+def resize_positions(
+    table: Tensor, source: Grid, target: Grid, *, columns: Tensor | None = None
+) -> Tensor:
+    """Position table of one grid for another: per axis its middle, or all of it stretched.
+
+    Args:
+        table: (source.freq x source.time, D).
+        source: grid that it is for.
+        target: grid that is wanted.
+        columns: valid columns of each clip (B,), where clips were padded to `target.time`.
+
+    Returns:
+        (target.freq x target.time, D), or (B, ..., D) with columns.
+
+    Source: Gong et al. 2021 (AST), section 2.2.
+    """
+    freq = _table_index(target.freq, target.freq, source.freq, table.device)
+    size = target.time if columns is None else columns[:, None]
+    time = _table_index(target.time, size, source.time, table.device)
+    rows = read_rows(table.unflatten(0, source[:]).flatten(1), freq)  # (f0, t0 * D) -> (f, t0 * D)
+    cells = rows.unflatten(1, (source.time, -1)).transpose(0, 1).flatten(1)  # (t0, f * D)
+    cells = read_rows(cells, time).unflatten(-1, (target.freq, -1))  # (..., t, f, D)
+    return cells.transpose(-3, -2).flatten(-3, -2)  # (..., f * t, D)
+
+
+def _table_index(
+    num: int, size: int | Tensor, train_size: int, device: torch.device | None
+) -> Tensor:
+    """Which row of an axis of the position table each of `num` cells reads, fractional.
+
+    Args:
+        num: cells asked for.
+        size: cells of the clip's axis, one number or (B, 1); the cells beyond are padding.
+        train_size: rows of the table. A shorter axis gets its middle, a longer one all of it,
+            stretched.
+        device: of the result.
+
+    Source: Gong et al. 2021 (AST), section 2.2, and its released code for the middle;
+    `F.interpolate(mode="bilinear", align_corners=False)` for the stretch.
+    """
+    if not isinstance(size, Tensor):  # in an exported graph a symbol, which as_tensor refuses
+        size = torch.scalar_tensor(size, dtype=torch.int64, device=device)
+    cells = torch.arange(num, device=device, dtype=exact_dtype(torch.device(device or "cpu")))
+    cut = cells + (train_size // 2 - size // 2)
+    stretched = (cells + 0.5) * (train_size / size.to(cells.dtype)) - 0.5
+    return torch.where(size <= train_size, cut, stretched)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention through PyTorch's fused kernels.
+
+    Parameters have timm's names. timm's own class is not used as ptflops counts of it the products
+    alone and none of its linear layers.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide the width {dim}, got {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `key_mask` bool (B, 1, 1, N) is True where a key takes part."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, N, D/H)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class VitBlock(nn.Module):
+    """Attention and MLP, each normed before and with a shortcut around.
+
+    Source: Dosovitskiy et al. 2021 (ViT), eq. 2 and 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); see `SelfAttention` for the mask."""
+        x = x + self.drop_path1(self.attn(self.norm1(x), key_mask))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class _Extra(NamedTuple):

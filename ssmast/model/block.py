@@ -9,9 +9,8 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model.attention import relative_attention
-from ssmast.model.grid import Grid, pool_mask
-from ssmast.model.relative import relative_rows, table_length
+from ssmast.model.attention import relative_attention, relative_rows, table_length
+from ssmast.model.patch import Grid, pool_mask
 
 Stride = tuple[int, int]
 

@@ -11,10 +11,10 @@ from timm import create_model, list_models
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssmast.model.ast import VitBlock
 from ssmast.model.backbone import Backbone
 from ssmast.model.block import Block, PoolingAttention
-from ssmast.model.grid import Grid
-from ssmast.model.vit import VitBlock
+from ssmast.model.patch import Grid
 
 # Gong et al. 2021; counted by Zhu & Omar 2023, Table 5. Of the parameters 1.54 M are the two
 # ImageNet classifiers of DeiT, which AST's code keeps and never calls.

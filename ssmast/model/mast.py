@@ -6,13 +6,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ssmast.model.attention import PATHS
-from ssmast.model.backbone import Backbone, Lengths, Pair, pair
+from ssmast.model.attention import PATHS, exact_dtype
+from ssmast.model.backbone import Backbone, Lengths, Pair, Stage, State, Tokens, init_weights, pair
 from ssmast.model.block import Block, Stretch
-from ssmast.model.grid import Grid
-from ssmast.model.patch import PatchDrop, PatchEmbed, drop_patches
-from ssmast.model.relative import exact_dtype
-from ssmast.model.timm_interface import Stage, State, Tokens, init_weights
+from ssmast.model.patch import Grid, PatchDrop, PatchEmbed, drop_patches
 
 LONG_INPUTS = ("interpolate", "clamp")
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model.grid import Grid
+from ssmast.model.patch import Grid
 
 POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "cls")
 # The modes whose vector ends with a maximum over tokens, one for each channel.

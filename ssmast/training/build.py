@@ -22,12 +22,11 @@ from ssmast.audio import (
     open_corpus,
     write_synthetic_corpus,
 )
-from ssmast.checks import require
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling
 from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
-from ssmast.settings import UsageError
+from ssmast.settings import UsageError, require
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
 from ssmast.training.run_folder import RunFolder

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ssmast.checks import ANY, SHARE, in_range, one_of, require
-from ssmast.settings import setting
+from ssmast.settings import ANY, SHARE, in_range, one_of, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
 METHODS = ("ss_mast", "ssast")

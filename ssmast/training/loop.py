@@ -1,6 +1,14 @@
-"""The loop that every training shares: data in, steps, log lines, checkpoints, a clean stop."""
+"""The loop that every training shares: data in, steps, log lines, checkpoints, a clean stop.
+
+Waiting for data without being deaf to signals.
+
+Each process' share of the clips, step by step, read by workers.
+"""
 
 import logging
+import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
@@ -8,15 +16,110 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
 
-from ssmast.audio import Quarantine
+from ssmast.audio import Quarantine, StepSampler, collate_segments
 from ssmast.command import StoppedError
 from ssmast.training.alarm import Alarm, AlarmError
-from ssmast.training.data_wait import Fetcher
+from ssmast.training.config import TrainConfig
 from ssmast.training.launch import StopRequest
 from ssmast.training.metrics_log import MetricsLog
 from ssmast.training.replay import write_skipped
 from ssmast.training.run_folder import RunFolder
+
+_LOOK_EVERY = 0.2  # seconds between looks at whether to give up
+
+
+class Fetcher:
+    """Takes batches from an iterator in a thread of its own, so that the wait can be given up.
+
+    A read from a mount that went away may block for ever, in C code where no signal is heard.
+    Nothing is fetched ahead: while the thread works, the caller does nothing but wait.
+
+    Args:
+        batches: to take from.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
+        self._batches = batches
+        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+        # A daemon: Python does not wait for it at the end.
+        threading.Thread(target=self._work, name="data", daemon=True).start()
+
+    def next(self, *, give_up: Callable[[], bool]) -> dict[str, Any] | None:
+        """The next batch, or None if `give_up` said so first.
+
+        Raises:
+            Whatever the iterator raises.
+        """
+        self._wanted.put(None)
+        while True:
+            try:
+                found = self._found.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                if give_up():
+                    return None
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.get()
+            try:
+                self._found.put(next(self._batches))
+            except BaseException as error:  # belongs to whoever waits
+                self._found.put(error)
+                return
+
+
+def segment_loader(
+    config: TrainConfig,
+    dataset: Dataset[Any],
+    *,
+    first_step: int,
+    steps: int,
+    rank: int,
+    num_ranks: int,
+    collate: Callable[[list[Any]], Any] = collate_segments,
+) -> DataLoader[Any]:
+    """This process' share of every step from `first_step` on.
+
+    Raises:
+        ValueError: if the batch cannot be shared out evenly.
+    """
+    parts = num_ranks * config.optim.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
+            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
+        )
+    sampler = StepSampler(
+        start=first_step,
+        stop=steps,
+        batch_size=config.batch_size,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if config.workers else None,
+    )
+
+
+def _quiet_worker(worker: int) -> None:
+    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,10 @@ from ssmast.audio import Corpus, open_corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
+from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names, without
 from ssmast.evaluation.probe import run_probe
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.small_task import chance_accuracy, small_task
-from ssmast.evaluation.task import Task, without
-from ssmast.evaluation.task_spec import split_names
-from ssmast.evaluation.tasks import find_tasks, load_task
 
 logger = logging.getLogger(__name__)
 

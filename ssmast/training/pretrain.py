@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ssmast.audio import Corpus, LogMel
 from ssmast.command import run_command
 from ssmast.encoder import Encoder
-from ssmast.evaluation.report import write_report
+from ssmast.report import write_report
 from ssmast.settings import parse, to_dict, wants_dry_run
 from ssmast.training.alarm import Alarm
 from ssmast.training.build import (
@@ -29,13 +29,13 @@ from ssmast.training.build import (
 )
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.init_weights import find_weights, read_weights, write_init_json
-from ssmast.training.loader import segment_loader
+from ssmast.training.loop import segment_loader
+from ssmast.training.objectives.ss_mast import Pretraining
+from ssmast.training.objectives.ssast import MaskedPretraining
 from ssmast.training.online_probe import OnlineProbe, small_tasks
+from ssmast.training.run import run_training
 from ssmast.training.run_folder import RunFolder
-from ssmast.training.session import run_training
 from ssmast.training.show_views import draw_inputs
-from ssmast.training.ss_mast import Pretraining
-from ssmast.training.ssast import MaskedPretraining
 
 logger = logging.getLogger(__name__)
 

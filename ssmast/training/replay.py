@@ -16,20 +16,13 @@ from typing import Any
 
 import torch
 
-from ssmast.audio import (
-    Corpus,
-    MixedSegments,
-    SegmentDataset,
-    collate_mixed,
-    collate_segments,
-)
+from ssmast.audio import Corpus, MixedSegments, SegmentDataset, collate_mixed, collate_segments
 from ssmast.command import run_command
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import build_dataset, decoded, open_data
 from ssmast.training.config import PretrainConfig, TrainConfig
-from ssmast.training.finetune_config import FinetuneConfig
-from ssmast.training.finetune_inputs import training_items
-from ssmast.training.finetune_setup import set_up
+from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.finetune.setup import set_up, training_items
 from ssmast.training.run_folder import RunFolder
 
 

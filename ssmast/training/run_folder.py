@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ssmast.evaluation.report.sources import Source
 from ssmast.evaluation.results import write_text
+from ssmast.report.sources import Source
 from ssmast.settings import to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import Corpus, LogMel, MixupMemory
-from ssmast.checks import require
 from ssmast.model import PatchDrop
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import UsageError, parse, require, setting
 from ssmast.training.build import (
     build_dataset,
     build_log_mel,
@@ -30,10 +29,10 @@ from ssmast.training.build import (
     open_data,
 )
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.loader import segment_loader
+from ssmast.training.loop import segment_loader
+from ssmast.training.objectives.ssast import build_masked_encoder, make_batch
+from ssmast.training.panel import Panel, draw_panels
 from ssmast.training.run_folder import RunFolder
-from ssmast.training.ssast import build_masked_encoder, make_batch
-from ssmast.training.view_panel import Panel, draw_panels
 from ssmast.training.views import Batch, ViewMaker
 
 logger = logging.getLogger(__name__)

@@ -3,13 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssmast.audio.augment import (
-    ViewAugment,
-    linear_fader,
-    log_mixup,
-    resized_crop,
-    white_noise,
-)
+from ssmast.audio.augment import ViewAugment, linear_fader, log_mixup, resized_crop, white_noise
 from ssmast.audio.order import keyed_uniform
 
 MEAN, STD = -7.0, 4.0

@@ -17,12 +17,12 @@ import soundfile
 import torch
 
 from ssmast.audio import AudioError, SegmentDataset, open_corpus, read_audio
-from ssmast.audio.prepare import prepare_corpus
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
+from ssmast.prepare import prepare_corpus
 from tests.audio.files import special, wav_bytes, write_tar
-from tests.audio.prepare.conftest import tones
 from tests.audio.test_read import encoded, headerless_vbr_mp3
+from tests.prepare.conftest import tones
 
 RATE = 16000
 GOOD = tones(2.0, seed=1)

@@ -7,8 +7,7 @@ import pytest
 import soundfile
 
 from ssmast.audio.long import open_long
-from ssmast.audio.read import AudioError, read_audio
-from ssmast.audio.stream import open_audio
+from ssmast.audio.read import AudioError, open_audio, read_audio
 
 
 def test_a_long_file_is_read_block_by_block_to_the_same_samples(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ssmast.audio.memory import MixupMemory
+from ssmast.audio.augment import MixupMemory
 
 
 def numbered(first, last):

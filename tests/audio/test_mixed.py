@@ -7,7 +7,7 @@ import torch
 from scipy.stats import beta, kstest
 
 from ssmast.audio import ClipAugment, MixedSegments, SegmentDataset, collate_mixed, open_corpus
-from ssmast.audio.clip_augment import roll_time
+from ssmast.audio.augment import roll_time
 from tests.training.processes import write_tones
 
 

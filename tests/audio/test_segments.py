@@ -6,7 +6,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from ssmast.audio.corpus import open_corpus
+from ssmast.audio.corpus.open import open_corpus
 from ssmast.audio.order import StepSampler, sample_at
 from ssmast.audio.read import AudioError, read_audio
 from ssmast.audio.segments import SegmentDataset, collate_segments, waveform_augmentation

@@ -6,11 +6,11 @@ import pytest
 import soundfile
 import torch
 
-from ssmast.audio.corpus import open_corpus
+from ssmast.audio.corpus.open import open_corpus
 from ssmast.audio.mel import LogMel
-from ssmast.audio.prepare import prepare_corpus
 from ssmast.audio.read import read_audio
 from ssmast.audio.stats import known_mean_std, measure_mean_std
+from ssmast.prepare import prepare_corpus
 
 
 def write_clips(folder, num=6, num_samples=4000):

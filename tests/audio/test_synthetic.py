@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssmast.audio.corpus import open_corpus
+from ssmast.audio.corpus.open import open_corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.read import read_audio
-from ssmast.audio.sounds import CLASSES, make_sound
-from ssmast.audio.synthetic import write_synthetic_corpus
+from ssmast.audio.synthetic import CLASSES, make_sound, write_synthetic_corpus
 
 RATE = 16000
 

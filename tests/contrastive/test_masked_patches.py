@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssmast.contrastive import (
-    MaskedPatchHeads,
-    cut_patches,
-    draw_masked_patches,
-    masked_patch_loss,
-)
+from ssmast.contrastive import MaskedPatchHeads, cut_patches, draw_masked_patches, masked_patch_loss
 from ssmast.model import Grid, create_model
 
 

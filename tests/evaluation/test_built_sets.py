@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssmast.audio.datasets import prepare_task
+from ssmast.datasets import prepare_task
+from ssmast.evaluation.labelled_set import TaskSpec, filled, find_tasks, load_task
 from ssmast.evaluation.suite import ProbeConfig, run_suite
-from ssmast.evaluation.task_spec import TaskSpec, filled
-from ssmast.evaluation.tasks import find_tasks, load_task
 
 
 @pytest.fixture

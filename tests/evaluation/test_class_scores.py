@@ -15,11 +15,10 @@ from ssmast.evaluation.class_scores import (
     score_part,
     top_k,
 )
-from ssmast.evaluation.labelled import Head, LabelledSet, load_labelled, with_heads
+from ssmast.evaluation.heads_set import Head, LabelledSet, load_labelled, with_heads
+from ssmast.evaluation.labelled_set import TaskSpec, load_task
 from ssmast.evaluation.splits import Split
-from ssmast.evaluation.task_spec import TaskSpec
-from ssmast.evaluation.tasks import load_task
-from tests.evaluation.conftest import write_set
+from tests.sets import write_set
 
 
 def _set(numbers, sizes, *, multi_label=False) -> LabelledSet:

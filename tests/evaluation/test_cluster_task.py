@@ -9,8 +9,7 @@ from ssmast.evaluation import picture
 from ssmast.evaluation.cluster_task import ClusterConfig, main, run_clusters
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError
-
-from .conftest import write_set
+from tests.sets import write_set
 
 
 def settings(sets, encoder_folder, tmp_path, **changes):

@@ -10,10 +10,9 @@ import torch
 from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.evaluation import embed
 from ssmast.evaluation.baselines import LogMelStatistics
-from ssmast.evaluation.crop import Crop, cut
 from ssmast.evaluation.embed import cache_key, embed_corpus
-
-from .conftest import write_set
+from ssmast.evaluation.protocols import Crop, cut
+from tests.sets import write_set
 
 
 class Counting(LogMelStatistics):

@@ -2,10 +2,19 @@ import pytest
 import torch
 from torch import nn
 
-from ssmast.evaluation import heads
-from ssmast.evaluation.head_training import Schedule, probe_loss, train_head
-from ssmast.evaluation.heads import HEAR_GRID, LayerSum, fit_evar, fit_hear, fit_superb, fit_xares
+from ssmast.evaluation import trained_heads as heads
 from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.trained_heads import (
+    HEAR_GRID,
+    LayerSum,
+    Schedule,
+    fit_evar,
+    fit_hear,
+    fit_superb,
+    fit_xares,
+    probe_loss,
+    train_head,
+)
 
 ACCURACY = get_metric("accuracy")
 

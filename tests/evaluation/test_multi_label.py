@@ -6,7 +6,7 @@ import sklearn.metrics
 import torch
 from scipy.stats import norm
 
-from ssmast.evaluation.multi_label import (
+from ssmast.evaluation.metrics import (
     average_precision,
     classes_scored,
     d_prime,

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ssmast.evaluation.knn import fit_knn
+from ssmast.evaluation.labelled_set import Task, TaskSpec
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import get_metric, t_interval
 from ssmast.evaluation.probe import run_probe
 from ssmast.evaluation.protocols import PROTOCOLS as ALL_PROTOCOLS
+from ssmast.evaluation.simple import fit_knn
 from ssmast.evaluation.splits import group_folds, named_parts
-from ssmast.evaluation.task import Task
-from ssmast.evaluation.task_spec import TaskSpec
 
 # Those that leave the encoder as it is; the dear ones have their tests in test_heads.py.
 PROTOCOLS = [name for name in ALL_PROTOCOLS if name not in ("lape_finetune", "hear_mlp", "superb")]
@@ -269,7 +268,7 @@ def test_log_mel_rows_agree_with_the_published_baselines(shared_data, tmp_path):
     from ssmast.audio import open_corpus
     from ssmast.evaluation.baselines import LogMelStatistics
     from ssmast.evaluation.embed import embed_corpus
-    from ssmast.evaluation.tasks import load_task
+    from ssmast.evaluation.labelled_set import load_task
 
     published = {  # C=1, and its 95 % bootstrap interval
         "speech_commands_v2_test": (47.6, 43.4, 51.7),

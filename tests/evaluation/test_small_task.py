@@ -4,10 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssmast.evaluation.chance import chance
-from ssmast.evaluation.small_task import chance_accuracy, small_task
-from ssmast.evaluation.task import shuffled
-from ssmast.evaluation.tasks import load_task
+from ssmast.evaluation.labelled_set import load_task, shuffled
+from ssmast.evaluation.small_task import chance, chance_accuracy, small_task
 
 
 def _write(folder, rows):

@@ -9,8 +9,7 @@ from ssmast.audio import AudioError
 from ssmast.evaluation import embed, scorer
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
 from ssmast.settings import UsageError
-
-from .conftest import write_set
+from tests.sets import write_set
 
 
 def test_results_of_every_task_stand_in_files_and_in_the_table(

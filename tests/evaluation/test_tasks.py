@@ -1,10 +1,17 @@
 import pytest
 
-from ssmast.evaluation.labels import label_set
+from ssmast.evaluation.labelled_set import (
+    TaskSpec,
+    find_tasks,
+    load_task,
+    parse_task,
+    random_validation,
+    shuffled,
+    split_names,
+    without,
+)
 from ssmast.evaluation.results import result_file
-from ssmast.evaluation.task import random_validation, shuffled, without
-from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
-from ssmast.evaluation.tasks import find_tasks, load_task
+from ssmast.evaluation.splits import label_set
 
 
 def write(folder, text):
@@ -162,7 +169,7 @@ def test_a_random_tenth_of_many_clips_reads_their_labels_once(tmp_path, monkeypa
     task = load_task(tmp_path, "s:multi_label=true")
     calls = []
     monkeypatch.setattr(
-        "ssmast.evaluation.task.label_set", lambda *a: calls.append(a) or label_set(*a)
+        "ssmast.evaluation.labelled_set.label_set", lambda *a: calls.append(a) or label_set(*a)
     )
     drawn = random_validation(task, share=0.1)
     assert len(calls) <= 10 * len(task.clips)  # UrbanSound8K took minutes, by the square

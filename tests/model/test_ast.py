@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssmast.model import AST, create_model, load_ast_state_dict, pool_tokens
-from ssmast.model.grid import Grid
-from ssmast.model.position_table import resize_positions
+from ssmast.model.ast import resize_positions
+from ssmast.model.patch import Grid
 
 
 def nano(frames: int = 96, **numbers):

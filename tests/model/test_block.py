@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ssmast.model.block import PoolingAttention, Stretch
-from ssmast.model.grid import Grid
+from ssmast.model.patch import Grid
 
 GRID = Grid(4, 8)
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from ssmast.model import create_model
-from ssmast.model.grid import Grid, KeptGrid, pool_mask
-from ssmast.model.patch import PatchEmbed, draw_patch_drop, patch_drop_draws
+from ssmast.model.patch import (
+    Grid,
+    KeptGrid,
+    PatchEmbed,
+    draw_patch_drop,
+    patch_drop_draws,
+    pool_mask,
+)
 
 GROUP = (4, 8)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from ssmast.model.grid import ClassGrid, Grid, KeptGrid
+from ssmast.model.patch import ClassGrid, Grid, KeptGrid
 from ssmast.model.pool import POOL_MODES, AttentionPool, pool_tokens, pooled_dim
 
 

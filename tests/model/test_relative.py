@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ssmast.model.relative import read_rows, relative_rows, table_length, zero_index
+from ssmast.model.attention import read_rows, relative_rows, table_length, zero_index
 
 # The strides of MViTv2's blocks: (query, key).
 STRIDES = [(1, 4), (2, 2), (1, 2), (2, 1), (1, 1)]

@@ -10,8 +10,7 @@ from ssmast.audio import LogMel
 from ssmast.contrastive import KeyQueue
 from ssmast.training.alarm import WINDOW_STEPS, Alarm
 from ssmast.training.config import FrontEnd, Head, Loss, Optim, PretrainConfig, Views
-from ssmast.training.measure import measure_learning
-from ssmast.training.ss_mast import Pretraining
+from ssmast.training.objectives.ss_mast import Pretraining, measure_learning
 
 _MELS, _FRAMES, _BATCH, _STEPS = 32, 32, 8, 26
 

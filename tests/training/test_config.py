@@ -10,11 +10,11 @@ from ssmast.audio import open_corpus
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError, flat_fields, parse
 from ssmast.training import build, launch
-from ssmast.training.backbone_weights import backbone_weights
 from ssmast.training.build import build_log_mel, mean_and_std, steps_of
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.finetune_config import FinetuneConfig
+from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.init_weights import backbone_weights
 from ssmast.training.loop import split_batch
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.pretrain import SelfSupervised, run

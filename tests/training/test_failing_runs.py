@@ -12,7 +12,7 @@ from ssmast.training.config import PretrainConfig
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.replay import open_dataset, read_skipped, replay_batch
 from ssmast.training.run_folder import RunFolder
-from tests.evaluation.conftest import write_set
+from tests.sets import write_set
 from tests.training.processes import DOOR, SMALL, Group
 from tests.training.test_pretrain import _run, audio
 
@@ -83,7 +83,7 @@ def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys)
 
 
 def test_a_skipped_batch_of_hidden_patches_has_one_segment_a_clip(audio, tmp_path, monkeypatch):
-    from ssmast.training.ssast import MaskedPretraining
+    from ssmast.training.objectives.ssast import MaskedPretraining
 
     step, batches, run = MaskedPretraining.train_step, [], tmp_path / "run"
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from ssmast.training.gradients import GradientSum
+from ssmast.training.optim import GradientSum
 
 
 def _parameters() -> list[nn.Parameter]:

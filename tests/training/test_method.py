@@ -6,7 +6,6 @@ from accelerate import Accelerator
 
 from ssmast.audio import LogMel
 from ssmast.settings import UsageError
-from ssmast.training import ss_mast
 from ssmast.training.config import (
     FrontEnd,
     Head,
@@ -16,8 +15,9 @@ from ssmast.training.config import (
     PretrainConfig,
     Views,
 )
+from ssmast.training.objectives import ss_mast
+from ssmast.training.objectives.ss_mast import Pretraining
 from ssmast.training.optim import load_optimizer_, optimizer_tensors
-from ssmast.training.ss_mast import Pretraining
 
 
 def _trainer(**kwargs) -> Pretraining:

@@ -11,10 +11,10 @@ from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.online_probe import OnlineProbe, scores_shown
-from tests.evaluation.conftest import encoder_folder, sets, tiny_encoder, write_set
+from tests.sets import write_set
 from tests.training.test_pretrain import _assert_same_state, _dies_at, _run, audio, finished
 
-__all__ = ["audio", "encoder_folder", "finished", "sets", "tiny_encoder"]  # fixtures
+__all__ = ["audio", "finished"]  # fixtures
 
 _KEYS = {f"probe/tones/{what}" for what in ("knn", "linear", "chance")}
 
@@ -54,9 +54,9 @@ def test_it_scores_and_leaves_modes_and_generators_as_they_were(sets, tiny_encod
 def test_the_scores_are_those_of_the_suite_on_the_same_clips(sets, tiny_encoder):
     from ssmast.audio import open_corpus
     from ssmast.evaluation.embed import embed_corpus
+    from ssmast.evaluation.labelled_set import load_task
     from ssmast.evaluation.probe import run_probe
     from ssmast.evaluation.small_task import small_task
-    from ssmast.evaluation.tasks import load_task
 
     scores = _probe(sets / "tones", tiny_encoder).run(step=0)
     task = small_task(load_task(sets, "tones"), max_clips=24)

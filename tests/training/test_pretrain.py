@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ssmast.audio import open_corpus
-from ssmast.audio.prepare import prepare_corpus
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
+from ssmast.prepare import prepare_corpus
 from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.metrics_log import read_metrics

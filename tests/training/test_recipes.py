@@ -14,8 +14,8 @@ from ssmast.settings import parse
 from ssmast.training.build import build_augment, build_log_mel, build_student
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.init_weights import find_weights, read_weights, start_from_
-from ssmast.training.ss_mast import Pretraining
-from ssmast.training.ssast import build_masked_encoder
+from ssmast.training.objectives.ss_mast import Pretraining
+from ssmast.training.objectives.ssast import build_masked_encoder
 
 _NAMES = sorted(
     file.stem for file in RECIPES.glob("*.yaml") if not file.stem.startswith("finetune_")

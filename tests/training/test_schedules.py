@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from ssmast.training.schedules import cosine, warmup_cosine
+from ssmast.training.optim import cosine, warmup_cosine
 
 
 def test_cosine_reaches_both_ends_and_the_middle():

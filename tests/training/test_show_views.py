@@ -15,9 +15,9 @@ from ssmast.settings import parse
 from ssmast.training import show_views
 from ssmast.training.build import build_dataset
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.loader import segment_loader
+from ssmast.training.loop import segment_loader
+from ssmast.training.objectives.ss_mast import Pretraining
 from ssmast.training.show_views import step_views
-from ssmast.training.ss_mast import Pretraining
 
 _SMALL = (
     "recipe=smoke", "batch_size=4", "workers=0", "front_end.num_mels=32", "views.frames=64",

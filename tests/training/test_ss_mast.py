@@ -19,7 +19,7 @@ from ssmast.training.config import (
     Views,
 )
 from ssmast.training.loop import split_batch
-from ssmast.training.ss_mast import Pretraining
+from ssmast.training.objectives.ss_mast import Pretraining
 
 _MELS, _FRAMES = 32, 32
 
@@ -75,7 +75,7 @@ def test_a_step_moves_student_teacher_queue_and_memory_once():
 
 
 def test_no_key_of_the_own_clip_is_a_negative(monkeypatch):
-    from ssmast.training import ss_mast
+    from ssmast.training.objectives import ss_mast
 
     seen = []
     original = ss_mast.info_nce

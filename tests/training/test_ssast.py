@@ -15,7 +15,7 @@ from ssmast.training import pretrain
 from ssmast.training.alarm import Alarm
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.loop import split_batch
-from ssmast.training.ssast import MaskedPretraining, make_batch
+from ssmast.training.objectives.ssast import MaskedPretraining, make_batch
 from tests.training.processes import write_tones
 
 _SMALL = [

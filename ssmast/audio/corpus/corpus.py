@@ -1,0 +1,442 @@
+"""A corpus: clips by number, as files or byte ranges of tars, here or at a URL.
+
+Several corpora as one, each with a weight, in an order that is still computed and not stored.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from ssmast.audio.corpus.index import SPAN, ArrayEntries, Entries, Span, split_span
+from ssmast.audio.corpus.remote import is_url, join_url, read_whole
+from ssmast.audio.corpus.table import column_of, read_columns
+from ssmast.audio.corpus.tar import TarReader
+from ssmast.audio.order import sample_at
+
+_STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
+
+
+class Corpus:
+    """Clips by number. Made by `open_corpus`.
+
+    Pickles small and opens files per process, so a DataLoader may fork or spawn its workers.
+
+    Args:
+        root: folder or URL that loose files are relative to.
+        entries: where each clip lies; of a loose file the name is its path or URL, absolute or
+            relative to `root`.
+        shards: the archives, paths or URLs.
+        table: what is known of the clips, row i of clip i; the path of a Parquet file with such
+            rows, read when it is asked for; or None.
+        fingerprint: if it is known already.
+        facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path | str,
+        entries: Entries,
+        shards: Sequence[Path | str] = (),
+        table: pa.Table | Path | str | None = None,
+        fingerprint: str = "",
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root = root
+        self.entries = entries
+        self.facts = facts or {}
+        self._table = table
+        self._reader = TarReader(list(shards))
+        self._fingerprint = fingerprint
+        self._stamp = ""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def name(self, i: int) -> str:
+        """Name of clip i: its path below the folder, or inside its tar (with the tar's if several).
+
+        Bytes that are not UTF-8 are spelled out, so a name can be printed and written anywhere.
+        """
+        return self.entries[self._checked(i)].name.decode("utf-8", "backslashreplace")
+
+    def source(self, i: int) -> Path | Span | bytes:
+        """What `read_audio` takes for clip i: a path, a span, the bytes of a tar member or a URL.
+
+        Raises:
+            AudioError: if the file or tar is not there or has become shorter.
+            RemoteError: if a URL cannot be reached.
+        """
+        entry = self.entries[self._checked(i)]
+        if entry.shard >= 0:
+            name = entry.name.decode("utf-8", "backslashreplace")
+            return self._reader.read(entry.shard, entry.offset, entry.size, name)
+        place, span = self._place(entry.name, entry.shard)
+        if isinstance(place, str):
+            return read_whole(place)
+        return place if span is None else Span(place, *span)
+
+    def _place(self, name: bytes, shard: int) -> tuple[Path | str, tuple[float, float] | None]:
+        """Path or URL of the file of a loose clip, and which seconds of it unless all."""
+        text, span = os.fsdecode(name), None
+        if shard == SPAN:
+            text, span = split_span(text)
+        if isinstance(self.root, Path):
+            return (text if is_url(text) else self.root / text), span
+        return join_url(self.root, text), span
+
+    @property
+    def table(self) -> pa.Table | None:
+        """What is known of the clips, row i of clip i; None if nothing is."""
+        if isinstance(self._table, Path | str):
+            self._table = read_columns(self._table)
+        return self._table
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all names and sizes in order: tells whether it is the same corpus."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for i in range(len(self)):
+                digest.update(f"{self.name(i)}\t{self.entries[i].size}\n".encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """SHA-256 (hex) of fingerprint, place and, of every file, size and time of last change.
+
+        What is made of the audio is kept under it. The fingerprint alone would be the same for
+        the clean and the noisy version of a set, whose WAV files have equal names and sizes. What
+        lies at a URL is taken to stay as it is.
+        """
+        if not self._stamp:
+            lines = [self.fingerprint]
+            for file in self.files():
+                lines.append(str(file) if isinstance(file, str) else _state_of(file))
+            text = "\n".join(lines)
+            self._stamp = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return self._stamp
+
+    @property
+    def parts(self) -> "Sequence[Corpus]":
+        """The corpora it is made of: itself."""
+        return [self]
+
+    @property
+    def shards(self) -> Sequence[Path | str]:
+        """The archives, by number."""
+        return self._reader.paths
+
+    def files(self) -> Iterator[Path | str]:
+        """Every file that holds clips, once: the tars in use, then the loose files."""
+        for number in self.entries.used_shards():
+            yield self._reader.paths[number]
+        if not isinstance(self.entries, ArrayEntries):
+            return
+        seen: set[Path | str] = set()
+        for i in np.flatnonzero(self.entries.shard < 0):
+            place, span = self._place(self.entries[int(i)].name, self.entries[int(i)].shard)
+            if place not in seen:
+                yield place
+            if span is not None:  # only then do clips share a file
+                seen.add(place)
+
+    @overload
+    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
+    @overload
+    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def sample_at(
+        self, position: int | np.ndarray, *, seed: int
+    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+        """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`.
+
+        Args:
+            position: one position, or an array of them.
+            seed: of the run.
+        """
+        return sample_at(position, size=len(self), seed=seed)
+
+    def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
+        """The clip itself, then others: a walk through all clips in an order of its own.
+
+        Args:
+            epoch: of the clip.
+            clip: that was drawn.
+            attempt: 0 for the clip itself, then counting the stand-ins.
+            seed: of the run.
+        """
+        if attempt == 0:
+            return clip
+        size = len(self)
+        place = epoch * size + (clip + attempt) % size
+        _, other = sample_at(place, size=size, seed=seed ^ _STAND_IN_SEED)
+        return other
+
+    def select(self, **equals: str) -> "Corpus":
+        """The clips whose row of the table says so, in the same order: `select(split="train")`.
+
+        Args:
+            **equals: columns of the table and the text wanted in each.
+
+        Raises:
+            ValueError: if there is no table, no such column, or no such clip.
+        """
+        if self.table is None:
+            raise ValueError(f"clips in {self.root} cannot be selected: they have no metadata.csv")
+        keep = np.ones(len(self), dtype=bool)
+        for column, wanted in equals.items():
+            values = np.array(column_of(self.table, column, f"{self.root}/metadata.csv"), object)
+            keep &= values == wanted
+        if not keep.any():
+            wanted = ", ".join(f"{column}={value}" for column, value in equals.items())
+            raise ValueError(f"no clip in {self.root} has {wanted}")
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, rows: np.ndarray) -> "Corpus":
+        """The clips of some numbers, int64 (n,), in that order."""
+        return Corpus(
+            root=self.root,
+            entries=self.entries.take(rows),
+            shards=self._reader.paths,
+            table=None if self.table is None else self.table.take(pa.array(rows)),
+        )
+
+    def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
+        """The same clips, by name, table and fingerprint, read from a tar that holds copies.
+
+        Args:
+            tar: the archive.
+            offsets: of the copies inside it, int64.
+            sizes: of the copies in bytes, int64.
+
+        Raises:
+            ValueError: if there is not one copy for each clip.
+        """
+        if not len(offsets) == len(sizes) == len(self):
+            raise ValueError(f"{tar} must hold {len(self)} clips, got {len(offsets)}")
+        names = pa.array([self.entries[i].name for i in range(len(self))], type=pa.large_binary())
+        return Corpus(
+            root=self.root,
+            entries=ArrayEntries(names, sizes, np.zeros(len(self), dtype=np.int32), offsets),
+            shards=[tar],
+            table=self._table,
+            fingerprint=self.fingerprint,
+        )
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"clip must lie in [0, {len(self)}), got {i}")
+        return int(i)
+
+
+def _state_of(file: Path) -> str:
+    path = os.path.abspath(file)
+    try:
+        info = os.stat(path)
+    except OSError:
+        return f"{path} cannot be looked at"  # it is rejected, with the reason, where it is read
+    return f"{path} {info.st_size} {info.st_mtime_ns}"
+
+
+BLOCK = 1 << 16
+"""Positions of the stream in which every corpus gets its exact share."""
+
+_FORM = "a list of `{path: FOLDER, weight: 1}`"
+
+
+def mixture_parts(text: str) -> list[tuple[str, float]] | None:
+    """Paths and weights of a mixture; None where a text names something else.
+
+    Args:
+        text: the YAML itself, beginning with `[`; or the path of a `.yaml` file, whose paths are
+            relative to its folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a list of `path` and `weight`.
+    """
+    if text.lstrip().startswith("["):
+        return _parts(text, "the mixture", Path())
+    if not text.lower().endswith((".yaml", ".yml")):
+        return None
+    file = Path(text)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; a mixture was wanted, {_FORM}")
+    try:
+        return _parts(file.read_text(encoding="utf-8"), text, file.parent)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+
+
+def _parts(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{what} must be {_FORM}, got {type(content).__name__}")
+    return [_part(item, what, folder) for item in content]
+
+
+def _part(item: Any, what: str, folder: Path) -> tuple[str, float]:
+    if isinstance(item, str):
+        item = {"path": item}
+    if not isinstance(item, dict) or not {"path"} <= set(item) <= {"path", "weight"}:
+        raise ValueError(f"{what} must be {_FORM}, got {item!r}")
+    path, weight = item["path"], item.get("weight", 1)
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{what} has a path that is no text: {path!r}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"the weight of {path} must be a number above 0, got {weight!r}")
+    inside = "://" in path or path.lstrip().startswith("pipe:") or Path(path).is_absolute()
+    return (path if inside else str(folder / path)), float(weight)
+
+
+class Mixture(Corpus):
+    """Several corpora as one: clip i of part k is clip `first[k] + i`.
+
+    Of every 65536 positions of the stream each part gets the share of its weight, rounded; inside
+    such a block the parts take turns in a shuffled way. A part is walked through in its own order,
+    each clip once an epoch, so a small part with a large weight is on a later epoch than a large
+    one. Where a position leads is computed, as for a single corpus.
+
+    Args:
+        parts: corpora and their weights.
+
+    Raises:
+        ValueError: if a weight is too small for its part to appear.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Corpus, float]]) -> None:
+        self._parts = [corpus for corpus, _ in parts]
+        self._weights = [weight for _, weight in parts]
+        self._quotas = _quotas(self._weights)
+        self._ends = np.cumsum([len(corpus) for corpus in self._parts])
+        self._firsts = self._ends - [len(corpus) for corpus in self._parts]
+        super().__init__(root=Path(), entries=_NO_ENTRIES)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def parts(self) -> Sequence[Corpus]:
+        """The corpora it is made of."""
+        return self._parts
+
+    def with_parts(self, parts: Sequence[Corpus]) -> "Mixture":
+        """The same weights over other corpora.
+
+        Args:
+            parts: one for each.
+        """
+        return Mixture(list(zip(parts, self._weights, strict=True)))
+
+    def name(self, i: int) -> str:
+        """Name of clip i, after the number of its part."""
+        part, clip = self._place_of(i)
+        return f"{part}:{self._parts[part].name(clip)}"
+
+    def source(self, i: int) -> Path | Span | bytes:
+        """What `read_audio` takes for clip i."""
+        part, clip = self._place_of(i)
+        return self._parts[part].source(clip)
+
+    @property
+    def table(self) -> None:
+        """None: the parts may know different things."""
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the fingerprints of the parts and their weights."""
+        lines = [
+            f"{corpus.fingerprint}\t{quota}\n"
+            for corpus, quota in zip(self._parts, self._quotas, strict=True)
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def files(self) -> Iterator[Path | str]:
+        """Every file that holds clips."""
+        for corpus in self._parts:
+            yield from corpus.files()
+
+    @overload
+    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
+    @overload
+    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def sample_at(
+        self, position: int | np.ndarray, *, seed: int
+    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+        """Epoch of the part and clip at a position of the endless shuffled stream.
+
+        Args:
+            position: one position, or an array of them.
+            seed: of the run.
+        """
+        positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
+        block, slot = sample_at(positions, size=BLOCK, seed=seed)
+        part = np.searchsorted(np.cumsum(self._quotas), slot, side="right")
+        epoch, clip = np.zeros_like(positions), np.zeros_like(positions)
+        for k, corpus in enumerate(self._parts):
+            here = part == k
+            within = slot[here] - int(sum(self._quotas[:k]))
+            nth = block[here] * self._quotas[k] + within  # this part's own stream, without a gap
+            epoch[here], clip[here] = corpus.sample_at(nth, seed=seed + 1 + k)
+            clip[here] += self._firsts[k]
+        return (int(epoch[0]), int(clip[0])) if np.ndim(position) == 0 else (epoch, clip)
+
+    def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
+        """The clip itself, then others of the same part.
+
+        Args:
+            epoch: of the clip.
+            clip: that was drawn.
+            attempt: 0 for the clip itself, then counting the stand-ins.
+            seed: of the run.
+        """
+        part, inside = self._place_of(clip)
+        first = int(self._firsts[part])
+        return first + self._parts[part].stand_in(epoch, inside, attempt, seed=seed)
+
+    def select(self, **equals: str) -> Corpus:
+        """Not for a mixture.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("clips of a mixture cannot be selected; select from its parts")
+
+    def _place_of(self, i: int) -> tuple[int, int]:
+        i = self._checked(i)
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        return part, i - int(self._firsts[part])
+
+
+_NO_ENTRIES = ArrayEntries.empty()
+
+
+def _quotas(weights: Sequence[float]) -> list[int]:
+    """Positions of a block for each part: its share, rounded, the largest remainders first."""
+    total = math.fsum(weights)
+    exact = [BLOCK * weight / total for weight in weights]
+    quotas = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda k: (quotas[k] - exact[k], k))
+    for k in by_remainder[: BLOCK - sum(quotas)]:
+        quotas[k] += 1
+    for weight, quota in zip(weights, quotas, strict=True):
+        if quota < 1:
+            raise ValueError(
+                f"a weight of {weight:g} out of {total:g} is too small: below one in {BLOCK} clips"
+            )
+    return quotas

@@ -1,5 +1,0 @@
-"""Any audio -> FLAC or Opus shards with a manifest, in units of work that may stop at any point."""
-
-from ssmast.audio.prepare.run import prepare_corpus
-
-__all__ = ["prepare_corpus"]

@@ -1,0 +1,106 @@
+"""The papers' data sets: an official, unpacked layout -> a labelled set that points at it.
+
+    ssmast prepare task=esc50 root=DATA/ESC-50-master
+    ssmast prepare task=voxforge root=DATA/voxforge options=rule=archive
+    ssmast prepare task=nsynth_family root=DATA/nsynth download=true
+
+Nothing is copied: `out` gets metadata.csv, task.json (split rule, published counts, differences)
+and missing.csv. `ssmast probe data=sets` then scores on all sets in `sets`.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass
+
+from ssmast.datasets.build import TASKS, get_task, out_folder, prepare_task
+from ssmast.settings import UsageError, parse, setting, wants_dry_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PrepareTaskConfig:
+    """`ssmast prepare task=NAME`: official layout -> labelled set."""
+
+    task: str = setting("", "what to build: " + ", ".join(TASKS))
+    root: str = setting("", "folder of the data set as its archives unpack")
+    out: str = setting("", "folder of the labelled set; empty: sets/TASK")
+    options: str = setting("", "choices of the task, NAME=VALUE with commas between")
+    download: bool = setting(False, "fetch what is openly there into root first")
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast prepare task=NAME`: parse, build, report."""
+    config = parse(
+        PrepareTaskConfig, argv, command="ssmast prepare", description=__doc__ or "", dry_run=True
+    )
+    if config is None:
+        return 0
+    return run(config, dry_run=wants_dry_run(argv))
+
+
+def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
+    """Build the set of a task and print the report.
+
+    Raises:
+        UsageError: if a key is missing, or the task or an option is unknown.
+        ValueError, OSError: one sentence saying what to change.
+    """
+    if not config.task:
+        raise UsageError(f"task= is missing; the tasks are {', '.join(TASKS)}")
+    if not config.root:
+        raise UsageError("root= is missing; give the folder of the unpacked data set")
+    options = parse_options(config.options)
+    try:
+        definition = get_task(config.task)
+        chosen = definition.chosen(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if dry_run:
+        out = config.out or out_folder(definition, options)
+        words = "".join(f", {key}={value}" for key, value in chosen.items())
+        sys.stdout.write(f"{config.task}{words}: {config.root} -> {out}\n")
+        return 0
+    report = prepare_task(
+        config.task,
+        root=config.root,
+        out=config.out or None,
+        options=options,
+        download=config.download,
+        progress=_Lines(),
+    )
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    return 0
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """The pairs of `NAME=VALUE,NAME=VALUE`, in brackets or not.
+
+    Raises:
+        UsageError: for a word without `=`.
+
+    >>> parse_options("[rule=archive, seed=1]")
+    {'rule': 'archive', 'seed': '1'}
+    """
+    options = {}
+    for word in filter(None, (word.strip() for word in text.strip().strip("[]").split(","))):
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"options= takes NAME=VALUE with commas between, got {word!r}")
+        options[name.strip()] = value.strip()
+    return options
+
+
+class _Lines:
+    """Progress as a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last < 5:
+            return
+        self._last = time.monotonic()
+        share = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
+        logger.info("%s: %s%s", what, f"{done:,}", share)

@@ -1,0 +1,238 @@
+"""The files below the root of a data set, each folder listed once.
+
+Choices that depend on names alone: not on the order of a listing, nor on what else is there.
+
+Finding clips cut out of YouTube videos, which every downloader names in its own way.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssmast.audio.decode import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+
+
+class Tree:
+    """Names of the files below a folder; hidden ones (`.DS_Store`, `._copy`) left out.
+
+    Asking whether two million clips are there costs one listing a folder, not one look a clip.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {}
+        self._stems: dict[str, str] | None = None
+
+    def files(self, folder: str = "") -> list[str]:
+        """Names of the files in a folder below the root, sorted; none if there is no folder."""
+        return sorted(self._list(folder)[0])
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders in a folder below the root, sorted."""
+        return list(self._list(folder)[1])
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file below the root."""
+        folder, _, name = path.rpartition("/")
+        return name in self._list(folder)[0]
+
+    def walk(self, folder: str = "") -> Iterator[tuple[str, list[str]]]:
+        """Every folder from `folder` on down with the names of its files, sorted."""
+        pending, seen = [folder], set()
+        while pending:
+            below = pending.pop()
+            real = os.path.realpath(self.root / below)
+            if real in seen:  # a link to a folder above
+                continue
+            seen.add(real)
+            yield below, self.files(below)
+            pending += [f"{below}/{name}".lstrip("/") for name in reversed(self.folders(below))]
+
+    def with_stem(self, stem: str) -> str | None:
+        """Path of the sound file called so, whatever its folder and its extension.
+
+        Formats that soundfile decodes win over sound tracks of videos.
+        """
+        if self._stems is None:
+            self._stems = {}
+            for folder, names in self.walk():
+                for name in names:
+                    self._enter(f"{folder}/{name}".lstrip("/"))
+        return self._stems.get(stem)
+
+    def lines(self, path: str) -> list[str]:
+        """The lines of a text file below the root that are not empty.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        return [line.strip() for line in self._text(path).splitlines() if line.strip()]
+
+    def json(self, path: str) -> Any:
+        """The content of a JSON file below the root.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is no valid JSON.
+        """
+        try:
+            return json.loads(self._text(path))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.root / path} is no valid JSON: {error}") from error
+
+    def records(self, path: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+        """The rows of a CSV file with a header, as mappings.
+
+        Args:
+            path: below the root.
+            columns: that there must be; others are given as well.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if a column is missing or a row has another number of fields.
+        """
+        rows = self.fields(path)
+        header = [name.strip() for name in next(rows, [])]
+        lacking = [name for name in columns if name not in header]
+        if lacking:
+            raise ValueError(
+                f"{self.root / path} has no column {', '.join(lacking)}; it has {', '.join(header)}"
+            )
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{self.root / path} has {len(row)} fields in row {number}, its header has "
+                    f"{len(header)}"
+                )
+            yield dict(zip(header, (value.strip() for value in row), strict=True))
+
+    def fields(self, path: str, *, comment: str = "") -> Iterator[list[str]]:
+        """The rows of a CSV file as they are, less empty ones.
+
+        Args:
+            path: below the root.
+            comment: rows that start with this are skipped.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is no valid CSV or not UTF-8.
+        """
+        self._check(path)
+        try:
+            with (self.root / path).open(encoding="utf-8-sig", newline="") as file:
+                for row in csv.reader(file, skipinitialspace=True, strict=True):
+                    if row and not (comment and row[0].startswith(comment)):
+                        yield row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.root / path} is no valid CSV file: {error}") from error
+
+    def first(self, *paths: str) -> str:
+        """The first of some paths that is a file, else the first of all."""
+        return next((path for path in paths if self.has(path)), paths[0])
+
+    def _enter(self, path: str) -> None:
+        stem, extension = os.path.splitext(path.rpartition("/")[2])
+        extension = extension.lower()
+        assert self._stems is not None
+        if extension in AUDIO_EXTENSIONS:
+            old = self._stems.get(stem)
+            if old is None or os.path.splitext(old)[1].lower() in FOREIGN_EXTENSIONS:
+                self._stems[stem] = path
+        elif extension in FOREIGN_EXTENSIONS:
+            self._stems.setdefault(stem, path)
+
+    def _list(self, folder: str) -> tuple[frozenset[str], tuple[str, ...]]:
+        if folder not in self._listed:
+            files, folders = [], []
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    for entry in entries:
+                        if not entry.name.startswith("."):
+                            (folders if entry.is_dir() else files).append(entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            self._listed[folder] = (frozenset(files), tuple(sorted(folders)))
+        return self._listed[folder]
+
+    def _check(self, path: str) -> None:
+        if not (self.root / path).is_file():
+            raise FileNotFoundError(f"{self.root} lacks {path}, which comes with the data set")
+
+    def _text(self, path: str) -> str:
+        self._check(path)
+        try:
+            return (self.root / path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.root / path} is not UTF-8 text") from error
+
+
+def keyed_order(names: Iterable[str], *, seed: int) -> list[str]:
+    """The names in the order of a hash of each.
+
+    The first n of them are a draw without replacement that every machine makes alike.
+
+    Args:
+        names: all different.
+        seed: another one gives another order.
+    """
+    return sorted(names, key=lambda name: _digest(name, seed))
+
+
+def keyed_unit(name: str, *, seed: int) -> float:
+    """A number in [0, 1) for a name."""
+    return int.from_bytes(_digest(name, seed)[:6]) / 2**48
+
+
+def _digest(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\t{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+# Names seen in the wild: id, Yid, id_30, id_30.000, id_000030, id_30000, each also with the end.
+_TIMES: tuple[Callable[[float], str], ...] = (
+    lambda seconds: f"{seconds:.0f}",
+    lambda seconds: f"{seconds:06.0f}",
+    lambda seconds: f"{seconds:.3f}",
+    lambda seconds: f"{1000 * seconds:.0f}",
+)
+
+
+class YouTubeClips:
+    """Sound files below a root, found by video and start in any of the usual names.
+
+    Args:
+        tree: of the root.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._last = 0  # the pattern that fitted last is tried first
+
+    def path(self, video: str, start: float, stop: float) -> str | None:
+        """Path of the clip, in whatever folder; None if it is not there.
+
+        Args:
+            video: its YouTube id.
+            start: of the clip in the video, in seconds.
+            stop: in seconds.
+        """
+        names = _names(video, start, stop)
+        for number in (self._last, *range(len(names))):
+            found = self.tree.with_stem(names[number])
+            if found is not None:
+                self._last = number
+                return found
+        return None
+
+
+def _names(video: str, start: float, stop: float) -> list[str]:
+    names = [f"{video}_{time(start)}_{time(stop)}" for time in _TIMES]
+    names += [f"{video}_{time(start)}" for time in _TIMES]
+    names += [f"{video}_{start:.3f},{stop:.3f}", video]
+    return [*names, *(f"Y{name}" for name in names)]

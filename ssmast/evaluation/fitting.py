@@ -1,0 +1,91 @@
+"""One split of a task, ready to be fitted: features standardised, classes numbered by training.
+
+What every kind of probe takes and gives; the code that fits never sees the test part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmast.evaluation.labelled_set import Task
+from ssmast.evaluation.splits import Split
+from ssmast.evaluation.standardise import mean_and_std
+
+# Features (n, D) float32, and class numbers (n,) int64 or, where a clip may have several labels,
+# zeros and ones (n, C) float32.
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fitted probe.
+
+    Attributes:
+        scores: features (n, D) -> (S, n, C) class scores, one model a seed.
+        chosen: what the validation part decided, plain values for JSON.
+        valid: validation metric of each of the S models.
+    """
+
+    scores: Callable[[Tensor], Tensor]
+    chosen: dict[str, Any]
+    valid: list[float]
+
+
+class PreparedSplit:
+    """Parts of a split as probes take them.
+
+    Args:
+        features: embeddings (n, D), row i of `task.clips[i]`.
+        task: whose clips they are.
+        split: of the task.
+        standardise: mean 0 and std 1 on the training part.
+        test_features: of the test part, where it is embedded otherwise; None for `features`.
+
+    Attributes:
+        classes: numbers of the classes that a probe gives scores for: those of the training part,
+            or all of them where clips have several labels.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        task: Task,
+        split: Split,
+        *,
+        standardise: bool = True,
+        test_features: Tensor | None = None,
+    ) -> None:
+        self._parts, self._truth = split.parts(), task.targets()
+        self._features = {"test": features if test_features is None else test_features}
+        self._features |= {"train": features, "valid": features}
+        device = features.device
+        train = torch.from_numpy(split.train)
+        if task.multi_label:
+            self.classes = torch.arange(len(task.classes), device=device)
+            self._targets = self._truth
+        else:
+            # -1 for classes that this training part lacks.
+            self.classes = self._truth[train].unique().to(device)
+            numbers = torch.full((len(task.classes),), -1)
+            numbers[self.classes.cpu()] = torch.arange(len(self.classes))
+            self._targets = numbers[self._truth]
+        if not standardise:
+            self._mean = self._std = None
+            return
+        self._mean, self._std = mean_and_std(features[train.to(device)])
+
+    def part(self, name: str) -> Part:
+        """Features and targets of train, valid or test."""
+        where = torch.from_numpy(self._parts[name])
+        features = self._features[name]
+        features = features[where.to(features.device)]
+        if self._mean is not None and self._std is not None:
+            features = ((features.double() - self._mean) / self._std).float()
+        return features, self._targets[where].to(features.device)
+
+    def truth(self, name: str) -> Tensor:
+        """Targets of a part in the numbers of all classes, on the CPU."""
+        return self._truth[torch.from_numpy(self._parts[name])]

@@ -1,0 +1,324 @@
+"""Heads trained one by one, as the field's evaluations train theirs: EVAR, HEAR, X-ARES, SUPERB.
+
+One head trained on frozen embeddings, its best epoch by the validation part.
+"""
+
+import copy
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmast.evaluation.fitting import Fitted, Part
+from ssmast.evaluation.metrics import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a head is trained: Adam, and the best epoch by the validation part.
+
+    Attributes:
+        lr: learning rate.
+        batch_size: clips a step.
+        num_epochs: at most.
+        patience: looks at the validation part without a better one before it stops; None: never.
+        look_every: epochs between such looks.
+        weight_decay: Adam's.
+        last_lr: share of `lr` that a cosine would reach after the last epoch, falling from epoch to
+            epoch; 1 for a constant rate.
+        clip: greatest norm of the gradient; None for any.
+    """
+
+    lr: float
+    batch_size: int
+    num_epochs: int
+    patience: int | None = None
+    look_every: int = 1
+    weight_decay: float = 0.0
+    last_lr: float = 1.0
+    clip: float | None = None
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, the first being 1."""
+        cosine = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.num_epochs))
+        return self.lr * (self.last_lr + (1 - self.last_lr) * cosine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A head with the weights of its best epoch, and how good they are on the validation part."""
+
+    head: nn.Module
+    score: float
+    loss: float
+    epoch: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Larger is better: the metric, equal ones by the loss."""
+        return self.score, -self.loss
+
+
+def train_head(
+    make: Callable[[], nn.Module],
+    train: Part,
+    valid: Part,
+    *,
+    schedule: Schedule,
+    metric: Metric,
+    seed: int,
+) -> Trained:
+    """Train one head; `seed` decides its first weights, the order of the clips and dropout.
+
+    Args:
+        make: the head, features (n, D) -> (n, C), with fresh weights.
+        train: features and class numbers, or zeros and ones.
+        valid: the same; decides which epoch is kept.
+        schedule: of the training.
+        metric: what the validation part decides by.
+        seed: the global generator is left as it was.
+    """
+    (features, targets), device = train, train[0].device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        head = make().to(device)
+        adam = torch.optim.Adam(
+            head.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+        )
+        best = Trained(head=head, score=-math.inf, loss=math.inf, epoch=0)
+        state, since = copy.deepcopy(head.state_dict()), 0
+        for epoch in range(1, schedule.num_epochs + 1):
+            head.train()
+            adam.param_groups[0]["lr"] = schedule.rate(epoch)
+            batches = torch.randperm(len(targets)).split(schedule.batch_size)
+            for batch in batches:
+                if len(batch) == 1 and len(batches) > 1:
+                    continue  # BatchNorm has no variance of one clip
+                where = batch.to(device)
+                adam.zero_grad()
+                probe_loss(head(features[where]), targets[where]).backward()
+                if schedule.clip is not None:
+                    nn.utils.clip_grad_norm_(head.parameters(), schedule.clip)
+                adam.step()
+            if epoch % schedule.look_every and epoch < schedule.num_epochs:
+                continue
+            found, since = _look(head, valid, metric, epoch=epoch), since + 1
+            if found.rank > best.rank:
+                best, state, since = found, copy.deepcopy(head.state_dict()), 0
+            if schedule.patience is not None and since >= schedule.patience:
+                break
+    head.load_state_dict(state)
+    return Trained(head=head.eval(), score=best.score, loss=best.loss, epoch=best.epoch)
+
+
+def probe_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, or binary cross-entropy where targets are (n, C) zeros and ones."""
+    if targets.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.cross_entropy(logits, targets)
+
+
+@torch.no_grad()
+def _look(head: nn.Module, valid: Part, metric: Metric, *, epoch: int) -> Trained:
+    head.eval()
+    logits, targets = head(valid[0]), valid[1]
+    known = slice(None) if targets.ndim == 2 else targets >= 0
+    loss = float(probe_loss(logits[known], targets[known]))
+    score = float(metric.score(logits, targets))
+    return Trained(head=head, score=score if score == score else -math.inf, loss=loss, epoch=epoch)
+
+
+def fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
+    """Heads, one a seed, as a fitted probe."""
+
+    @torch.no_grad()
+    def scores(features: Tensor) -> Tensor:
+        return torch.stack([model.head(features) for model in models])
+
+    return Fitted(
+        scores=scores,
+        chosen={**chosen, "epoch": [model.epoch for model in models]},
+        valid=[model.score for model in models],
+    )
+
+
+def fit_evar(
+    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, lr: float = 3e-4
+) -> Fitted:
+    """One linear layer at a fixed rate, up to 200 epochs, patience 20; a model a seed.
+
+    Source: EVAR (Niizumi et al. 2022): Adam, weight decay 1e-8, batches of 200, the rate that its
+    configurations of AST and BYOL-A v2 have. Differs from EVAR: of equally good epochs that of
+    least loss is kept, there the last one.
+    """
+    schedule = Schedule(lr=lr, batch_size=200, num_epochs=200, patience=20, weight_decay=1e-8)
+    models = [
+        train_head(
+            lambda: nn.Linear(train[0].shape[1], num_classes),
+            *(train, valid), schedule=schedule, metric=metric, seed=seed,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    return fitted(models, {"lr": lr})
+
+
+def fit_xares(
+    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, lr: float = 1e-3
+) -> Fitted:
+    """LayerNorm and one linear layer, ten epochs of Adam, a cosine towards a tenth of the rate.
+
+    Source: X-ARES (Zhang et al. 2025): batches of 32, the rate set anew at every epoch.
+    """
+    schedule = Schedule(lr=lr, batch_size=32, num_epochs=10, last_lr=0.1)
+    dim = train[0].shape[1]
+    models = [
+        train_head(
+            lambda: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes)),
+            *(train, valid), schedule=schedule, metric=metric, seed=seed,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    return fitted(models, {"lr": lr})
+
+
+# Hidden layers, initialisation, rate: in the order that HEAR lists them in before it draws.
+HEAR_GRID = tuple(
+    itertools.product((1, 2), ("xavier_uniform", "xavier_normal"), (3.2e-3, 1e-3, 3.2e-4, 1e-4))
+)
+
+
+def fit_hear(
+    train: Part,
+    valid: Part,
+    *,
+    num_classes: int,
+    metric: Metric,
+    seeds: range,
+    num_points: int = 8,
+    num_epochs: int = 500,
+) -> Fitted:
+    """One or two hidden layers of 1024; 8 of 16 points of a grid tried, the best by validation.
+
+    Number of layers, initialisation and rate are drawn with the first seed, as HEAR draws them with
+    its seed of 42; the point chosen is trained with the others too.
+
+    Source: HEAR (Turian et al. 2022): BatchNorm, dropout 0.1, ReLU, Adam, batches of 1024, up to
+    500 epochs, the validation part every third, patience 20 looks.
+    """
+    points = list(HEAR_GRID)
+    random.Random(seeds[0]).shuffle(points)  # noqa: S311
+    points = points[:num_points]
+
+    def train_one(point: tuple[int, str, float], seed: int) -> Trained:
+        layers, init, lr = point
+        schedule = Schedule(
+            lr=lr, batch_size=1024, num_epochs=num_epochs, patience=20, look_every=3
+        )
+        return train_head(
+            lambda: _mlp(train[0].shape[1], num_classes, layers=layers, init=init),
+            *(train, valid), schedule=schedule, metric=metric, seed=seed,
+        )  # fmt: skip
+
+    tried = [train_one(point, seeds[0]) for point in points]
+    index = max(range(len(points)), key=lambda i: tried[i].rank)
+    models = [tried[index], *(train_one(points[index], seed) for seed in seeds[1:])]
+    layers, init, lr = points[index]
+    return fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
+
+
+def _mlp(dim: int, num_classes: int, *, layers: int, init: str) -> nn.Sequential:
+    def parts() -> Iterator[nn.Module]:
+        width = dim
+        for _ in range(layers):
+            yield from (nn.Linear(width, 1024), nn.BatchNorm1d(1024), nn.Dropout(0.1), nn.ReLU())
+            width = 1024
+        yield nn.Linear(width, num_classes)
+
+    mlp = nn.Sequential(*parts())
+    start = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
+    after = "linear"  # what the layer's input has gone through
+    for module in mlp:
+        if isinstance(module, nn.Linear):
+            start[init](module.weight, gain=nn.init.calculate_gain(after))
+            after = "relu"
+    return mlp
+
+
+class LayerSum(nn.Module):
+    """Softmax-weighted sum of what an encoder's layers give, then a linear classifier.
+
+    Args:
+        widths: length of each layer's vector; they lie one after the other in the features.
+        num_classes: C.
+        hidden: every layer is projected to so many numbers; layers of one width share the matrix.
+
+    The mean over time is taken before the projection, not after it: both are linear.
+
+    Source: SUPERB (Yang et al. 2021). Differs from SUPERB: its layers have one width; here each
+    width has a projection of its own, so that the stages of a multiscale encoder can be added.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int, *, hidden: int = 256) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.logits = nn.Parameter(torch.zeros(len(self.widths)))
+        self.projections = nn.ModuleDict(
+            {str(width): nn.Linear(width, hidden) for width in dict.fromkeys(self.widths)}
+        )
+        self.head = nn.Linear(hidden, num_classes)
+
+    @property
+    def shares(self) -> Tensor:
+        """Weight of each layer (L,), summing to 1."""
+        return self.logits.softmax(dim=0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, sum of widths) -> (n, C)."""
+        parts = features.split(self.widths, dim=1)
+        projected = [self.projections[str(part.shape[1])](part) for part in parts]
+        return self.head(torch.einsum("l,lnh->nh", self.shares, torch.stack(projected)))
+
+
+SUPERB_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+
+
+def fit_superb(
+    train: Part,
+    valid: Part,
+    *,
+    num_classes: int,
+    metric: Metric,
+    seeds: range,
+    widths: Sequence[int],
+    num_epochs: int = 100,
+) -> Fitted:
+    """`LayerSum` at the best of seven rates, by validation; the layers' weights are reported.
+
+    Source: SUPERB: Adam, batches of 32, gradients clipped to norm 1, the rate chosen for each model
+    and task.
+    Differs from SUPERB: at most 100 epochs with patience 20 instead of 30,000 to 200,000 steps.
+    """
+
+    def train_one(lr: float, seed: int) -> Trained:
+        return train_head(
+            lambda: LayerSum(widths, num_classes), train, valid,
+            schedule=Schedule(
+                lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0
+            ),
+            metric=metric, seed=seed,
+        )  # fmt: skip
+
+    tried = [train_one(lr, seeds[0]) for lr in SUPERB_RATES]
+    index = max(range(len(tried)), key=lambda i: tried[i].rank)
+    models = [tried[index], *(train_one(SUPERB_RATES[index], seed) for seed in seeds[1:])]
+    head = models[0].head
+    assert isinstance(head, LayerSum)
+    shares = [round(value, 4) for value in head.shares.tolist()]
+    return fitted(models, {"lr": SUPERB_RATES[index], "layer_weights": shares})

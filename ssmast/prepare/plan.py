@@ -1,0 +1,213 @@
+"""What is to be done, written down before it begins: settings, clips, and their units of work."""
+
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssmast.audio.corpus.corpus import Corpus, Mixture
+from ssmast.audio.corpus.index import ArrayEntries, IndexFile, write_index
+from ssmast.audio.corpus.remote import is_url
+
+FORMAT = 1
+"""Raise it when the same settings would give other bytes."""
+
+_UNIT_CLIPS = 256
+_UNIT_BYTES = 64 << 20
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How one clip becomes pieces: plain numbers, the same in every process.
+
+    Args:
+        sample_rate: of the pieces in Hz.
+        segment_seconds: length of a piece; 0 for whole clips.
+        min_seconds: shorter clips are rejected, and a shorter rest is joined to the piece before.
+        min_peak: a piece whose samples swing less than this about their middle is silent.
+        max_abs: a clip with a larger sample is rejected.
+        codec: flac or opus.
+    """
+
+    sample_rate: int
+    segment_seconds: float
+    min_seconds: float
+    min_peak: float
+    max_abs: float
+    codec: str
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no corpus."""
+        if self.codec not in ("flac", "opus"):
+            raise ValueError(f"codec must be flac or opus, got {self.codec!r}")
+        if self.codec == "opus" and self.sample_rate not in _OPUS_RATES:
+            rates = ", ".join(map(str, _OPUS_RATES))
+            raise ValueError(f"Opus has rates of {rates} Hz, got {self.sample_rate}; use flac")
+        if self.sample_rate < 1000:
+            raise ValueError(f"sample_rate must be 1000 Hz or more, got {self.sample_rate}")
+        if self.min_seconds <= 0:
+            raise ValueError(f"min_seconds must be above 0, got {self.min_seconds:g}")
+        if self.segment_seconds and self.segment_seconds < self.min_seconds:
+            raise ValueError(
+                f"segment_seconds must be at least min_seconds={self.min_seconds:g}, or 0 for "
+                f"whole clips, got {self.segment_seconds:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan as it was written down.
+
+    Args:
+        work: folder of the unfinished work.
+        cut: how a clip becomes pieces.
+        corpus: of the clips.
+        ends: clip after the last of each unit, int64.
+    """
+
+    work: Path
+    cut: Cut
+    corpus: Corpus
+    ends: np.ndarray
+
+    def clips_of(self, unit: int) -> range:
+        """Numbers of the clips of a unit."""
+        return range(int(self.ends[unit - 1]) if unit else 0, int(self.ends[unit]))
+
+    def tar_of(self, unit: int) -> Path:
+        """Where the pieces of a unit are."""
+        return self.work / "units" / f"{unit:07d}.tar"
+
+    def facts_of(self, unit: int) -> Path:
+        """What is known of the pieces of a unit; the unit is done when this is there."""
+        return self.work / "units" / f"{unit:07d}.parquet"
+
+    def rejected_of(self, unit: int) -> Path:
+        """What a unit rejected: JSON, a list of [name, kind, reason]."""
+        return self.work / "units" / f"{unit:07d}.json"
+
+
+def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> None:
+    """Write a plan down, or check that the one there is the same.
+
+    Args:
+        work: folder of the unfinished work.
+        corpus: of the clips.
+        cut: how a clip becomes pieces.
+        extra: other settings that decide what comes out.
+
+    Raises:
+        ValueError: if the work there was begun with other settings or other clips.
+    """
+    if isinstance(corpus, Mixture):
+        raise ValueError("a mixture cannot be prepared; prepare its parts and mix what comes out")
+    wanted = {
+        "format": FORMAT,
+        "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),
+        "fingerprint": corpus.fingerprint,
+        "stamp": corpus.stamp,
+        "cut": asdict(cut),
+        **extra,
+    }
+    read_plan.cache_clear()
+    path = work / "plan.json"
+    if path.is_file():
+        _compare(json.loads(path.read_text(encoding="utf-8")), wanted, work)
+        return
+    (work / "units").mkdir(parents=True, exist_ok=True)
+    entries = corpus.entries
+    if not isinstance(entries, ArrayEntries):
+        entries = entries.take(np.arange(len(corpus)))
+    if not isinstance(entries, ArrayEntries):
+        raise TypeError(f"clips of {corpus.root} cannot be listed")
+    write_index(
+        work / "source.index",
+        names=entries.names,
+        sizes=entries.sizes,
+        shard=entries.shard,
+        offset=entries.offset,
+        shards=[p if isinstance(p, str) else os.path.abspath(p) for p in corpus.shards],
+        suffixes=entries.suffixes(),
+        fingerprint=corpus.fingerprint,
+    )
+    write_atomic(work / "ends.json", json.dumps(_unit_ends(entries.sizes)).encode())
+    write_atomic(path, json.dumps(wanted, indent=1).encode())
+
+
+@functools.lru_cache(maxsize=2)
+def read_plan(work: Path) -> Plan:
+    """The plan in a folder, once a process.
+
+    Args:
+        work: folder of the unfinished work.
+    """
+    written = json.loads((work / "plan.json").read_text(encoding="utf-8"))
+    index = IndexFile(work / "source.index")
+    root = written["root"]
+    corpus = Corpus(
+        root=root if is_url(root) else Path(root),
+        entries=index,
+        shards=[shard if is_url(shard) else Path(shard) for shard in index.shards],
+        fingerprint=index.fingerprint,
+    )
+    ends = np.array(json.loads((work / "ends.json").read_bytes()), dtype=np.int64)
+    return Plan(work=work, cut=Cut(**written["cut"]), corpus=corpus, ends=ends)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever happens.
+
+    Args:
+        path: of the file.
+        data: its bytes.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file so that it is there whole or not at all.
+
+    Args:
+        path: of the file.
+        table: its rows.
+    """
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _unit_ends(sizes: np.ndarray) -> list[int]:
+    """Clip after the last of each unit: at most 256 clips and, save for one clip, 64 MB."""
+    ends: list[int] = []
+    first = held = 0
+    for i, size in enumerate(sizes.tolist()):
+        if i > first and (i - first >= _UNIT_CLIPS or held + size > _UNIT_BYTES):
+            ends.append(i)
+            first, held = i, 0
+        held += size
+    return [*ends, len(sizes)]
+
+
+def _compare(written: dict[str, Any], wanted: dict[str, Any], work: Path) -> None:
+    for key, value in wanted.items():
+        if written.get(key) == value:
+            continue
+        audio = key in ("fingerprint", "stamp")
+        what = "the audio has changed since" if audio else f"{key} was another"
+        raise ValueError(
+            f"{work.parent} holds unfinished work, but {what} ({written.get(key)}, now {value}); "
+            f"give the settings it was begun with, or another out="
+        )

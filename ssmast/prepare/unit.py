@@ -1,0 +1,216 @@
+"""One unit of work: some clips decoded, cut, judged and encoded into one tar, with their facts."""
+
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ssmast.audio.encode import encode_sound
+from ssmast.audio.mel import LogMel
+from ssmast.audio.read import AudioError, decode_whole
+from ssmast.audio.resample import finished
+from ssmast.audio.segments import swing
+from ssmast.prepare.duplicates import fingerprint
+from ssmast.prepare.plan import Cut, Plan, read_plan, write_atomic, write_table
+
+BLOCK = 512
+
+FACTS = pa.schema(
+    [
+        ("clip", pa.int64()),
+        ("piece", pa.int32()),
+        ("start", pa.int64()),  # in samples of the resampled clip
+        ("offset", pa.int64()),  # in the tar of the unit
+        ("size", pa.int64()),
+        ("samples", pa.int64()),
+        ("source", pa.large_string()),
+        ("source_rate", pa.int32()),
+        ("decoder", pa.large_string()),
+        ("gain", pa.float32()),
+        ("peak", pa.float32()),
+        ("rms", pa.float32()),
+        ("hash", pa.binary(32)),
+        ("fingerprint", pa.large_binary()),
+        ("cells", pa.int64()),
+        ("sum", pa.float64()),
+        ("sum_of_squares", pa.float64()),
+    ]
+)
+
+Rejected = list[tuple[str, str, str]]
+
+
+def do_unit(work: Path, unit: int) -> Rejected:
+    """Do a unit, unless it is done: tar, list of rejected clips, and facts, which come last.
+
+    Args:
+        work: folder of the plan.
+        unit: its number.
+
+    Returns:
+        What was rejected: (name, kind, reason).
+    """
+    plan = read_plan(work)
+    if plan.facts_of(unit).is_file():
+        return read_rejected(plan, unit)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that sums come out the same, whoever computes them
+    partial = plan.tar_of(unit).with_name(f".{unit:07d}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            rows, rejected = _write_pieces(plan, unit, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, plan.tar_of(unit))
+    finally:
+        torch.set_num_threads(threads)
+        partial.unlink(missing_ok=True)
+    write_atomic(plan.rejected_of(unit), json.dumps(rejected).encode())
+    write_table(plan.facts_of(unit), pa.Table.from_pylist(rows, schema=FACTS))
+    return rejected
+
+
+def read_rejected(plan: Plan, unit: int) -> Rejected:
+    """What a finished unit rejected.
+
+    Args:
+        plan: of the work.
+        unit: its number.
+    """
+    return [(a, b, c) for a, b, c in json.loads(plan.rejected_of(unit).read_bytes())]
+
+
+def write_member(file: BinaryIO, name: str, data: bytes) -> int:
+    """Append a member to a tar; the same bytes whoever writes it, and whenever.
+
+    Args:
+        file: open at the end of the last member.
+        name: of the member, ASCII, at most 100 characters.
+        data: its bytes.
+
+    Returns:
+        Offset of the data.
+    """
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    offset = file.tell() + len(header)
+    file.write(header)
+    file.write(data)
+    file.write(bytes(-len(data) % BLOCK))
+    return offset
+
+
+def end_tar(file: BinaryIO) -> None:
+    """Append the end mark.
+
+    Args:
+        file: open at the end of the last member.
+    """
+    file.write(bytes(2 * BLOCK))
+
+
+def front_end(sample_rate: int) -> LogMel:
+    """The log-mel that statistics and fingerprints are made of.
+
+    Args:
+        sample_rate: of the pieces in Hz.
+    """
+    return LogMel(sample_rate=sample_rate, f_max=min(7800.0, 0.4875 * sample_rate))
+
+
+def _write_pieces(plan: Plan, unit: int, file: BinaryIO) -> tuple[list[dict[str, Any]], Rejected]:
+    log_mel = front_end(plan.cut.sample_rate)
+    rows: list[dict[str, Any]] = []
+    rejected: Rejected = []
+    for clip in plan.clips_of(unit):
+        name = plan.corpus.name(clip)
+        try:
+            pieces, about = _pieces(plan, clip, name)
+        except AudioError as error:
+            rejected.append((name, "unreadable", str(error)))
+            continue
+        except _RejectedError as error:
+            rejected.append((name, error.kind, str(error)))
+            continue
+        silent = 0
+        for number, (start, samples) in enumerate(pieces):
+            if swing(samples) < plan.cut.min_peak * 32768:
+                silent += 1
+                continue
+            data = encode_sound(samples, sample_rate=plan.cut.sample_rate, codec=plan.cut.codec)
+            offset = write_member(file, f"{clip:09d}-{number:05d}.{plan.cut.codec}", data)
+            facts = _facts(samples, log_mel)
+            place = {"clip": clip, "piece": number, "start": start, "offset": offset}
+            rows.append({**place, "size": len(data), "source": name, **about, **facts})
+        if silent:
+            some = "it is silent" if silent == len(pieces) else f"{silent} of {len(pieces)} pieces"
+            reason = f"{name}: {some}: below a peak of {plan.cut.min_peak:g} about the middle"
+            rejected.append((name, "silent", reason))
+    end_tar(file)
+    return rows, rejected
+
+
+class _RejectedError(Exception):
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def _pieces(
+    plan: Plan, clip: int, name: str
+) -> tuple[list[tuple[int, np.ndarray]], dict[str, Any]]:
+    """(Start, 16-bit samples) of every piece of a clip, and what is known of the clip."""
+    cut = plan.cut
+    audio, rate, decoder = decode_whole(plan.corpus.source(clip), name=name)
+    audio = finished(audio, rate, cut.sample_rate, name)
+    peak = float(np.abs(audio).max())
+    if peak > cut.max_abs:
+        raise _RejectedError("wild", f"{name} has a sample of {peak:.3g}, above {cut.max_abs:g}")
+    if len(audio) < cut.min_seconds * cut.sample_rate:
+        seconds = len(audio) / cut.sample_rate
+        raise _RejectedError(
+            "short", f"{name} is {seconds:.3g} s, shorter than {cut.min_seconds:g} s"
+        )
+    gain = min(1.0, 1.0 / peak) if peak else 1.0  # 16 bits end at full scale
+    integers = np.rint(audio * np.float32(32768.0 * gain)).clip(-32768, 32767).astype(np.int16)
+    about = {"source_rate": rate, "decoder": decoder, "gain": gain}
+    bounds = piece_bounds(len(integers), cut)
+    return [(start, integers[start:stop]) for start, stop in bounds], about
+
+
+def piece_bounds(length: int, cut: Cut) -> list[tuple[int, int]]:
+    """First sample and sample after the last of every piece of a clip; they cover all of it.
+
+    Args:
+        length: of the clip in samples.
+        cut: how it is cut.
+    """
+    step = round(cut.segment_seconds * cut.sample_rate) or length
+    starts = list(range(0, length, step))
+    if len(starts) > 1 and length - starts[-1] < cut.min_seconds * cut.sample_rate:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], length], strict=True))
+
+
+def _facts(samples: np.ndarray, log_mel: LogMel) -> dict[str, Any]:
+    waveform = samples.astype(np.float32) / 32768
+    with torch.no_grad():
+        cells = log_mel.log_mel(torch.from_numpy(waveform)[None])[0, 0]  # (F, T)
+    double = cells.double()
+    return {
+        "samples": len(samples),
+        "peak": float(np.abs(waveform).max()),
+        "rms": float(np.sqrt(np.mean(waveform.astype(np.float64) ** 2))),
+        "hash": hashlib.sha256(samples.astype("<i2").tobytes()).digest(),
+        "fingerprint": fingerprint(cells).tobytes(),
+        "cells": double.numel(),
+        "sum": float(double.sum()),
+        "sum_of_squares": float(double.square().sum()),
+    }

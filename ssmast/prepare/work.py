@@ -1,0 +1,301 @@
+"""Preparing a corpus: plan, units of work, packing; each can be broken off and gone on with.
+
+Who does the units: this process, a pool of processes, or Ray. The bytes are the same.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import importlib
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ssmast.audio.corpus.corpus import Corpus
+from ssmast.audio.corpus.open import FACTS
+from ssmast.audio.corpus.quarantine import Quarantine
+from ssmast.prepare.pack import pack
+from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
+from ssmast.prepare.unit import Rejected, do_unit, read_rejected
+
+
+def run_units(
+    work: Path, units: Sequence[int], *, engine: str, workers: int, address: str = ""
+) -> Iterator[tuple[int, Rejected]]:
+    """Do units, and give each with what it rejected as it comes.
+
+    Args:
+        work: folder of the plan.
+        units: their numbers.
+        engine: local or ray.
+        workers: processes; one means this process, where the engine is local.
+        address: of a Ray cluster whose machines all see `work`; empty to start one here.
+
+    Raises:
+        ValueError: if the engine is unknown or not installed.
+        ChildProcessError: if a worker died.
+    """
+    if engine == "ray":
+        yield from _ray(work, units, workers=workers, address=address)
+    elif engine != "local":
+        raise ValueError(f"engine must be local or ray, got {engine!r}")
+    elif workers == 1:
+        yield from ((unit, do_unit(work, unit)) for unit in units)
+    else:
+        yield from _pool(work, units, workers=workers)
+
+
+def _pool(work: Path, units: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
+    with concurrent.futures.ProcessPoolExecutor(
+        max_workers=min(workers, len(units)), mp_context=context, initializer=_die_with_parent
+    ) as pool:
+        try:
+            futures = {pool.submit(do_unit, work, unit): unit for unit in units}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker of prepare died, perhaps for want of memory; the same command goes on "
+                "where it was, with fewer workers= if need be"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the main process is gone: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _ray(
+    work: Path, units: Sequence[int], *, workers: int, address: str
+) -> Iterator[tuple[int, Rejected]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError(
+            "engine=ray needs Ray; pip install 'ssmast[ray]', or use engine=local"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+        ray.init(**({"address": address} if address else here), log_to_driver=False)
+    try:
+        remote = ray.remote(num_cpus=1)(do_unit)
+        todo = list(reversed(units))
+        running: dict[Any, int] = {}
+        while todo or running:
+            # Twice what can run at once: a cluster's queue is no place for a plan.
+            while todo and len(running) < 2 * max(workers, int(ray.cluster_resources()["CPU"])):
+                unit = todo.pop()
+                running[remote.remote(work, unit)] = unit
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                yield running.pop(reference), ray.get(reference)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+_log = logging.getLogger(__name__)
+
+WORK = ".work"
+BAD = ("unreadable", "wild")
+"""Kinds of rejected clips that count as bad; short, silent and repeated ones are only left out."""
+
+
+def prepare_corpus(
+    source: Corpus,
+    out: Path,
+    *,
+    sample_rate: int = 16000,
+    segment_seconds: float = 10.0,
+    min_seconds: float = 0.1,
+    min_peak: float = 1e-4,
+    max_abs: float = 100.0,
+    codec: str = "flac",
+    near_duplicates: float = 0.99,
+    shard_bytes: int = 256 << 20,
+    max_bad_share: float = 0.1,
+    engine: str = "local",
+    workers: int = 0,
+    ray_address: str = "",
+) -> dict[str, Any]:
+    """Decode, resample, cut, sort out and pack a corpus into tar shards with a manifest.
+
+    Done in units of at most 256 clips. Broken off at any point, the same call goes on where it was;
+    what comes out is the same to the byte, whatever happened, and whoever did the units. While it
+    runs, `out` holds the audio twice.
+
+    Args:
+        source: any corpus but a mixture.
+        out: folder to write; it may hold nothing else.
+        sample_rate: of the pieces in Hz.
+        segment_seconds: length of a piece; 0 to keep clips whole.
+        min_seconds: shorter clips are left out; a shorter rest is joined to the piece before it.
+        min_peak: pieces that swing less than this about their middle are left out as silent.
+        max_abs: clips with a larger sample are bad.
+        codec: flac (16 bits, lossless from there) or opus.
+        near_duplicates: cosine of two fingerprints from which the later piece is left out; 0 keeps
+            all but exact copies.
+        shard_bytes: largest shard, save for a single larger piece.
+        max_bad_share: stop if more than this share of the clips is unreadable.
+        engine: local or ray.
+        workers: processes; 0 for one a core.
+        ray_address: of a running cluster whose machines all see `out`.
+
+    Returns:
+        What `corpus.json` holds: clips, seconds, mean, std and more.
+
+    Raises:
+        ValueError: if a setting makes no sense, the folder holds something else, was begun with
+            other settings or other audio, or too many clips are bad.
+        BlockingIOError: if another process is at work in the folder.
+    """
+    if not 0 <= near_duplicates <= 1:
+        raise ValueError(f"near_duplicates must lie in [0, 1], got {near_duplicates:g}")
+    cut = Cut(
+        sample_rate=sample_rate,
+        segment_seconds=segment_seconds,
+        min_seconds=min_seconds,
+        min_peak=min_peak,
+        max_abs=max_abs,
+        codec=codec,
+    )
+    extra = {"near_duplicates": near_duplicates, "shard_bytes": shard_bytes}
+    settings = {**asdict(cut), **extra, "source": source.fingerprint, "format": FORMAT}
+    work = out / WORK
+    if (out / FACTS).is_file():
+        return _finished(source, out, work, settings)
+    _check_folder(out, source.root)
+    work.mkdir(parents=True, exist_ok=True)
+    with _only_one(work):
+        if (out / FACTS).is_file():  # the other one has finished meanwhile
+            return _finished(source, out, work, settings)
+        write_plan(work, source, cut, extra)
+        plan = read_plan(work.resolve())
+        _remove_partial(out)
+        workers = workers or len(os.sched_getaffinity(0))
+        _do_units(plan, engine=engine, workers=workers, address=ray_address, share=max_bad_share)
+        about = pack(
+            plan, source, out, shard_bytes=shard_bytes, near=near_duplicates, settings=settings
+        )
+        shutil.rmtree(work)
+    return about
+
+
+def _do_units(plan: Plan, *, engine: str, workers: int, address: str, share: float) -> None:
+    """Do what is not done yet, and stop where too many clips are bad."""
+    bad = plan.work / "bad.csv"
+    bad.unlink(missing_ok=True)  # counted anew, so that too many stop the next run as well
+    quarantine = Quarantine(bad, corpus_size=len(plan.corpus), max_share=share)
+    todo: list[int] = []
+    for unit in range(len(plan.ends)):
+        if plan.facts_of(unit).is_file():
+            quarantine.add(_bad(read_rejected(plan, unit)))
+        else:
+            todo.append(unit)
+    if not todo:
+        return
+    total, last = len(plan.ends), time.monotonic()
+    if len(todo) < total:
+        _log.info("%d of %d units are done already", total - len(todo), total)
+    with tqdm(total=total, initial=total - len(todo), desc="preparing", disable=None) as bar:
+        done = run_units(plan.work, todo, engine=engine, workers=workers, address=address)
+        for number, (_, rejected) in enumerate(done, start=1):
+            quarantine.add(_bad(rejected))
+            bar.update()
+            if bar.disable and time.monotonic() - last > 15:
+                last = time.monotonic()
+                _log.info("prepared %d of %d units", total - len(todo) + number, total)
+
+
+def _bad(rejected: Rejected) -> list[tuple[str, str]]:
+    return [(name, reason) for name, kind, reason in rejected if kind in BAD]
+
+
+def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A folder that is done already, unless it was made otherwise."""
+    about: dict[str, Any] = json.loads((out / FACTS).read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if about["settings"].get(key) != value:
+            if key == "source":
+                raise ValueError(f"{out} holds a corpus of other audio; choose another out=")
+            raise ValueError(
+                f"{out} holds a corpus made with {key}={about['settings'].get(key)}, now {value}; "
+                f"choose another out="
+            )
+    if work.is_dir():  # killed while it cleaned up
+        shutil.rmtree(work)
+    _log.info("%s is finished", out)
+    _say_what_is_newer(source, out)
+    return about
+
+
+def _say_what_is_newer(source: Corpus, out: Path) -> None:
+    """Names and sizes tell which audio it was made of; samples may change and leave those alone."""
+    made = (out / FACTS).stat().st_mtime
+    newer = [file for file in source.files() if isinstance(file, Path) and _written(file) > made]
+    if newer:
+        _log.warning(
+            "%d files in %s were written after %s was finished, the first is %s; if their samples "
+            "are others now, delete %s and prepare again",
+            *(len(newer), source.root, out, newer[0], out),
+        )
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _check_folder(out: Path, root: Path | str) -> None:
+    """Refuse a folder that holds what is not ours, or lies where the audio is looked for."""
+    if isinstance(root, Path) and out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{out} lies inside {root}, the audio to prepare; choose another out=")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; out= must be a folder")
+    if out.is_dir() and not (out / WORK).is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds other files; choose an empty or new folder as out=")
+
+
+def _remove_partial(out: Path) -> None:
+    """Remove what a killed process was writing; nothing of it is under its final name."""
+    for folder in (out, out / WORK, out / WORK / "units"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_one(work: Path) -> Iterator[None]:
+    """Keep a second process out; the lock goes with this one, however it ends."""
+    with (work / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is preparing {work.parent}") from error
+        yield

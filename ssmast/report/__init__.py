@@ -1,0 +1,161 @@
+"""One page that tells what was trained on what, whether it learnt, and what it scores.
+
+    ssmast report runs/mine                          config, curves, bad files, scores, clusters
+    ssmast report runs/mine runs/earlier             the same, with an earlier run beside it
+    ssmast report runs/mine/probe out=scores.html    results alone: folders or JSON files
+
+The first run or result is what the page is about, the others stand beside it. The page is one file
+that loads nothing: of a scatter's clips as much sound as `audio_mb` allows is put inside, other
+clips are linked relative to the page. It can be made of a run in progress.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ssmast.html import asset, page, section, tiles
+from ssmast.report.about_run import about, headline, learnt, left_out, once_more, views
+from ssmast.report.clusters_map import clusters
+from ssmast.report.scores import scores
+from ssmast.report.sources import Source, read_json, read_sources, run_source
+from ssmast.settings import UsageError, parse, setting
+
+__all__ = ["ReportConfig", "main", "read_results", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+_MEGABYTE = 1_000_000
+
+
+@dataclass
+class ReportConfig:
+    """`ssmast report`: runs and results -> one HTML page."""
+
+    run: str = setting("", "run folder, as the first word without a key")
+    results: str = setting("", "folder of results, as a further word; in the place of the run's")
+    out: str = setting("", "page to write; empty: report.html in the first folder")
+    audio_mb: float = setting(6.0, "sound put inside the page, MB; 0: only links")
+    audio_seconds: float = setting(5.0, "of each clip put inside the page")
+
+    def __post_init__(self) -> None:
+        """Refuse what no page can mean."""
+        if self.audio_mb < 0 or self.audio_seconds <= 0:
+            raise UsageError(
+                "audio_mb must not be negative and audio_seconds must be positive, got "
+                f"{self.audio_mb:g} and {self.audio_seconds:g}"
+            )
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast report`: parse, then write the page."""
+    named = [word for word in argv if "=" not in word and not word.startswith("-")]
+    words = [word for word in argv if word not in named]
+    config = parse(ReportConfig, words, command="ssmast report", description=__doc__ or "")
+    if config is None:
+        return 0
+    for key, folder in (("run", config.run), ("results", config.results)):
+        if folder and not Path(folder).exists():
+            raise FileNotFoundError(f"there is no folder at {key}={folder}")
+    if not (named or config.run or config.results):
+        raise UsageError("name a run or results, such as `ssmast report runs/mine`")
+    paths = [Path(word) for word in ([config.run] if config.run else []) + named]
+    sources = read_sources(paths)
+    if config.results:
+        sources = _with_results(sources, Path(config.results))
+    first = (paths or [Path(config.results)])[0]
+    out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
+    _write(
+        out,
+        sources,
+        command=["ssmast", "report", *argv],
+        audio_bytes=round(config.audio_mb * _MEGABYTE),
+        audio_seconds=config.audio_seconds,
+    )
+    logger.info("report: %s (%.1f MB)", out, out.stat().st_size / _MEGABYTE)
+    return 0
+
+
+def write_report(
+    out: str | Path,
+    *,
+    run: str | Path | None = None,
+    results: list[dict[str, Any]] | None = None,
+    title: str = "",
+    commands: list[str] | None = None,
+) -> Path:
+    """Write the page of one run or of results; whatever is missing is left out of it.
+
+    Args:
+        out: HTML file.
+        run: run folder with any of config.yaml, facts.json, metrics.jsonl, quarantine.csv,
+            views.png, probe/, clusters/.
+        results: what `run_suite` returned; by default what lies in probe/ of the run folder.
+        title: of the page.
+        commands: to repeat it; by default derived from the settings.
+    """
+    source = run_source(None if run is None else Path(run), results)
+    return _write(Path(out), [source], title=title, commands=commands)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The probe results (*.json) in a folder, by name."""
+    return [result for result in read_json(folder) if "mean" in result]
+
+
+def _with_results(sources: list[Source], folder: Path) -> list[Source]:
+    """Results given apart, in the place of those that lie in the run folder."""
+    found = read_sources([folder])
+    if not sources:
+        return found
+    sources[0].probes = [result for source in found for result in source.probes]
+    sources[0].clusters = [result for source in found for result in source.clusters] or sources[
+        0
+    ].clusters
+    return sources
+
+
+def _write(
+    out: Path,
+    sources: list[Source],
+    *,
+    title: str = "",
+    commands: list[str] | None = None,
+    command: list[str] | None = None,
+    audio_bytes: int = 6 * _MEGABYTE,
+    audio_seconds: float = 5.0,
+) -> Path:
+    subject = sources[0]
+    title = title or (f"Run {subject.name}" if subject.run is not None else "Scores")
+    clusters_part, has_scatter = clusters(
+        sources, page=out, audio_bytes=audio_bytes, audio_seconds=audio_seconds
+    )
+    content = page(
+        title,
+        f'<p class="soft">written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>',
+        tiles(headline(subject)),
+        about(subject),
+        scores(sources),
+        section("Did it learn?", *learnt(sources)),
+        clusters_part,
+        section("What the networks see", views(subject)),
+        section("Clips left out", left_out(subject)),
+        section("Once more", once_more(subject, commands, command)),
+        scripts=(_bokeh(), asset("report.js")) if has_scatter else (),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(out)
+    return out
+
+
+def _bokeh() -> str:
+    """Bokeh's script, from its wheel."""
+    from bokeh.resources import Resources
+
+    script = Resources(mode="inline", components=["bokeh"]).js_raw[0]
+    assert "</script" not in script.lower()
+    return script

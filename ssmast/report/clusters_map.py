@@ -1,0 +1,284 @@
+"""Clusters on the page: their scores, and the picture as a scatter that names and plays clips.
+
+Clips that a page can play: inside the page while there is room, else by a relative link.
+"""
+
+import base64
+import html
+import json
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ssmast.audio import AudioError, Corpus, RemoteError, encode_sound, open_corpus, read_audio
+from ssmast.evaluation.cluster_task import CLUSTER_TITLES, SILHOUETTES, clusters_note, spread_text
+from ssmast.evaluation.results import TITLES
+from ssmast.html import section, text
+from ssmast.report.published_scores import PUBLISHED_CLUSTERS
+from ssmast.report.sources import Source
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16000
+# Without a seed of its own the order would favour the first classes of the list.
+_ORDER_SEED = 0
+
+
+def playable(
+    folder: str | Path,
+    clips: Sequence[str],
+    rows: Sequence[int],
+    *,
+    page: Path,
+    max_bytes: int,
+    max_seconds: float,
+) -> list[str]:
+    """What an audio element can play for each clip; empty where there is nothing.
+
+    Args:
+        folder: the labelled set.
+        clips: name of each clip as its metadata.csv has it.
+        rows: its number in the corpus.
+        page: where the page will lie; links are relative to it.
+        max_bytes: audio to put inside the page, as it is written there.
+        max_seconds: of each clip that are put inside.
+    """
+    sources = [""] * len(clips)
+    corpus = _open(folder, clips, rows)
+    if corpus is None:
+        return sources
+    used, full = 0, False
+    for i in np.random.default_rng(_ORDER_SEED).permutation(len(clips)).tolist():
+        if not full and max_bytes > 0:
+            inside = _inside(corpus, rows[i], max_seconds)
+            if used + len(inside) <= max_bytes:
+                sources[i], used = inside, used + len(inside)
+                continue
+            full = True
+        sources[i] = _link(corpus, rows[i], page)
+    return sources
+
+
+def _open(folder: str | Path, clips: Sequence[str], rows: Sequence[int]) -> Corpus | None:
+    """The corpus, if it still is the one that was clustered."""
+    try:
+        corpus = open_corpus(folder)
+    except (OSError, ValueError) as error:
+        logger.warning("no clip can be played: %s", error)
+        return None
+    same = all(
+        row < len(corpus) and corpus.name(row).endswith(Path(clip).name)
+        for clip, row in zip(clips, rows, strict=True)
+    )
+    if not same:
+        logger.warning("no clip can be played: %s holds other clips than were clustered", folder)
+        return None
+    return corpus
+
+
+def _inside(corpus: Corpus, row: int, max_seconds: float) -> str:
+    try:
+        audio = read_audio(corpus.source(row), sample_rate=SAMPLE_RATE, name=corpus.name(row))
+    except (AudioError, RemoteError, OSError) as error:
+        logger.warning("%s cannot be played: %s", corpus.name(row), error)
+        return ""
+    audio = audio[: round(max_seconds * SAMPLE_RATE)]
+    samples = audio / max(float(np.abs(audio).max()), 1.0)
+    data = encode_sound(samples.astype(np.float32), sample_rate=SAMPLE_RATE, codec="opus")
+    return f"data:audio/ogg;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _link(corpus: Corpus, row: int, page: Path) -> str:
+    """Relative address of a clip that is a file of its own; none inside a tar or at a URL."""
+    try:
+        source = corpus.source(row)
+    except (AudioError, RemoteError, OSError):
+        return ""
+    if not isinstance(source, Path):
+        return ""
+    relative = os.path.relpath(source.resolve(), page.resolve().parent)
+    return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
+
+
+# Ten colours that tell apart on light and dark ground (Category10, greys lifted), four shapes.
+_COLOURS = (
+    "#3b82c4", "#f07f1b", "#2f9e44", "#e0413f", "#9a6fd0",
+    "#a0674f", "#e078c0", "#7f8893", "#b3a51a", "#17a6b8",
+)  # fmt: skip
+_SHAPES = (("circle", "●"), ("triangle", "▲"), ("square", "■"), ("diamond", "◆"))
+
+
+def clusters(
+    sources: Sequence[Source], *, page: Path, audio_bytes: int, audio_seconds: float
+) -> tuple[str, bool]:
+    """The section about clusters, and whether it needs scripts.
+
+    Args:
+        sources: with results of `ssmast cluster`.
+        page: where the page will lie.
+        audio_bytes: of sound to put inside the page, over all scatters.
+        audio_seconds: of each clip.
+    """
+    results = [(source, result) for source in sources for result in source.clusters]
+    pictures = [result for _, result in results if result.get("picture")]
+    parts, drawn = [], 0
+    for source, result in results:
+        name = "" if len(sources) < 2 else f", {source.name}"
+        parts.append(f"<h3>{text(str(result['task']) + name)}</h3>{_table(result)}")
+        if result.get("picture"):
+            parts.append(_scatter(result, drawn, page, audio_bytes // len(pictures), audio_seconds))
+            drawn += 1
+    return section("Clusters", *parts), bool(drawn)
+
+
+def _table(result: dict[str, Any]) -> str:
+    titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
+    head = "".join(f"<th>{text(title)}</th>" for title in ("", *titles))
+    rows = []
+    for name, column in result["columns"].items():
+        cells = [spread_text(column, key) for key in CLUSTER_TITLES]
+        cells += [f"{column['silhouette'][labels][by]:.3f}" for labels, by in SILHOUETTES]
+        rows.append((TITLES.get(name, name), cells))
+    first = result["columns"][result["column"]]
+    cells = [f"{first['random'][key]:.3f}" for key in CLUSTER_TITLES]
+    cells += [f"{first['silhouette']['random'][by]:.3f}" for _, by in SILHOUETTES]
+    rows.append(("random labels", cells))
+    for row in PUBLISHED_CLUSTERS:
+        if row.task == str(result["task"]).partition(":")[0]:
+            cells = [f"{row.adjusted_rand:.3f}", f"{row.homogeneity:.3f}", "", ""]
+            cells += [f"{row.silhouette:.3f} (labels and distance not stated)", "", "", ""]
+            rows.append((f"{row.name}: {row.source}", cells))
+    body = "".join(
+        f"<tr><th>{text(name)}</th>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
+        for name, cells in rows
+    )
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="cluster scores">'
+        f'<table class="numbers"><tr>{head}</tr>{body}</table></div>'
+        f'<p class="soft">{text(clusters_note(result))}</p>'
+    )
+
+
+def _scatter(
+    result: dict[str, Any], number: int, page: Path, audio_bytes: int, seconds: float
+) -> str:
+    picture = result["picture"]
+    sound = playable(
+        picture["folder"],
+        picture["clips"],
+        picture["rows"],
+        page=page,
+        max_bytes=audio_bytes,
+        max_seconds=seconds,
+    )
+    columns = picture["columns"]
+    data = {
+        "plot": _plot(picture, columns[next(iter(columns))]),
+        "clips": picture["clips"],
+        "classes": picture["classes"],
+        "labels": picture["labels"],
+        "columns": columns,
+        "sound": sound,
+    }
+    inside = sum(one.startswith("data:") for one in sound)
+    linked = sum(bool(one) for one in sound) - inside
+    note = (
+        f"UMAP ({picture['n_neighbors']} neighbours, least distance {picture['min_dist']}, seed "
+        f"{picture['seed']}) of {len(sound)} of {picture['num_candidates']} clips. Distances in "
+        "the picture are not the embedding's; neighbours below it are (cosine). "
+        f"Sound: {inside} clips inside this page (their first {seconds:g} s), {linked} linked, "
+        f"{len(sound) - inside - linked} without"
+        + (" (`audio_mb=` of `ssmast report` makes room)." if not all(sound) else ".")
+    )
+    options = "".join(
+        f'<option value="{text(name)}">{text(TITLES.get(name, name))}</option>' for name in columns
+    )
+    legend = "".join(_legend(i, name, picture) for i, name in enumerate(picture["classes"]))
+    clips = "".join(
+        f'<option value="{i}">{text(clip)} ({text(picture["classes"][label])})</option>'
+        for i, (clip, label) in enumerate(zip(picture["clips"], picture["labels"], strict=True))
+    )
+    name = html.escape(str(result["task"]))
+    # ruff sees SQL in the word select.
+    return f"""
+<div class="scatter" id="scatter-{number}">
+<p class="soft">{text(note)}</p>
+<p><label>Embedding <select class="column">{options}</select></label></p>
+<fieldset class="legend"><legend class="soft">Classes shown</legend>{legend}</fieldset>
+<div class="plot" id="scatter-{number}-plot" tabindex="0" role="application"
+ aria-label="Scatter of {name}: arrow keys go from clip to clip, Enter plays"></div>
+<p class="soft">Point at a clip for its name, click to play it. Arrow keys and Enter do the same;
+so does the list.</p>
+<div class="chosen">
+<div><label>Find a clip <input type="search" class="find"></label>
+<select class="clips" size="8" aria-label="Clips">{clips}</select></div>
+<div><p class="name" aria-live="polite">No clip chosen.</p>
+<p><button type="button" class="play" disabled>Play</button></p>
+<audio controls preload="none"></audio>
+<p class="soft">Nearest neighbours in the embedding</p><ol class="near"></ol></div>
+</div>
+<script type="application/json">{_json(data)}</script>
+</div>"""  # noqa: S608
+
+
+def _legend(index: int, name: str, picture: dict[str, Any]) -> str:
+    count = picture["labels"].count(index)
+    shape, colour = _SHAPES[index % len(_SHAPES)][1], _COLOURS[index % len(_COLOURS)]
+    return (
+        f'<label><input type="checkbox" value="{index}" checked>'
+        f'<span style="color:{colour}" aria-hidden="true">{shape}</span> {text(name)} '
+        f'<span class="soft">{count}</span></label>'
+    )
+
+
+def _plot(picture: dict[str, Any], column: dict[str, Any]) -> Any:
+    """The scatter as Bokeh's JSON; its colours of text and ground are set by the page."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from bokeh.embed import json_item
+        from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, HoverTool, Range1d
+        from bokeh.plotting import figure
+
+        labels = picture["labels"]
+        source = ColumnDataSource(
+            {
+                "x": column["x"],
+                "y": column["y"],
+                "clip": picture["clips"],
+                "class": [picture["classes"][label] for label in labels],
+                "colour": [_COLOURS[label % len(_COLOURS)] for label in labels],
+                "shape": [_SHAPES[label % len(_SHAPES)][0] for label in labels],
+            },
+            name="clips",
+        )
+        ring = ColumnDataSource({"x": [], "y": [], "size": []}, name="around")
+        shown = BooleanFilter(booleans=[True] * len(labels), name="shown")
+        plot = figure(
+            height=480, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,tap,reset",
+            x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), active_drag=None,
+            name="plot",
+        )  # fmt: skip
+        dots = plot.scatter(
+            "x", "y", source=source, view=CDSView(filter=shown), marker="shape", size=9,
+            fill_color="colour", line_color=None, fill_alpha=0.8,
+            nonselection_fill_alpha=0.6, nonselection_line_alpha=0,
+        )  # fmt: skip
+        plot.scatter("x", "y", source=ring, size="size", fill_color=None, line_width=2, name="ring")
+        plot.add_tools(
+            HoverTool(renderers=[dots], tooltips=[("clip", "@clip"), ("class", "@class")])
+        )
+        plot.axis.visible = False
+        plot.toolbar.logo = None
+        return json_item(plot)
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,234 @@
+"""Sound files -> embeddings in one .npz or .parquet file.
+
+    ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
+
+An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
+`encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
+embedding. Broken off, the same command goes on: finished parts lie in OUT.parts until all is done.
+Files that cannot be used are left out and written down in OUT.quarantine.csv.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssmast.audio import Corpus, Quarantine, open_corpus
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.evaluation.embed import cache_key, embed_window, read_windows
+from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
+from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.progress import Progress
+from ssmast.settings import (
+    ANY,
+    COUNT,
+    SHARE,
+    UsageError,
+    in_range,
+    named_files,
+    parse,
+    setting,
+    wants_dry_run,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMATS = (".npz", ".parquet")
+
+
+@dataclass
+class EmbedConfig:
+    """`ssmast embed`: files -> embeddings."""
+
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
+    encoder: str = setting("", "encoder folder or Hub name")
+    out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
+    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
+    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
+    part: int = setting(512, "clips after which what is done is kept")
+    max_bad_share: float = setting(1.0, "stop if more than this share of the clips is unreadable")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        if not self.out.endswith(FORMATS):
+            raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
+        in_range(
+            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_share": SHARE}
+        )
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast embed`: parse, embed, write."""
+    config = parse(
+        EmbedConfig,
+        join_files(argv),
+        command="ssmast embed",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="data",
+    )
+    if config is None:
+        return 0
+    for key in ("encoder", "data"):
+        if not getattr(config, key):
+            raise UsageError(f"{key}= is missing; see `ssmast embed --help`")
+    corpus = open_files(config.data)
+    encoder = load_encoder(config.encoder).to(process_state().device)
+    if wants_dry_run(argv):
+        logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
+        return 0
+    found = embed_in_parts(encoder, corpus, config)
+    if found is None:
+        return 0
+    out = Path(config.out)
+    write_embeddings(out, found, corpus, encoder)
+    logger.info("%d embeddings in %s, %d clips left out", len(found.rows), out, len(found.rejected))
+    return 0
+
+
+def open_files(data: str) -> Corpus:
+    """A corpus of what is named; one sound file, or several joined by new lines, is one as well."""
+    from ssmast.audio.corpus.open import corpus_of_files
+    from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+
+    files = data.split("\n")
+    is_sound = Path(files[0]).suffix.lower() in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}
+    return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
+
+
+def join_files(argv: list[str]) -> list[str]:
+    """Several files as one word, `data=`; whatever is a key or a flag stays."""
+    files = named_files(argv)
+    if not files:
+        return argv
+    return ["data=" + "\n".join(files), *(word for word in argv if word not in files)]
+
+
+def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
+    """Embed a corpus a part at a time, each kept on disk until all are done.
+
+    Under `accelerate launch` the processes share the parts; the first one gets the whole, the
+    others None.
+
+    Raises:
+        ValueError: if no clip could be read, or too many could not.
+    """
+    out, state = Path(config.out), process_state()
+    kept = out.with_name(f"{out.name}.parts") / cache_key(encoder, corpus)[:16]
+    starts = range(0, len(corpus), config.part)
+    files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
+    bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
+    if bad is not None:
+        bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_share)
+    mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
+    total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
+    with Progress("embedding", total=total, enabled=state.is_main) as progress:
+        for start, file in mine:
+            rows = range(start, min(start + config.part, len(corpus)))
+            part = load(file)
+            if part is None:
+                part = _embed_rows(encoder, corpus, rows, config)
+                store(file, part)
+            quarantine.add(part.rejected)
+            progress.advance(len(rows))
+    _wait(state)
+    if not state.is_main:
+        return None
+    parts = [part for part in map(load, files) if part is not None]
+    found = joined(parts, dim=encoder.dim)
+    quarantine.add(found.rejected)
+    if not len(found.rows):
+        name, reason = found.rejected[0]
+        raise ValueError(
+            f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
+        )
+    for name, reason in found.rejected[:10]:
+        logger.warning("left out: %s (%s)", name, reason)
+    return found
+
+
+def _embed_rows(
+    encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
+) -> Embeddings:
+    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers, stream=True)
+    seconds = config.batch_seconds or scoring_seconds()
+    made = [embed_window(encoder, corpus, window, batch_seconds=seconds) for window in windows]
+    return joined(made, dim=encoder.dim)
+
+
+def _wait(state: Processes) -> None:
+    """Until every process has written its parts."""
+    gather_list([(str(state.rank), "")], state)
+
+
+def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Encoder) -> None:
+    """Write the file whole or not at all, then drop the parts.
+
+    Args:
+        out: .npz or .parquet.
+        found: vectors.
+        corpus: that they are of.
+        encoder: that they are from.
+    """
+    names = [corpus.name(int(row)) for row in found.rows]
+    about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        if out.suffix == ".parquet":
+            _write_parquet(temporary, names, found.values.numpy(), about)
+        else:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    embeddings=found.values.numpy(),
+                    names=np.array(names),
+                    rejected=np.array(found.rejected, dtype=np.str_).reshape(-1, 2),
+                    encoder=np.array(about),
+                )
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
+
+
+def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    table = pa.table({"name": names, "embedding": vectors})
+    pq.write_table(table.replace_schema_metadata({"encoder": about}), file)
+
+
+def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], dict[str, Any]]:
+    """Names, float32 vectors (n, D) and the encoder's facts in a file that `ssmast embed` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no such file.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}; write it with `ssmast embed`")
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(file)
+            about = (table.schema.metadata or {})[b"encoder"].decode()
+            flat = table["embedding"].combine_chunks().flatten().to_numpy()
+            values = flat.reshape(len(table), -1).astype(np.float32, copy=False)
+            return table["name"].to_pylist(), values, json.loads(about)
+        with np.load(file, allow_pickle=False) as found:
+            about = json.loads(str(found["encoder"]))
+            return found["names"].tolist(), found["embeddings"], about
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{file} was not written by `ssmast embed` ({error})") from error

@@ -1,0 +1,289 @@
+"""An index of embeddings, to find sounds that are like one another.
+
+    ssmast index FILES_OR_DIR encoder=runs/mine/encoder out=index
+    ssmast index embeddings=e.npz encoder=runs/mine/encoder out=index
+
+Vectors are centred and scaled to length 1, so closeness is their cosine. The folder holds
+`index.faiss` (faiss' own binary form), `names.json`, `index.json` (encoder, kind) and
+`mean.safetensors`; nothing in it is pickled, and checksums are verified on load. Files that cannot
+be used are left out and written down in OUT.quarantine.csv.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.folder import put_in_place
+from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.retrieval.embed_files import (
+    EmbedConfig,
+    embed_in_parts,
+    join_files,
+    open_files,
+    read_embeddings,
+)
+from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("flat", "ivfpq")
+# Up to here every vector is compared: exact, and some milliseconds for a query.
+FLAT_UP_TO = 100_000
+_FILES = ("index.faiss", "names.json", "mean.safetensors")
+Vectors = NDArray[np.float32]
+
+
+@dataclass
+class IndexConfig:
+    """`ssmast index`: sounds or embeddings -> index."""
+
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
+    embeddings: str = setting("", "or what `ssmast embed` wrote: .npz or .parquet")
+    encoder: str = setting("", "encoder folder or Hub name; queries are embedded with it")
+    out: str = setting("", "folder to write")
+    kind: str = setting("auto", "flat (exact), ivfpq (small and fast), or auto: by size")
+    probes: int = setting(16, "cells that a query of ivfpq looks into; more finds more")
+    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
+    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
+
+    def __post_init__(self) -> None:
+        """Refuse what no index can mean."""
+        if self.kind not in ("auto", *KINDS):
+            raise UsageError(f"kind must be auto, flat or ivfpq, got {self.kind!r}")
+        in_range(self, {"probes": COUNT, "workers": ANY, "batch_seconds": ANY})
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast index`: parse, embed where need be, index."""
+    config = parse(
+        IndexConfig,
+        join_files(argv),
+        command="ssmast index",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="data",
+    )
+    if config is None:
+        return 0
+    for key in ("encoder", "out"):
+        if not getattr(config, key):
+            raise UsageError(f"{key}= is missing; see `ssmast index --help`")
+    if bool(config.data) == bool(config.embeddings):
+        raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
+    check_folder(config.out)  # now, and not when all is embedded
+    encoder = load_encoder(config.encoder).to(process_state().device)
+    if wants_dry_run(argv):
+        return 0
+    found = _vectors(config, encoder)
+    if found is None:
+        return 0
+    names, values = found
+    index = Index.build(
+        values, names, kind=config.kind, probes=config.probes, about=_about(config.encoder, encoder)
+    )
+    index.save(config.out)
+    shutil.rmtree(f"{_embeddings_of(config)}.parts", ignore_errors=True)
+    logger.info("%d vectors (%s) in %s", len(names), index.kind, config.out)
+    return 0
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a place where an index cannot be written.
+
+    Raises:
+        FileExistsError: if it holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; an index is a folder, so give another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.json").is_file():
+        raise FileExistsError(f"{folder} holds files but no index; choose another folder")
+
+
+def _embeddings_of(config: IndexConfig) -> Path:
+    """Under what name embeddings are kept until the index is there."""
+    out = Path(config.out)
+    return out.with_name(f".{out.name}.npz")
+
+
+def _about(path: str, encoder: Encoder) -> dict[str, Any]:
+    where = str(Path(path).absolute()) if Path(path).is_dir() else path
+    return {"encoder": where, "encoder_sha256": encoder.sha256, "settings": encoder.settings()}
+
+
+def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors] | None:
+    if config.embeddings:
+        names, values, about = read_embeddings(config.embeddings)
+        if about != json.loads(json.dumps({"sha256": encoder.sha256, **encoder.settings()})):
+            raise ValueError(
+                f"{config.embeddings} was not made with {config.encoder} as it is now; embed the "
+                "files again or give the encoder that they were embedded with"
+            )
+        return names, values
+    corpus = open_files(config.data)
+    settings = EmbedConfig(
+        data=config.data,
+        out=str(_embeddings_of(config)),
+        workers=config.workers,
+        batch_seconds=config.batch_seconds or scoring_seconds(),
+    )
+    found = embed_in_parts(encoder, corpus, settings)
+    if found is None:
+        return None
+    left_out = Path(f"{_embeddings_of(config)}.quarantine.csv")
+    if left_out.is_file():
+        left_out.replace(f"{Path(config.out)}.quarantine.csv")
+    return [corpus.name(int(row)) for row in found.rows], found.values.numpy()
+
+
+class Index:
+    """Names and vectors, searched by cosine.
+
+    Args:
+        index: of faiss.
+        names: of the vectors.
+        mean: subtracted from every vector, float32 (D,).
+        about: encoder and kind, plain JSON values.
+    """
+
+    def __init__(self, index: Any, names: list[str], mean: Vectors, about: dict[str, Any]) -> None:
+        self._index, self.names, self._mean, self.about = index, names, mean, about
+
+    @property
+    def kind(self) -> str:
+        """Either flat or ivfpq."""
+        return self.about["kind"]
+
+    @classmethod
+    def build(
+        cls,
+        values: Vectors,
+        names: list[str],
+        *,
+        kind: str = "auto",
+        probes: int = 16,
+        about: dict[str, Any] | None = None,
+    ) -> "Index":
+        """Index vectors.
+
+        Args:
+            values: (n, D).
+            names: n of them.
+            kind: "flat", "ivfpq", or "auto", which is flat up to 100,000 vectors.
+            probes: cells of ivfpq that a query looks into.
+            about: kept with it.
+
+        Raises:
+            ValueError: if there are too few vectors for ivfpq, or values and names do not fit.
+        """
+        import faiss
+
+        if values.ndim != 2 or not 0 < len(values) == len(names):
+            raise ValueError(
+                f"an index needs vectors (n, D) and n names, got shape {tuple(values.shape)} and "
+                f"{len(names)} names"
+            )
+        num, dim = values.shape
+        if kind == "auto":
+            kind = "flat" if num <= FLAT_UP_TO else "ivfpq"
+        if kind == "ivfpq" and num < 256:
+            raise ValueError(f"kind=ivfpq needs at least 256 vectors, got {num}; use kind=flat")
+        mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+        units = _units(values - mean)
+        if kind == "flat":
+            index: Any = faiss.IndexFlatIP(dim)
+        else:
+            cells = max(1, min(int(4 * math.sqrt(num)), num // 39))
+            parts = max(part for part in range(1, 97) if dim % part == 0)
+            quantizer = faiss.IndexFlatIP(dim)
+            index = faiss.IndexIVFPQ(quantizer, dim, cells, parts, 8, faiss.METRIC_INNER_PRODUCT)
+            index.cp.seed, index.pq.cp.seed = 1, 1
+            picked = np.random.default_rng(0).permutation(num)[: max(64 * cells, 65536)]
+            index.train(units[np.sort(picked)])
+            index.nprobe = min(probes, cells)
+        index.add(units)
+        return cls(index, list(names), mean, {**(about or {}), "kind": kind, "dim": dim})
+
+    def search(self, queries: Vectors, top: int = 10) -> list[list[tuple[str, float]]]:
+        """The nearest names of each query (m, D) with their cosine, best first."""
+        if queries.ndim != 2 or queries.shape[1] != len(self._mean):
+            raise ValueError(
+                f"queries must have shape (n, {len(self._mean)}), got {tuple(queries.shape)}"
+            )
+        found, rows = self._index.search(_units(queries - self._mean), min(top, len(self.names)))
+        return [
+            [(self.names[row], float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
+            for pair in zip(rows, found, strict=True)
+        ]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index folder; an older index there is replaced.
+
+        Raises:
+            FileExistsError: if the folder holds something else.
+        """
+        import faiss
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        check_folder(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            temporary.chmod(0o755)
+            faiss.write_index(self._index, str(temporary / "index.faiss"))
+            (temporary / "names.json").write_text(json.dumps(self.names), encoding="utf-8")
+            save_file({"mean": self._mean}, temporary / "mean.safetensors")
+            sums = {name: _sha256(temporary / name) for name in _FILES}
+            about = {**self.about, "sha256": sums}
+            (temporary / "index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            put_in_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Index":
+        """The index in a folder, after checking its files.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if a file is damaged.
+        """
+        import faiss
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        if not (folder / "index.json").is_file():
+            raise FileNotFoundError(f"there is no index at {folder}; make one with `ssmast index`")
+        try:
+            about = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            sums = about.pop("sha256")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{folder / 'index.json'} is damaged; index again") from error
+        for name in _FILES:
+            file = folder / name
+            if not file.is_file() or _sha256(file) != sums.get(name):
+                raise ValueError(f"{file} is damaged; index again")
+        index = faiss.read_index(str(folder / "index.faiss"))
+        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+        return cls(index, names, load_file(folder / "mean.safetensors")["mean"], about)
+
+
+def _units(values: Vectors) -> Vectors:
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.ascontiguousarray(values / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

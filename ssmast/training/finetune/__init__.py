@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: a pretrained encoder and a labelled set become a classifier."""

@@ -1,0 +1,290 @@
+"""What a fine-tuning run is, settled before it begins: its set, its front end, its sizes.
+
+Labelled clips -> what the network is fed, step by step; and a picture of it.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from ssmast.audio import (
+    AudioError,
+    BalancedOrder,
+    Corpus,
+    MixedSegments,
+    SegmentDataset,
+    collate_mixed,
+    open_corpus,
+    read_audio,
+)
+from ssmast.encoder import Encoder
+from ssmast.evaluation.class_scores import main_metric
+from ssmast.evaluation.heads_set import LabelledSet, load_labelled
+from ssmast.evaluation.splits import Split
+from ssmast.model import Backbone, create_model
+from ssmast.settings import UsageError, require
+from ssmast.training.build import build_log_mel, check_model
+from ssmast.training.config import FrontEnd
+from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, settled
+from ssmast.training.finetune.trainer import Finetuning
+from ssmast.training.init_weights import check_network, find_weights, read_weights
+from ssmast.training.panel import Panel, draw_panels
+
+_MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
+_LOOKED_AT = 64
+
+
+class Manner(NamedTuple):
+    """What suits a set, where a recipe leaves it open.
+
+    Attributes:
+        lr: `optim.lr`.
+        epochs: at 1,000 clips.
+        layer_decay: `optim.layer_decay`.
+        probe: `heads.probe`.
+        lr_scale: `heads.lr_scale`.
+        smoothing: `heads.smoothing`.
+        mixup_rate: `clips.mixup_rate`.
+        freq_mask: `clips.freq_mask`.
+    """
+
+    lr: float
+    epochs: float
+    layer_decay: float
+    probe: bool
+    lr_scale: float
+    smoothing: float
+    mixup_rate: float
+    freq_mask: int
+
+
+_FEW_CLIPS = 1000
+# Pretrained weights and few clips: stay near the frozen probe. The reasons: docs/finetune.md.
+_GENTLE = Manner(
+    3e-4, epochs=10, layer_decay=0.8, probe=True, lr_scale=0.3, smoothing=0.0, mixup_rate=0.0,
+    freq_mask=0,
+)  # fmt: skip
+# Random weights, or clips enough to move all layers alike.
+_STRONG = Manner(
+    5e-4, epochs=20, layer_decay=1.0, probe=False, lr_scale=1.0, smoothing=0.1, mixup_rate=0.3,
+    freq_mask=8,
+)  # fmt: skip
+
+
+class Setup(NamedTuple):
+    """Everything a run needs before the first step.
+
+    Attributes:
+        config: resolved: model, front end and sizes are written out.
+        found: the labelled set.
+        split: which clips train, choose and test.
+        corpus: of the whole set's folder.
+        encoder: that the weights come from, or None.
+        metric: that the best weights are chosen by.
+    """
+
+    config: FinetuneConfig
+    found: LabelledSet
+    split: Split
+    corpus: Corpus
+    encoder: Encoder | None
+    metric: str
+
+
+def set_up(config: FinetuneConfig) -> Setup:
+    """Read the set and the encoder's folder, and settle what they decide.
+
+    Raises:
+        UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
+    """
+    if not config.data:
+        raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
+    found = load_labelled(
+        config.data, config.task, labels=config.labels, share=config.scoring.held_out
+    )
+    split, corpus = found.split(config.fold), open_corpus(found.folder)
+    encoder = _encoder_of(config)
+    if encoder is not None:
+        config = _like(config, encoder)
+    config = replace(config, model=config.model or "mast_nano")
+    check_model(config.model)
+    if config.pooling_schedule and not config.model.startswith("mast_"):
+        raise UsageError(f"pooling_schedule is for mast_* models, got model={config.model}")
+    if not config.clips.frames:
+        frames = _usual_frames(corpus.take(found.rows[split.train]), config.front_end)
+        config = replace(config, clips=replace(config.clips, frames=frames))
+    config = sized(config, num_clips=len(split.train))
+    metric = main_metric(found, config.scoring.metric)
+    return Setup(config, found, split, corpus, encoder, metric)
+
+
+def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
+    """What was left open, settled by the number of training clips.
+
+    Epochs fall with the root of the clips: a set ten times as large gets about three times the
+    steps. Pretrained weights are moved gently where clips are few, at a rate in proportion to
+    them: the fewer there are, the less far they may carry the network from where it begins.
+    """
+    size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
+    share = num_clips / _FEW_CLIPS
+    manner = _GENTLE if config.init != "none" and share < 1 else _STRONG
+    epochs = float(min(40, max(5, round(manner.epochs / math.sqrt(share)))))
+    lr = manner.lr * (share if manner is _GENTLE else 1.0)
+    clips, heads, optim = config.clips, config.heads, config.optim
+    return replace(
+        config,
+        batch_size=size,
+        epochs=config.epochs or epochs,
+        optim=replace(optim, lr=optim.lr or lr, **_left_open(optim, manner)),
+        clips=replace(clips, **_left_open(clips, manner)),
+        heads=replace(
+            heads, lr_scale=heads.lr_scale or [manner.lr_scale], **_left_open(heads, manner)
+        ),
+    )
+
+
+def _left_open(part: Any, manner: Manner) -> dict[str, Any]:
+    """Keys of a part of the settings that say `auto`, and what suits instead."""
+    return {key: getattr(manner, key) for key, value in vars(part).items() if value is None}
+
+
+def model_arguments(setup: Setup) -> dict[str, Any]:
+    """Arguments of `create_model`, without the classes."""
+    config = setup.config
+    arguments: dict[str, Any] = {}
+    if setup.encoder is not None:
+        backbone = cast(Backbone, setup.encoder.backbone)
+        arguments = dict(getattr(backbone, "_model_args", {}))
+        arguments["input_size"] = backbone.input_size
+        for key in ("num_classes", "drop_path_rate", "drop_rate"):
+            arguments.pop(key, None)
+    schedule = SCHEDULES[config.pooling_schedule]
+    if schedule is not None:
+        arguments["stride_q"] = schedule
+    # An encoder keeps the length that it was trained on, and so what it makes of a clip.
+    arguments.setdefault("input_size", (config.front_end.num_mels, config.clips.frames))
+    return {
+        **arguments,
+        "drop_path_rate": config.drop_path,
+        "drop_rate": config.heads.dropout,
+    }
+
+
+def _encoder_of(config: FinetuneConfig) -> Encoder | None:
+    """The encoder that `init` names; None where it names something else."""
+    if config.init in ("none", "imagenet") or not Path(config.init).is_dir():
+        return None
+    folder = find_weights(config.init, config.model)
+    assert folder is not None
+    return read_weights(folder).encoder
+
+
+def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
+    """The settings with the encoder's own front end, and its architecture unless that is given.
+
+    Raises:
+        UsageError: if another front end, or a network that its weights do not fit, is asked for.
+    """
+    source = cast(Backbone, encoder.backbone)
+    model = config.model or cast(Any, source).pretrained_cfg["architecture"]
+    check_model(model)
+    with torch.device("meta"):
+        own = create_model(model, num_classes=0, input_size=source.input_size)
+    check_network(source, own, init=config.init, model=model)
+    front = {k: v for k, v in encoder.log_mel.settings().items() if k not in ("mean", "std")}
+    for key, theirs in front.items():
+        asked = getattr(config.front_end, key)
+        wanted = f"left to init={config.init}, whose weights heard {theirs}"
+        require(asked in (theirs, getattr(FrontEnd(), key)), f"front_end.{key}", asked, wanted)
+    front_end = FrontEnd(**cast(Any, front), stats_clips=config.front_end.stats_clips)
+    return replace(config, model=model, front_end=front_end)
+
+
+def _usual_frames(corpus: Corpus, front: FrontEnd) -> int:
+    """Frames that nine in ten clips fit into, at most 1024; of a look at 64 clips."""
+    looked_at = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
+    lengths = []
+    for clip in looked_at.tolist():
+        try:
+            audio = read_audio(corpus.source(clip), sample_rate=front.sample_rate)
+        except AudioError:
+            continue  # the run will list it
+        lengths.append(1 + len(audio) // front.hop_length)
+    if not lengths:
+        raise ValueError(
+            f"none of {len(looked_at)} training clips could be read; give clips.frames"
+        )
+    frames = math.ceil(float(np.quantile(lengths, 0.9)) / _FRAME_STEP) * _FRAME_STEP
+    return min(_MOST_FRAMES, max(_FEWEST_FRAMES, frames))
+
+
+def training_items(setup: Setup, source: Corpus) -> MixedSegments:
+    """One segment a clip of the training part, some mixed with another's.
+
+    Args:
+        setup: of the run.
+        source: the training part, in its order.
+    """
+    config, found = setup.config, setup.found
+    weights = found.weights(setup.split.train) if config.clips.balanced else None
+    segments = SegmentDataset(
+        source,
+        num_samples=build_log_mel(config).samples(config.clips.frames),
+        sample_rate=config.front_end.sample_rate,
+        seed=config.seed,
+        num_segments=1,
+        waveform_augment=config.clips.waveform_augment,
+        order=None if weights is None else BalancedOrder(weights),
+        pad=False,
+    )
+    rate = settled(config.clips.mixup_rate)
+    return MixedSegments(segments, rate=rate, alpha=config.clips.mixup_alpha)
+
+
+def draw_inputs(out: Path, items: MixedSegments, trainer: Finetuning, *, clips: int) -> None:
+    """A picture of the first clips: as they are cut, and as the network is fed them.
+
+    Args:
+        out: PNG file.
+        items: of the run.
+        trainer: whose augmentation, front end and labels are used.
+        clips: how many.
+    """
+    batch = collate_mixed([items[position] for position in range(clips)])
+    inputs = trainer.make_inputs(dict(batch))
+    rows, names = [], []
+    for i, clip in enumerate(batch["clip"].tolist()):
+        own = items.segments[i]["waveform"][0]
+        with torch.no_grad():
+            cut = trainer.log_mel(own[None].to(trainer.device))[0, 0].cpu()
+        length = inputs.log_mel.shape[3] if inputs.lengths is None else int(inputs.lengths[i])
+        fed = inputs.log_mel[i, 0, :, :length].cpu()
+        heard = batch["waveform"][i][: batch["samples"][i]]
+        rows.append(
+            [
+                Panel(title="as it is cut", log_mel=cut, waveform=own),
+                Panel(title=_label(trainer, inputs.targets[i]), log_mel=fed, waveform=heard),
+            ]
+        )
+        names.append(items.segments.corpus.name(clip))
+    draw_panels(
+        out,
+        rows,
+        names=names,
+        log_mel=trainer.log_mel,
+        title="What the network is fed, and the label it is to give",
+    )
+
+
+def _label(trainer: Finetuning, targets: torch.Tensor) -> str:
+    """`60 % dog, 40 % rain`: the shares of a clip's target, largest first."""
+    classes = [name for _, own in trainer.outputs.heads for name in own]
+    shares = sorted(
+        ((float(share), name) for share, name in zip(targets, classes, strict=True) if share > 0),
+        reverse=True,
+    )
+    return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4])

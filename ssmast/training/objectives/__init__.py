@@ -1,0 +1,1 @@
+"""One file an objective: what is trained without labels."""

@@ -1,0 +1,85 @@
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssmast.audio.corpus.cache import cache_decoded
+from ssmast.audio.corpus.open import open_corpus
+from ssmast.audio.read import AudioError, read_audio
+from ssmast.audio.segments import SegmentDataset
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for n, kind in enumerate(["ogg", "mp3", "flac", "ogg"]):
+        audio = (0.2 * rng.standard_normal(16000 + 4000 * n)).clip(-1, 1)
+        soundfile.write(folder / f"{n}.{kind}", audio, 16000)
+    (folder / "bad.ogg").write_bytes(b"")
+    (folder / "metadata.csv").write_text(
+        "path,label\n3.ogg,d\n0.ogg,a\nbad.ogg,x\n1.mp3,b\n2.flac,c\n"
+    )
+    return open_corpus(folder)
+
+
+def test_the_copy_holds_the_same_clips_in_the_same_order(corpus, tmp_path):
+    copy = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
+    assert len(copy) == len(corpus)
+    assert copy.fingerprint == corpus.fingerprint
+    assert copy.table is corpus.table
+    for i in range(len(corpus)):
+        assert copy.name(i) == corpus.name(i)
+        if corpus.name(i) != "bad.ogg":
+            np.testing.assert_array_equal(read_audio(copy.source(i)), read_audio(corpus.source(i)))
+    assert all(path.parent == tmp_path / "cache" for path in copy.files())
+
+
+def test_segments_of_the_copy_are_those_of_the_files(corpus, tmp_path):
+    copy = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
+    one, two = (
+        SegmentDataset(each, num_samples=4000, sample_rate=16000, seed=0) for each in (corpus, copy)
+    )
+    for position in range(10):
+        expected, found = one[position], two[position]
+        assert expected["clip"] == found["clip"]
+        np.testing.assert_array_equal(expected["waveform"], found["waveform"])
+        assert [name for name, _ in expected["rejected"]] == [n for n, _ in found["rejected"]]
+
+
+def test_a_clip_that_cannot_be_decoded_is_still_refused(corpus, tmp_path):
+    copy = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
+    with pytest.raises(AudioError, match="zero bytes"):
+        read_audio(copy.source(2), name=copy.name(2))
+
+
+def test_a_copy_is_made_once_and_anew_when_a_file_changes(corpus, tmp_path):
+    folder = tmp_path / "cache"
+    (first,) = cache_decoded(corpus, folder, sample_rate=16000).files()
+    written = first.stat().st_mtime_ns
+    (again,) = cache_decoded(corpus, folder, sample_rate=16000).files()
+    assert again == first
+    assert again.stat().st_mtime_ns == written
+    (other_rate,) = cache_decoded(corpus, folder, sample_rate=8000).files()
+    assert other_rate != first
+    soundfile.write(corpus.root / "0.ogg", np.full(500, 0.1), 16000)
+    changed = cache_decoded(open_corpus(corpus.root), folder, sample_rate=16000)
+    assert len(read_audio(changed.source(1))) == 500
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_copy_that_would_be_too_big_is_not_made(corpus, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        same = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000, max_bytes=100_000)
+    assert same is corpus
+    assert "reading the files themselves" in caplog.text
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_formats_that_seek_are_left_as_they_are(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.full(500, 0.1), 16000)
+    corpus = open_corpus(tmp_path)
+    assert cache_decoded(corpus, tmp_path / "cache", sample_rate=16000) is corpus
+    assert not (tmp_path / "cache").exists()

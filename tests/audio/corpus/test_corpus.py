@@ -1,0 +1,244 @@
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from ssmast.audio.corpus.open import open_corpus, read_table
+from ssmast.audio.read import AudioError, read_audio
+from tests.audio.files import names_of, value_of, wav_bytes, write_tar
+
+
+def test_a_folder_gives_every_sound_file_below_it_in_order(tmp_path):
+    for number, name in enumerate(["b/2.wav", "a.FLAC.wav", "b/deep/er/3.WAV", "c d.wav"]):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(wav_bytes(number))
+    for name in ["notes.txt", "b/x.png", ".hidden.wav", "b/._2.wav", ".git/4.wav"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(wav_bytes(9))
+    corpus = open_corpus(tmp_path)
+    assert names_of(corpus) == ["a.FLAC.wav", "b/2.wav", "b/deep/er/3.WAV", "c d.wav"]
+    assert [value_of(corpus, i) for i in range(4)] == [1, 0, 2, 3]
+    assert corpus.table is None
+    assert corpus.source(1) == tmp_path / "b" / "2.wav"
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "1.wav").write_bytes(wav_bytes(1))
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "2.wav").write_bytes(wav_bytes(2))
+    (root / "sub" / "up").symlink_to(root)
+    (root / "sub" / "again").symlink_to(root / "sub")
+    (root / "linked").symlink_to(outside)
+    (root / "3.wav").symlink_to(outside / "1.wav")
+    (root / "self.wav").symlink_to(root / "self.wav")
+    (root / "gone.wav").symlink_to(root / "nowhere")
+    assert names_of(open_corpus(root)) == ["2.wav", "3.wav", "linked/1.wav"]
+
+
+def test_a_name_that_is_not_utf8_is_found_and_read(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"\xff.wav"), "wb") as file:
+        file.write(wav_bytes(5))
+    corpus = open_corpus(tmp_path)
+    assert names_of(corpus) == [r"\xff.wav"]
+    assert value_of(corpus, 0) == 5
+
+
+def test_a_foreign_format_is_a_clip_that_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    (tmp_path / "1.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    (tmp_path / "3.wav").write_bytes(wav_bytes(3))
+    corpus = open_corpus(tmp_path)
+    assert names_of(corpus) == ["1.m4a", "3.wav"]
+    with pytest.raises(AudioError, match=r"m4a is MPEG-4.*pip install 'ssmast\[codecs\]'.*FLAC"):
+        read_audio(corpus.source(0))
+
+
+def test_what_is_not_there_or_empty_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; wanted a folder"):
+        open_corpus(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no sound file was found in .*known are .*\.flac"):
+        open_corpus(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no corpus: wanted a folder"):
+        open_corpus(tmp_path / "a.json")
+    (tmp_path / "a.wav").write_bytes(wav_bytes(0))
+    corpus = open_corpus(tmp_path)
+    with pytest.raises(IndexError, match=r"clip must lie in \[0, 1\), got 1"):
+        corpus.source(1)
+
+
+def test_a_list_of_paths_keeps_its_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for number, name in enumerate(["b.wav", "sub/a#1.wav"]):
+        (tmp_path / name).write_bytes(wav_bytes(number))
+    absolute = tmp_path / "b.wav"
+    path = tmp_path / "clips.txt"
+    path.write_text(f"\ufeffsub/a#1.wav\r\n\r\n{absolute}\n", encoding="utf-8")
+    corpus = open_corpus(path)
+    assert names_of(corpus) == ["sub/a#1.wav", str(absolute)]
+    assert [value_of(corpus, i) for i in range(2)] == [1, 0]
+    path.write_text("")
+    with pytest.raises(ValueError, match="names no clip"):
+        open_corpus(path)
+    path.write_text("b.wav\ngone.wav\nlost.wav\n")
+    with pytest.raises(FileNotFoundError, match=r"2 of the 3 clips .* the first is 'gone\.wav'"):
+        open_corpus(path)
+
+
+def labelled_folder(folder, text, **encoding):
+    for number in range(3):
+        (folder / f"{number}.wav").write_bytes(wav_bytes(number))
+    (folder / "metadata.csv").write_text(text, **encoding)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_gives_its_clips_in_its_order(tmp_path, mark, delimiter):
+    lines = ["path,label,split", "2.wav,cat,train", "", "0.wav,dog,test", '1.wav,"c""t",train']
+    labelled_folder(tmp_path, mark + "\n".join(lines).replace(",", delimiter), encoding="utf-8")
+    for source in (tmp_path, tmp_path / "metadata.csv"):
+        corpus = open_corpus(source)
+        assert names_of(corpus) == ["2.wav", "0.wav", "1.wav"]
+        assert [value_of(corpus, i) for i in range(3)] == [2, 0, 1]
+        assert corpus.table["label"].to_pylist() == ["cat", "dog", 'c"t']
+        assert corpus.table.column_names == ["path", "label", "split"]
+
+
+def test_the_column_of_paths_can_be_chosen(tmp_path):
+    labelled_folder(tmp_path, "file,label\n1.wav,x\n")
+    assert names_of(open_corpus(tmp_path, column="file")) == ["1.wav"]
+    with pytest.raises(ValueError, match=r"has no column 'path'; it has file, label"):
+        open_corpus(tmp_path)
+
+
+def test_clips_are_selected_by_their_row(tmp_path):
+    labelled_folder(tmp_path, "path,label,split\n2.wav,a,train\n0.wav,b,test\n1.wav,b,train\n")
+    corpus = open_corpus(tmp_path)
+    train = corpus.select(split="train")
+    assert names_of(train) == ["2.wav", "1.wav"]
+    assert value_of(train, 1) == 1
+    assert train.table["label"].to_pylist() == ["a", "b"]
+    assert train.fingerprint != corpus.fingerprint
+    assert names_of(corpus.take(np.array([2, 0]))) == ["1.wav", "2.wav"]
+    assert names_of(corpus.select(split="train", label="b")) == ["1.wav"]
+    with pytest.raises(ValueError, match=r"no clip in .* has split=valid"):
+        corpus.select(split="valid")
+    with pytest.raises(ValueError, match="has no column 'fold'"):
+        corpus.select(fold="1")
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match=r"no metadata\.csv"):
+        open_corpus(tmp_path).select(split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../secret.wav", "leads out of its folder"),
+        ("a/../../secret.wav", "leads out of its folder"),
+        ("pipe:cat 0.wav", "no command and no chain"),
+        ("PIPE:cat 0.wav", "no command and no chain"),
+        ("simplecache::https://example.com/0.wav", "no command and no chain"),
+        ("reference://x/0.wav", "no command and no chain"),
+        ("", "a row without a path"),
+    ],
+)
+def test_a_table_cannot_reach_outside(tmp_path, name, reason):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (tmp_path / "secret.wav").write_bytes(wav_bytes(0))
+    labelled_folder(folder, f'path,label\n0.wav,x\n"{name}",x\n')
+    with pytest.raises(ValueError, match=reason):
+        open_corpus(folder)
+
+
+def test_a_broken_table_says_what_is_wrong(tmp_path):
+    path = tmp_path / "t.csv"
+    for data, reason in [
+        (b"", "is empty"),
+        (b"a,b\n1,2\n1,2,3\n", "has 3 fields in line 3; its header has 2"),
+        (b"a,b\n1\n", "has 1 fields in line 2"),
+        (b"a,a\n1,2\n", "names a column twice in its header: a"),
+        (b"a,b\n\xff,2\n", "is not UTF-8 text"),
+        (b'a,b\n"1,2\n', "is no valid CSV file"),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=reason):
+            read_table(path)
+    with pytest.raises(FileNotFoundError, match="does not exist; a CSV file"):
+        read_table(tmp_path / "none.csv")
+    path.write_bytes(b'path,text\na.wav,"two\nlines"\n')
+    assert read_table(path).to_pylist() == [{"path": "a.wav", "text": "two\nlines"}]
+
+
+def test_the_fingerprint_tells_names_and_sizes_not_places(tmp_path):
+    prints = []
+    for name, members in {
+        "one": [("1.wav", 40), ("2.wav", 50)],
+        "moved": [("1.wav", 40), ("2.wav", 50)],
+        "renamed": [("1.wav", 40), ("3.wav", 50)],
+        "resized": [("1.wav", 40), ("2.wav", 52)],
+        "longer": [("1.wav", 40), ("2.wav", 50), ("3.wav", 50)],
+    }.items():
+        (tmp_path / name).mkdir()
+        for member, length in members:
+            (tmp_path / name / member).write_bytes(wav_bytes(1, length))
+        prints.append(open_corpus(tmp_path / name).fingerprint)
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 4
+    assert len(prints[0]) == 64
+
+
+def test_the_stamp_tells_samples_that_change_under_the_same_name_and_size(tmp_path):
+    for name in ("clean", "noisy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.wav").write_bytes(wav_bytes(1 if name == "clean" else 2, 40))
+    write_tar(tmp_path / "noisy.tar", [("1.wav", wav_bytes(2, 40))])
+    stamps = [open_corpus(tmp_path / name).stamp for name in ("clean", "noisy", "noisy.tar")]
+    assert (
+        open_corpus(tmp_path / "clean").fingerprint == open_corpus(tmp_path / "noisy").fingerprint
+    )
+    assert open_corpus(tmp_path / "clean").stamp == stamps[0]
+    assert open_corpus(tmp_path / "clean").take(np.array([0])).stamp == stamps[0]
+    file = tmp_path / "clean" / "1.wav"
+    written = file.stat()
+    file.write_bytes(wav_bytes(2, 40))
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns + 1000))
+    stamps.append(open_corpus(tmp_path / "clean").stamp)
+    assert len(set(stamps)) == 4
+    corpus = open_corpus(tmp_path / "clean")
+    file.unlink()  # gone since it was opened: rejected where it is read
+    assert corpus.stamp not in stamps
+
+
+def test_moved_clips_keep_name_table_and_fingerprint(tmp_path):
+    labelled_folder(tmp_path, "path,label\n2.wav,a\n0.wav,b\n")
+    corpus = open_corpus(tmp_path)
+    copy = write_tar(tmp_path / "copy.tar", [("a.wav", wav_bytes(7)), ("b.wav", wav_bytes(8))])
+    sizes = np.full(2, len(wav_bytes(7)))
+    moved = corpus.moved_to(copy, offsets=np.array([512, 512 + 1024]), sizes=sizes)
+    assert names_of(moved) == names_of(corpus)
+    assert [value_of(moved, i) for i in range(2)] == [7, 8]
+    assert moved.fingerprint == corpus.fingerprint
+    assert moved.table is corpus.table
+    assert list(moved.files()) == [copy]
+    assert list(corpus.files()) == [tmp_path / "2.wav", tmp_path / "0.wav"]
+    with pytest.raises(ValueError, match="must hold 2 clips, got 1"):
+        corpus.moved_to(copy, offsets=np.array([512]), sizes=sizes[:1])
+
+
+@pytest.mark.data
+def test_real_sets_open(shared_data):
+    sizes = {"fsdd": 3000, "esc10": 398, "emodb_4": 339, "instruments": 1097, "pool": 6008}
+    for name, size in sizes.items():
+        corpus = open_corpus(shared_data / name)
+        assert len(corpus) == corpus.table.num_rows == size
+        for i in (0, size // 2, size - 1):
+            seconds = float(corpus.table["duration_s"][i].as_py())
+            assert corpus.name(i).endswith(corpus.table["path"][i].as_py())
+            assert len(read_audio(corpus.source(i))) == pytest.approx(16000 * seconds, abs=20)

@@ -1,0 +1,110 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from ssmast.encoder import load_encoder
+from ssmast.retrieval import embed_files
+from ssmast.retrieval.embed_files import main, read_embeddings
+from ssmast.settings import UsageError
+from tests.sets import write_set
+
+
+def test_a_folder_of_sound_becomes_one_file(encoder_folder, tmp_path, caplog):
+    data = write_set(tmp_path / "data", num_clips=6, bad=1)
+    out = tmp_path / "deep" / "e.npz"
+    assert main([f"encoder={encoder_folder}", f"data={data}", f"out={out}"]) == 0
+    with np.load(out) as found:  # no pickle needed
+        assert found["embeddings"].shape == (5, 320)
+        assert found["embeddings"].dtype == np.float32
+        assert found["names"].tolist() == [f"00{i}.wav" for i in range(5)]
+        assert found["rejected"].shape == (1, 2)
+        embedding = load_encoder(encoder_folder).embed(data / "003.wav")
+        np.testing.assert_allclose(found["embeddings"][3:4], embedding, atol=1e-5, rtol=1e-4)
+    assert "left out: 005.wav" in caplog.text
+
+
+def test_missing_words_are_usage_errors(encoder_folder, tmp_path):
+    with pytest.raises(UsageError, match="encoder= is missing"):
+        main([f"data={tmp_path}"])
+    with pytest.raises(UsageError, match="must end in"):
+        main([f"encoder={encoder_folder}", f"data={tmp_path}", "out=x.csv"])
+
+
+def test_parquet_holds_the_same(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=4)
+    for name in ("e.npz", "e.parquet"):
+        main([str(data), f"encoder={encoder_folder}", f"out={tmp_path / name}"])
+    names, values, about = read_embeddings(tmp_path / "e.parquet")
+    wanted = read_embeddings(tmp_path / "e.npz")
+    assert (names, about) == (wanted[0], wanted[2])
+    np.testing.assert_array_equal(values, wanted[1])
+    with pytest.raises(ValueError, match="not written by `ssmast embed`"):
+        read_embeddings(data / "metadata.csv")
+
+
+def test_what_was_broken_off_goes_on_and_bad_files_are_written_down(
+    encoder_folder, tmp_path, monkeypatch
+):
+    data = write_set(tmp_path / "data", num_clips=9, bad=1)
+    out = tmp_path / "e.npz"
+    words = [str(data), f"encoder={encoder_folder}", f"out={out}", "part=4"]
+    embed, calls = embed_files._embed_rows, []
+
+    def counted(encoder, corpus, rows, config):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return embed(encoder, corpus, rows, config)
+
+    monkeypatch.setattr(embed_files, "_embed_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert not out.exists()
+    assert main(words) == 0
+    assert calls == [range(0, 4), range(4, 8), range(4, 8), range(8, 9)]
+    names, values, _ = read_embeddings(out)
+    assert names == [f"00{i}.wav" for i in range(8)]
+    alone = load_encoder(encoder_folder).embed([data / name for name in names])
+    np.testing.assert_allclose(values, alone, atol=1e-5, rtol=1e-4)
+    assert "008.wav" in (tmp_path / "e.npz.quarantine.csv").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data", "e.npz", "e.npz.quarantine.csv",
+    ]  # fmt: skip
+
+
+def test_files_may_be_named_one_by_one(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=3)
+    out = tmp_path / "e.npz"
+    main([str(data / "000.wav"), str(data / "002.wav"), f"encoder={encoder_folder}", f"out={out}"])
+    assert [name.rpartition("/")[2] for name in read_embeddings(out)[0]] == ["000.wav", "002.wav"]
+
+
+def test_a_file_that_was_mended_is_no_longer_called_bad(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=6, bad=2)
+    out, listed = tmp_path / "e.npz", tmp_path / "e.npz.quarantine.csv"
+    words = [str(data), f"encoder={encoder_folder}", f"out={out}"]
+    assert main(words) == 0
+    assert len(listed.read_text().splitlines()) == 3
+    shutil.copy(data / "000.wav", data / "005.wav")
+    assert main(words) == 0
+    assert [line.split(",")[0] for line in listed.read_text().splitlines()] == ["name", "004.wav"]
+    shutil.copy(data / "001.wav", data / "004.wav")
+    assert main(words) == 0
+    assert not listed.exists()
+    assert len(read_embeddings(out)[0]) == 6
+
+
+def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
+    data = write_set(tmp_path / "data", num_clips=3)
+    odd = data / os.fsdecode(b"\xff \x85.wav")
+    spaced = data / " a .wav"
+    (data / "000.wav").rename(odd)
+    (data / "001.wav").rename(spaced)
+    out = tmp_path / "e.npz"
+    main([str(odd), str(spaced), f"encoder={encoder_folder}", f"out={out}"])
+    names = [name.rpartition("/")[2] for name in read_embeddings(out)[0]]
+    assert names == ["\\xff \\x85.wav", " a .wav"]
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 clips .* are not there.*nope\.wav"):
+        main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])
