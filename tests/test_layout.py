@@ -11,20 +11,21 @@ from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, command.
-BASE = {"settings", "command", "progress", "html", "ssmast"}
+BASE = {"settings", "files", "command", "progress", "html", "ssmast"}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
+    "files": set(),
     "html": set(),
     "progress": set(),
     "timm_hook": {"model"},
     "command": {"settings"},
-    "audio": {"settings", "progress"},
+    "audio": {"settings", "files", "progress"},
     "model": {"settings"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "ssmast"},
-    "classifier": {"audio", "model", "settings", "ssmast", "encoder"},
+    "encoder": {"audio", "model", "settings", "files", "ssmast"},
+    "classifier": {"audio", "model", "settings", "files", "ssmast", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
     "evaluation": {"audio", "model"} | ENCODER | BASE,

@@ -1,0 +1,110 @@
+"""Files that are there whole or not at all, and the hash of what one holds."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write a file so that it is there whole or not at all, whatever happens.
+
+    Folders above it are made. Text is written as UTF-8.
+
+    Raises:
+        OSError: if it cannot be written; an earlier file is then untouched.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write plain values as JSON, whole or not at all; a number that JSON lacks is refused.
+
+    Raises:
+        TypeError, ValueError: for what JSON cannot hold.
+    """
+    write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    Folders above it are made. The content is on the disk before the name changes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        flush(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill; it takes its place when the block ends well.
+
+    An older folder is moved aside first, so there is never half of one.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+    )
+    try:
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the owner alone
+        yield partial
+        for file in partial.rglob("*"):
+            flush(file)
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; an older folder is moved aside first and comes back on failure."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        folder.rename(aside / "old")
+        try:
+            new.rename(folder)
+        except OSError:
+            (aside / "old").rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's or folder's content on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,50 @@
+"""Files that are there whole or not at all."""
+
+import hashlib
+
+import pytest
+
+from ssmast.files import new_folder, replacing, sha256_of, write_atomic, write_json
+
+
+def test_a_file_is_written_with_the_folders_above_it(tmp_path):
+    write_atomic(tmp_path / "a" / "b.txt", "größer")
+    assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "größer"
+
+
+def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path):
+    write_atomic(tmp_path / "a.bin", b"old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.bin") as partial:
+        partial.write_bytes(b"half")
+        raise RuntimeError
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_replaces_an_older_one_whole(tmp_path):
+    for content in ("old", "new"):
+        with new_folder(tmp_path / "made") as partial:
+            (partial / f"{content}.txt").write_text(content)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["new.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_an_error_while_filling_a_folder_leaves_the_older_one(tmp_path):
+    with new_folder(tmp_path / "made") as partial:
+        (partial / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "made") as partial:
+        (partial / "half.txt").write_text("half")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"ssmast" * 100_000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"ssmast" * 100_000).hexdigest()
