@@ -14,7 +14,7 @@ def test_a_file_is_written_with_the_folders_above_it(tmp_path):
 
 def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path):
     write_atomic(tmp_path / "a.bin", b"old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a.bin") as partial:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.bin") as partial:  # noqa: PT012
         partial.write_bytes(b"half")
         raise RuntimeError
     assert (tmp_path / "a.bin").read_bytes() == b"old"
@@ -38,7 +38,7 @@ def test_a_folder_replaces_an_older_one_whole(tmp_path):
 def test_an_error_while_filling_a_folder_leaves_the_older_one(tmp_path):
     with new_folder(tmp_path / "made") as partial:
         (partial / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "made") as partial:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "made") as partial:  # noqa: PT012
         (partial / "half.txt").write_text("half")
         raise RuntimeError
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["old.txt"]
