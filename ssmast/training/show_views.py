@@ -6,6 +6,7 @@
 The views are the trainer's own: the same code, the same draws of (seed, epoch, sample, view).
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
@@ -107,6 +108,7 @@ def draw_inputs(
         clips: how many to draw, at most a batch.
         step: whose batch.
     """
+    log_mel = copy.deepcopy(log_mel).cpu()  # a trainer's front end is on its device; clips are not
     draw = draw_masked if config.objective == "ssast" else draw_views
     draw(out, config, corpus, log_mel=log_mel, clips=clips, step=step)
 
