@@ -25,7 +25,7 @@ from ssmast.audio import (
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling
-from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
+from ssmast.model import Backbone, Tokens, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError, require
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
@@ -139,8 +139,8 @@ def build_student(config: PretrainConfig) -> Student:
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
-    def pool(tokens: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> torch.Tensor:
-        return pool_tokens(tokens, grid, mode=head.pooling, mask=mask)
+    def pool(tokens: Tokens) -> torch.Tensor:
+        return pool_tokens(tokens, mode=head.pooling)
 
     projector = build_projector(
         kind=head.kind,

@@ -18,7 +18,7 @@ from ssmast.contrastive import (
 )
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder.pooling import check_pooling
-from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
+from ssmast.model import AST, Backbone, Grid, LoadReport, Tokens, create_model, pool_tokens
 from ssmast.settings import UsageError
 from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
@@ -42,7 +42,7 @@ class MaskedEncoder(nn.Module):
 
     def forward(self, log_mel: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-mel (B, 1, F, T) less what is hidden (B, N) -> guesses (B, M, P) and all tokens."""
-        tokens, _, _ = self.backbone.encode_masked(
+        tokens, *_ = self.backbone.encode_masked(
             log_mel, masked=masked, mask_token=self.heads.mask_token
         )
         return *self.heads(of_masked(tokens, masked)), tokens
@@ -186,7 +186,7 @@ class MaskedPretraining(BaseTrainer[PretrainConfig]):
             (self._total(loss) / parts).backward()
             sums.add_()
             losses.append(torch.stack([*loss, spread]).detach())
-            embeddings.append(pool_tokens(tokens.detach().float(), self.grid, mode="mean"))
+            embeddings.append(pool_tokens(Tokens(tokens.detach().float(), self.grid), mode="mean"))
         sums.write_(over_processes=self.accelerator.num_processes > 1)
         means = self.gather(torch.stack(losses)).mean(dim=0)
         found, spread = MaskedPatchLoss(*means[:3]), means[3]
