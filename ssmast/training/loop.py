@@ -90,11 +90,12 @@ def segment_loader(
     Raises:
         ValueError: if the batch cannot be shared out evenly.
     """
-    parts = num_ranks * config.optim.accumulate
+    parts = num_ranks * config.optim.gradient_accumulation_steps
     if config.batch_size % parts:
         raise ValueError(
             f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
-            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
+            f"with {config.optim.gradient_accumulation_steps} micro-batches each; use a multiple of "
+            f"{parts}"
         )
     sampler = StepSampler(
         start=first_step,

@@ -120,11 +120,11 @@ def test_a_step_that_is_not_finite_moves_nothing():
         (["model=mast_nano"], "MAST's overlapping stem"),
         (["model=ast_nano"], "must not overlap with shown ones, got model=ast_nano"),
         (["export.network=teacher"], "student: ssast has no teacher"),
-        (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by method=ssast"),
+        (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by objective=ssast"),
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
         (["ssast.masked=1"], "ssast.masked must be above 0 and below 1"),
         (["ssast.cluster=[3]"], "ssast.cluster must be two rising numbers"),
-        (["method=moco"], "method must be ss_mast or ssast, got 'moco'"),
+        (["objective=moco"], "objective must be ss_mast or ssast, got 'moco'"),
     ],
 )
 def test_what_ssast_cannot_do_is_refused_in_one_sentence(words, sentence, tmp_path):

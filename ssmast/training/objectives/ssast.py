@@ -106,13 +106,13 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
     )
     if not isinstance(backbone, AST):
         raise UsageError(
-            "method=ssast hides single patches, whose neighbours a MAST's overlapping stem and "
+            "objective=ssast hides single patches, whose neighbours a MAST's overlapping stem and "
             f"pooling convolutions would mix with them, got model={config.model}; use "
-            "model=ssast_base or ssast_nano, or method=ss_mast"
+            "model=ssast_base or ssast_nano, or objective=ss_mast"
         )
     if backbone.patch_embed.stride != backbone.patch_embed.kernel:
         raise UsageError(
-            "method=ssast hides patches that must not overlap with shown ones, got "
+            "objective=ssast hides patches that must not overlap with shown ones, got "
             f"model={config.model}; use ssast_base, ssast_nano, ssast_frame_base or "
             "ssast_frame_nano (an ast_* can start from what they learn)"
         )
