@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast import __version__
 from ssmast.audio import open_corpus
 from ssmast.evaluation import picture
 from ssmast.evaluation.baselines import LOG_MEL, make_columns
@@ -35,6 +34,7 @@ from ssmast.evaluation.labelled_set import Task, load_task
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import TITLES, beside, result_file, write_text
 from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.version import __version__
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",

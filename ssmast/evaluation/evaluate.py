@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast import __version__
 from ssmast.audio import Corpus, open_corpus
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
@@ -35,6 +34,7 @@ from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import beside, write_text
 from ssmast.report import write_report
 from ssmast.settings import ANY, UsageError, in_range, parse, setting, to_words, wants_dry_run
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 

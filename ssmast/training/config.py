@@ -7,7 +7,6 @@ from pathlib import Path
 from ssmast.settings import ANY, SHARE, in_range, one_of, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
-OBJECTIVES = ("ss_mast", "ssast")
 _SOME = (1.0, math.inf)
 _TRAIN_RANGES = {
     "batch_size": (2.0, math.inf), "steps": ANY, "workers": ANY, "checkpoint_every": ANY,
@@ -57,7 +56,7 @@ class Views:
     crop_freq: list[float] = setting(
         [1.0, 1.0],
         "random resized crop: height, shortest to tallest; BYOL-A's [0.6, 1.5] moves pitch and "
-        "formants, and what hears them is unlearnt",
+        "formants, which the encoder becomes invariant to",
     )
     crop_time: list[float] = setting([0.6, 1.5], "random resized crop: width, shortest to widest")
     canvas: list[float] = setting([1.0, 1.5], "virtual canvas (freq, time) that crops are cut from")
@@ -141,7 +140,7 @@ class Optim:
 class Export:
     """What `encoder/` holds at the end."""
 
-    network: str = setting("teacher", "student or teacher")
+    network: str = setting("", "student or teacher; empty: the objective's usual one")
     pooling: str = setting(
         "freq+max", "how tokens become the embedding: mean, mean+max, freq+max; of AST also cls"
     )
@@ -242,9 +241,7 @@ class PretrainConfig(TrainConfig):
         size, wanted = self.loss.queue_size, "above 0 with loss.batch_negatives=false"
         require(size > 0 or self.loss.batch_negatives, "loss.queue_size", size, wanted)
         one_of("patch_drop.mode", self.patch_drop.mode, ("structured", "random"))
-        one_of("export.network", self.export.network, ("student", "teacher"))
         one_of("alarm", self.alarm, ALARM_MODES)
-        one_of("objective", self.objective, OBJECTIVES)
         if self.objective == "ssast":
             self._check_ssast()
 
@@ -255,8 +252,6 @@ class PretrainConfig(TrainConfig):
         is_range = len(cluster) == 2 and 1 <= cluster[0] <= cluster[1]
         require(is_range, "ssast.cluster", cluster, "two rising numbers from 1, such as [3, 5]")
         require(self.ssast.weight >= 0, "ssast.weight", self.ssast.weight, "0 or more")
-        network = self.export.network
-        require(network == "student", "export.network", network, "student: ssast has no teacher")
         views = Views(frames=self.views.frames, waveform_augment=self.views.waveform_augment)
         for section, value, default in (
             ("views", self.views, views),

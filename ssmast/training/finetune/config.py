@@ -28,8 +28,8 @@ _RANGES = {
 }  # fmt: skip
 
 
-def settled(value: Value | None) -> Value:
-    """A key that may be left open, of a config that `finetune_setup.sized` has settled."""
+def resolved(value: Value | None) -> Value:
+    """A key that may be left open, of a config that `setup.sized` has resolved."""
     assert value is not None
     return value
 
