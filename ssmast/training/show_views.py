@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssmast.audio import Corpus, LogMel, MixupMemory
 from ssmast.model import PatchDrop
-from ssmast.settings import UsageError, parse, require, setting
+from ssmast.settings import UsageError, parse, setting
 from ssmast.training.build import (
     build_dataset,
     build_log_mel,
@@ -40,19 +40,15 @@ logger = logging.getLogger(__name__)
 DROP_MODES = ("random", "structured")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ShowViewsConfig(PretrainConfig):
     """`ssmast show-views`: the keys of `ssmast pretrain`, and what to draw."""
 
     out: str = setting("views.png", "picture to write")
-    clips: int = setting(4, "clips to show, one a row")
-    step: int = setting(1, "step whose batch is shown; at step 0 there is no background to mix in")
-
-    def __post_init__(self) -> None:
-        """Refuse what no picture can show."""
-        super().__post_init__()
-        require(self.clips >= 1, "clips", self.clips, "1 or more")
-        require(self.step >= 0, "step", self.step, "0 or more")
+    clips: int = setting(4, "clips to show, one in each row", range="[1, inf)")
+    step: int = setting(
+        1, "step whose batch is shown; at step 0 there is no background to mix in", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
