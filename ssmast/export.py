@@ -22,7 +22,7 @@ from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_results
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
 from ssmast.training.init_weights import backbone_weights
@@ -33,27 +33,34 @@ from ssmast.version import __version__
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class ExportConfig:
-    """`ssmast export`: run -> encoder folder."""
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """`ssmast export`: a run to an encoder folder."""
 
-    run: str = setting("", "run folder, or an encoder folder")
-    out: str = setting("", "encoder folder to write")
-    network: str = setting("", "teacher or student; empty: the objective's usual one")
+    run: str = setting("", "run folder, or an encoder folder", required=True)
+    out: str = setting("", "encoder folder to write", required=True)
+    network: str = setting("", "network to export, such as student; empty: as the run says")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
-    pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
-    layers: str = setting("", "last, stages or blocks; empty: the run's own")
-    chunk_seconds: float = setting(0.0, "longest piece of long audio; 0: the run's own")
+    pooling: str = setting(
+        "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"
+    )
+    layers: str = setting("", "layers that are pooled; empty: as the run says", choices=LAYERS)
+    chunk_seconds: float = setting(
+        0.0,
+        "longer audio is embedded in windows of this many seconds; 0: as the run says",
+        range="[0, inf)",
+    )
     scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
-    onnx: bool = setting(False, "write model.onnx, waveform -> embedding, checked in onnxruntime")
-    int8: bool = setting(False, "with onnx: model.int8.onnx too, and what that changes")
-    push: str = setting("", "upload to the Hugging Face Hub as org/name")
-    private: bool = setting(False, "with push: nobody else sees it")
+    onnx: bool = setting(
+        False, "also write model.onnx (waveform to embedding), compared with PyTorch"
+    )
+    int8: bool = setting(False, "with onnx: also write model.int8.onnx, and what that changes")
+    push: str = setting("", "upload to the Hugging Face Hub as ORGANISATION/NAME")
+    private: bool = setting(False, "with push: as a private repository")
 
     def __post_init__(self) -> None:
-        """Refuse what no export can mean."""
-        if self.layers and self.layers not in LAYERS:
-            raise UsageError(f"layers must be one of {', '.join(LAYERS)}, got {self.layers!r}")
+        """Refuse keys that do not go together."""
+        super().__post_init__()
         if self.int8 and not self.onnx:
             raise UsageError("int8=true needs onnx=true")
 
@@ -70,8 +77,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.run or not config.out:
-        raise UsageError("usage: ssmast export RUN out=DIR; see `ssmast export --help`")
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)

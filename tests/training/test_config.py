@@ -50,7 +50,8 @@ def _numbers(schema: type) -> dict[str, str]:
 def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
     accepted, said = [], {}
     for key, number in _numbers(schema).items():
-        words = ["recipe=" + ("smoke" if schema is PretrainConfig else "finetune_small")]
+        recipe = "smoke" if schema is PretrainConfig else "finetune_small"
+        words = [f"recipe={recipe}", "data=x"]
         words += ["objective=ssast", "export.network=student"] if key.startswith("ssast.") else []
         try:
             parse(schema, [*words, f"{key}={number}"], command="test", recipes=RECIPES)

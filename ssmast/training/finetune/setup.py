@@ -97,8 +97,6 @@ def set_up(config: FinetuneConfig) -> Setup:
     Raises:
         UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    if not config.data:
-        raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
     found = load_labelled(
         config.data, config.task, labels=config.labels, share=config.scoring.held_out
     )
