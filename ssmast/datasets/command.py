@@ -27,7 +27,7 @@ class PrepareTaskConfig:
     root: str = setting("", "folder of the data set as its archives unpack")
     out: str = setting("", "folder of the labelled set; empty: sets/TASK")
     options: str = setting("", "choices of the task, NAME=VALUE with commas between")
-    download: bool = setting(False, "fetch what is openly there into root first")
+    download: bool = setting(False, "fetch what is openly available into root first")
 
 
 def main(argv: list[str]) -> int:
@@ -102,5 +102,5 @@ class _Lines:
         if time.monotonic() - self._last < 5:
             return
         self._last = time.monotonic()
-        share = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
-        logger.info("%s: %s%s", what, f"{done:,}", share)
+        of = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
+        logger.info("%s: %s%s", what, f"{done:,}", of)

@@ -1,9 +1,9 @@
-"""Any audio -> tar shards of short, clean, unique pieces with a manifest, for training at any size.
+"""Any audio -> tar shards of short, clean, unique clips with a manifest, for training at any size.
 
     ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
     ssmast prepare task=NAME root=DIR        a published data set -> a labelled set
 
-Broken off at any point, the same command goes on where it was. DIR gets shard-*.tar (WebDataset
+Interrupted at any point, the same command resumes. DIR gets shard-*.tar (WebDataset
 reads them too), manifest.parquet, rejected.csv, corpus.json and report.html; `ssmast pretrain
 data=DIR` trains on it.
 """
@@ -18,7 +18,7 @@ from ssmast.settings import ANY, COUNT, SHARE, UsageError, in_range, parse, sett
 logger = logging.getLogger(__name__)
 
 _RANGES = {
-    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_share": SHARE,
+    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_fraction": SHARE,
     "workers": ANY,
 }  # fmt: skip
 
@@ -30,17 +30,17 @@ class PrepareConfig:
     src: str = setting("", "folder, list, CSV, tar(s) or URL of audio; the first word without `=`")
     out: str = setting("", "folder to write")
     sample_rate: int = setting(16000, "Hz")
-    segment_seconds: float = setting(10.0, "length of a piece; 0: whole clips")
-    min_seconds: float = setting(0.1, "shorter clips are left out")
-    min_peak: float = setting(1e-4, "pieces that swing less than this are silent and left out")
+    segment_seconds: float = setting(10.0, "length of a clip; 0: source clips stay whole")
+    min_seconds: float = setting(0.1, "shorter source clips are left out")
+    min_peak: float = setting(1e-4, "clips that swing less than this are silent and left out")
     codec: str = setting("flac", "flac (16 bits) or opus")
     near_duplicates: float = setting(
-        0.99, "likeness (cosine) from which a piece is a repetition; 0: drop exact copies only"
+        0.99, "cosine similarity from which a clip is a duplicate; 0: drop exact copies only"
     )
     shard_mb: int = setting(256, "size of a shard in MB")
-    max_bad_share: float = setting(0.1, "stop if more than this share of the clips is unreadable")
+    max_bad_fraction: float = setting(0.1, "stop if more than this fraction is unreadable")
     engine: str = setting("local", "local (processes) or ray")
-    workers: int = setting(0, "processes; 0: one a core")
+    workers: int = setting(0, "processes; 0: one for each core")
     ray_address: str = setting("", "running Ray cluster that sees DIR; empty: start one here")
 
 
@@ -91,13 +91,13 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
         codec=config.codec,
         near_duplicates=config.near_duplicates,
         shard_bytes=config.shard_mb << 20,
-        max_bad_share=config.max_bad_share,
+        max_bad_fraction=config.max_bad_fraction,
         engine=config.engine,
         workers=config.workers,
         ray_address=config.ray_address,
     )
     page = write_page(out)
     left_out = ", ".join(f"{count} {kind}" for kind, count in about["rejected"].items())
-    logger.info("%.2f hours in %d pieces, %s", about["seconds"] / 3600, about["clips"], out)
+    logger.info("%.2f hours in %d clips, %s", about["seconds"] / 3600, about["clips"], out)
     logger.info("left out: %s (%s)", left_out or "nothing", out / "rejected.csv")
     logger.info("report: %s", page)

@@ -16,12 +16,12 @@ from ssmast.audio import (
     MixupMemory,
     SegmentDataset,
     ViewAugment,
-    cache_decoded,
-    known_mean_std,
-    measure_mean_std,
     open_corpus,
     write_synthetic_corpus,
 )
+from ssmast.audio.augment import ResizedCrop
+from ssmast.audio.corpus.cache import cache_decoded
+from ssmast.audio.stats import known_mean_std, measure_mean_std
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling
@@ -111,16 +111,11 @@ def mean_and_std(
 def build_augment(config: PretrainConfig) -> ViewAugment:
     """The batched part of the augmentation."""
     views = config.views
-    return ViewAugment(
-        mixup_rate=views.mixup_rate,
-        crop_freq=_pair("views.crop_freq", views.crop_freq),
-        crop_time=_pair("views.crop_time", views.crop_time),
-        canvas=_pair("views.canvas", views.canvas),
-        fader=views.fader,
-        freq_mask=views.freq_mask,
-        time_mask=views.time_mask,
-        noise_std=views.noise_std,
+    crop = ResizedCrop(
+        freq=_pair("views.crop_freq", views.crop_freq),
+        time=_pair("views.crop_time", views.crop_time),
     )
+    return ViewAugment(crop, mixup_rate=views.mixup_rate)
 
 
 def build_student(config: PretrainConfig) -> Student:
@@ -246,6 +241,7 @@ def build_dataset(config: PretrainConfig, source: Corpus) -> SegmentDataset:
         num_segments=num_segments_of(config),
         same_segment=config.views.segments == 1,
         waveform_augment=config.views.waveform_augment,
+        transforms=config.views.transforms or None,
     )
 
 

@@ -20,8 +20,7 @@ _TRAIN_RANGES = {
 _PRETRAIN_RANGES = {
     "views.frames": (8.0, math.inf), "views.segments": (1.0, 2.0), "show_views": ANY,
     "views.waveform_augment": SHARE, "views.mixup_rate": SHARE, "views.mixup_memory": ANY,
-    "views.fader": ANY, "views.freq_mask": ANY, "views.time_mask": ANY,
-    "views.noise_std": ANY, "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
+    "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
     "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": ANY,
     "loss.temperature": (0.01, math.inf), "loss.queue_size": ANY, "loss.queue_share": SHARE,
     "teacher.momentum": SHARE, "teacher.final_momentum": SHARE,
@@ -52,19 +51,17 @@ class Views:
     frames: int = setting(96, "frames of a view (96 = 0.95 s, 1024 = 10.23 s)")
     segments: int = setting(2, "2: each view has a random segment of its own; 1: both share one")
     waveform_augment: float = setting(0.3, "probability of the audiomentations chain per segment")
+    transforms: str = setting(
+        "", "YAML or JSON file of audiomentations transforms, in place of the built-in chain"
+    )
     mixup_rate: float = setting(0.2, "largest share of a background clip mixed in (BYOL-A)")
     mixup_memory: int = setting(512, "past clips that backgrounds are drawn from")
     crop_freq: list[float] = setting(
         [1.0, 1.0],
-        "random resized crop: height, shortest to tallest; BYOL-A's [0.6, 1.5] moves pitch and "
-        "formants, and what hears them is unlearnt",
+        "random resized crop: height, shortest to tallest; with BYOL-A's [0.6, 1.5] the encoder "
+        "becomes invariant to pitch and formants",
     )
     crop_time: list[float] = setting([0.6, 1.5], "random resized crop: width, shortest to widest")
-    canvas: list[float] = setting([1.0, 1.5], "virtual canvas (freq, time) that crops are cut from")
-    fader: float = setting(0.0, "largest gain of the random linear fade, in log-mel std")
-    freq_mask: int = setting(0, "widest SpecAugment mask in mel bins")
-    time_mask: int = setting(0, "widest SpecAugment mask in frames")
-    noise_std: float = setting(0.0, "largest std of the noise added to the log-mel")
 
 
 @dataclass
@@ -211,8 +208,8 @@ class PretrainConfig(TrainConfig):
 
     method: str = setting(
         "ss_mast",
-        "ss_mast, or ssast (of an ssast_* model; reads ssast.*, views.frames and "
-        "views.waveform_augment, and none of patch_drop, head, loss, teacher)",
+        "ss_mast, or ssast (of an ssast_* model; reads ssast.*, views.frames, "
+        "views.waveform_augment and views.transforms, and none of patch_drop, head, loss, teacher)",
     )
     data: str = setting(
         "",
@@ -253,7 +250,11 @@ class PretrainConfig(TrainConfig):
         require(self.ssast.weight >= 0, "ssast.weight", self.ssast.weight, "0 or more")
         network = self.export.network
         require(network == "student", "export.network", network, "student: ssast has no teacher")
-        views = Views(frames=self.views.frames, waveform_augment=self.views.waveform_augment)
+        views = Views(
+            frames=self.views.frames,
+            waveform_augment=self.views.waveform_augment,
+            transforms=self.views.transforms,
+        )
         for section, value, default in (
             ("views", self.views, views),
             ("patch_drop", self.patch_drop, PatchDropConfig()),

@@ -168,7 +168,7 @@ def _train(
             quarantine=Quarantine(
                 folder.quarantine_file if is_main else None,
                 corpus_size=len(corpus),
-                max_share=config.max_bad_share,
+                max_fraction=config.max_bad_share,
             ),
             stop=stop,
             log=log,
@@ -189,7 +189,7 @@ def _train(
 def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
     """Refuse to go on with a run on other audio, before anything of it is written anew."""
     facts = folder.read_facts()
-    if facts and facts["corpus"] != corpus.fingerprint:
+    if facts and facts["corpus"] != corpus.listing_hash:
         raise ValueError(
             f"{folder.path} was started on other audio ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
@@ -211,7 +211,7 @@ def _corpus_facts(
     else:
         mean, std = mean_and_std(config, corpus, decoded=source, frames=method.frames)
     data = config.data or "built-in synthetic corpus"
-    facts = {"data": data, "clips": len(corpus), "corpus": corpus.fingerprint}
+    facts = {"data": data, "clips": len(corpus), "corpus": corpus.listing_hash}
     facts |= {"mean": mean, "std": std}
     folder.write_facts(facts)
     return facts

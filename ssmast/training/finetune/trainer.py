@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ssmast.audio import ClipAugment, LogMel, keyed_uniform
+from ssmast.audio import LogMel, keyed_uniform
+from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift
 from ssmast.classifier import Classifier, Outputs, window_log_mels
 from ssmast.contrastive import ema_update_
 from ssmast.evaluation.heads_set import LabelledSet
@@ -192,11 +193,11 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
             [(head.name, head.classes) for head in found.heads], found.multi_label
         )
         clips = config.clips
-        self.augment = ClipAugment(
-            time_shift=clips.time_shift,
-            noise_std=clips.noise_std,
-            freq_mask=settled(clips.freq_mask),
-            time_mask=clips.time_mask,
+        self.augment = Augmentations(
+            TimeShift(clips.time_shift),
+            Noise(clips.noise_std),
+            Mask("freq", settled(clips.freq_mask)),
+            Mask("time", clips.time_mask),
         )
         groups = layer_groups(
             self.network,
@@ -278,8 +279,8 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
         )
         log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
         own, other = (self.found.one_hot(self.positions[micro[key]]) for key in ("clip", "partner"))
-        share = micro["share"][:, None]
-        return Inputs(log_mel, lengths, ((1 - share) * own + share * other).to(self.device))
+        weight = micro["partner_weight"][:, None]
+        return Inputs(log_mel, lengths, ((1 - weight) * own + weight * other).to(self.device))
 
     @torch.no_grad()
     def _calibrate_(self, inputs: list[Inputs]) -> None:
