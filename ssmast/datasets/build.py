@@ -12,10 +12,10 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ssmast import __version__
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import (
@@ -125,7 +125,7 @@ def facts_of(
         "differences": _differences(published, stats),
         "notes": notes,
         "ids_sha256": stats.ids_sha256,
-        "version": version("ssmast"),
+        "version": __version__,
     }
 
 

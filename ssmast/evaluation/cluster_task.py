@@ -18,7 +18,6 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssmast import __version__
 from ssmast.audio import open_corpus
 from ssmast.evaluation import picture
 from ssmast.evaluation.baselines import LOG_MEL, make_columns
@@ -212,7 +212,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
         "seed": config.seed,
         "encoder": config.encoder,
         "data": config.data,
-        "version": version("ssmast"),
+        "version": __version__,
         **facts,
         "columns": columns,
     }

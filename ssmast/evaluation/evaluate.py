@@ -12,7 +12,6 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmast import __version__
 from ssmast.audio import Corpus, open_corpus
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
@@ -145,7 +145,7 @@ def result_of(
         )
     result = {
         "task": str(found.spec),
-        "version": version("ssmast"),
+        "version": __version__,
         "protocol": PROTOCOL,
         "metric": metric,
         "mean": mean,

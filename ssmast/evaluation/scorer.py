@@ -4,12 +4,12 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ssmast import __version__
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import Column
@@ -130,7 +130,7 @@ class Scorer:
                 *(self.lr, self.crop_seconds, self.num_epochs, self.shuffle),
             ],
             "encoder": encoder,
-            "version": [VERSION, version("ssmast")],
+            "version": [VERSION, __version__],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -46,7 +46,7 @@ def _sentence(config: dict[str, Any], facts: dict[str, Any]) -> str:
     network = config.get("model") or "an encoder"
     clips = f"{facts['clips']:,} clips of " if "clips" in facts else ""
     data = facts.get("data") or config.get("data") or "the built-in synthetic corpus"
-    method = " by SSAST" if config.get("method") == "ssast" else ""
+    method = " by SSAST" if config.get("objective") == "ssast" else ""
     text = f"{network}, trained{method} on {clips}{data}"
     if config.get("steps") and config.get("batch_size"):
         text += f" for {config['steps']:,} steps of {config['batch_size']:,} clips"
@@ -103,7 +103,7 @@ def views(source: Source) -> str:
         return ""
     shown = "two segments, their augmented views, and what patch-drop takes out of a view in each "
     shown += "of its modes (grey)"
-    if source.read_mapping("config.yaml").get("method") == "ssast":
+    if source.read_mapping("config.yaml").get("objective") == "ssast":
         shown = "a segment, and which of its patches are hidden (grey)"
     note = f"The first clips of a batch: {shown}. Colours: corpus standard deviations."
     image = picture(file.read_bytes(), "views")
