@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio import Corpus
-from ssmast.audio.corpus.index import IndexFile, write_index
+from ssmast.audio.corpus.entries import IndexFile, write_index
 
 
 def huge_index(path: Path, entries: int) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from ssmast.datasets.build import TASKS, get_task, out_folder, prepare_task
+from ssmast.datasets.builder import TASKS, get_task, out_folder, prepare_task
 from ssmast.settings import UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.index import write_index
+from ssmast.audio.corpus.entries import write_index
 from ssmast.audio.corpus.open import CORPUS_FILE, INDEX, MANIFEST
 from ssmast.audio.corpus.tar import TarReader
 from ssmast.files import replacing, sha256_of, write_atomic, write_json

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
-from ssmast.audio.corpus.index import ArrayEntries, IndexFile, write_index
+from ssmast.audio.corpus.entries import ArrayEntries, IndexFile, write_index
 from ssmast.audio.corpus.remote import is_url
 from ssmast.files import write_atomic, write_json
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from ssmast.audio.corpus.index import EXCERPT, ArrayEntries, Entries
+from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
 from ssmast.audio.corpus.remote import is_url, join_url, read_whole
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.corpus.tar import TarReader

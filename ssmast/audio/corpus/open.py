@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
-from ssmast.audio.corpus.index import EXCERPT, LOOSE, ArrayEntries, IndexFile
+from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
 from ssmast.audio.corpus.table import audio_root, column_of, read_columns, read_table
 from ssmast.audio.corpus.tar import (

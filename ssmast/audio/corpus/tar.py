@@ -175,7 +175,7 @@ def _damage_at(file: BinaryIO, offset: int) -> str:
     # tarfile stands either before or behind the first block of the end mark.
     if bytes(_BLOCK) in (blocks[:_BLOCK], blocks[_BLOCK:]):
         return ""
-    return "the archive ends early or goes on with an unreadable header"
+    return "the archive ends early or has an unreadable header"
 
 
 def safe_member_name(name: str) -> str | None:

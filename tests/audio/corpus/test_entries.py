@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ssmast.audio import Corpus
-from ssmast.audio.corpus.index import ArrayEntries, IndexFile, write_index
+from ssmast.audio.corpus.entries import ArrayEntries, IndexFile, write_index
 
 
 def arrays(count):
