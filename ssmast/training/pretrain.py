@@ -64,15 +64,16 @@ def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, command: 
     if argv[:1] == ["show-views"]:
         return show_views.main(argv[1:], kind)
     about = getattr(sys.modules.get(kind.__module__), "__doc__", None) or kind.__doc__ or ""
-    words = [f"objective={kind.__name__}", *argv]  # an own key wins over a recipe's
+    own = f"objective={kind.__name__}"
+    others = [word for word in argv if word.startswith("objective=") and word != own]
+    if others:
+        raise UsageError(
+            f"{others[0]} is asked for and this file trains {kind.__name__}; leave objective= out, "
+            "or use `ssmast pretrain`"
+        )
     schema = cast(type[PretrainConfig], kind.settings)
-    config = _parsed(schema, words, command=command, description=about)
+    config = _parsed(schema, [*argv, own], command=command, description=about)  # a recipe's yields
     if config is not None:
-        if config.objective != kind.__name__:
-            raise UsageError(
-                f"objective={config.objective} is asked for and this file trains {kind.__name__}; "
-                "leave objective= out, or use `ssmast pretrain`"
-            )
         run_training(kind, config, dry_run=wants_dry_run(argv))
     return 0
 

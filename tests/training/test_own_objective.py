@@ -112,7 +112,7 @@ def test_what_it_trained_is_named_exported_embeds_and_probes(kind, finished, tmp
     assert f"trained by {kind.__name__} on" in page
     assert "InfoNCE" not in page
     assert (finished / "views.png").stat().st_size > 10_000
-    words = [f"encoder={finished}", f"data={write_set(tmp_path / 'tones')}"]
+    words = [f"encoder={finished / 'encoder'}", f"data={write_set(tmp_path / 'tones')}"]
     assert suite.main([*words, f"out={tmp_path / 'scores'}"]) == 0
     assert list((tmp_path / "scores").glob("*.json"))
 
