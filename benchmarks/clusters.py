@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     total = time.perf_counter() - start
     unit = normalise(features, "l2")
     rows["silhouette, Euclidean"] = timed(
-        lambda: silhouette(unit, [labels], distance="euclidean")[0]
+        lambda: silhouette(unit, labels, distance="euclidean")
     )
     rows["k-means, one beginning"] = timed(lambda: kmeans(unit, settings.classes, seed=0).inertia)
     rivals = sklearn_rows(settings, unit.numpy(), labels) if settings.rival else {}

@@ -86,7 +86,7 @@ def test_classes_below_the_threshold_are_left_out():
 
 
 def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
-    seen = _seen_by(monkeypatch, evaluate, "load_labelled")
+    seen = _seen_by(monkeypatch, evaluate, "load_set")
 
     class Classifier:
         outputs = Outputs([("label", ["a", "b"])], False)

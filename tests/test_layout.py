@@ -10,8 +10,9 @@ import pytest
 from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
-# room -> rooms it may import from. Below everything: settings, files, html, progress, command.
-BASE = {"settings", "files", "command", "progress", "html", "ssmast"}
+# room -> rooms it may import from. Below everything: settings, files, html, progress, splits,
+# command.
+BASE = {"settings", "files", "command", "progress", "html", "splits", "ssmast"}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
 MAY_SEE = {
@@ -19,6 +20,7 @@ MAY_SEE = {
     "files": set(),
     "html": set(),
     "progress": set(),
+    "splits": set(),
     "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings", "files", "progress"},

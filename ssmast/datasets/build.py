@@ -9,7 +9,6 @@ All tasks by name.
 
 import csv
 import difflib
-import hashlib
 import json
 import os
 import shlex
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ssmast.audio.corpus.index import split_span
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
@@ -39,6 +40,7 @@ from ssmast.datasets.download import Progress, fetch, file_sha256
 from ssmast.datasets.published_counts import Published, published_of
 from ssmast.datasets.task import LABEL_SEPARATOR, DataTask, Ledger, Row
 from ssmast.datasets.tree import Tree
+from ssmast.splits import Split, group_folds, ids_sha256, named_parts, rarest_labels
 
 _PARTS = ("train", "valid", "test")
 
@@ -57,7 +59,7 @@ class Counted:
         self.missing: Counter[str] = Counter()
         self.lost: list[tuple[str, str]] = []
         self.labels: Counter[str] = Counter()
-        self.lines: list[str] = []
+        self.clips: list[tuple[str, str, str, str]] = []  # path, part, labels, group
         self.seen: set[str] = set()
         self.parts_of: dict[str, int] = {}  # one bit a part: sets would weigh a gigabyte
         self.bits: dict[str, int] = {}
@@ -66,7 +68,9 @@ class Counted:
         """Count a row whose file is there."""
         self.found[row.part] += 1
         self.labels.update(row.labels)
-        self.lines.append(f"{row.path}\t{row.part}\n")
+        group = self.definition.group
+        of_group = row.extra[self.definition.columns.index(group)] if group else ""
+        self.clips.append((row.path, row.part, LABEL_SEPARATOR.join(row.labels), of_group))
         if self.definition.apart:
             value = row.extra[self.definition.columns.index(self.definition.apart)]
             if value:
@@ -75,11 +79,26 @@ class Counted:
 
     @property
     def ids_sha256(self) -> str:
-        """Hash of the sorted (path, part) lines."""
-        digest = hashlib.sha256()
-        for line in sorted(self.lines):
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        """That of a probe of the set, see `ssmast.splits`; clips without a label take no part."""
+        labelled = self.definition.labelled
+        clips = [clip for clip in self.clips if clip[2] or not labelled]
+        paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
+        if self.definition.multi_label:
+            labels = rarest_labels(labels, LABEL_SEPARATOR)
+        try:
+            if self.definition.folds:
+                splits = group_folds(parts)
+            else:
+                splits = [
+                    named_parts(
+                        paths, labels, parts, groups=groups if self.definition.group else None
+                    )
+                ]
+        except ValueError:  # too few folds or groups to be split, so no probe has a hash either
+            order, splits = np.array(parts), []
+            for part in sorted(set(parts)):
+                splits.append(Split.of_test(part, np.flatnonzero(order == part)))
+        return ids_sha256(paths, splits)
 
 
 def facts_of(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssmast.html import details, key_table, page, section, text, tiles
+from ssmast.html import details, key_table, page, section, table, text, tiles
 from ssmast.prepare.plan import write_atomic
 
 _EXAMPLES = 20  # rejected clips shown of each kind
@@ -87,10 +87,7 @@ def _counts(column: pa.ChunkedArray) -> str:
     """Rows of value and how many pieces have it, the most frequent first."""
     found: list[dict[str, Any]] = column.value_counts().to_pylist()
     found.sort(key=lambda row: (-row["counts"], str(row["values"])))
-    rows = "".join(
-        f"<tr><td>{text(str(row['values']))}</td><td>{row['counts']:,}</td></tr>" for row in found
-    )
-    return f'<div class="wide"><table><tr><th></th><th>pieces</th></tr>{rows}</table></div>'
+    return table([(str(row["values"]), f"{row['counts']:,}") for row in found], head=("", "pieces"))
 
 
 def _rejected(path: Path) -> str:

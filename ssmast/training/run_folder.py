@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ssmast.evaluation.results import write_text
+from ssmast.files import write_atomic
 from ssmast.report.sources import Source
 from ssmast.settings import to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
@@ -50,7 +50,7 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Create the folder with its resolved settings."""
-        write_text(self.config_file, to_yaml(config))
+        write_atomic(self.config_file, to_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
         """The settings that the run was made with."""
@@ -68,7 +68,7 @@ class RunFolder:
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Keep facts that a resumed run must not measure again."""
-        write_text(self.facts_file, json.dumps(facts, indent=1))
+        write_atomic(self.facts_file, json.dumps(facts, indent=1))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -80,12 +80,11 @@ def read_result(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    valid = result["valid"]
     numbers = {k: math.nan if v is None else v for k, v in result["numbers"].items()}
     return (
         f"{classes_table(result['per_class'])}\n"
-        f"validation ({valid['n']} clips), step {valid['step']}: "
-        f"{result['metric']} {100 * valid['score']:.1f} %\n"
+        f"validation ({result['n_valid']} clips), step {result['chosen'][0]['step']}: "
+        f"{result['metric']} {100 * result['valid']:.1f} %\n"
         f"test: {numbers_text(numbers)}\n"
     )
 

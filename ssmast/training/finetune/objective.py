@@ -3,11 +3,11 @@
 The validation part, scored every so many steps; the best weights by it alone are kept.
 """
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from ssmast.evaluation.evaluate import (
     plain_numbers,
     result_of,
 )
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import scoring_seconds
-from ssmast.evaluation.results import write_text
+from ssmast.evaluation.results import write_result
 from ssmast.model import create_model
 from ssmast.report import write_report
 from ssmast.settings import to_dict
@@ -323,7 +323,6 @@ class Supervised:
             "score": best.score,
             "step": best.step,
             "n": len(setup.split.valid),
-            "ids_sha256": setup.found.ids_sha256(setup.split.valid),
         }
         encoder = self._encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
         encoder.save(folder.encoder)
@@ -335,8 +334,15 @@ class Supervised:
             encoder=str(folder.encoder),
             sha256=encoder.sha256,
         )
-        result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
-        write_text(folder.path / RESULT, json.dumps(result, indent=1) + "\n")
+        result = replace(
+            result,
+            valid=best.score,
+            chosen=[{"split": setup.split.name, "step": best.step}],
+            seed=self.config.seed,
+            init=self.config.init,
+            data=self.config.data,
+        )
+        write_result(folder.path / RESULT, result)
         write_report(folder.report, run=folder.path, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
         logger.info("encoder: %s", folder.encoder)

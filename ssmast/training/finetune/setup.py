@@ -23,10 +23,11 @@ from ssmast.audio import (
 )
 from ssmast.encoder import Encoder
 from ssmast.evaluation.class_scores import main_metric
-from ssmast.evaluation.heads_set import LabelledSet, load_labelled
-from ssmast.evaluation.splits import Split
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, require
+from ssmast.splits import Split
 from ssmast.training.build import build_log_mel, check_model
 from ssmast.training.config import FrontEnd
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, settled
@@ -103,8 +104,8 @@ def set_up(config: FinetuneConfig) -> Setup:
     """
     if not config.data:
         raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
-    found = load_labelled(
-        config.data, config.task, labels=config.labels, share=config.scoring.held_out
+    found = load_set(
+        config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
     split, corpus = found.split(config.fold), open_corpus(found.folder)
     encoder = _encoder_of(config)

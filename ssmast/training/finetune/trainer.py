@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssmast.audio import ClipAugment, LogMel, keyed_uniform
 from ssmast.classifier import Classifier, Outputs, window_log_mels
 from ssmast.contrastive import ema_update_
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.model import Backbone
 from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
