@@ -141,7 +141,7 @@ def _training(encoder: Encoder, folder: Path) -> str:
         return folder.resolve().parent.name
     start = settings.get("init", "none")
     parts = [] if start == "none" else ["ImageNet" if start == "imagenet" else Path(start).name]
-    if settings.get("method", "ss_mast") == "ssast":
+    if settings.get("objective", "ss_mast") == "ssast":
         return " + ".join([*parts, "SSAST"])
     dropped = ["patch-drop"] if settings["patch_drop"]["rate"] else []
     return " + ".join([*parts, "SS-MAST", *dropped])

@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
             *("loss.temperature=0.07", "loss.batch_negatives=false"),
             *("teacher.momentum=0.999", "teacher.final_momentum=0.999"),
             *("optim.name=sgd", "optim.lr=0.03", "optim.min_lr=0.03", "optim.warmup=0"),
-            *("optim.weight_decay=1e-4", "optim.clip_norm=0"),
+            *("optim.weight_decay=1e-4", "optim.max_grad_norm=0"),
             *("views.segments=1", "views.mixup_rate=0.4", "views.mixup_memory=2048"),
             *("views.crop_freq=[0.6,1.5]", "patch_drop.mode=random"),
         ],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from ssmast.encoder import Encoder, load_encoder
     from ssmast.model import create_model, describe, list_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "create_model": "ssmast.model",

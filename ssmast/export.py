@@ -5,7 +5,8 @@
     ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
 
 A run that is not finished, or was broken off, is exported from its newest valid checkpoint; one of
-fine-tuning from its encoder/, head and classes included. method=ssast has one network, its student.
+fine-tuning from its encoder/, head and classes included. objective=ssast has one network, its
+student.
 """
 
 import logging
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from ssmast import __version__
@@ -28,7 +28,7 @@ from ssmast.training.build import log_mel_of
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
 from ssmast.training.init_weights import backbone_weights, networks_of
-from ssmast.training.run_folder import changed_settings
+from ssmast.training.run_folder import changed_settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
         return _of_folder(run, config)
     newest = newest_checkpoint(run / "checkpoints")
     # Of fine-tuning the checkpoints hold what learns; what validated best is in the folder.
-    if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("method")):
+    if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("objective")):
         if not is_encoder(run / "encoder"):
             raise FileNotFoundError(
                 f"{run} holds neither a checkpoint nor an encoder; give a run folder of "
@@ -145,7 +145,7 @@ def _settings(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no config.yaml")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return read_settings(file)
 
 
 def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder:
@@ -158,19 +158,19 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
             f"checkpoint {checkpoint} is not one of {run}: {'; '.join(changed)}; give the run "
             "folder that it was written in"
         )
-    method = settings.get("method")
-    if not method:
+    objective = settings.get("objective")
+    if not objective:
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
             f"no encoder yet; go on with the same command and resume=auto, then export {run}"
         )
-    network = config.network or networks_of(method)[0]
-    if network not in networks_of(method):
+    network = config.network or networks_of(objective)[0]
+    if network not in networks_of(objective):
         raise ValueError(
-            f"a run with method={method} has no {network}, only its "
-            f"{' and '.join(networks_of(method))}; leave network= out"
+            f"a run with objective={objective} has no {network}, only its "
+            f"{' and '.join(networks_of(objective))}; leave network= out"
         )
-    weights = backbone_weights(tensors, method=method, network=network)
+    weights = backbone_weights(tensors, method=objective, network=network)
     encoder = _of_weights(settings, facts, weights, config)
     steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
     encoder.info = {**facts, **steps, "settings": settings, "network": network}

@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,34 @@ Schema = TypeVar("Schema")
 
 class UsageError(ValueError):
     """The command line or a recipe asks for something that does not exist; exit status 2."""
+
+
+RENAMED = {
+    "method": "objective",
+    "max_bad_share": "max_bad_fraction",
+    "optim.accumulate": "optim.gradient_accumulation_steps",
+    "optim.clip_norm": "optim.max_grad_norm",
+    "optim.between": "optim.wise_ft_alphas",
+    "optim.average": "optim.swa_fraction",
+    "scoring.slack": "scoring.one_se_rule",
+    "loss.queue_share": "loss.queue_fraction",
+}
+"""Keys of 0.1.0 -> their names now. An old one is refused with the new one, not read."""
+
+
+def refuse_renamed(keys: Iterable[str], *, where: str) -> None:
+    """Refuse settings that an older version wrote.
+
+    Args:
+        keys: dotted names.
+        where: what holds them, for the message.
+
+    Raises:
+        UsageError: naming the first that has another name now.
+    """
+    for key in keys:
+        if key in RENAMED:
+            raise UsageError(f"{key} in {where} is now {RENAMED[key]}; write it so")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -234,6 +262,8 @@ def _check_keys(
 ) -> None:
     for key in flat:
         if key not in leaves:
+            if RENAMED.get(key) in leaves:
+                refuse_renamed([key], where=where)
             # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
             tails = {name.rpartition(".")[2]: name for name in leaves}
             near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)

@@ -74,7 +74,7 @@ def test_ssast_has_one_network_and_that_is_exported(ssast_run, tmp_path, network
     assert (ours.info["network"], ours.pooling) == ("student", "freq")
     card = (tmp_path / "e" / "README.md").read_text()
     assert "An Audio Spectrogram Transformer" in card
-    assert "| method | ssast |" in card
+    assert "| objective | ssast |" in card
     assert "| patches hidden | 0.78125 |" in card
     assert "temperature |" not in card
 
@@ -90,13 +90,13 @@ def test_ssast_is_exported_from_the_checkpoint_that_is_named(ssast_run, tmp_path
 
 
 def test_ssast_has_no_teacher(ssast_run, tmp_path):
-    with pytest.raises(ValueError, match="method=ssast has no teacher, only its student"):
+    with pytest.raises(ValueError, match="objective=ssast has no teacher, only its student"):
         export.main([str(ssast_run), f"out={tmp_path / 'e'}", "network=teacher"])
 
 
 def test_a_checkpoint_of_another_run_is_refused(run, ssast_run, tmp_path):
     other = checkpoints(ssast_run / "checkpoints")[-1]
-    with pytest.raises(ValueError, match=r"is not one of .*method \(was ssast, now ss_mast\)"):
+    with pytest.raises(ValueError, match=r"is not one of .*objective \(was ssast, now ss_mast\)"):
         export.main([str(run), f"out={tmp_path / 'e'}", f"checkpoint={other}"])
 
 

@@ -36,7 +36,7 @@ def test_every_key_of_prepare_is_handed_on(tmp_path, monkeypatch):
     (tmp_path / "clips.txt").write_text(f"{tmp_path / 'clips.txt'}\n")
     wanted = {
         "sample_rate": 8000, "segment_seconds": 3.0, "min_seconds": 0.5, "min_peak": 0.01,
-        "codec": "opus", "near_duplicates": 0.5, "shard_mb": 3, "max_bad_share": 0.7,
+        "codec": "opus", "near_duplicates": 0.5, "shard_mb": 3, "max_bad_fraction": 0.7,
         "engine": "ray", "workers": 3, "ray_address": "ray://here",
     }  # fmt: skip
     usual = dataclasses.asdict(prepare.PrepareConfig())

@@ -39,7 +39,7 @@ def test_the_table_is_filled_once_and_names_its_rows(lape, tmp_path, capsys, mon
     data = tmp_path / "sets"
     write_set(data / "tones", num_clips=36)
     mast = [_run(tmp_path / f"m{seed}", "mast_nano", seed=10 + seed) for seed in (0, 1)]
-    ssast = _run(tmp_path / "s", "ssast_nano", seed=0, method="ssast", init="imagenet")
+    ssast = _run(tmp_path / "s", "ssast_nano", seed=0, objective="ssast", init="imagenet")
     rows = [f"random:{mast[0]}", f"{mast[0]}+{mast[1]}", str(ssast)]
     words = [
         f"encoders=[{','.join(rows)}]", f"data={data}", "protocol=logreg", f"out={tmp_path}/out",

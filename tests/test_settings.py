@@ -2,7 +2,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from ssmast.settings import UsageError, parse, setting, to_words, to_yaml
+from ssmast.settings import (
+    RENAMED,
+    UsageError,
+    flat_fields,
+    parse,
+    setting,
+    to_words,
+    to_yaml,
+)
+from ssmast.training.config import PretrainConfig
+from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.run_folder import RunFolder
 
 
 @dataclass
@@ -157,3 +168,22 @@ def test_settings_as_words_are_those_settings_again():
     assert words[0] == "data=a b/[c]: d"
     assert _parse(*words) == config
     assert to_words(Config()) == []
+
+
+def test_an_old_key_is_refused_with_its_new_name(tmp_path):
+    config = [PretrainConfig, FinetuneConfig]
+    for old, new in RENAMED.items():
+        schema = next(each for each in config if new in flat_fields(each))
+        with pytest.raises(UsageError, match=f"{old} in `t` is now {new}"):
+            parse(schema, [f"{old}=1"], command="t")
+        # Never two names at a time.
+        assert not any(old in flat_fields(each) for each in config)
+    (tmp_path / "old.yaml").write_text("optim: {accumulate: 2}")
+    with pytest.raises(UsageError, match=r"accumulate in the recipe is now optim\.gradient_accum"):
+        parse(PretrainConfig, ["recipe=old"], command="t", recipes=tmp_path)
+
+
+def test_a_run_of_an_older_version_is_refused_and_the_version_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("method: ss_mast\n")
+    with pytest.raises(UsageError, match=r"method in .*ssmast 0\.1\.0.* is now objective"):
+        RunFolder(path=tmp_path).read_config()

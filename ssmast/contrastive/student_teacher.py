@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model import Backbone, Grid, PatchDrop
+from ssmast.model import Backbone, PatchDrop, Tokens
 
-PoolTokens = Callable[[Tensor, Grid, Tensor | None], Tensor]
+PoolTokens = Callable[[Tokens], Tensor]
 
 
 class Branch(nn.Module):
     """Log-mel -> embedding -> projection: what student and teacher have in common.
 
     Args:
-        backbone: encoder with `encode(log_mel, patch_drop=...) -> (tokens, grid, mask)`.
-        pool: maps tokens (B, N, D), their grid and mask to the embedding (B, E).
+        backbone: encoder with `encode(log_mel, patch_drop=...) -> Tokens`.
+        pool: maps tokens to the embedding (B, E).
         projector: maps the embedding to the projection (B, P).
     """
 
@@ -31,8 +31,7 @@ class Branch(nn.Module):
 
     def embed(self, log_mel: Tensor, patch_drop: PatchDrop | None = None) -> Tensor:
         """Normalised log-mel (B, 1, F, T) -> embedding (B, E); no clip sees another."""
-        tokens, grid, mask = self.backbone.encode(log_mel, patch_drop=patch_drop)
-        return self.pool(tokens, grid, mask)
+        return self.pool(self.backbone.encode(log_mel, patch_drop=patch_drop))
 
 
 class Student(nn.Module):

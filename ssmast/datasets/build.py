@@ -15,12 +15,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssmast import __version__
 from ssmast.audio.corpus.index import split_span
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
 from ssmast.datasets import (
@@ -149,7 +149,7 @@ def facts_of(
         "differences": _differences(published, counted),
         "notes": notes,
         "ids_sha256": counted.ids_sha256,
-        "version": version("ssmast"),
+        "version": __version__,
     }
 
 

@@ -88,13 +88,13 @@ def _recipe(settings: dict[str, Any] | None) -> list[str]:
         return []
     flat = flatten(settings)
     wanted = {
-        "method": "method",
+        "objective": "objective",
         "model": "model",
         "recipe": "recipe",
         "started from": "init",
         "clips a step": "batch_size",
         "frames of a view": "views.frames",
-        **_OBJECTIVES.get(flat.get("method", ""), {}),
+        **_OBJECTIVES.get(flat.get("objective", ""), {}),
         "optimiser": "optim.name",
         "learning rate": "optim.lr",
         "weight decay": "optim.weight_decay",

@@ -8,12 +8,12 @@ import json
 import math
 import re
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 
+from ssmast import __version__
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
 from ssmast.splits import Split
@@ -124,7 +124,7 @@ class About(JsonRecord):
     """
 
     task: str
-    version: str = field(default_factory=lambda: version("ssmast"))
+    version: str = __version__
     encoder: str = ""
     data: str = ""
     column: str = "pretrained"

@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssmast import __version__
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.evaluation.baselines import Column, PooledEmbedder
 from ssmast.evaluation.embed import (
@@ -163,7 +163,7 @@ class Scorer:
                 *(self.lr, self.crop_seconds, self.num_epochs, self.shuffle),
             ],
             "encoder": encoder,
-            "version": [VERSION, version("ssmast")],
+            "version": [VERSION, __version__],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -18,7 +18,7 @@ from ssmast.settings import ANY, COUNT, SHARE, UsageError, in_range, parse, sett
 logger = logging.getLogger(__name__)
 
 _RANGES = {
-    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_share": SHARE,
+    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_fraction": SHARE,
     "workers": ANY,
 }  # fmt: skip
 
@@ -38,7 +38,9 @@ class PrepareConfig:
         0.99, "likeness (cosine) from which a piece is a repetition; 0: drop exact copies only"
     )
     shard_mb: int = setting(256, "size of a shard in MB")
-    max_bad_share: float = setting(0.1, "stop if more than this share of the clips is unreadable")
+    max_bad_fraction: float = setting(
+        0.1, "stop if more than this share of the clips is unreadable"
+    )
     engine: str = setting("local", "local (processes) or ray")
     workers: int = setting(0, "processes; 0: one a core")
     ray_address: str = setting("", "running Ray cluster that sees DIR; empty: start one here")
@@ -91,7 +93,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
         codec=config.codec,
         near_duplicates=config.near_duplicates,
         shard_bytes=config.shard_mb << 20,
-        max_bad_share=config.max_bad_share,
+        max_bad_fraction=config.max_bad_fraction,
         engine=config.engine,
         workers=config.workers,
         ray_address=config.ray_address,

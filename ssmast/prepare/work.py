@@ -138,7 +138,7 @@ def prepare_corpus(
     codec: str = "flac",
     near_duplicates: float = 0.99,
     shard_bytes: int = 256 << 20,
-    max_bad_share: float = 0.1,
+    max_bad_fraction: float = 0.1,
     engine: str = "local",
     workers: int = 0,
     ray_address: str = "",
@@ -161,7 +161,7 @@ def prepare_corpus(
         near_duplicates: cosine of two fingerprints from which the later piece is left out; 0 keeps
             all but exact copies.
         shard_bytes: largest shard, save for a single larger piece.
-        max_bad_share: stop if more than this share of the clips is unreadable.
+        max_bad_fraction: stop if more than this share of the clips is unreadable.
         engine: local or ray.
         workers: processes; 0 for one a core.
         ray_address: of a running cluster whose machines all see `out`.
@@ -198,7 +198,7 @@ def prepare_corpus(
         plan = read_plan(work.resolve())
         _remove_partial(out)
         workers = workers or len(os.sched_getaffinity(0))
-        _do_units(plan, engine=engine, workers=workers, address=ray_address, share=max_bad_share)
+        _do_units(plan, engine=engine, workers=workers, address=ray_address, share=max_bad_fraction)
         about = pack(
             plan, source, out, shard_bytes=shard_bytes, near=near_duplicates, settings=settings
         )

@@ -52,14 +52,16 @@ class EmbedConfig:
     workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
     batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
     part: int = setting(512, "clips after which finished embeddings are written")
-    max_bad_share: float = setting(1.0, "stop if more than this share of the clips is unreadable")
+    max_bad_fraction: float = setting(
+        1.0, "stop if more than this fraction of the clips is unreadable"
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
         in_range(
-            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_share": SHARE}
+            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_fraction": SHARE}
         )
 
 
@@ -126,7 +128,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
-    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_share)
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:

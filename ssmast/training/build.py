@@ -25,7 +25,7 @@ from ssmast.audio import (
 from ssmast.contrastive import Branch, Student, build_predictor, build_projector
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling
-from ssmast.model import Backbone, Grid, create_model, list_models, pool_tokens, pooled_dim
+from ssmast.model import Backbone, Tokens, create_model, list_models, pool_tokens, pooled_dim
 from ssmast.settings import UsageError, require
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 from ssmast.training.optim import build_optimizer
@@ -139,8 +139,8 @@ def build_student(config: PretrainConfig) -> Student:
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
-    def pool(tokens: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> torch.Tensor:
-        return pool_tokens(tokens, grid, mode=head.pooling, mask=mask)
+    def pool(tokens: Tokens) -> torch.Tensor:
+        return pool_tokens(tokens, mode=head.pooling)
 
     projector = build_projector(
         kind=head.kind,
@@ -214,26 +214,26 @@ def decoded(config: TrainConfig, folder: RunFolder, corpus: Corpus) -> Corpus:
 
 
 def queue_size_of(config: PretrainConfig, *, num_clips: int) -> int:
-    """Keys of the queue: `queue_size`, or fewer where `queue_share` of the clips is less.
+    """Keys of the queue: `queue_size`, or fewer where `queue_fraction` of the clips is less.
 
     Raises:
         ValueError: if that leaves no negatives at all.
     """
     loss = config.loss
-    if not loss.queue_share:
+    if not loss.queue_fraction:
         return loss.queue_size
-    size = min(loss.queue_size, int(loss.queue_share * num_clips))
+    size = min(loss.queue_size, int(loss.queue_fraction * num_clips))
     if not size and not loss.batch_negatives:
         raise ValueError(
-            f"loss.queue_share={loss.queue_share:g} of {num_clips} clips leaves no negatives; give "
-            "a larger share or loss.batch_negatives=true"
+            f"loss.queue_fraction={loss.queue_fraction:g} of {num_clips} clips leaves no "
+            "negatives; give a larger share or loss.batch_negatives=true"
         )
     return size
 
 
 def num_segments_of(config: PretrainConfig) -> int:
     """Segments of each clip: one for each of two views, or the one that patches are hidden of."""
-    return 1 if config.method == "ssast" else 2
+    return 1 if config.objective == "ssast" else 2
 
 
 def build_dataset(config: PretrainConfig, source: Corpus) -> SegmentDataset:

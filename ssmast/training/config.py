@@ -7,15 +7,15 @@ from pathlib import Path
 from ssmast.settings import ANY, SHARE, in_range, one_of, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
-METHODS = ("ss_mast", "ssast")
+OBJECTIVES = ("ss_mast", "ssast")
 _SOME = (1.0, math.inf)
 _TRAIN_RANGES = {
     "batch_size": (2.0, math.inf), "steps": ANY, "workers": ANY, "checkpoint_every": ANY,
     "keep_checkpoints": _SOME, "processes": ANY, "threads": ANY, "log_every": _SOME,
-    "max_bad_share": SHARE, "max_skipped": _SOME, "drop_path": SHARE,
+    "max_bad_fraction": SHARE, "max_skipped": _SOME, "drop_path": SHARE,
     "front_end.stats_clips": _SOME, "optim.min_lr": (0.0, 10.0), "optim.weight_decay": ANY,
-    "optim.betas": (0.0, 0.99999), "optim.momentum": (0.0, 0.99999), "optim.clip_norm": ANY,
-    "optim.accumulate": _SOME,
+    "optim.betas": (0.0, 0.99999), "optim.momentum": (0.0, 0.99999), "optim.max_grad_norm": ANY,
+    "optim.gradient_accumulation_steps": _SOME,
 }  # fmt: skip
 _PRETRAIN_RANGES = {
     "views.frames": (8.0, math.inf), "views.segments": (1.0, 2.0), "show_views": ANY,
@@ -23,7 +23,7 @@ _PRETRAIN_RANGES = {
     "views.fader": ANY, "views.freq_mask": ANY, "views.time_mask": ANY,
     "views.noise_std": ANY, "patch_drop.rate": (0.0, 0.9), "head.hidden": _SOME,
     "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": ANY,
-    "loss.temperature": (0.01, math.inf), "loss.queue_size": ANY, "loss.queue_share": SHARE,
+    "loss.temperature": (0.01, math.inf), "loss.queue_size": ANY, "loss.queue_fraction": SHARE,
     "teacher.momentum": SHARE, "teacher.final_momentum": SHARE,
     "export.chunk_seconds": (0.1, math.inf), "probe.every": _SOME, "probe.max_clips": _SOME,
 }  # fmt: skip
@@ -96,7 +96,7 @@ class Loss:
     temperature: float = setting(0.2, "divides the cosine similarity")
     learn_temperature: bool = setting(False, "let the temperature be learnt")
     queue_size: int = setting(576, "negatives kept from earlier steps; 0 for none")
-    queue_share: float = setting(
+    queue_fraction: float = setting(
         0.0,
         "keep at most this share of the clips as negatives (0.05: scaled to the corpus); 0: off",
     )
@@ -113,7 +113,7 @@ class TeacherConfig:
 
 @dataclass
 class SSASTConfig:
-    """Masked patches (method=ssast)."""
+    """Masked patches (objective=ssast)."""
 
     masked: float = setting(400 / 512, "share of a clip's patches that is hidden")
     cluster: list[int] = setting([3, 5], "sides of the hidden squares in patches; [1, 1]: none")
@@ -131,8 +131,10 @@ class Optim:
     weight_decay: float = setting(0.05, "for matrices; never for norms, biases, positions")
     betas: list[float] = setting([0.9, 0.95], "AdamW's two decay rates")
     momentum: float = setting(0.9, "SGD's momentum")
-    clip_norm: float = setting(3.0, "largest gradient norm; 0 for no clipping")
-    accumulate: int = setting(1, "micro-batches of a process; the loss sees the whole batch")
+    max_grad_norm: float = setting(3.0, "largest gradient norm; 0 for no clipping")
+    gradient_accumulation_steps: int = setting(
+        1, "micro-batches of a process; the loss sees the whole batch"
+    )
 
 
 @dataclass
@@ -187,7 +189,9 @@ class TrainConfig:
     threads: int = setting(0, "CPU threads a process; 0: its share of the cores")
     log_every: int = setting(10, "steps between lines of metrics.jsonl")
     cache: str = setting("auto", "keep decoded audio on disk: auto (up to 8 GB), off, or a folder")
-    max_bad_share: float = setting(0.1, "stop if more than this share of the clips is unreadable")
+    max_bad_fraction: float = setting(
+        0.1, "stop if more than this share of the clips is unreadable"
+    )
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
     max_skipped: int = setting(5, "steps in a row with a non-finite loss or gradient that end it")
     drop_path: float = setting(0.0, "stochastic depth of the network, 0 to 1")
@@ -209,7 +213,7 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     """`ssmast pretrain`: SS-MAST's student, teacher and queue, or SSAST's hidden patches."""
 
-    method: str = setting(
+    objective: str = setting(
         "ss_mast",
         "ss_mast, or ssast (of an ssast_* model; reads ssast.*, views.frames and "
         "views.waveform_augment, and none of patch_drop, head, loss, teacher)",
@@ -240,8 +244,8 @@ class PretrainConfig(TrainConfig):
         one_of("patch_drop.mode", self.patch_drop.mode, ("structured", "random"))
         one_of("export.network", self.export.network, ("student", "teacher"))
         one_of("alarm", self.alarm, ALARM_MODES)
-        one_of("method", self.method, METHODS)
-        if self.method == "ssast":
+        one_of("objective", self.objective, OBJECTIVES)
+        if self.objective == "ssast":
             self._check_ssast()
 
     def _check_ssast(self) -> None:
@@ -264,5 +268,5 @@ class PretrainConfig(TrainConfig):
             for item in fields(value):
                 asked, usual = getattr(value, item.name), getattr(default, item.name)
                 key = f"{section}.{item.name}"
-                wanted = "left alone by method=ssast (recipe=ssast_nano and ssast_base do)"
+                wanted = "left alone by objective=ssast (recipe=ssast_nano and ssast_base do)"
                 require(asked == usual, key, asked, wanted)

@@ -10,6 +10,7 @@ import queue
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -34,18 +35,21 @@ class Fetcher:
     """Takes batches from an iterator in a thread of its own, so that the wait can be given up.
 
     A read from a mount that went away may block for ever, in C code where no signal is heard.
-    Nothing is fetched ahead: while the thread works, the caller does nothing but wait.
+    Nothing is fetched ahead: while the thread works, the caller does nothing but wait. The thread
+    ends with this object and lets go of the iterator, which stops a loader's worker processes.
 
     Args:
         batches: to take from.
     """
 
     def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
-        self._batches = batches
-        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-        # A daemon: Python does not wait for it at the end.
-        threading.Thread(target=self._work, name="data", daemon=True).start()
+        # A daemon: Python does not wait for it at the end. It must not hold this object.
+        threading.Thread(
+            target=_fetch, args=(batches, self._wanted, self._found), name="data", daemon=True
+        ).start()
+        weakref.finalize(self, self._wanted.put, False)
 
     def next(self, *, give_up: Callable[[], bool]) -> dict[str, Any] | None:
         """The next batch, or None if `give_up` said so first.
@@ -53,7 +57,7 @@ class Fetcher:
         Raises:
             Whatever the iterator raises.
         """
-        self._wanted.put(None)
+        self._wanted.put(True)
         while True:
             try:
                 found = self._found.get(timeout=_LOOK_EVERY)
@@ -65,14 +69,19 @@ class Fetcher:
                 raise found
             return found
 
-    def _work(self) -> None:
-        while True:
-            self._wanted.get()
-            try:
-                self._found.put(next(self._batches))
-            except BaseException as error:  # belongs to whoever waits
-                self._found.put(error)
-                return
+
+def _fetch(
+    batches: Iterator[dict[str, Any]],
+    wanted: "queue.SimpleQueue[bool]",
+    found: "queue.SimpleQueue[dict[str, Any] | BaseException]",
+) -> None:
+    """Put a batch into `found` for every True in `wanted`; False ends it."""
+    while wanted.get():
+        try:
+            found.put(next(batches))
+        except BaseException as error:  # belongs to whoever waits
+            found.put(error)
+            return
 
 
 def segment_loader(
@@ -90,11 +99,12 @@ def segment_loader(
     Raises:
         ValueError: if the batch cannot be shared out evenly.
     """
-    parts = num_ranks * config.optim.accumulate
+    parts = num_ranks * config.optim.gradient_accumulation_steps
     if config.batch_size % parts:
         raise ValueError(
             f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
-            f"with {config.optim.accumulate} micro-batches each; use a multiple of {parts}"
+            f"with {config.optim.gradient_accumulation_steps} micro-batches each; use a multiple "
+            f"of {parts}"
         )
     sampler = StepSampler(
         start=first_step,

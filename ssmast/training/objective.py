@@ -158,7 +158,7 @@ class BaseTrainer(ABC, Generic[Config]):
         Returns:
             `skipped` and `grad_norm`; of a skipped step also the `loss`, of any other the `lr`.
         """
-        limit = self.config.optim.clip_norm or float("inf")
+        limit = self.config.optim.max_grad_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.step += 1

@@ -1,4 +1,4 @@
-"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or method=ssast.
+"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or objective=ssast.
 
 accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
 accelerate launch -m ssmast.training.pretrain recipe=smoke
@@ -75,7 +75,7 @@ class SelfSupervised:
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config, self.frames = config, config.views.frames
-        self._objective = _OBJECTIVES[config.method]
+        self._objective = _OBJECTIVES[config.objective]
         self._num_clips = 0
         self._trainer: Pretraining | MaskedPretraining
 

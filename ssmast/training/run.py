@@ -168,7 +168,7 @@ def _train(
             quarantine=Quarantine(
                 folder.quarantine_file if is_main else None,
                 corpus_size=len(corpus),
-                max_share=config.max_bad_share,
+                max_share=config.max_bad_fraction,
             ),
             stop=stop,
             log=log,
@@ -177,7 +177,7 @@ def _train(
             name_of=corpus.name,
             max_skipped=config.max_skipped,
             batch_size=config.batch_size,
-            accumulate=config.optim.accumulate,
+            accumulate=config.optim.gradient_accumulation_steps,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
         )

@@ -12,18 +12,19 @@ import yaml
 
 from ssmast.files import write_atomic
 from ssmast.report.sources import Source
-from ssmast.settings import to_dict, to_yaml
+from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
 # Settings that may differ when a run goes on: they change no number that is trained on.
-# `data` is compared by content; `optim.accumulate` and the number of processes only change how
-# float32 rounds.
+# `data` is compared by content; `optim.gradient_accumulation_steps` and the number of processes
+# only change how float32 rounds.
 MAY_CHANGE = {
     "run", "resume", "workers", "processes", "threads", "log_every", "checkpoint_every", "cache",
-    "keep_checkpoints", "tensorboard", "show_views", "recipe", "data", "precision", "max_bad_share",
+    "keep_checkpoints", "tensorboard", "show_views", "recipe", "data", "precision",
     "alarm", "max_skipped", "probe.data", "probe.tasks", "probe.every", "probe.max_clips",
-    "scoring.batch_seconds", "grad_checkpointing",
-    "optim.accumulate", "export.network", "export.pooling", "export.layers", "export.chunk_seconds",
+    "max_bad_fraction", "scoring.batch_seconds", "grad_checkpointing",
+    "optim.gradient_accumulation_steps", "export.network", "export.pooling", "export.layers",
+    "export.chunk_seconds",
 }  # fmt: skip
 
 
@@ -53,9 +54,8 @@ class RunFolder:
         write_atomic(self.config_file, to_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
-        """The settings that the run was made with."""
-        found: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return found
+        """The settings that the run was made with; see `read_settings`."""
+        return read_settings(self.config_file)
 
     @property
     def is_fine_tuning(self) -> bool:
@@ -130,6 +130,17 @@ def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
         done = (folder.encoder / "checksums.json", folder.report)
         folder.finished = all(file.is_file() for file in done)
     return folder
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a run's config.yaml.
+
+    Raises:
+        UsageError: if a version of ssmast wrote them that had other names for its keys.
+    """
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    refuse_renamed(flatten(found), where=f"{file}, which ssmast 0.1.0 wrote,")
+    return found
 
 
 def _free_name(config: Any, root: Path) -> Path:

@@ -6,6 +6,7 @@
 The views are the trainer's own: the same code, the same draws of (seed, epoch, sample, view).
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
@@ -107,7 +108,8 @@ def draw_inputs(
         clips: how many to draw, at most a batch.
         step: whose batch.
     """
-    draw = draw_masked if config.method == "ssast" else draw_views
+    log_mel = copy.deepcopy(log_mel).cpu()  # a trainer's front end is on its device; clips are not
+    draw = draw_masked if config.objective == "ssast" else draw_views
     draw(out, config, corpus, log_mel=log_mel, clips=clips, step=step)
 
 
@@ -120,7 +122,7 @@ def draw_views(
     clips: int,
     step: int,
 ) -> None:
-    """`draw_inputs` of method=ss_mast: both segments, both views, the patches dropped."""
+    """`draw_inputs` of objective=ss_mast: both segments, both views, the patches dropped."""
     shown = step_views(config, corpus, log_mel=log_mel, step=step)
     rows = [_panels(config, shown, i, log_mel) for i in range(min(clips, config.batch_size))]
     names = [corpus.name(int(shown.batch.ids[i])) for i in range(len(rows))]
@@ -136,7 +138,7 @@ def draw_masked(
     clips: int,
     step: int,
 ) -> None:
-    """`draw_inputs` of method=ssast: clips, and which of their patches are hidden."""
+    """`draw_inputs` of objective=ssast: clips, and which of their patches are hidden."""
     with torch.device("meta"):
         backbone = build_masked_encoder(config).backbone
     grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
@@ -267,7 +269,7 @@ def _dropped(drop: PatchDrop | None, i: int) -> Tensor | None:
 def _title(config: PretrainConfig, step: int) -> str:
     size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
     rate = f"patch_drop.rate={config.patch_drop.rate:g}"
-    if config.method == "ssast":
+    if config.objective == "ssast":
         rate = f"ssast.masked={config.ssast.masked:g}"
     return f"step {step}, seed {config.seed}: {size}, {rate}"
 

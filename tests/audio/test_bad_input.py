@@ -138,7 +138,7 @@ def prepared(corpus, out):
 
     import pyarrow.parquet as pq
 
-    prepare_corpus(corpus, out, workers=1, max_bad_share=0.9)
+    prepare_corpus(corpus, out, workers=1, max_bad_fraction=0.9)
     used = set(pq.read_table(out / "manifest.parquet")["source"].to_pylist())
     with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

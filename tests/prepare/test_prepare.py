@@ -23,7 +23,7 @@ from ssmast.prepare.plan import Cut, read_plan
 from ssmast.prepare.unit import do_unit, piece_bounds
 from tests.prepare.conftest import RATE, tones
 
-SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_share": 0.5}
+SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_fraction": 0.5}
 
 
 def prepared(source, out, **settings):
@@ -289,10 +289,10 @@ def test_too_many_bad_files_stop_the_run_until_more_are_allowed(tmp_path):
     soundfile.write(source / "good.wav", tones(1, seed=1), RATE)
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"of 61 clips are bad, more than the share of 0\.1"):
-        prepared(source, out, max_bad_share=0.1)
+        prepared(source, out, max_bad_fraction=0.1)
     with pytest.raises(ValueError, match="are bad"):
-        prepared(source, out, max_bad_share=0.1)
-    assert prepared(source, out, max_bad_share=0.99)["clips"] == 1
+        prepared(source, out, max_bad_fraction=0.1)
+    assert prepared(source, out, max_bad_fraction=0.99)["clips"] == 1
 
 
 def test_nothing_usable_says_so(tmp_path):
@@ -366,7 +366,7 @@ def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch)
     """The command itself, killed whenever some more files are there, and begun again."""
     for number in range(40):
         soundfile.write(source / f"more {number}.wav", tones(6, seed=200 + number), RATE)
-    words = ["segment_seconds=2", "near_duplicates=0.99", "shard_mb=1", "max_bad_share=0.5"]
+    words = ["segment_seconds=2", "near_duplicates=0.99", "shard_mb=1", "max_bad_fraction=0.5"]
     code = (
         "import sys; import ssmast.prepare.plan as plan; plan._UNIT_CLIPS = 4;"
         "from ssmast.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -31,7 +31,7 @@ _FREE = {
 
 def _config(*words: str) -> PretrainConfig:
     # SSAST has neither heads nor queue to make small.
-    small = [w for w in SMALL if "method=ssast" not in words or w[:5] not in ("head.", "loss.")]
+    small = [w for w in SMALL if "objective=ssast" not in words or w[:5] not in ("head.", "loss.")]
     config = parse(PretrainConfig, [*small, *words], command="test", recipes=RECIPES)
     assert config is not None
     return config
@@ -49,7 +49,7 @@ def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
     accepted, said = [], {}
     for key, number in _numbers(schema).items():
         words = ["recipe=" + ("smoke" if schema is PretrainConfig else "finetune_small")]
-        words += ["method=ssast", "export.network=student"] if key.startswith("ssast.") else []
+        words += ["objective=ssast", "export.network=student"] if key.startswith("ssast.") else []
         try:
             parse(schema, [*words, f"{key}={number}"], command="test", recipes=RECIPES)
         except UsageError as error:
@@ -72,17 +72,17 @@ def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
         SelfSupervised(_config(word)).check()
 
 
-_SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 method=ssast"
+_SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 objective=ssast"
 # Key -> another value, and what else has to be set for it to count.
 _CHANGES = {
     "model": "ast_nano patch_drop.mode=random", "steps": "9", "batch_size": "6", "seed": "1",
-    "drop_path": "0.5", "method": "ssast " + _SSAST,
+    "drop_path": "0.5", "objective": "ssast " + _SSAST,
     "front_end.sample_rate": "32000", "front_end.n_fft": "512", "front_end.hop_length": "100",
     "front_end.num_mels": "48", "front_end.f_min": "100", "front_end.f_max": "7000",
     "front_end.stats_clips": "3",
     "optim.name": "sgd", "optim.lr": "1e-3", "optim.min_lr": "1e-4", "optim.warmup": "0.5",
     "optim.weight_decay": "5", "optim.betas": "[0.5, 0.6]", "optim.momentum": "0.1 optim.name=sgd",
-    "optim.clip_norm": "0.01",
+    "optim.max_grad_norm": "0.01",
     "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
     "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
     "views.crop_time": "[1, 1]", "views.canvas": "[2, 2]", "views.fader": "1",
@@ -91,7 +91,7 @@ _CHANGES = {
     "head.kind": "linear", "head.pooling": "freq+max", "head.hidden": "8", "head.dim": "4",
     "head.num_layers": "2", "head.norm": "layer", "head.predictor": "8",
     "loss.temperature": "0.5", "loss.learn_temperature": "true", "loss.queue_size": "4",
-    "loss.queue_share": "0.1", "loss.batch_negatives": "false",
+    "loss.queue_fraction": "0.1", "loss.batch_negatives": "false",
     "teacher.momentum": "0.5", "teacher.final_momentum": "0.5",
     "ssast.masked": "0.5", "ssast.cluster": "[1, 1]", "ssast.weight": "1",
 }  # fmt: skip
@@ -100,7 +100,7 @@ _ELSEWHERE = {
     "recipe": "test_recipes", "data": "test_pretrain", "run": "test_pretrain",
     "init": "test_init_weights", "epochs": "below", "resume": "test_pretrain",
     "workers": "test_pretrain", "threads": "test_pretrain", "processes": "test_pretrain",
-    "optim.accumulate": "test_ss_mast", "max_bad_share": "test_survive",
+    "optim.gradient_accumulation_steps": "test_ss_mast", "max_bad_fraction": "test_survive",
     "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
@@ -134,7 +134,7 @@ def _trained(audio: Path, *words: str) -> list[float]:
     for _, batch in zip(range(3), method.loader(corpus, rank=0, num_ranks=1), strict=False):
         left.append(float(trainer.train_step(split_batch(batch, 1))["loss"]))
     for name in ("student", "teacher"):
-        backbone = trainer.exported(name if config.method == "ss_mast" else "student")
+        backbone = trainer.exported(name if config.objective == "ss_mast" else "student")
         left.append(sum(float(p.detach().double().square().sum()) for p in backbone.parameters()))
     return left
 

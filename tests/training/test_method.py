@@ -88,7 +88,7 @@ def test_negatives_come_from_queue_batch_or_both_and_never_from_the_own_clip(
 def test_a_loss_without_any_negatives_is_refused():
     with pytest.raises(UsageError, match=r"loss\.queue_size must be above 0 with loss\.batch_neg"):
         _trainer(loss=Loss(queue_size=0, batch_negatives=False))
-    few = Loss(queue_size=12, queue_share=0.0001, batch_negatives=False)
+    few = Loss(queue_size=12, queue_fraction=0.0001, batch_negatives=False)
     with pytest.raises(ValueError, match="of 1000 clips leaves no negatives"):
         _trainer(loss=few)
 
@@ -155,7 +155,7 @@ def test_an_unknown_optimiser_is_refused():
 
 
 def test_the_warning_counts_the_queue_that_is_built(caplog):
-    trainer = _trainer(loss=Loss(queue_size=500, queue_share=0.05))
+    trainer = _trainer(loss=Loss(queue_size=500, queue_fraction=0.05))
     assert trainer.queue.size == 50
     assert "more than a tenth" not in caplog.text
     _trainer(loss=Loss(queue_size=500))

@@ -133,7 +133,13 @@ def test_going_on_with_other_audio_is_refused_and_leaves_the_run_as_it_was(
 
 
 def test_what_may_change_on_going_on_is_what_changes_no_number(finished, audio, capsys):
-    may = ["workers=1", "checkpoint_every=1", "log_every=2", "threads=1", "optim.accumulate=2"]
+    may = [
+        "workers=1",
+        "checkpoint_every=1",
+        "log_every=2",
+        "threads=1",
+        "optim.gradient_accumulation_steps=2",
+    ]
     assert _run("resume=auto", *may, audio=audio, run=finished) == 0
     for word in ("steps=7", "optim.lr=1e-4", "seed=1", "loss.queue_size=16", "drop_path=0.1"):
         assert _run("resume=auto", word, audio=audio, run=finished) == 1
@@ -244,7 +250,11 @@ def test_a_missing_resume_point_is_an_error(audio, tmp_path, capsys):
         (["optim.lrr=1"], 2, "did you mean 'optim.lr'"),
         (["recipe=nothing"], 2, "recipe 'nothing' was not found"),
         (["processes=2"], 1, "2 processes were asked for but 1 is running"),
-        (["batch_size=6", "optim.accumulate=4", "head.norm=layer"], 1, "batch_size=6"),
+        (
+            ["batch_size=6", "optim.gradient_accumulation_steps=4", "head.norm=layer"],
+            1,
+            "batch_size=6",
+        ),
         (["model=mast_huge"], 2, "the models are mast_base"),
         (["init=imagenet"], 2, "init=imagenet needs a model that timm has weights for"),
         (["init=weights.pth"], 1, "may hold a pickle"),

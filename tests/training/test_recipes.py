@@ -38,7 +38,7 @@ def test_the_recipes_that_the_documents_name_are_there():
 def test_every_recipe_builds_and_says_how_to_run_it(name):
     config = _config(name)
     with torch.device("meta"):  # sizes and names of the real thing, no numbers
-        if config.method == "ssast":
+        if config.objective == "ssast":
             backbone = build_masked_encoder(config).backbone
         else:
             backbone = build_student(config).branch.backbone
@@ -64,7 +64,7 @@ def test_the_paper_recipe_holds_the_released_settings():
 
 def test_the_ssast_recipe_holds_the_published_settings():
     config = _config("ssast_base")
-    assert (config.method, config.model, config.batch_size) == ("ssast", "ssast_base", 24)
+    assert (config.objective, config.model, config.batch_size) == ("ssast", "ssast_base", 24)
     assert (config.ssast.masked * 512, config.ssast.cluster) == (400, [3, 5])
     assert config.ssast.weight == 10
     assert (config.optim.lr, config.optim.betas) == (1e-4, [0.95, 0.999])

@@ -1,12 +1,14 @@
 """The drawn views are the trainer's own, bit for bit, and the picture says what is what."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from torch._subclasses import FakeTensorMode
 
 from ssmast.audio import LogMel, open_corpus
 from ssmast.command import run_command
@@ -146,3 +148,20 @@ def test_mel_bins_peak_where_the_axis_says():
     log_mel = LogMel(num_mels=64)
     peaks = log_mel.filterbank.argmax(dim=1) * 16000 / 1024
     assert (log_mel.centres_hz() - peaks).abs().max() <= 16000 / 1024
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_pictures_are_drawn_on_the_cpu_wherever_the_front_end_is(tmp_path):
+    log_mel = LogMel(num_mels=32)
+    asked = []
+
+    def draw(*_, log_mel, **__):
+        asked.append(log_mel.filterbank.device.type)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):  # needs no card
+        log_mel.filterbank = torch.empty(32, 513, device="cuda")
+        with mock.patch.object(show_views, "draw_views", draw):
+            draw_inputs = show_views.draw_inputs
+            draw_inputs(tmp_path / "a.png", _config(), mock.Mock(), log_mel=log_mel, clips=1)
+    assert asked == ["cpu"]
+    assert log_mel.filterbank.device.type == "cuda"  # the trainer's own stays where it is

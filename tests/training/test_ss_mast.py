@@ -96,7 +96,9 @@ def test_no_key_of_the_own_clip_is_a_negative(monkeypatch):
 
 def _gradients(parts: int, **kwargs) -> tuple[float, torch.Tensor, Pretraining]:
     """Loss, all gradients and the trainer after one step of 32 clips in so many micro-batches."""
-    config = _config(batch_size=32, optim=Optim(accumulate=parts, clip_norm=0.0), **kwargs)
+    config = _config(
+        batch_size=32, optim=Optim(gradient_accumulation_steps=parts, max_grad_norm=0.0), **kwargs
+    )
     trainer = _trainer(config)
     keys = torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator()))
     trainer.queue.enqueue_(keys, torch.arange(500, 520), step=0)
@@ -164,7 +166,7 @@ def test_4_times_8_equals_1_times_32(norm, mode, batch_negatives):
 
 def test_the_gradient_through_the_cut_is_that_of_one_graph():
     """Against autograd through encoder, heads and loss in one piece: the same kernels and bits."""
-    trainer = _trainer(_config(batch_size=8, optim=Optim(clip_norm=0.0)))
+    trainer = _trainer(_config(batch_size=8, optim=Optim(max_grad_norm=0.0)))
     reference = _trainer(_config(batch_size=8))
     reference.student.train()
     batch = reference.make_views(_batch(), step=0)

@@ -120,11 +120,11 @@ def test_a_step_that_is_not_finite_moves_nothing():
         (["model=mast_nano"], "MAST's overlapping stem"),
         (["model=ast_nano"], "must not overlap with shown ones, got model=ast_nano"),
         (["export.network=teacher"], "student: ssast has no teacher"),
-        (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by method=ssast"),
+        (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by objective=ssast"),
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
         (["ssast.masked=1"], "ssast.masked must be above 0 and below 1"),
         (["ssast.cluster=[3]"], "ssast.cluster must be two rising numbers"),
-        (["method=moco"], "method must be ss_mast or ssast, got 'moco'"),
+        (["objective=moco"], "objective must be ss_mast or ssast, got 'moco'"),
     ],
 )
 def test_what_ssast_cannot_do_is_refused_in_one_sentence(words, sentence, tmp_path):
@@ -166,11 +166,11 @@ def test_a_run_leaves_an_encoder_a_picture_and_a_report(run):
 
 def test_a_run_that_was_cut_short_ends_in_the_same_bits(run, tmp_path):
     audio = run.parent
-    assert _run(audio, f"run={tmp_path}/run") == 0
+    assert _run(audio, f"run={tmp_path}/run", "show_views=0") == 0
     for later in sorted((tmp_path / "run" / "checkpoints").iterdir())[1:]:
         shutil.rmtree(later)
     shutil.rmtree(tmp_path / "run" / "encoder")
-    assert _run(audio, f"run={tmp_path}/run", "resume=auto") == 0
+    assert _run(audio, f"run={tmp_path}/run", "resume=auto", "show_views=0") == 0
     file = "encoder/model.safetensors"
     assert (tmp_path / "run" / file).read_bytes() == (run / file).read_bytes()
 

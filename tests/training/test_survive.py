@@ -25,7 +25,8 @@ _TROUBLED = Path(__file__).parent / "troubled_run.py"
 _FULL = (
     *SMALL, "steps=14", "checkpoint_every=1", "drop_path=0.2", "head.norm=batch",
     "views.waveform_augment=0.5", "views.noise_std=0.1", "views.mixup_memory=8",
-    "loss.learn_temperature=true", "optim.accumulate=2", "batch_size=8", "patch_drop.mode=random",
+    "loss.learn_temperature=true", "optim.gradient_accumulation_steps=2", "batch_size=8",
+    "patch_drop.mode=random",
 )  # fmt: skip
 
 
@@ -98,7 +99,9 @@ def test_as_many_micro_batches_on_one_two_or_three_processes_give_the_same_bits(
     words = [*SMALL, "batch_size=12", "drop_path=0.2", f"data={audio}"]
     for size in (1, 2, 3):
         run = tmp_path / str(size)
-        group = Group(size, DOOR, *words, f"run={run}", f"optim.accumulate={6 // size}")
+        group = Group(
+            size, DOOR, *words, f"run={run}", f"optim.gradient_accumulation_steps={6 // size}"
+        )
         assert group.wait() == [0] * size
     for size in (2, 3):
         assert _final_sums(tmp_path / str(size)) == _final_sums(tmp_path / "1")

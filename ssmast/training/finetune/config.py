@@ -23,7 +23,7 @@ _RANGES = {
     "epochs": ANY, "show_views": ANY, "clips.waveform_augment": SHARE,
     "clips.mixup_rate": SHARE, "clips.time_shift": ANY, "clips.noise_std": ANY,
     "clips.freq_mask": ANY, "clips.time_mask": ANY, "heads.freeze": SHARE,
-    "optim.average": SHARE, "scoring.slack": ANY, "scoring.every": ANY,
+    "optim.swa_fraction": SHARE, "scoring.one_se_rule": ANY, "scoring.every": ANY,
     "scoring.max_windows": ANY, "scoring.batch_seconds": ANY,
 }  # fmt: skip
 
@@ -92,15 +92,15 @@ class FinetuneOptim(Optim):
     min_lr: float = setting(0.0, "learning rate at the last step")
     warmup: float = setting(0.0, "share of the steps spent warming up")
     betas: list[float] = setting([0.9, 0.999], "AdamW's two decay rates")
-    clip_norm: float = setting(1.0, "largest gradient norm; 0 for no clipping")
+    max_grad_norm: float = setting(1.0, "largest gradient norm; 0 for no clipping")
     layer_decay: float | None = setting(
         1.0, "learning rate of a block over that of the next; 1: none; auto: by the size of the set"
     )
     ema: float = setting(0.0, "decay of the average of the weights that is scored; 0: none")
-    average: float = setting(
+    swa_fraction: float = setting(
         0.0, "average the weights of the validations in this last share of the run; 0: none"
     )
-    between: list[float] = setting(
+    wise_ft_alphas: list[float] = setting(
         [], "with heads.probe: shares of the way from the first weights to the last that compete"
     )
 
@@ -110,7 +110,7 @@ class Scoring:
     """How it is chosen and scored."""
 
     metric: str = setting("", "number to choose the best by; empty: what suits the labels")
-    slack: float = setting(
+    one_se_rule: float = setting(
         0.0, "standard errors below the highest score within which the lower loss is chosen"
     )
     every: int = setting(0, "steps between validations; 0: once an epoch; always at the end")
@@ -164,8 +164,8 @@ class FinetuneConfig(TrainConfig):
         decay = self.optim.layer_decay
         require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
         require(0 <= self.optim.ema < 1, "optim.ema", self.optim.ema, "in [0, 1)")
-        between = self.optim.between
-        require(all(0 < share < 1 for share in between), "optim.between", between, "in (0, 1)")
+        alphas = self.optim.wise_ft_alphas
+        require(all(0 < share < 1 for share in alphas), "optim.wise_ft_alphas", alphas, "in (0, 1)")
         share = self.scoring.held_out
         require(0 < share < 1, "scoring.held_out", share, "between 0 and 1")
         known = (*SCHEDULES, "all")

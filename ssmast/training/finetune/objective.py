@@ -102,7 +102,7 @@ class Validation:
         kept.keep_if_best_(
             trainer.scored, score=numbers[self.metric], loss=numbers["loss"], step=step
         )
-        if step > (1 - optim.average) * trainer.steps:
+        if step > (1 - optim.swa_fraction) * trainer.steps:
             kept.average_(trainer.scored)
         self._done.add(step)
         best = kept.best
@@ -360,7 +360,7 @@ class Supervised:
             last = kept.averaged(trainer.scored)
             mixtures[f"average of {kept.num_averaged} validations' weights"] = last
         if kept.first is not None:
-            for share in optim.between:
+            for share in optim.wise_ft_alphas:
                 name = f"{share:g} of the way from the first weights to the last"
                 mixtures[name] = kept.between(last, share=share)
         for name, weights in mixtures.items():

@@ -205,7 +205,7 @@ class Finetuning(BaseTrainer[FinetuneConfig]):
             scales=_head_scales(config.heads.lr_scale, self.outputs.sizes),
         )
         self.optimizer = optimizer_of(config, self.network, groups=groups)
-        self.kept = KeptWeights(num_clips=num_valid, slack=config.scoring.slack)
+        self.kept = KeptWeights(num_clips=num_valid, slack=config.scoring.one_se_rule)
 
     # -- one step ------------------------------------------------------------------------------
 

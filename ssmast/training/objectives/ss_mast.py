@@ -128,7 +128,7 @@ class Pretraining(BaseTrainer[PretrainConfig]):
             logger.warning(
                 "loss.queue_size=%d is more than a tenth of the %d clips, so it holds many recent "
                 "views of similar sounds and of the same clips; a smaller queue usually learns "
-                "better (loss.queue_share=0.05 scales it to the corpus)",
+                "better (loss.queue_fraction=0.05 scales it to the corpus)",
                 *(queue_size, num_clips),
             )
 

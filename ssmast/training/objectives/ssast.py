@@ -18,7 +18,7 @@ from ssmast.contrastive import (
 )
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder.pooling import check_pooling
-from ssmast.model import AST, Backbone, Grid, LoadReport, create_model, pool_tokens
+from ssmast.model import AST, Backbone, Grid, LoadReport, Tokens, create_model, pool_tokens
 from ssmast.settings import UsageError
 from ssmast.training.build import optimizer_of
 from ssmast.training.checkpoint import Tensors
@@ -42,7 +42,7 @@ class MaskedEncoder(nn.Module):
 
     def forward(self, log_mel: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-mel (B, 1, F, T) less what is hidden (B, N) -> guesses (B, M, P) and all tokens."""
-        tokens, _, _ = self.backbone.encode_masked(
+        tokens, *_ = self.backbone.encode_masked(
             log_mel, masked=masked, mask_token=self.heads.mask_token
         )
         return *self.heads(of_masked(tokens, masked)), tokens
@@ -106,13 +106,13 @@ def build_masked_encoder(config: PretrainConfig) -> MaskedEncoder:
     )
     if not isinstance(backbone, AST):
         raise UsageError(
-            "method=ssast hides single patches, whose neighbours a MAST's overlapping stem and "
+            "objective=ssast hides single patches, whose neighbours a MAST's overlapping stem and "
             f"pooling convolutions would mix with them, got model={config.model}; use "
-            "model=ssast_base or ssast_nano, or method=ss_mast"
+            "model=ssast_base or ssast_nano, or objective=ss_mast"
         )
     if backbone.patch_embed.stride != backbone.patch_embed.kernel:
         raise UsageError(
-            "method=ssast hides patches that must not overlap with shown ones, got "
+            "objective=ssast hides patches that must not overlap with shown ones, got "
             f"model={config.model}; use ssast_base, ssast_nano, ssast_frame_base or "
             "ssast_frame_nano (an ast_* can start from what they learn)"
         )
@@ -186,7 +186,7 @@ class MaskedPretraining(BaseTrainer[PretrainConfig]):
             (self._total(loss) / parts).backward()
             sums.add_()
             losses.append(torch.stack([*loss, spread]).detach())
-            embeddings.append(pool_tokens(tokens.detach().float(), self.grid, mode="mean"))
+            embeddings.append(pool_tokens(Tokens(tokens.detach().float(), self.grid), mode="mean"))
         sums.write_(over_processes=self.accelerator.num_processes > 1)
         means = self.gather(torch.stack(losses)).mean(dim=0)
         found, spread = MaskedPatchLoss(*means[:3]), means[3]

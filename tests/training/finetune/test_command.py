@@ -108,7 +108,7 @@ def test_the_folder_scores_as_the_run_did(finished, tones, tmp_path, capsys):
 
 
 _EVERYTHING = (
-    "drop_path=0.2", "optim.ema=0.5", "optim.average=1.0", "clips.mixup_rate=0.5",
+    "drop_path=0.2", "optim.ema=0.5", "optim.swa_fraction=1.0", "clips.mixup_rate=0.5",
     "clips.noise_std=0.1", "clips.balanced=true", "heads.dropout=0.1", "heads.freeze=0.25",
     "clips.waveform_augment=0.5",
 )  # fmt: skip
@@ -178,7 +178,7 @@ def test_micro_batches_give_the_whole_batchs_step(tones, tmp_path):
     words = ["steps=2", "drop_path=0", "heads.dropout=0", "optim.lr=1e-5"]
     for parts in (1, 2, 4):
         run = tmp_path / str(parts)
-        assert _run(*words, f"optim.accumulate={parts}", data=tones, run=run) == 0
+        assert _run(*words, f"optim.gradient_accumulation_steps={parts}", data=tones, run=run) == 0
     one = _network(tmp_path / "1")
     for parts in (2, 4):
         other = _network(tmp_path / str(parts))
@@ -203,7 +203,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tones, tmp_path, monk
         keep(self, network, score=next(scores), loss=1.0, step=step)
 
     monkeypatch.setattr(KeptWeights, "keep_if_best_", keep_if_best_)
-    words = ["scoring.every=1", "optim.average=0", "checkpoint_every=1", "keep_checkpoints=9"]
+    words = ["scoring.every=1", "optim.swa_fraction=0", "checkpoint_every=1", "keep_checkpoints=9"]
     assert _run(*words, data=tones, run=tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "test.json").read_text())
     assert (result["chosen"][0]["step"], result["valid"]) == (2, 0.9)  # the first of equals

@@ -27,7 +27,7 @@ _CHANGES = {
     "front_end.stats_clips": "3",
     "optim.name": "sgd", "optim.lr": "1e-3", "optim.min_lr": "1e-5", "optim.warmup": "0.9",
     "optim.weight_decay": "50", "optim.betas": "[0.5, 0.6]", "optim.momentum": "0.1 optim.name=sgd",
-    "optim.clip_norm": "0.01", "optim.layer_decay": "0.1", "optim.ema": "0.5",
+    "optim.max_grad_norm": "0.01", "optim.layer_decay": "0.1", "optim.ema": "0.5",
     "clips.frames": "64", "clips.balanced": "true", "clips.waveform_augment": "1",
     "clips.mixup_rate": "1", "clips.mixup_alpha": "0.1 clips.mixup_rate=1",
     "clips.time_shift": "0", "clips.noise_std": "1", "clips.freq_mask": "16",
@@ -40,14 +40,15 @@ _ELSEWHERE = {
     "recipe": "test_finetune", "data": "test_finetune", "run": "test_finetune",
     "init": "test_finetune", "epochs": "test_finetune", "resume": "test_finetune",
     "workers": "test_finetune", "threads": "test_pretrain", "processes": "test_pretrain",
-    "optim.accumulate": "test_finetune", "max_skipped": "test_finetune",
+    "optim.gradient_accumulation_steps": "test_finetune", "max_skipped": "test_finetune",
     "show_views": "test_finetune", "checkpoint_every": "test_config",
     "keep_checkpoints": "test_config", "log_every": "test_config", "tensorboard": "test_config",
-    "cache": "test_config", "precision": "test_config", "max_bad_share": "test_bad_input",
-    "heads.probe": "test_finetune_heads", "optim.average": "test_finetune",
+    "cache": "test_config", "precision": "test_config", "max_bad_fraction": "test_bad_input",
+    "heads.probe": "test_finetune_heads", "optim.swa_fraction": "test_finetune",
     "scoring.metric": "test_finetune", "scoring.every": "test_finetune",
-    "scoring.held_out": "below", "scoring.slack": "below", "scoring.max_windows": "below",
-    "scoring.batch_seconds": "below", "grad_checkpointing": "below", "optim.between": "below",
+    "scoring.held_out": "below", "scoring.one_se_rule": "below", "scoring.max_windows": "below",
+    "scoring.batch_seconds": "below", "grad_checkpointing": "below",
+    "optim.wise_ft_alphas": "below",
 }  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_checkpointing_recomputes_and_changes_no_number(tones, usual):
 
 
 def test_how_it_is_scored_follows_its_keys(tones):
-    words = ["scoring.max_windows=3", "scoring.slack=2", "scoring.batch_seconds=7"]
+    words = ["scoring.max_windows=3", "scoring.one_se_rule=2", "scoring.batch_seconds=7"]
     method, _, trainer = _trainer(tones, *words)
     assert trainer.classifier(trainer.network).max_windows == 3
     assert method._batch_seconds == 7
@@ -142,7 +143,7 @@ def test_the_share_that_is_held_out_is_the_validation_part(tmp_path):
 
 
 def test_points_between_the_first_weights_and_the_last_compete(tones, monkeypatch):
-    words = ["heads.probe=true", "optim.average=0", "optim.between=[0.25, 0.5]"]
+    words = ["heads.probe=true", "optim.swa_fraction=0", "optim.wise_ft_alphas=[0.25, 0.5]"]
     method, _, trainer = _trainer(tones, *words)
     method.watcher(RunFolder(path=tones.parent / "run"), [])
     trainer.kept.keep_if_best_(trainer.network, score=0.5, loss=1.0, step=0)
