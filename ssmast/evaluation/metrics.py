@@ -7,7 +7,8 @@ Clips of equal score share one threshold, as in scikit-learn, so the order of cl
 Of several labels: a class without a positive clip has no average precision, one without a positive
 or a negative clip no AUC; per class they are NaN, and the macro means leave them out.
 (scikit-learn calls such an average precision 0, which lowers the mean.) `classes_scored` counts
-what is left.
+what is left. Average precision and AUC are our own because scikit-learn's, equal to 2e-16, take 3
+and 6 times as long for the grid of models that a linear probe chooses from.
 """
 
 import math
