@@ -28,6 +28,7 @@ from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
 from ssmast.settings import parse, setting
 from ssmast.training import pretrain
+from ssmast.training import run as run_room
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.objectives import ss_mast
 
@@ -108,7 +109,7 @@ def put_clocks(trainer: Any, clock: Clock) -> None:
         *((head, "forward", "heads and loss") for head in heads),
         (trainer.optimizer, "step", "optimiser"),
         (trainer.optimizer, "zero_grad", "optimiser"),
-        (trainer, "_clip_gradients", "optimiser"),
+        (trainer, "move_", "optimiser"),
         (trainer.teacher, "ema_update_", "queue and EMA"),
         (trainer.queue, "snapshot", "queue and EMA"),
         (trainer.queue, "enqueue_", "queue and EMA"),
@@ -126,7 +127,7 @@ class _Done(Exception):  # noqa: N818 (no error)
 def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> dict[str, float]:
     """Seconds of each part over the timed steps; without parts only the wait for data and rest."""
     found: dict[str, float] = {}
-    run_loop = pretrain.run_loop
+    run_loop = run_room.run_loop
 
     def timed_loop(trainer: Any, batches: Iterator[Any], **kwargs: Any) -> None:
         clock = Clock(trainer.accelerator.device, waits=with_parts)
@@ -155,7 +156,7 @@ def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> 
         ):
             run_loop(trainer, iter(next_batch, None), **kwargs)
 
-    with mock.patch.object(pretrain, "run_loop", timed_loop):
+    with mock.patch.object(run_room, "run_loop", timed_loop):
         try:
             pretrain.run(config)
         except _Done:

@@ -16,6 +16,7 @@ import time
 import pytest
 import torch
 
+from tests.gpu.build import build, missing
 from tests.report.browser import BROWSERS, find_browser
 from tests.sets import encoder_folder, sets, tiny_encoder  # noqa: F401 - fixtures
 
@@ -79,3 +80,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the labelled sets of real audio, which this machine does not have")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Path:
+    """Folder of the compiled stand-in of a card (tests/gpu).
+
+    The test is skipped where it cannot be built; SSMAST_STAND_IN=required makes that a failure.
+    """
+    if why := missing():
+        required = os.environ.get("SSMAST_STAND_IN") == "required"
+        (pytest.fail if required else pytest.skip)(why)
+    return build()

@@ -32,11 +32,18 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
             sets one thread, which would leave the other cores idle.
 
     Raises:
-        ValueError: if more processes were asked for than take part.
+        ValueError: if more processes were asked for than take part, or bf16 of a GPU without it.
     """
     has_gpu = torch.cuda.is_available()
+    # Older GPUs emulate it: slower than float32, and none of the fused attention kernels.
+    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and has_gpu and not has_bf16:
+        raise ValueError(
+            f"precision=bf16 needs a GPU of compute capability 8.0 or newer, "
+            f"{torch.cuda.get_device_name()} is older; use precision=fp32"
+        )
     accelerator = Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bf16" else "no",

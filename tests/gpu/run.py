@@ -50,7 +50,7 @@ def command(*words: str, **options: Any) -> tuple[list[str], dict[str, str]]:
     inside = {key: options[key] for key in ("emulation", "compute", "out") if key in options}
     if str(options.get("compute", "true")) == "false" or options.get("native"):
         environment["FAKE_CUDA_SKIP_COPIES"] = "1"
-    words = ("-m", "tests.gpu.run", f"inside={json.dumps(inside)}", *words)
+    words = ("-m", "tests.gpu.run", f"inside={json.dumps(inside, default=str)}", *words)
     return [sys.executable, *words], {**os.environ, **environment}
 
 

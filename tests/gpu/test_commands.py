@@ -72,18 +72,18 @@ def test_two_processes_pretrain_over_a_group_as_strict_as_nccl(stand_in, tmp_pat
 
 
 @pytest.mark.slow
-def test_bfloat16_runs_where_a_card_has_it(stand_in, tmp_path):
-    """The default precision on a card; its numbers are its own."""
+@pytest.mark.parametrize(("arch", "used"), [(90, "bf16"), (75, "no")])
+def test_the_default_precision_is_one_that_the_card_has(stand_in, tmp_path, arch, used):
     words = [word.format(out=tmp_path, cpu="") for word in COMMANDS["pretrain"].words]
-    line, environment = command(
-        "-m", "ssmast", *words, "precision=auto", out=tmp_path / "seen.json"
-    )
+    words += ["precision=auto"]
+    line, environment = command("-m", "ssmast", *words, arch=arch, out=tmp_path / "seen.json")
     done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "seen.json").read_text())["mixed"] == []
     rows = [json.loads(row) for row in (tmp_path / "mast/metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)
     state = json.loads((tmp_path / "mast/checkpoints/00000002/state.json").read_text())
-    assert state["mixed_precision"] == "bf16"
+    assert state["mixed_precision"] == used
 
 
 def different(found: Any, wanted: Any) -> float:

@@ -1,6 +1,7 @@
 """Every key of a training: refused where it makes no sense, and of effect where it does."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -203,8 +204,31 @@ def test_the_precision_is_the_accelerators(asked, used, monkeypatch):
 
     monkeypatch.setattr(launch, "Accelerator", Spy)
     launch.start_accelerator(precision=asked, processes=0, threads=torch.get_num_threads())
-    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     assert seen["mixed_precision"] == (used or ("bf16" if has_it else "no"))
+
+
+@pytest.mark.parametrize(("has_it", "used"), [(True, "bf16"), (False, "no")])
+def test_bfloat16_is_not_emulated_on_a_gpu_that_lacks_it(has_it, used, monkeypatch):
+    seen = []
+
+    def accelerator(**words):
+        seen.append(words["mixed_precision"])
+        return mock.Mock(num_processes=1)
+
+    def supported(including_emulation=True):
+        return has_it or including_emulation
+
+    monkeypatch.setattr(launch, "Accelerator", accelerator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old one")
+    threads = torch.get_num_threads()
+    launch.start_accelerator(precision="auto", processes=0, threads=threads)
+    assert seen == [used]
+    if not has_it:
+        with pytest.raises(ValueError, match="an old one is older; use precision=fp32"):
+            launch.start_accelerator(precision="bf16", processes=0, threads=threads)
 
 
 def test_decoded_audio_is_kept_where_it_is_asked_for(audio, tmp_path, monkeypatch):
