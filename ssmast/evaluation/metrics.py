@@ -269,6 +269,6 @@ def bootstrap_interval(
         return float(values[0]), float(values[0])
     found = bootstrap(
         (values,), np.mean, n_resamples=num_draws, confidence_level=confidence,
-        method="percentile", batch=100, random_state=np.random.default_rng(seed),
+        method="percentile", batch=100, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
