@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.audio import LongSound
+from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
 from ssmast.encoder.pooling import LAYERS
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.protocols import Protocol as ProbeProtocol
 from ssmast.model.pool import POOL_MODES
-from ssmast.settings import UsageError
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
@@ -86,16 +86,12 @@ class LogMelBaseline(nn.Module):
 
     def __init__(self, *, num_mels: int = 128) -> None:
         super().__init__()
-        from torchaudio.functional import melscale_fbanks
-
         self.num_mels = num_mels
         self.hann: Tensor
         self.filters: Tensor
         self.register_buffer("hann", torch.hann_window(self.win_length), persistent=False)
-        filters = melscale_fbanks(
-            self.n_fft // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate, "slaney", "slaney"
-        )
-        self.register_buffer("filters", filters, persistent=False)
+        filters = mel_filterbank(self.sample_rate, self.n_fft, num_mels, 0.0, 8000.0)
+        self.register_buffer("filters", filters.T, persistent=False)
 
     @property
     def layer_dims(self) -> list[int]:
@@ -271,9 +267,6 @@ def make_columns(
     Raises:
         UsageError, FileNotFoundError, ValueError: if there is no such encoder or setting.
     """
-    names = ", ".join(UNTRAINED)
-    if not encoder:
-        raise UsageError(f"encoder= is missing; give an encoder folder, a Hub name, or {names}")
     if encoder in UNTRAINED:
         return [_without_weights(encoder, device)]
     loaded = load_encoder(encoder).to(device).eval()
@@ -285,16 +278,6 @@ def make_columns(
     if baselines == "all":
         columns.append(_without_weights("random_conv", device))
     return columns
-
-
-def check_baselines(value: str) -> None:
-    """Refuse a value of a `baselines=` key that is none of `BASELINES`, in any case.
-
-    Raises:
-        UsageError: naming them.
-    """
-    if value.lower() not in BASELINES:
-        raise UsageError(f"baselines must be one of {', '.join(BASELINES)}, got {value!r}")
 
 
 def _without_weights(name: str, device: torch.device) -> Column:

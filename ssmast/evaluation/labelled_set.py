@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast import splits as split_rules
-from ssmast.splits import Split, hold_out, label_set, name_hash, trained_labels
+from ssmast.splits import Split, hold_out, ids_sha256, label_set, name_hash, trained_labels
 
 TASK_KEYS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
 # Of each class of a sample: one clip to train on, one to choose by, one to score.
@@ -197,7 +196,7 @@ class LabelledSet:
 
     def ids_sha256(self, positions: NDArray[np.int64] | None = None) -> str:
         """`splits.ids_sha256` of the set, or of some of its clips."""
-        return split_rules.ids_sha256(self.clips, self.splits, positions)
+        return ids_sha256(self.clips, self.splits, positions)
 
     def labels_sha256(self) -> str:
         """Hash of the sorted (clip, labels) lines."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio import read_header, read_table, read_task_file
+from ssmast.audio.corpus.table import read_header, read_table, read_task_file
 from ssmast.evaluation.labelled_set import (
     TASK_KEYS,
     Head,

@@ -13,10 +13,10 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from ssmast import __version__
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
 from ssmast.splits import Split
+from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
 # None means something there: no interval, no folds.

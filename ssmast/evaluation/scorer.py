@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssmast import __version__
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.evaluation.baselines import Column, PooledEmbedder
 from ssmast.evaluation.embed import (
@@ -25,6 +24,7 @@ from ssmast.evaluation.probe import chance, metric_of, run_probe
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
 from ssmast.evaluation.protocols import Protocol
 from ssmast.evaluation.results import Result, Score, set_facts
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Scorer:
             },
             "set": [
                 *(str(labelled.spec), labelled.ids_sha256(), labelled.separator),
-                *(labelled.labels_sha256(), job.corpus.stamp),
+                *(labelled.labels_sha256(), job.corpus.files_hash),
             ],
             "probe": [
                 *(self.protocol.name, job.metric.name, self.num_seeds, self.seed),

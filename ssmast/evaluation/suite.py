@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssmast.evaluation.baselines import BASELINES, BEST, UNTRAINED, check_baselines, make_columns
+from ssmast.evaluation.baselines import BASELINES, BEST, UNTRAINED, make_columns
 from ssmast.evaluation.labelled_set import LabelledSet
-from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
 from ssmast.evaluation.read_set import find_sets, load_set, split_names
@@ -29,58 +29,73 @@ from ssmast.evaluation.results import (
 from ssmast.evaluation.scorer import Scorer
 from ssmast.files import write_atomic
 from ssmast.report import write_report
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
-_RANGES = {
-    "seeds": ANY, "lr": ANY, "crop_seconds": ANY, "epochs": COUNT, "workers": ANY,
-    "batch_seconds": ANY,
-}  # fmt: skip
 
-
-@dataclass
-class ProbeConfig:
-    """`ssmast probe`: frozen encoder -> numbers."""
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Settings):
+    """`ssmast probe`: a frozen encoder to scores."""
 
     encoder: str = setting(
-        "", f"encoder folder, Hub name, or a baseline alone: {', '.join(UNTRAINED)}"
+        "",
+        f"encoder folder, Hub name, or a baseline in place of an encoder: {', '.join(UNTRAINED)}",
+        required=True,
     )
-    data: str = setting("", "folder of labelled sets (sub-folders with metadata.csv), or one set")
+    data: str = setting(
+        "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True
+    )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
-    protocol: str = setting("linear", f"{', '.join(PROTOCOLS)}; docs/protocols.md")
-    metric: str = setting("", f"{', '.join(METRICS)}; empty: the set's own, else accuracy or map")
-    seeds: int = setting(0, "repetitions; 0: the protocol's own number, 5 of linear")
-    seed: int = setting(0, "the first of them; also that of the untrained twin's weights")
+    protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
+    metric: str = setting(
+        "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
+    )
+    seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
     baselines: str = setting(
         "true",
-        f"{', '.join(BASELINES)}; true: an untrained twin and log-mel statistics beside; all: a "
-        "fixed random convolution too, which costs about as much again as the statistics",
+        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+        "fixed random convolution too",
+        choices=BASELINES,
     )
-    shuffled: bool = setting(False, "permute the labels: scores must then be at chance")
+    shuffled: bool = setting(
+        False, "permute the labels, as a control: scores must then be at chance"
+    )
     pooling: str = setting(
         "",
-        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, of AST cls; "
+        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, with AST cls; "
         "best: chosen on the validation part",
     )
-    layers: str = setting("", "other layers than the folder's: last, stages, blocks; best: chosen")
-    lr: float = setting(0.0, "rate of evar_strict, xares, lape_finetune; 0: the published one")
-    crop_seconds: float = setting(0.0, "crops of evar_strict, lape_finetune; 0: the published ones")
-    epochs: int = setting(100, "of lape_finetune")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-    cache: str = setting("", "folder of kept embeddings; empty: embeddings/ in out")
+    layers: str = setting(
+        "",
+        "other layers than the encoder folder's: last, stages, blocks; best: chosen on the "
+        "validation part",
+    )
+    lr: float = setting(
+        0.0,
+        "learning rate of evar_strict, xares and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    crop_seconds: float = setting(
+        0.0,
+        "length of the crops of evar_strict and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+    cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
-        try:
-            protocol = get_protocol(self.protocol)
-            get_metric(self.metric or "accuracy")
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        in_range(self, _RANGES)
-        check_baselines(self.baselines)
+        """Refuse keys that do not go together."""
+        super().__post_init__()
+        protocol = PROTOCOLS[self.protocol]
         if self.lr and not protocol.fixed_rate:
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
         if protocol.updates_encoder and BEST in (self.pooling, self.layers):
@@ -123,7 +138,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     columns = make_columns(
         config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
-        baselines=config.baselines.lower(), seed=config.seed, device=state.device,
+        baselines=config.baselines, seed=config.seed, device=state.device,
     )  # fmt: skip
     scorer = Scorer(
         columns,
@@ -184,8 +199,6 @@ def out_folder(config: ProbeConfig) -> Path:
 
 
 def _load_sets(config: ProbeConfig) -> list[LabelledSet]:
-    if not config.data:
-        raise UsageError("data= is missing; give a folder of labelled sets")
     names = find_sets(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")

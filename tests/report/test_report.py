@@ -167,7 +167,7 @@ def test_missing_folders_are_named(tmp_path):
         main([str(tmp_path / "none")])
     with pytest.raises(FileNotFoundError, match=r"neither a run .* nor a result"):
         main([f"results={tmp_path}"])
-    with pytest.raises(UsageError, match="audio_mb must not be negative"):
+    with pytest.raises(UsageError, match="audio_mb must be at least 0"):
         main([str(tmp_path), "audio_mb=-1"])
     assert read_probes(tmp_path / "none") == []
 
