@@ -64,7 +64,9 @@ def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
     """
     schema = ShowViewsConfig
     if kind is not None and kind.settings is not PretrainConfig:
-        schema = make_dataclass("ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings))
+        schema = make_dataclass(
+            "ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings), frozen=True
+        )
     words = [] if kind is None else [f"objective={kind.__name__}"]
     config = parse(
         cast(type[ShowViewsConfig], schema),

@@ -27,7 +27,7 @@ class Best(NamedTuple):
     Attributes:
         weights: name -> tensor of the network.
         score: theirs.
-        loss: theirs; decides between scores that are not told apart.
+        loss: theirs; decides between scores that are equal.
         step: optimiser steps done by then.
     """
 
