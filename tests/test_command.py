@@ -58,7 +58,7 @@ def test_a_working_folder_that_was_deleted_is_said(tmp_path, monkeypatch, capsys
     (tmp_path / "gone").rmdir()
     assert run_command(lambda argv: pytest.fail("begun"), [], name="ssmast test") == 1
     said = capsys.readouterr().err
-    assert said == "ssmast test: the folder that you are in was deleted; go to another one\n"
+    assert said == "ssmast test: the current folder was deleted; change to another one\n"
 
 
 def test_another_broken_pipe_is_an_error(capsys):

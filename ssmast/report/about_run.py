@@ -146,8 +146,8 @@ def _commands(source: Source) -> list[str]:
     commands = []
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
-        door = "-m ssmast finetune" if source.is_fine_tuning else "pretrain/run.py"
-        commands.append(f"accelerate launch {door} {recipe} run=NEW_FOLDER")
+        command = "finetune" if source.is_fine_tuning else "pretrain"
+        commands.append(f"accelerate launch -m ssmast {command} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:
         if not {"encoder", "pooling"} <= one.keys():
@@ -162,7 +162,7 @@ def _commands(source: Source) -> list[str]:
         words += [f"protocol={protocol}", f"seeds={seeds}", f"seed={seed}"]
         if encoder != "log_mel":
             words += [f"pooling={pooling}"] + ([f"layers={layers}"] if layers else [])
-        commands.append(f"python linear_eval/run.py {shlex.join(words)}")
+        commands.append(f"ssmast probe {shlex.join(words)}")
     for one in source.clusters:
         words = [one["task"], f"encoder={one['encoder']}", f"data={one['data']}"]
         words += [f"part={one['part']}", f"normalise={one['normalisation']}"]
