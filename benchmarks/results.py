@@ -27,7 +27,7 @@ from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import Settings, UsageError, parse, setting
-from ssmast.training.build import built_in_corpus
+from ssmast.training.inputs import built_in_corpus
 
 logger = logging.getLogger(__name__)
 

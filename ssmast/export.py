@@ -17,22 +17,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast import __version__
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_results
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
-from ssmast.training.build import log_mel_of
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
-from ssmast.training.init_weights import backbone_weights, networks_of
+from ssmast.training.init_weights import backbone_weights
+from ssmast.training.inputs import log_mel_of
 from ssmast.training.run_folder import changed_settings, read_settings
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
-
-NETWORKS = ("teacher", "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class ExportConfig(Settings):
     run: str = setting("", "run folder, or an encoder folder", required=True)
     out: str = setting("", "encoder folder to write", required=True)
     network: str = setting(
-        "", "network to export; empty: teacher, or the only one", choices=NETWORKS
+        "", "network to export, student or teacher; empty: the objective's usual one"
     )
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
     pooling: str = setting(
@@ -167,15 +165,22 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
     if not objective:
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
-            f"no encoder yet; go on with the same command and resume=auto, then export {run}"
+            f"no encoder yet; finish it by the same command and resume=auto, then export {run}"
         )
-    network = config.network or networks_of(objective)[0]
-    if network not in networks_of(objective):
+    if "encoders" not in state:
+        raise ValueError(
+            f"{checkpoint} was written by ssmast {state.get('version', '0.1.0')}, whose "
+            f"checkpoints {__version__} does not read; export it with that version"
+        )
+    networks = list(state["encoders"])  # the usual one first
+    network = config.network or networks[0]
+    if network not in networks:
         raise ValueError(
             f"a run with objective={objective} has no {network}, only its "
-            f"{' and '.join(networks_of(objective))}; leave network= out"
+            f"{' and '.join(networks)}; leave network= out"
         )
-    weights = backbone_weights(tensors, method=objective, network=network)
+    weights = backbone_weights(state, tensors, network=network)
+    facts.pop("segments", None)
     encoder = _of_weights(settings, facts, weights, config)
     steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
     encoder.info = {**facts, **steps, "settings": settings, "network": network}

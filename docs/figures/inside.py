@@ -4,11 +4,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import LIGHT, arrow, board, box, inset, note, picture
-from sounds import dropped_patches, one_clip
+from sounds import one_clip
 from torch import Tensor
 
-from ssmast.model import MAST, Grid, create_model, draw_patch_drop, pool_tokens, pooled_dim
+from ssmast.model import MAST, Grid, Tokens, create_model, draw_patch_drop, pool_tokens, pooled_dim
 from ssmast.model.attention import relative_attention
+from ssmast.training.show_views import dropped_patches
 
 
 def attention() -> Figure:
@@ -249,7 +250,7 @@ def pooling() -> Figure:
     }
     for number, (mode, text) in enumerate(modes.items()):
         top = 62 + 84 * number
-        vector = pool_tokens(tokens, grid, mode=mode)[0]
+        vector = pool_tokens(Tokens(tokens, grid), mode=mode)[0]
         assert len(vector) == pooled_dim(mode, grid.freq, dim)
         centred = (vector - vector.mean()) / vector.std()
         width = 560 * len(vector) / pooled_dim("freq+max", grid.freq, dim)
@@ -271,7 +272,4 @@ def pooling() -> Figure:
 
 
 def _tokens(net: MAST, clip: Tensor) -> tuple[Tensor, Grid]:
-    state = net.embed_patches(clip)
-    for level in net.stages:
-        state = net.advance(level, state)
-    return net.tokens_of(state, norm=True)[:2]
+    return net.encode(clip)[:2]

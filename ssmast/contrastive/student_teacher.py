@@ -4,20 +4,21 @@ import copy
 from collections.abc import Callable
 
 import torch
+from lightly.models.utils import deactivate_requires_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model import Backbone, Grid, PatchDrop
+from ssmast.model import Backbone, PatchDrop, Tokens
 
-PoolTokens = Callable[[Tensor, Grid, Tensor | None], Tensor]
+PoolTokens = Callable[[Tokens], Tensor]
 
 
 class Branch(nn.Module):
     """Log-mel -> embedding -> projection: what student and teacher have in common.
 
     Args:
-        backbone: encoder with `encode(log_mel, patch_drop=...) -> (tokens, grid, mask)`.
-        pool: maps tokens (B, N, D), their grid and mask to the embedding (B, E).
+        backbone: encoder with `encode(log_mel, patch_drop=...) -> Tokens`.
+        pool: maps tokens to the embedding (B, E).
         projector: maps the embedding to the projection (B, P).
     """
 
@@ -31,8 +32,7 @@ class Branch(nn.Module):
 
     def embed(self, log_mel: Tensor, patch_drop: PatchDrop | None = None) -> Tensor:
         """Normalised log-mel (B, 1, F, T) -> embedding (B, E); no clip sees another."""
-        tokens, grid, mask = self.backbone.encode(log_mel, patch_drop=patch_drop)
-        return self.pool(tokens, grid, mask)
+        return self.pool(self.backbone.encode(log_mel, patch_drop=patch_drop))
 
 
 class Student(nn.Module):
@@ -75,7 +75,7 @@ class Teacher(nn.Module):
     def __init__(self, student_branch: Branch) -> None:
         super().__init__()
         self.branch = copy.deepcopy(student_branch)
-        self.requires_grad_(False)
+        deactivate_requires_grad(self)
 
     @torch.no_grad()
     def project(self, embedding: Tensor) -> Tensor:
@@ -95,7 +95,9 @@ class Teacher(nn.Module):
 def ema_update_(average: nn.Module, current: nn.Module, momentum: float) -> None:
     """Average <- momentum * average + (1 - momentum) * current, parameter by parameter.
 
-    Floating-point buffers follow the same average; counters are copied.
+    Floating-point buffers follow the same average; counters are copied. Ours and not lightly's
+    `update_momentum`, which leaves buffers behind and rounds twice: here an average of equal
+    weights stays equal to the bit.
 
     Raises:
         ValueError: if momentum lies outside [0, 1].

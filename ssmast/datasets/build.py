@@ -16,7 +16,6 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from ssmast.datasets.download import Progress, fetch, file_sha256
 from ssmast.datasets.published_counts import Published, published_of
 from ssmast.datasets.task import LABEL_SEPARATOR, DataTask, Ledger, Row
 from ssmast.datasets.tree import Tree
+from ssmast.version import __version__
 
 _PARTS = ("train", "valid", "test")
 
@@ -130,7 +130,7 @@ def facts_of(
         "differences": _differences(published, counted),
         "notes": notes,
         "ids_sha256": counted.ids_sha256,
-        "version": version("ssmast"),
+        "version": __version__,
     }
 
 

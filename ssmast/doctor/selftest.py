@@ -3,18 +3,13 @@
 ssmast's own modules are imported inside the functions, since they need packages that may be broken.
 """
 
-import json
+import logging
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ssmast.doctor.finding import Finding, note, ok, problem, reason
-
-_STEPS, _BATCH = 2, 4
 
 
 def check_decoders() -> Iterator[Finding]:
@@ -69,65 +64,47 @@ def log_mel_of_a_sine(folder: Path) -> str:
     return f"a sine is right to {error:.0e}"
 
 
-def two_steps_of_pretraining(folder: Path) -> str:
-    """Pretrain as `ssmast pretrain` does, in a process of its own, on the device it would use.
-
-    Short clips made here, two steps, the picture of views, checkpoint, encoder folder and report.
+def pretraining(folder: Path) -> str:
+    """Two steps of `ssmast pretrain` on the device it would use, and all files that it writes.
 
     Raises:
         ArithmeticError: if a loss is not finite, or the encoder's embedding is not.
-        ChildProcessError: if it fails, with its last line.
-        FileNotFoundError: if it left no picture or no encoder.
+        FileNotFoundError: if it left no picture of views or no encoder.
     """
     import torch
 
+    from ssmast.audio import write_synthetic_corpus
     from ssmast.encoder import load_encoder
+    from ssmast.training.metrics_log import read_metrics
+    from ssmast.training.pretrain import main
 
-    run, device = folder / "run", "cuda" if torch.cuda.is_available() else "cpu"
-    _pretrain(folder, run=run)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    if len(losses) != _STEPS or not all(map(math.isfinite, losses)):
-        raise ArithmeticError(f"on {device} {_STEPS} steps gave the losses {losses}")
+    device, run = "cuda" if torch.cuda.is_available() else "cpu", folder / "run"
+    write_synthetic_corpus(folder / "clips", num_clips=16, seed=0)
+    words = [
+        "recipe=smoke", f"data={folder / 'clips'}", f"run={run}", "steps=2", "log_every=1",
+        "batch_size=4", "views.frames=64", "front_end.num_mels=32", "front_end.stats_clips=8",
+        "loss.queue_size=8", "tensorboard=false",
+    ]  # fmt: skip
+    log = logging.getLogger("ssmast")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        main(words)
+    finally:
+        log.setLevel(level)
+    losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    if len(losses) != 2 or not all(map(math.isfinite, losses)):
+        raise ArithmeticError(f"on {device} two steps gave the losses {losses}")
     if not (run / "views.png").is_file():
         raise FileNotFoundError("views.png was not drawn")
     embedding = load_encoder(run / "encoder").embed(torch.sin(torch.arange(16000) / 7.0), 16000)
     if not bool(embedding.isfinite().all()):
-        raise ArithmeticError("the encoder gives numbers that are not finite")
+        raise ArithmeticError("the encoder's embedding is not finite")
     shown = ", ".join(f"{loss:.3f}" for loss in losses)
-    return f"{_STEPS} steps on {device}, loss {shown}; views, checkpoint, encoder and report"
-
-
-def _pretrain(folder: Path, *, run: Path) -> None:
-    import torch
-
-    from ssmast.audio.encode import encode_sound
-
-    (folder / "clips").mkdir()
-    for number in range(_BATCH):
-        tone = 0.3 * torch.sin(torch.arange(24000) * (0.05 + 0.02 * number)).numpy()
-        sound = encode_sound(tone, sample_rate=16000, codec="flac")
-        (folder / "clips" / f"{number}.flac").write_bytes(sound)
-    words = [
-        "recipe=smoke", f"data={folder / 'clips'}", f"run={run}", f"steps={_STEPS}", "log_every=1",
-        f"batch_size={_BATCH}", "loss.queue_size=0", f"show_views={_BATCH}", "cache=off",
-        f"front_end.stats_clips={_BATCH}", "workers=0", "tensorboard=false",
-    ]  # fmt: skip
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-m", "ssmast", "pretrain", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise ChildProcessError(f"`ssmast pretrain` ended with {done.returncode}: {said[-1]}")
+    return f"two steps on {device}, loss {shown}; views, checkpoint, encoder and report"
 
 
 SELF_TESTS: dict[str, Callable[[Path], str]] = {
     "log-mel": log_mel_of_a_sine,
-    "pretraining": two_steps_of_pretraining,
+    "pretraining": pretraining,
 }

@@ -262,7 +262,7 @@ def embed_columns(
     columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for batch in batches(chunks, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
-        tokens, grid, _ = cutter.backbone.encode(log_mel, lengths=lengths)
+        tokens, grid, _, _ = cutter.backbone.encode(log_mel, lengths=lengths)
         maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
         for chunk, found in zip(batch, maps.float().cpu(), strict=True):
             num = cutter.columns(chunk.length)

@@ -41,7 +41,7 @@ def pool_layers(
         outcomes = backbone.encode_blocks(log_mel, lengths=lengths)
         if layers == "stages":
             outcomes = [outcomes[index] for index in backbone.stage_ends]
-    vectors = [pool_tokens(x, grid, mode=pooling, mask=mask) for x, grid, mask in outcomes]
+    vectors = [pool_tokens(tokens, mode=pooling) for tokens in outcomes]
     return torch.cat(vectors, dim=1)
 
 

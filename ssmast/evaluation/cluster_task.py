@@ -17,7 +17,6 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ssmast.evaluation.labelled_set import Task, load_task
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import TITLES, beside, result_file, write_text
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.version import __version__
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
@@ -209,7 +209,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
         "seed": config.seed,
         "encoder": config.encoder,
         "data": config.data,
-        "version": version("ssmast"),
+        "version": __version__,
         **facts,
         "columns": columns,
     }

@@ -12,7 +12,6 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import beside, write_text
 from ssmast.report import write_report
 from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def result_of(
         )
     result = {
         "task": str(found.spec),
-        "version": version("ssmast"),
+        "version": __version__,
         "protocol": PROTOCOL,
         "metric": metric,
         "mean": mean,

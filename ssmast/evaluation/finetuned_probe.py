@@ -176,8 +176,8 @@ class _Run:
 
     def _logits(self, waveforms: Tensor) -> Tensor:
         log_mel = self._encoder.log_mel(waveforms.to(self._encoder.device))
-        tokens, grid, mask = self._encoder.backbone.encode(log_mel)
-        return self._head(pool_tokens(tokens, grid, mode=self._encoder.pooling, mask=mask))
+        tokens = self._encoder.backbone.encode(log_mel)
+        return self._head(pool_tokens(tokens, mode=self._encoder.pooling))
 
     def _batches(self, places: NDArray[np.int64], crop: Crop) -> Iterator[Tensor]:
         """Waveforms (b, S) of clips in the order given."""

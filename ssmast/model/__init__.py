@@ -1,4 +1,4 @@
-"""log-mel -> tokens: the MAST and AST encoders. Importing it registers the models with timm."""
+"""Log-mel -> tokens: the MAST and AST encoders; importing it registers the models with timm."""
 
 from timm import create_model
 from timm import list_models as _list_timm_models
@@ -23,7 +23,7 @@ from ssmast.model.family import (
     ssast_nano,
 )
 from ssmast.model.mast import MAST
-from ssmast.model.patch import Grid, PatchDrop, draw_patch_drop, patch_drop_draws
+from ssmast.model.patch import Grid, PatchDrop, Tokens, draw_patch_drop, patch_drop_draws
 from ssmast.model.pool import pool_tokens, pooled_dim
 from ssmast.model.pretrained import (
     LoadReport,
@@ -38,7 +38,7 @@ from ssmast.model.pretrained import (
 
 
 def list_models() -> list[str]:
-    """Names of our models, which `create_model` knows beside timm's."""
+    """Names of the models of this package, which `create_model` knows beside timm's."""
     return [
         *_list_timm_models("mast_*", module="family"),
         *_list_timm_models("ast_*", module="family"),
@@ -54,6 +54,7 @@ __all__ = [
     "Grid",
     "LoadReport",
     "PatchDrop",
+    "Tokens",
     "ast_base",
     "ast_nano",
     "ast_small",

@@ -1,12 +1,6 @@
-"""AST: the audio spectrogram transformer, a ViT on overlapping patches, for inputs of any size.
-
-AST's table of positions for grids of another size.
-
-The block of a plain vision transformer, as AST has it.
-"""
+"""AST: the audio spectrogram transformer, a ViT on overlapping patches, for inputs of any size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from timm.layers.drop import DropPath
@@ -16,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ssmast.model.attention import exact_dtype, read_rows
-from ssmast.model.backbone import Backbone, Lengths, Pair, State, Tokens, init_weights, pair
-from ssmast.model.patch import ClassGrid, Grid, PatchDrop, PatchEmbed, drop_patches
+from ssmast.model.backbone import Backbone, Pair, init_weights, pair
+from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, drop_patches
+from ssmast.model.pool import pool_for_head
 
 
 def resize_positions(
@@ -29,15 +24,16 @@ def resize_positions(
         table: (source.freq x source.time, D).
         source: grid that it is for.
         target: grid that is wanted.
-        columns: valid columns of each clip (B,), where clips were padded to `target.time`.
+        columns: valid columns of each clip (B,), where clips were padded to `target.time`; or of
+            all of them, without axes.
 
     Returns:
-        (target.freq x target.time, D), or (B, ..., D) with columns.
+        (target.freq x target.time, D), or (B, ..., D) with columns of each clip.
 
     Source: Gong et al. 2021 (AST), section 2.2.
     """
     freq = _table_index(target.freq, target.freq, source.freq, table.device)
-    size = target.time if columns is None else columns[:, None]
+    size = target.time if columns is None else columns[:, None] if columns.ndim else columns
     time = _table_index(target.time, size, source.time, table.device)
     rows = read_rows(table.unflatten(0, source[:]).flatten(1), freq)  # (f0, t0 * D) -> (f, t0 * D)
     cells = rows.unflatten(1, (source.time, -1)).transpose(0, 1).flatten(1)  # (t0, f * D)
@@ -121,26 +117,13 @@ class VitBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-class _Extra(NamedTuple):
-    """What AST's blocks need beside tokens and grid.
-
-    Attributes:
-        key_mask: bool (B, 1, 1, 2 + N), True where a key takes part; None where all do.
-        where: int64 (B, N), cell of the grid of each token, where patch-drop took some out.
-    """
-
-    key_mask: Tensor | None
-    where: Tensor | None
-
-
 class AST(Backbone):
     """Audio spectrogram transformer: patches, class and distillation token, equal ViT blocks.
 
     A variant is a set of plain numbers; the defaults are those of Gong et al. 2021 ("ast_base").
-    Class and distillation token go through the blocks with the patches. `encode` gives the tokens
-    of the grid, as every encoder here does, and the two beside it as `Grid.class_tokens`;
-    `forward_features` gives them first among the tokens, as timm's models do. The head takes their
-    mean.
+    Class and distillation token go through the blocks with the patches. `encode` returns them as
+    `Tokens.cls`, beside the tokens of the grid; `forward_features` puts them first, as timm's
+    models do. The head takes their mean.
 
     Args:
         input_size: mel bins x frames of the training input; sizes the position table. Any other
@@ -214,7 +197,7 @@ class AST(Backbone):
             )
             for drop_path in drop_paths
         )
-        reduction = max(self.patch_embed.stride)
+        reduction = min(self.patch_embed.stride)
         self.feature_info = [
             {"module": f"blocks.{index}", "num_chs": embed_dim, "reduction": reduction}
             for index in range(depth)
@@ -224,32 +207,48 @@ class AST(Backbone):
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
-    # -- the way of the tensor -------------------------------------------------------------------
+    # -- log-mel -> tokens -> embedding ------------------------------------------------------------
 
-    def embed_patches(
-        self, log_mel: Tensor, lengths: Lengths = None, patch_drop: PatchDrop | None = None
-    ) -> State:
-        """Class tokens and patches (B, 2 + N, D) with positions; `random` patch-drop shortens N."""
-        x, grid, mask, columns = self._stem(log_mel, lengths)
-        x = x + self._positions(grid, columns)
+    def forward(
+        self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
+    ) -> Tensor:
+        """(B, C, F, T) -> logits (B, num_classes), or the pooled embedding without a head."""
+        tokens = self.encode(log_mel, lengths=lengths, patch_drop=patch_drop)
+        return self.head(pool_for_head(tokens, mode=self.global_pool, attention=self.attn_pool))
+
+    def encode(
+        self,
+        log_mel: Tensor,
+        *,
+        lengths: Lengths = None,
+        patch_drop: PatchDrop | None = None,
+        every: list[Tokens] | None = None,
+        stop: int | None = None,
+    ) -> Tokens:
+        """Tokens of a batch of spectrograms, as `MAST.encode`; `stop` counts blocks.
+
+        Dropped patches leave the sequence; they come back as zeros that the mask names.
+        """
+        tokens, columns = self.patch_embed(log_mel, lengths)
+        tokens = tokens._replace(x=tokens.x + self._positions(tokens.grid, columns))
         where = None
         if patch_drop is not None:
-            x, grid, mask = drop_patches(x, grid, mask, patch_drop)
-            if patch_drop.keep is not None and mask is not None:
-                x, mask, where = _close_ranks(x, mask)
-        return self._with_classes(x, grid, mask, where)
+            tokens = drop_patches(tokens, patch_drop)
+            if patch_drop.keep is not None:
+                tokens, where = _close_ranks(tokens)
+        return self._through_blocks(tokens, where, every=every, stop=stop)
 
     def encode_masked(self, log_mel: Tensor, *, masked: Tensor, mask_token: Tensor) -> Tokens:
-        """`encode` with some patches hidden: SSAST's pretraining.
+        """`encode` with some patches masked: SSAST's pretraining.
 
         Args:
             log_mel: (B, C, F, T).
-            masked: bool (B, N), True for the patches of the grid to hide; their content moves
+            masked: bool (B, N), True for the patches of the grid to mask; their content changes
                 nothing.
-            mask_token: (D,), takes the place of a hidden patch before its position is added.
+            mask_token: (D,), takes the place of a masked patch before its position is added.
 
         Raises:
-            ValueError: if patches overlap, so that neighbours would show what is hidden, or the
+            ValueError: if patches overlap, so that neighbours would show what is masked, or the
                 mask does not fit the grid.
 
         Source: Gong et al. 2022 (SSAST), section 2.3.
@@ -257,72 +256,51 @@ class AST(Backbone):
         stem = self.patch_embed
         if stem.stride[0] < stem.kernel[0] or stem.stride[1] < stem.kernel[1]:
             raise ValueError(
-                f"hidden patches must not overlap with shown ones, got patches of {stem.kernel} "
+                f"masked patches must not overlap with others, got patches of {stem.kernel} "
                 f"every {stem.stride}; use model=ssast_base, or patch_stride equal to patch_size"
             )
-        x, grid, _, _ = self._stem(log_mel, None)
-        if masked.shape != x.shape[:2]:
-            raise ValueError(f"masked must be {tuple(x.shape[:2])}, got {tuple(masked.shape)}")
-        x = torch.where(masked[..., None], mask_token.to(x.dtype), x) + self._positions(grid, None)
-        state = self._with_classes(x, grid, None, None)
-        for level in self.levels:
-            state = self.advance(level, state)
-        return self.tokens_of(state, norm=True)
+        tokens, _ = stem(log_mel)
+        shape = tokens.x.shape[:2]
+        if masked.shape != shape:
+            raise ValueError(f"masked must be {tuple(shape)}, got {tuple(masked.shape)}")
+        x = torch.where(masked[..., None], mask_token.to(tokens.x.dtype), tokens.x)
+        return self._through_blocks(
+            tokens._replace(x=x + self._positions(tokens.grid, None)), where=None
+        )
 
-    def _with_classes(
-        self, x: Tensor, grid: Grid, mask: Tensor | None, where: Tensor | None
-    ) -> State:
-        """Put the two class tokens before the patches."""
-        classes = torch.cat([self.cls_token, self.dist_token], dim=1) + self.pos_embed[:, :2]
-        x = torch.cat([classes.expand(x.shape[0], -1, -1), x], dim=1)
-        key_mask = None if mask is None else F.pad(mask, (2, 0), value=True)[:, None, None]
-        return State(x, grid, mask, _Extra(key_mask, where))
-
-    def advance(self, level: nn.Module, state: State) -> State:
-        """Through one block."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(level, state.x, state.extra.key_mask, use_reentrant=False)
-        else:
-            x = level(state.x, state.extra.key_mask)
-        return state._replace(x=x)
-
-    def tokens_of(self, state: State, *, norm: bool = False) -> Tokens:
-        """Tokens of the whole grid; dropped ones are zeros that the mask names."""
-        x = self.norm(state.x) if norm else state.x
-        classes, tokens, grid, mask = x[:, :2], x[:, 2:], state.grid, state.mask
-        where = state.extra.where
-        if where is not None:
-            cells = tokens.new_zeros(len(tokens), grid.freq * grid.time, tokens.shape[-1])
-            tokens = cells.scatter(1, where[..., None].expand_as(tokens), tokens)
-            kept = torch.ones_like(where, dtype=torch.bool) if mask is None else mask
-            mask = kept.new_zeros(cells.shape[:2]).scatter(1, where, kept)
-        return tokens, ClassGrid(grid, classes), mask
-
-    def forward_head(
+    def _through_blocks(
         self,
-        x: Tensor,
-        pre_logits: bool = False,
+        tokens: Tokens,
+        where: Tensor | None,
         *,
-        grid: Grid | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Tokens -> logits; with `pre_logits` the embedding before the head.
-
-        Without a grid the tokens are those of `forward_features`: two class tokens, then patches.
-        """
-        if grid is None and self.global_pool not in ("", "freq+max"):
-            x, grid = x[:, 2:], ClassGrid(Grid(1, x.shape[1] - 2), x[:, :2])
-        return super().forward_head(x, pre_logits, grid=grid, mask=mask)
+        every: list[Tokens] | None = None,
+        stop: int | None = None,
+    ) -> Tokens:
+        """Patches with positions -> what `encode` returns; `where` as `_close_ranks` returns it."""
+        classes = torch.cat([self.cls_token, self.dist_token], dim=1) + self.pos_embed[:, :2]
+        x = torch.cat([classes.expand(tokens.x.shape[0], -1, -1), tokens.x], dim=1)
+        key_mask = None
+        if tokens.mask is not None:  # the class tokens take part in any case
+            key_mask = F.pad(tokens.mask, (2, 0), value=True)[:, None, None]
+        for block in list(self.blocks)[:stop]:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, key_mask, use_reentrant=False)
+            else:
+                x = block(x, key_mask)
+            if every is not None:
+                every.append(_on_grid(x, tokens, where))
+        if stop is None or stop >= len(self.blocks):
+            x = self.norm(x)
+        return _on_grid(x, tokens, where)
 
     def _positions(self, grid: Grid, columns: Tensor | None) -> Tensor:
         """Position rows (N, D) of the grid, or (B, N, D) where clips have columns of their own."""
         table = self.pos_embed[0, 2:]
-        # An exported graph takes any length, so it holds no choice between lengths.
-        if columns is None and not torch.compiler.is_exporting() and grid == self.train_grid:
+        if columns is None and grid == self.train_grid:
             return table
         return resize_positions(table, self.train_grid, grid, columns=columns)
 
-    # -- sizes and bookkeeping -------------------------------------------------------------------
+    # -- sizes and bookkeeping ---------------------------------------------------------------------
 
     def grid_of(self, freq_bins: int, frames: int) -> list[Grid]:
         """Grid after the stem and after the blocks, which all keep it."""
@@ -332,6 +310,11 @@ class AST(Backbone):
     def stage_ends(self) -> list[int]:
         """Index of the last block: all blocks have one resolution, so they are one stage."""
         return [len(self.blocks) - 1]
+
+    @property
+    def level_ends(self) -> list[int]:
+        """Every block is a level."""
+        return list(range(len(self.blocks)))
 
     @property
     def block_channels(self) -> list[int]:
@@ -363,14 +346,27 @@ class AST(Backbone):
         return {"norm": norm} if self.num_classes else {}
 
 
-def _close_ranks(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Take what is not kept out of (B, N, D), clip by clip.
+def _close_ranks(tokens: Tokens) -> tuple[Tokens, Tensor]:
+    """Take what is not valid out of the sequence, clip by clip.
 
     Returns:
-        Tokens (B, K, D) in order, K as many as the fullest clip keeps; which of them are kept,
-        bool (B, K), or None where all are; and their places among the N, int64 (B, K).
+        Tokens (B, K, D) in order, K as many as the fullest clip keeps, with a mask where clips keep
+        different numbers; and their cells among the N, int64 (B, K).
     """
+    x, keep = tokens.x, tokens.mask
+    assert keep is not None
     low, high = torch.stack(keep.sum(dim=1).aminmax()).tolist()
     where = keep.int().argsort(dim=1, descending=True, stable=True)[:, :high]
     x = x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))
-    return x, None if low == high else keep.gather(1, where), where
+    return tokens._replace(x=x, mask=None if low == high else keep.gather(1, where)), where
+
+
+def _on_grid(x: Tensor, tokens: Tokens, where: Tensor | None) -> Tokens:
+    """Class tokens and patches (B, 2 + K, D) -> tokens of the whole grid, dropped ones zero."""
+    classes, x, grid, mask = x[:, :2], x[:, 2:], tokens.grid, tokens.mask
+    if where is not None:
+        cells = x.new_zeros(len(x), grid.freq * grid.time, x.shape[-1])
+        x = cells.scatter(1, where[..., None].expand_as(x), x)
+        kept = torch.ones_like(where, dtype=torch.bool) if mask is None else mask
+        mask = kept.new_zeros(cells.shape[:2]).scatter(1, where, kept)
+    return Tokens(x, grid, mask, classes)

@@ -1,11 +1,11 @@
-"""Attention with a decomposed relative bias, exact and without the N x N_k bias where that pays.
+"""Attention with decomposed relative positions: exact, on several paths, for any length.
+
+`relative_attention` adds a bias of frequency and one of time to the logits, without the N x K bias
+where that pays. `relative_rows` reads the rows that make those biases from a table, one axis at a
+time: positions are cells of the block's input, and the table holds one row for each distance that
+occurs at the training length, in units of the smaller of the two strides.
 
 Letters: B clips, H heads, N queries, K keys (K = f x t, row by row), D channels of a head.
-
-Decomposed relative positions: which table row belongs to a query and a key, for any length.
-
-One axis at a time. Positions are cells of the block's input. The table holds one row for each
-distance that occurs at the training length, in units of the smaller of the two strides.
 """
 
 import torch
@@ -99,12 +99,14 @@ def choose_path(
     CPU, measured on shapes of mast_nano and mast_base from 1 s to 15 s: without gradient "mask"
     is the fastest (fused; up to 2x). With gradient a mask is no longer fused there: the plain form
     is the fastest while the logits of a head are few, then tiles are (`one_type`: the tensors share
-    their data type, which tiles need; torch.compile makes its own).
+    their data type, which tiles need; torch.compile makes its own). A trace must not depend on
+    whether gradients are wanted.
     """
     if device == "cuda":
         fits = _head_size(head_dim, freq, time) <= MAX_FUSED_HEAD
         return "augmented" if fits else "mask"
-    if device == "cpu" and trains:
+    is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if device == "cpu" and trains and not is_traced:
         many = queries * freq * time >= MIN_TILED_LOGITS
         return "tiled" if many and one_type and not torch.compiler.is_compiling() else "reference"
     return "mask"

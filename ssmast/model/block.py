@@ -1,7 +1,6 @@
 """Pooling attention and the transformer block around it."""
 
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from timm.layers.drop import DropPath
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.model.attention import relative_attention, relative_rows, table_length
-from ssmast.model.patch import Grid, pool_mask
+from ssmast.model.patch import Grid, Tokens, pool_mask
 
 Stride = tuple[int, int]
 
@@ -64,9 +63,7 @@ class PoolingAttention(nn.Module):
             )
         return table_length(self.train_grid[axis], stride_q, stride_k)
 
-    def forward(
-        self, x: Tensor, grid: Grid, mask: Tensor | None, stretch: Stretch
-    ) -> tuple[Tensor, Grid, Tensor | None]:
+    def forward(self, x: Tensor, grid: Grid, mask: Tensor | None, stretch: Stretch) -> Tokens:
         """(B, N, dim) -> (B, N', dim_out) with the pooled grid and mask.
 
         Args:
@@ -75,60 +72,28 @@ class PoolingAttention(nn.Module):
             mask: bool (B, N), True where a token is valid.
             stretch: of this input against the training input.
         """
-        split = self._heads_side_by_side if self._copies_cost(x, grid) else self._heads_apart
-        q, k, v = split(x, grid, mask)
+        q, k, v = self._queries_keys_values(x, grid, mask)
         bias_freq, bias_time = self._bias(q, grid, stretch)
         key_mask = pool_mask(mask, grid, self.stride_kv)
         out = relative_attention(q, k, v, bias_freq, bias_time, key_mask=key_mask, path=self.path)
         out = (out + q).transpose(1, 2).flatten(2)  # residual pooling; (B, H, N', D) -> (B, N', HD)
-        return self.proj(out), grid.pool(self.stride_q), pool_mask(mask, grid, self.stride_q)
+        mask = pool_mask(mask, grid, self.stride_q)
+        return Tokens(self.proj(out), grid.pool(self.stride_q), mask)
 
-    def _copies_cost(self, x: Tensor, grid: Grid) -> bool:
-        """Whether heads are better left side by side, as the linear layer makes and takes them.
-
-        On a CPU that saves copying all queries, keys and values, 7 % of a forward pass at 10 s.
-        A training step pays with a copy of the weights' gradient, less only for many tokens.
-        """
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
-        if torch.is_grad_enabled() and grid.freq * grid.time <= x.shape[-1]:
-            return False
-        # This way reads weights without calling their modules; hooks and adapters need the call.
-        return _untouched(self.qkv, nn.Linear) and all(
-            _untouched(conv, nn.Conv2d) for conv in (self.pool_q, self.pool_k, self.pool_v)
-        )
-
-    def _heads_apart(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """Pooled q, k, v, each (B, H, N', D), head after head in memory."""
-        qkv = _only_valid(self.qkv(x), mask).unflatten(-1, (3, self.num_heads, self.head_dim))
+    def _queries_keys_values(
+        self, x: Tensor, grid: Grid, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled q, k, v, each (B, H, N', D)."""
+        qkv = self.qkv(x)
+        if mask is not None:  # nothing of an invalid token leaks through the convolutions
+            qkv = qkv.masked_fill(~mask[..., None], 0.0)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)  # each (B * H, N, D)
         q = _pool(q, grid, self.pool_q)
         k = _pool(k, grid, self.pool_k)
         v = _pool(v, grid, self.pool_v)
         q, k, v = (part.unflatten(0, (x.shape[0], self.num_heads)) for part in (q, k, v))
         return self.norm_q(q), self.norm_k(k), self.norm_v(v)
-
-    def _heads_side_by_side(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """The same, as views of (B, N', H, D)."""
-        parts = [self.num_heads * self.head_dim, 2 * self.num_heads * self.head_dim]
-        weight_q, weight_kv = self.qkv.weight.split(parts)
-        bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split(parts)
-        q = _only_valid(F.linear(x, weight_q, bias_q), mask)
-        kv = _only_valid(F.linear(x, weight_kv, bias_kv), mask)
-        q = _pool(q, grid, self._conv(self.pool_q))
-        kv = _pool(kv, grid, self._conv(self.pool_k, self.pool_v))
-        k, v = kv.unflatten(2, (2, -1)).unbind(2)
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)) for part in (q, k, v))
-        q, k, v = self.norm_q(q), self.norm_k(k), self.norm_v(v)  # each (B, N', H, D)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def _conv(self, *convs: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-        """Depthwise convolutions of one stride as one, for the channels of every head."""
-        weight = torch.cat([conv.weight.repeat(self.num_heads, 1, 1, 1) for conv in convs])
-        stride, padding = convs[0].stride, cast(Stride, convs[0].padding)
-        return lambda image: F.conv2d(
-            image, weight, stride=stride, padding=padding, groups=len(weight)
-        )
 
     def _bias(self, q: Tensor, grid: Grid, stretch: Stretch) -> tuple[Tensor, Tensor]:
         """Query · relative position for each row and each column of keys."""
@@ -154,28 +119,23 @@ class PoolingAttention(nn.Module):
         )
 
 
-def _untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the module is no more than applying its weights."""
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return type(module) is kind and not any((*hooks, module._backward_hooks))
-
-
-def _only_valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Tokens (B, N, C) with zeros where the mask closes: nothing leaks through the convolutions."""
-    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
-
-
-def _pool(x: Tensor, grid: Grid, conv: Callable[[Tensor], Tensor]) -> Tensor:
+def _pool(x: Tensor, grid: Grid, conv: nn.Module) -> Tensor:
     """(B, N, C) -> (B, N', C) by a strided depthwise convolution.
 
     The image is a channels-last view, before and after: no copy, twice as fast on a CPU.
     """
     image = x.unflatten(1, grid[:]).permute(0, 3, 1, 2)  # (B, C, f, t)
-    if image.dtype == torch.bfloat16 and image.device.type == "cpu" and torch.is_grad_enabled():
-        # The CPU's backward pass of this convolution is six times slower in bfloat16: half a step.
+    trains_on_cpu = image.device.type == "cpu" and torch.is_grad_enabled()
+    if trains_on_cpu and image.dtype == torch.bfloat16 and _is_float32(conv):
+        # The CPU's backward pass of this convolution is six times slower in bfloat16, half a step,
+        # so autocast leaves it out. Weights that are in bfloat16 themselves stay so.
         with torch.autocast("cpu", enabled=False):
             return conv(image.float()).permute(0, 2, 3, 1).flatten(1, 2)
     return conv(image).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _is_float32(module: nn.Module) -> bool:
+    return all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
 def _pooling(
@@ -234,19 +194,17 @@ class Block(nn.Module):
         self.mlp = Mlp(attn_dim, hidden_features=int(attn_dim * mlp_ratio), out_features=dim_out)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(
-        self, x: Tensor, grid: Grid, mask: Tensor | None, stretch: Stretch
-    ) -> tuple[Tensor, Grid, Tensor | None]:
+    def forward(self, x: Tensor, grid: Grid, mask: Tensor | None, stretch: Stretch) -> Tokens:
         """(B, N, dim) -> (B, N', dim_out) with the pooled grid and mask."""
         normed = self.norm1(x)
         # As MViTv2: the shortcut takes the normalised tokens where it is projected, else the raw.
         shortcut = x if self.shortcut_proj_attn is None else self.shortcut_proj_attn(normed)
         shortcut = self._pool_shortcut(shortcut, grid, mask)
-        attended, grid, mask = self.attn(normed, grid, mask, stretch)
+        attended, grid, mask, _ = self.attn(normed, grid, mask, stretch)
         x = shortcut + self.drop_path1(attended)
         normed = self.norm2(x)
         shortcut = x if self.shortcut_proj_mlp is None else self.shortcut_proj_mlp(normed)
-        return shortcut + self.drop_path2(self.mlp(normed)), grid, mask
+        return Tokens(shortcut + self.drop_path2(self.mlp(normed)), grid, mask)
 
     def _pool_shortcut(self, x: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
         """Max-pool (B, N, C) by the query stride, windows centred on each stride cell's start."""

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssmast.model.ast import VitBlock
 from ssmast.model.backbone import Backbone
 from ssmast.model.block import Block, PoolingAttention
-from ssmast.model.patch import Grid
+from ssmast.model.patch import Grid, Tokens
 from ssmast.settings import Settings, parse, setting
 
 # Gong et al. 2021; counted by Zhu & Omar 2023, Table 5. Of the parameters 1.54 M are the two
@@ -177,8 +177,7 @@ def _trace(model: Backbone, freq_bins: int, frames: int) -> tuple[dict[str, _Row
 
     def note(label: str, what: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], outcome: Any) -> None:
-            # AST's blocks keep the stem's grid, so they do not tell it.
-            tokens, grid = outcome[:2] if isinstance(outcome, tuple) else (outcome, stem_grid)
+            tokens, grid, *_ = _tokens_of(outcome, stem_grid)
             cost = sum(macs.get(part, 0) for part in module.modules())
             if tokens.ndim == 3:
                 rows[label] = _Row(tokens.shape[-1], tokens.shape[1], grid, what, cost)
@@ -198,6 +197,15 @@ def _trace(model: Backbone, freq_bins: int, frames: int) -> tuple[dict[str, _Row
     with counter:
         model(torch.zeros(1, model.in_chans, freq_bins, frames, device="meta"))
     return rows, Cost(papers=sum(macs.values()), full=counter.get_total_flops() // 2)
+
+
+def _tokens_of(outcome: Any, stem_grid: Grid) -> Tokens:
+    """What a stem, a block of either family or a head returned."""
+    if isinstance(outcome, Tokens):
+        return outcome
+    if isinstance(outcome, tuple):  # a stem's tokens, and columns
+        return outcome[0]
+    return Tokens(outcome, stem_grid)  # AST's blocks keep the stem's grid
 
 
 def _what(block: Block | VitBlock) -> str:

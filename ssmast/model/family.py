@@ -7,7 +7,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from ssmast.model.ast import AST
-from ssmast.model.backbone import Backbone
 from ssmast.model.mast import MAST
 from ssmast.model.pretrained import fit_timm_state_dict, is_timm_state_dict
 
@@ -21,7 +20,7 @@ IMAGENET |= {
     "ast_base": "deit_base_distilled_patch16_384.fb_in1k",
 }
 
-Family = TypeVar("Family", bound=Backbone)
+Family = TypeVar("Family", MAST, AST)
 
 
 def _cfg(**weights: str) -> dict[str, Any]:

@@ -1,17 +1,47 @@
 """MAST: the multiscale audio spectrogram transformer, for spectrograms of any size."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssmast.model.attention import PATHS, exact_dtype
-from ssmast.model.backbone import Backbone, Lengths, Pair, Stage, State, Tokens, init_weights, pair
+from ssmast.model.backbone import Backbone, Pair, init_weights, pair
 from ssmast.model.block import Block, Stretch
-from ssmast.model.patch import Grid, PatchDrop, PatchEmbed, drop_patches
+from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, drop_patches
+from ssmast.model.pool import pool_for_head
 
 LONG_INPUTS = ("interpolate", "clamp")
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution; the first one pools."""
+
+    def __init__(self, blocks: Sequence[Block]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        mask: Tensor | None,
+        stretch: Stretch,
+        every: list[Tokens] | None = None,
+    ) -> Tokens:
+        """(B, N, D) -> the last block's tokens; those of every block are appended to `every`."""
+        tokens = Tokens(x, grid, mask)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, *tokens[:3], stretch, use_reentrant=False)
+            else:
+                tokens = block(*tokens[:3], stretch)
+            if every is not None:
+                every.append(tokens)
+        return tokens
 
 
 class MAST(Backbone):
@@ -93,7 +123,7 @@ class MAST(Backbone):
         widths = [embed_dim * 2**stage for stage in range(len(depths))]
         drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(self.depths)
         self.stages, self.feature_info = nn.ModuleList(), []
-        grid, dim, reduction = self.train_grid, embed_dim, max(self.patch_embed.stride)
+        grid, dim, reduction = self.train_grid, embed_dim, self.patch_embed.stride
         for stage, depth in enumerate(depths):
             dims_out = [widths[stage]] * depth
             if not expand_attn:  # a stage's last MLP already makes the next stage's width
@@ -116,9 +146,10 @@ class MAST(Backbone):
                 blocks.append(block)
                 grid, dim = grid.pool(block.stride_q), dim_out
             self.stages.append(Stage(blocks))
-            reduction *= max(self.stride_q[stage])
+            freq, time = self.stride_q[stage]
+            reduction = reduction[0] * freq, reduction[1] * time
             self.feature_info.append(
-                {"module": f"stages.{stage}", "num_chs": dim, "reduction": reduction}
+                {"module": f"stages.{stage}", "num_chs": dim, "reduction": min(reduction)}
             )
         self.num_features, self.last_heads = dim, num_heads * 2 ** (len(depths) - 1)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -126,57 +157,72 @@ class MAST(Backbone):
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
-    # -- the way of the tensor -------------------------------------------------------------------
+    # -- log-mel -> tokens -> embedding ------------------------------------------------------------
 
-    def embed_patches(
-        self, log_mel: Tensor, lengths: Lengths = None, patch_drop: PatchDrop | None = None
-    ) -> State:
-        """Stem tokens (B, N, D), their grid and mask after patch-drop, and the input's stretch."""
-        x, grid, mask, columns = self._stem(log_mel, lengths)
-        stretch = self._stretch(grid, columns)
+    def forward(
+        self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
+    ) -> Tensor:
+        """(B, C, F, T) -> logits (B, num_classes), or the pooled embedding without a head."""
+        tokens = self.encode(log_mel, lengths=lengths, patch_drop=patch_drop)
+        return self.head(pool_for_head(tokens, mode=self.global_pool, attention=self.attn_pool))
+
+    def encode(
+        self,
+        log_mel: Tensor,
+        *,
+        lengths: Lengths = None,
+        patch_drop: PatchDrop | None = None,
+        every: list[Tokens] | None = None,
+        stop: int | None = None,
+    ) -> Tokens:
+        """Tokens of a batch of spectrograms.
+
+        Args:
+            log_mel: (B, C, F, T).
+            lengths: frames of each clip, where clips were padded to one width; a clip gets the
+                tokens that it would get alone.
+            patch_drop: patches to leave out, from `draw_patch_drop`.
+            every: a list that gets the tokens after every block, before the final norm.
+            stop: stages to go through; None for all, which the final norm then follows.
+
+        Raises:
+            ValueError: for an input smaller than the stem, or lengths or a drop that do not fit.
+        """
+        tokens, columns = self.patch_embed(log_mel, lengths)
+        stretch = self._stretch(tokens.grid, columns)
         if patch_drop is not None:
-            x, grid, mask = drop_patches(x, grid, mask, patch_drop)
-        return State(x, grid, mask, stretch)
-
-    def advance(self, level: nn.Module, state: State) -> State:
-        """Through one stage."""
-        x, grid, mask = level(*state)
-        return State(x, grid, mask, state.extra)
-
-    def each_block(self, level: nn.Module, state: State) -> Iterator[State]:
-        """State after every block of one stage."""
-        assert isinstance(level, Stage)
-        for outcome in level.each(*state):
-            yield State(*outcome, state.extra)
-
-    def tokens_of(self, state: State, *, norm: bool = False) -> Tokens:
-        """Tokens, grid and mask, after the final norm where asked."""
-        return self.norm(state.x) if norm else state.x, state.grid, state.mask
+            tokens = drop_patches(tokens, patch_drop)
+        for stage in list(self.stages)[:stop]:
+            tokens = stage(*tokens[:3], stretch, every)
+        if stop is None or stop >= len(self.stages):
+            tokens = tokens._replace(x=self.norm(tokens.x))
+        return tokens
 
     def _stretch(self, grid: Grid, columns: Tensor | None) -> Stretch:
-        """How much longer than the training input each axis is, counted in stem tokens."""
+        """How much longer than the training input each axis is, counted in stem tokens.
+
+        Args:
+            grid: of the stem.
+            columns: valid ones of each clip, as `PatchEmbed` returns them.
+        """
         if self.long_input == "clamp":
             return Stretch()
-        freq = grid.freq / self.train_grid.freq
-        if torch.compiler.is_exporting() and columns is None:
-            # An exported graph takes any length, so it holds no choice between lengths.
-            columns = torch.scalar_tensor(grid.time, dtype=torch.float64)
-            return Stretch(
-                freq if freq > 1 else None, (columns / self.train_grid.time).clamp(min=1.0)
-            )
-        time = grid.time / self.train_grid.time
-        longer: float | Tensor | None = time if time > 1 else None
-        if longer is not None and columns is not None:
+        trained = self.train_grid
+        freq = grid.freq / trained.freq if grid.freq > trained.freq else None
+        # In an exported graph `columns` has no axes, and the length is not asked for.
+        if columns is not None and (columns.ndim == 0 or grid.time > trained.time):
             columns = columns.to(exact_dtype(columns.device))
-            longer = (columns / self.train_grid.time).clamp(min=1.0)
-        return Stretch(freq if freq > 1 else None, longer)
+            return Stretch(freq, (columns / trained.time).clamp(min=1.0))
+        if columns is None and grid.time > trained.time:
+            return Stretch(freq, grid.time / trained.time)
+        return Stretch(freq)
 
-    # -- sizes and patch-drop --------------------------------------------------------------------
+    # -- sizes and patch-drop ----------------------------------------------------------------------
 
     @property
     def stage_ends(self) -> list[int]:
         """Index of each stage's last block in `encode_blocks`."""
-        return [sum(self.depths[: stage + 1]) - 1 for stage in range(len(self.depths))]
+        return [sum(self.depths[: stage + 1]) - 1 for stage in range(len(self.stages))]
 
     def grid_of(self, freq_bins: int, frames: int) -> list[Grid]:
         """Grid after the stem and after each stage for an input of that size."""
@@ -212,6 +258,12 @@ class MAST(Backbone):
                 later_key = cell * stride_kv[axis] if depth > 1 else cell
                 group[axis] = math.lcm(group[axis], cell, first_key, later_key)
         return group[0], group[1]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory, a third more time."""
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Depth of each parameter for layer-wise decay: by block, or by stage where coarse."""

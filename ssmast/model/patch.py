@@ -1,9 +1,7 @@
-"""From a log-mel spectrogram to a grid of tokens, and which of those tokens to drop.
-
-The grid that a clip's tokens form, before and after pooling and patch-drop.
-"""
+"""Log-mel spectrogram -> tokens on a grid of frequency rows and time columns, and patch-drop."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -25,11 +23,6 @@ class Grid(NamedTuple):
     def full(self) -> "Grid":
         """The grid before structured patch-drop removed rows and columns."""
         return self
-
-    @property
-    def class_tokens(self) -> Tensor | None:
-        """Tokens (B, n, D) that stand for the whole clip and lie beside its grid, if any."""
-        return None
 
     def positions(self, axis: int, device: torch.device | None = None) -> Tensor:
         """Where each row (axis 0) or column (axis 1) lies in `full`, int64."""
@@ -77,42 +70,21 @@ class KeptGrid(Grid):
         return KeptGrid(rows, columns, self._full.pool(stride))
 
 
-class ClassGrid(Grid):
-    """A grid whose clips have class tokens beside it, as AST's do.
+class Tokens(NamedTuple):
+    """Tokens of a batch of clips: what an encoder returns, and what its blocks pass on.
 
-    They belong to no row and no column, so they stay out of (B, N, D); whoever pools by "cls" finds
-    them here, everyone else sees the grid that lies within.
+    Attributes:
+        x: (B, N, D), row after row of the grid.
+        grid: of the N tokens.
+        mask: bool (B, N), True where a token is valid; None where all are.
+        cls: class tokens (B, n, D), which stand for whole clips and belong to no row or column;
+            None for a model without.
     """
 
-    _within: Grid
-    _class_tokens: Tensor
-
-    def __new__(cls, within: Grid, class_tokens: Tensor) -> "ClassGrid":
-        """`within` with class tokens (B, n, D)."""
-        grid = super().__new__(cls, within.freq, within.time)
-        grid._within, grid._class_tokens = within, class_tokens
-        return grid
-
-    def __getnewargs__(self):  # for copy.deepcopy
-        return self._within, self._class_tokens
-
-    @property
-    def full(self) -> Grid:
-        """The grid before structured patch-drop removed rows and columns."""
-        return self._within.full
-
-    @property
-    def class_tokens(self) -> Tensor:
-        """Tokens (B, n, D) that stand for the whole clip."""
-        return self._class_tokens
-
-    def positions(self, axis: int, device: torch.device | None = None) -> Tensor:
-        """Where each row (axis 0) or column (axis 1) lies in `full`, int64."""
-        return self._within.positions(axis, device)
-
-    def pool(self, stride: tuple[int, int]) -> Grid:
-        """Pooled grid, without the class tokens."""
-        return self._within.pool(stride)
+    x: Tensor
+    grid: Grid
+    mask: Tensor | None = None
+    cls: Tensor | None = None
 
 
 def pool_mask(mask: Tensor | None, grid: Grid, stride: tuple[int, int]) -> Tensor | None:
@@ -130,6 +102,7 @@ def pool_mask(mask: Tensor | None, grid: Grid, stride: tuple[int, int]) -> Tenso
     return cells.flatten(1) > 0
 
 
+Lengths = Sequence[int] | Tensor | None
 Size = TypeVar("Size", int, Tensor)
 
 
@@ -146,8 +119,44 @@ class PatchEmbed(nn.Module):
         padding: tuple[int, int],
     ):
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.in_chans, self.kernel, self.stride, self.padding = in_chans, kernel, stride, padding
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=kernel, stride=stride, padding=padding)
+
+    def forward(self, log_mel: Tensor, lengths: Lengths = None) -> tuple[Tokens, Tensor | None]:
+        """Tokens of (B, C, F, T), and how many columns of each clip are valid.
+
+        Args:
+            log_mel: (B, C, F, T).
+            lengths: frames of each clip, where clips were padded to one width.
+
+        Returns:
+            Tokens, and columns int64 (B,), or None where all are valid. In an exported graph, which
+            holds no choice between lengths, the columns are a tensor without axes instead.
+
+        Raises:
+            ValueError: for another shape, an input smaller than the kernel, or wrong lengths.
+        """
+        if log_mel.ndim != 4 or log_mel.shape[1] != self.in_chans:
+            raise ValueError(
+                f"log_mel must have shape (B, {self.in_chans}, mel bins, frames), "
+                f"got {tuple(log_mel.shape)}"
+            )
+        log_mel = log_mel.to(self.proj.weight.dtype)  # after `encoder.half()`
+        if lengths is not None:
+            lengths = self._check_lengths(lengths, log_mel)
+            frames = torch.arange(log_mel.shape[-1], device=log_mel.device)
+            padded = frames >= lengths[:, None]  # (B, T)
+            log_mel = log_mel.masked_fill(padded[:, None, None, :], 0.0)
+        grid = self.grid(log_mel.shape[-2], log_mel.shape[-1])
+        x = self.proj(log_mel).flatten(2).transpose(1, 2)  # (B, D, f, t) -> (B, N, D)
+        x = x.contiguous()
+        if lengths is None:
+            exporting = torch.compiler.is_exporting()
+            columns = torch.scalar_tensor(grid.time, dtype=torch.int64) if exporting else None
+            return Tokens(x, grid), columns
+        columns = self.length(1, lengths)
+        mask = torch.arange(grid.time, device=x.device) < columns[:, None]
+        return Tokens(x, grid, mask.repeat(1, grid.freq)), columns  # (B, t) -> (B, f * t)
 
     def grid(self, freq_bins: int, frames: int) -> Grid:
         """Grid of an input of `freq_bins` mel bins and `frames` frames.
@@ -167,11 +176,27 @@ class PatchEmbed(nn.Module):
         """Tokens along `axis` (0 freq, 1 time) for an input of `size` (int, or int tensor)."""
         return (size + 2 * self.padding[axis] - self.kernel[axis]) // self.stride[axis] + 1
 
-    def forward(self, log_mel: Tensor) -> tuple[Tensor, Grid]:
-        """(B, C, F, T) -> tokens (B, N, D) and their grid."""
-        grid = self.grid(log_mel.shape[-2], log_mel.shape[-1])
-        tokens = self.proj(log_mel).flatten(2).transpose(1, 2)  # (B, D, f, t) -> (B, N, D)
-        return tokens.contiguous(), grid
+    @property
+    def fewest_frames(self) -> int:
+        """Frames that an input needs at least."""
+        return max(1, self.kernel[1] - 2 * self.padding[1])
+
+    def _check_lengths(self, lengths: Sequence[int] | Tensor, log_mel: Tensor) -> Tensor:
+        lengths = torch.as_tensor(lengths)
+        if lengths.shape != log_mel.shape[:1]:
+            raise ValueError(
+                f"lengths must be one number for each of {len(log_mel)} clips, "
+                f"got shape {tuple(lengths.shape)}"
+            )
+        # On another device the check would have to wait for it.
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(lengths.min()), int(lengths.max())
+            if low < self.fewest_frames or high > log_mel.shape[-1]:
+                raise ValueError(
+                    f"lengths must lie in {self.fewest_frames}..{log_mel.shape[-1]} frames, "
+                    f"got {low}..{high}"
+                )
+        return lengths.to(log_mel.device)
 
 
 class PatchDrop(NamedTuple):
@@ -309,23 +334,17 @@ def _members(draws: Tensor, num_kept: int, *, size: int, length: int) -> Tensor:
     return members[members < length]
 
 
-def drop_patches(
-    x: Tensor, grid: Grid, mask: Tensor | None, patch_drop: PatchDrop
-) -> tuple[Tensor, Grid, Tensor | None]:
-    """Take the dropped stem tokens out: by mask ("random") or for good ("structured").
+def drop_patches(tokens: Tokens, patch_drop: PatchDrop) -> Tokens:
+    """Stem tokens without the dropped ones: masked ("random") or taken out ("structured").
 
     Args:
-        x: stem tokens (B, N, D).
-        grid: of the N tokens.
-        mask: bool (B, N), True where a token is valid.
-        patch_drop: drawn for this grid.
-
-    Returns:
-        Tokens, grid and mask that are left.
+        tokens: of the stem.
+        patch_drop: drawn for their grid.
 
     Raises:
         ValueError: for a drop drawn for another grid or batch, or a structured one with a mask.
     """
+    x, grid, mask, _ = tokens
     if patch_drop.grid != grid:
         raise ValueError(
             f"patch_drop must be drawn for the stem grid {tuple(grid)}, "
@@ -341,7 +360,7 @@ def drop_patches(
             # A padded clip may lose its every patch; it then keeps them all.
             kept = keep & mask
             keep = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
-        return x, grid, keep
+        return tokens._replace(mask=keep)
     if patch_drop.rows is not None and patch_drop.columns is not None:
         if mask is not None:
             raise ValueError(
@@ -351,5 +370,5 @@ def drop_patches(
         rows, columns = patch_drop.rows.to(x.device), patch_drop.columns.to(x.device)
         image = x.unflatten(1, grid[:])  # (B, N, D) -> (B, f, t, D)
         image = image.index_select(1, rows).index_select(2, columns)
-        return image.flatten(1, 2), KeptGrid(rows, columns, grid), None
-    return x, grid, mask
+        return Tokens(image.flatten(1, 2), KeptGrid(rows, columns, grid))
+    return tokens

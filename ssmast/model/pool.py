@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model.patch import Grid
+from ssmast.model.patch import Tokens
 
 POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "cls")
 # The modes whose vector ends with a maximum over tokens, one for each channel.
@@ -23,32 +23,32 @@ def pooled_dim(mode: str, freq: int, dim: int) -> int:
     return factors[mode] * dim
 
 
-def pool_tokens(x: Tensor, grid: Grid, *, mode: str, mask: Tensor | None = None) -> Tensor:
+def pool_tokens(tokens: Tokens, *, mode: str) -> Tensor:
     """One vector a clip.
 
     Args:
-        x: tokens (B, N, D).
-        grid: of the N tokens; rows that structured patch-drop removed count as zeros, so that the
-            vector's length does not depend on the draw.
+        tokens: (B, N, D) on their grid. Rows that structured patch-drop removed count as zeros, so
+            that the vector's length does not depend on the draw; so does a row without a valid
+            token.
         mode: "mean"; "mean+max"; "freq": the time mean of each frequency row, row after row;
-            "freq+max": the same, then the maximum over all tokens; "cls": the mean of the
-            grid's class tokens.
-        mask: bool (B, N), True where a token is valid; a row without any gives zeros.
+            "freq+max": the same, then the maximum over all tokens; "cls": the mean of the class
+            tokens.
 
     Returns:
         (B, pooled_dim(mode, grid.full.freq, D)).
 
     Raises:
-        ValueError: for an unknown mode, or "cls" on a grid without class tokens.
+        ValueError: for an unknown mode, or "cls" without class tokens.
 
     Source: "freq+max" after Niizumi et al. 2022 (BYOL-A v2; M2D), frequency kept apart; "cls" as
     Gong et al. 2021 (AST) average their two.
     """
+    x, grid, mask, cls = tokens
     pooled_dim(mode, grid.full.freq, x.shape[-1])
     if mode == "cls":
-        if grid.class_tokens is None:
+        if cls is None:
             raise ValueError('pooling "cls" needs class tokens, which only ast_* models have')
-        return grid.class_tokens.mean(dim=1)
+        return cls.mean(dim=1)
     if mode == "mean":
         return _mean(x, mask)
     top = x if mask is None else x.masked_fill(~mask[..., None], float("-inf"))
@@ -73,7 +73,7 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class AttentionPool(nn.Module):
-    """One learned query a head that looks over all tokens; for classification heads."""
+    """Attention of one learned query per head over all tokens; for classification heads."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -92,3 +92,10 @@ class AttentionPool(nn.Module):
         mask = None if mask is None else mask[:, None, None, :]
         pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(pooled.transpose(1, 2).flatten(1))  # (B, H, 1, D/H) -> (B, D)
+
+
+def pool_for_head(tokens: Tokens, *, mode: str, attention: AttentionPool | None) -> Tensor:
+    """What a classification head sees: the vectors (B, D), or for mode "" the tokens (B, N, D)."""
+    if attention is not None:
+        return attention(tokens.x, tokens.mask)
+    return pool_tokens(tokens, mode=mode) if mode else tokens.x

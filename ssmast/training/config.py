@@ -6,7 +6,6 @@ from pathlib import Path
 from ssmast.settings import Settings, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
-OBJECTIVES = ("ss_mast", "ssast")
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -181,7 +180,7 @@ class Optim:
 class Export:
     """What `encoder/` holds at the end."""
 
-    network: str = setting("teacher", "network to export", choices=("student", "teacher"))
+    network: str = setting("", "student or teacher; empty: the objective's usual one")
     pooling: str = setting(
         "freq+max",
         "how tokens are pooled into the embedding: mean, mean+max, freq, freq+max; with AST also "
@@ -278,7 +277,6 @@ class PretrainConfig(TrainConfig):
         "ss_mast (two views, student, teacher, queue), or ssast (masked patches, for ssast_* "
         "models; uses the keys ssast.*, views.frames and views.waveform_augment, and none of "
         "patch_drop, head, loss, teacher)",
-        choices=OBJECTIVES,
     )
     data: str = setting(
         "",
@@ -313,8 +311,6 @@ class PretrainConfig(TrainConfig):
         """Refuse what was asked for and does not exist without views, teacher and queue."""
         low, high = self.ssast.cluster
         require(low <= high, "ssast.cluster", [low, high], "two rising numbers, such as [3, 5]")
-        network = self.export.network
-        require(network == "student", "export.network", network, "student: ssast has no teacher")
         views = Views(frames=self.views.frames, waveform_augment=self.views.waveform_augment)
         for section, value, default in (
             ("views", self.views, views),

@@ -124,7 +124,7 @@ def test_overlapping_patches_and_a_wrong_mask_are_refused():
 def test_patches_are_those_that_the_stem_sees():
     x = torch.randn(2, 1, 64, 96)
     net = create_model("ssast_nano", num_classes=0, input_size=(64, 96))
-    tokens, _ = net.patch_embed(x)
+    (tokens, *_), _ = net.patch_embed(x)
     proj = net.patch_embed.proj
     ours = cut_patches(x, size=(16, 16)) @ proj.weight.flatten(1).T + proj.bias
     torch.testing.assert_close(ours, tokens, rtol=0, atol=1e-5)

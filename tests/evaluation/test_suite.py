@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssmast import __version__
 from ssmast.audio import AudioError
 from ssmast.evaluation import embed, scorer
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
@@ -26,7 +27,7 @@ def test_results_of_every_task_stand_in_files_and_in_the_table(
     wanted = {
         "task": "tones", "protocol": "linear", "metric": "accuracy", "n_train": 24, "n_valid": 12,
         "n_test": 12, "num_classes": 3, "pooling": "freq+max", "layers": "last", "dim": 320,
-        "column": "pretrained", "rejected": [], "version": "0.1.0",
+        "column": "pretrained", "rejected": [], "version": __version__,
     }  # fmt: skip
     assert {key: result[key] for key in wanted} == wanted
     assert len(result["scores"]) == 2

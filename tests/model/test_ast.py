@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssmast.model import AST, create_model, load_ast_state_dict, pool_tokens
 from ssmast.model.ast import resize_positions
-from ssmast.model.patch import Grid
+from ssmast.model.patch import Grid, Tokens
 
 
 def nano(frames: int = 96, **numbers):
@@ -61,11 +61,11 @@ def test_the_same_weights_give_the_numbers_of_transformers(size):
     x = torch.randn(2, 1, *size)
     with torch.no_grad():
         base = oracle.audio_spectrogram_transformer(x[:, 0].transpose(1, 2))
-        tokens, grid, mask = ours.encode(x)
+        tokens, grid, mask, classes = ours.encode(x)
         close(tokens, base.last_hidden_state[:, 2:])
-        close(grid.class_tokens, base.last_hidden_state[:, :2])
+        close(classes, base.last_hidden_state[:, :2])
         close(ours.forward_features(x), base.last_hidden_state)
-        close(pool_tokens(tokens, grid, mode="cls"), base.pooler_output)
+        close(pool_tokens(Tokens(tokens, grid, mask, classes), mode="cls"), base.pooler_output)
         close(ours(x), oracle(x[:, 0].transpose(1, 2)).logits)
     assert mask is None
     assert grid == ours.grid_of(*size)[-1]
@@ -74,7 +74,7 @@ def test_the_same_weights_give_the_numbers_of_transformers(size):
 def test_base_has_the_published_shapes():
     with torch.device("meta"):
         net = create_model("ast_base")
-        tokens, grid, _ = net.encode(torch.empty(1, 1, 128, 1024))
+        tokens, grid, _, _ = net.encode(torch.empty(1, 1, 128, 1024))
     assert isinstance(net, AST)
     assert tokens.shape == (1, 1212, 768)
     assert grid == (12, 101)
@@ -100,7 +100,7 @@ def test_any_size_works_and_tokens_fill_the_grid(mels, frames):
     with torch.no_grad():
         outcomes = net.encode_blocks(torch.randn(1, 1, mels, frames))
     assert len(outcomes) == 5
-    for tokens, grid, _ in outcomes:
+    for tokens, grid, *_ in outcomes:
         assert grid == net.grid_of(mels, frames)[-1]
         assert tokens.shape == (1, grid.freq * grid.time, 128)
         assert tokens.isfinite().all()
@@ -131,13 +131,13 @@ def test_each_clip_of_a_padded_batch_gets_the_embedding_it_gets_alone(lengths):
     for row, clip in zip(batch, clips, strict=True):
         row[..., : clip.shape[-1]] = clip
     with torch.no_grad():
-        tokens, grid, mask = net.encode(batch, lengths=list(lengths))
+        tokens, _, mask, classes = net.encode(batch, lengths=list(lengths))
         together = net(batch, lengths=torch.tensor(lengths))
         for index, clip in enumerate(clips):
             close(together[index : index + 1], net(clip))
-            alone, alone_grid, _ = net.encode(clip)
-            close(tokens[index][mask[index]], alone[0])
-            close(grid.class_tokens[index], alone_grid.class_tokens[0])
+            alone = net.encode(clip)
+            close(tokens[index][mask[index]], alone.x[0])
+            close(classes[index], alone.cls[0])
 
 
 @pytest.mark.parametrize("global_pool", ["mean", "mean+max", "attention"])
@@ -200,17 +200,19 @@ def test_random_drop_equals_masking_the_patches_out_of_every_block():
     x = torch.randn(2, 1, 128, 96)
     drop = drop_of(net, rate=0.4)
     with torch.no_grad():
-        tokens, grid, mask = net.encode(x, patch_drop=drop)
+        tokens, grid, mask, classes = net.encode(x, patch_drop=drop)
         # The slow way: all patches stay, no query looks at a dropped one.
-        state = net.embed_patches(x)
         keys = F.pad(drop.keep, (2, 0), value=True)[:, None, None]
-        h = state.x
+        embedded = []
+        with net.blocks[0].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0])):
+            net(x)
+        h = embedded[0]
         for block in net.blocks:
             h = block(h, keys)
         h = net.norm(h)
     assert torch.equal(mask, drop.keep)
     close(tokens[mask], h[:, 2:][drop.keep])
-    close(grid.class_tokens, h[:, :2])
+    close(classes, h[:, :2])
     assert (tokens[~mask] == 0).all()
     assert grid == net.grid_of(128, 96)[-1]
 
@@ -222,13 +224,13 @@ def test_a_dropped_patch_influences_no_pooling(mode):
     drop = drop_of(net, rate=0.4)
 
     def poison(module, inputs, outcome):
-        tokens, grid = outcome
-        return tokens.masked_fill(~drop.keep[..., None], float("nan")), grid
+        tokens, columns = outcome
+        x = tokens.x.masked_fill(~drop.keep[..., None], float("nan"))
+        return tokens._replace(x=x), columns
 
     def pooled():
         with torch.no_grad():
-            tokens, grid, mask = net.encode(x, patch_drop=drop)
-            return pool_tokens(tokens, grid, mode=mode, mask=mask)
+            return pool_tokens(net.encode(x, patch_drop=drop), mode=mode)
 
     clean = pooled()
     net.patch_embed.register_forward_hook(poison)
@@ -270,13 +272,13 @@ def test_features_and_intermediates_are_the_encoders_own():
     x = torch.randn(2, 1, 128, 96)
     with torch.no_grad():
         features, intermediates = net.forward_intermediates(x, norm=True, output_fmt="NLC")
-        tokens, grid, _ = net.encode(x)
+        tokens, _, _, classes = net.encode(x)
         blocks = net.encode_blocks(x)
         assert torch.equal(features, net.forward_features(x))
         assert torch.equal(net.forward_head(features), net(x))
         assert torch.equal(features[:, 2:], tokens)
-        assert torch.equal(features[:, :2], grid.class_tokens)
-        for (block, _, _), intermediate in zip(blocks, intermediates, strict=True):
+        assert torch.equal(features[:, :2], classes)
+        for (block, *_), intermediate in zip(blocks, intermediates, strict=True):
             assert torch.equal(block, intermediate)
     maps = create_model("ast_nano", features_only=True, out_indices=(1, 4))
     assert [m.shape[1:] for m in maps(x)] == [(128, 12, 9)] * 2

@@ -38,7 +38,7 @@ def test_base_is_table_1():
         net = create_model("mast_base", num_classes=527)
         outcomes = net.encode_blocks(torch.empty(1, 1, 128, 1024))
     assert net.patch_embed.proj.weight.shape == (96, 1, 7, 7)
-    sizes = [(tokens.shape[-1], *grid) for tokens, grid, _ in outcomes]
+    sizes = [(tokens.shape[-1], *grid) for tokens, grid, *_ in outcomes]
     assert sizes == (
         [(96, 32, 256)] * 2 + [(192, 16, 128)] * 3 + [(384, 8, 64)] * 16 + [(768, 8, 32)] * 3
     )
@@ -54,7 +54,7 @@ def test_every_ablation_of_the_paper_is_one_call(row):
     assert grids[0] == (32, 256)
     assert grids[-1] == last
     small = torch.randn(1, 1, 64, 64)
-    tokens, grid, _ = net.encode(small)
+    tokens, grid, _, _ = net.encode(small)
     assert grid == net.grid_of(64, 64)[-1]
     assert tokens.shape == (1, grid.freq * grid.time, 256)
 
@@ -64,7 +64,7 @@ def test_the_other_papers_stem_and_depths_are_one_call():
     net = nano(512, depths=(1, 2, 11, 2), **numbers)
     assert net.grid_of(128, 1024)[0] == (12, 101)  # AST's patches
     assert [len(stage.blocks) for stage in net.stages] == [1, 2, 11, 2]
-    tokens, grid, _ = net.encode(torch.randn(2, 1, 128, 200))
+    tokens, grid, _, _ = net.encode(torch.randn(2, 1, 128, 200))
     assert tokens.shape == (2, grid.freq * grid.time, 256)
 
 
@@ -83,7 +83,7 @@ def test_blocks_are_told_one_by_one_and_the_last_one_is_normed():
     outcomes = net.encode_blocks(x)
     assert len(outcomes) == 5
     assert net.stage_ends == [0, 1, 3, 4]
-    tokens, grid, mask = net.encode(x)
+    tokens, grid, mask, _ = net.encode(x)
     assert torch.equal(outcomes[-1][0], tokens)
     assert outcomes[-1][1] == grid
     assert mask is None
@@ -123,7 +123,7 @@ def test_any_size_works_and_tokens_fill_the_grid_at_every_stage(mels, frames, lo
         outcomes = net.encode_blocks(torch.randn(1, 1, mels, frames))
     grids = net.grid_of(mels, frames)[1:]
     assert [outcomes[index][1] for index in net.stage_ends] == grids
-    for tokens, grid, _ in outcomes:
+    for tokens, grid, *_ in outcomes:
         assert tokens.shape[1] == grid.freq * grid.time
         assert tokens.isfinite().all()
 
@@ -145,11 +145,11 @@ def test_each_clip_of_a_padded_batch_gets_the_embedding_it_gets_alone(lengths, l
     for row, clip in zip(batch, clips, strict=True):
         row[..., : clip.shape[-1]] = clip
     with torch.no_grad():
-        tokens, grid, mask = net.encode(batch, lengths=list(lengths))
+        tokens, grid, mask, _ = net.encode(batch, lengths=list(lengths))
         together = net(batch, lengths=torch.tensor(lengths))
         for index, clip in enumerate(clips):
             close(together[index : index + 1], net(clip))
-            alone, alone_grid, _ = net.encode(clip)
+            alone, alone_grid, _, _ = net.encode(clip)
             kept = tokens[index][mask[index]]
             close(kept, alone[0])
             rows = mask[index].unflatten(0, grid[:]).sum(1)
@@ -183,7 +183,7 @@ def test_any_schedule_of_strides_keeps_batches_exact(stride_q, stride_kv):
         close(together[:1], net(batch[:1]))
         close(together[1:], net(batch[1:, ..., :38]))
         assert net(batch, patch_drop=drop).isfinite().all()
-        tokens, grid, _ = net.encode(batch)
+        tokens, grid, _, _ = net.encode(batch)
     assert grid == net.grid_of(70, 83)[-1]
     assert tokens.shape[1] == grid.freq * grid.time
 

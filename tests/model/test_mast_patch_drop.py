@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssmast.model import pool_tokens
-from ssmast.model.patch import drop_patches
+from ssmast.model.patch import Tokens, drop_patches
 from tests.model.test_mast import close, generator, nano
 
 
@@ -14,14 +14,15 @@ def test_a_dropped_patch_influences_nothing():
     drop = net.draw_patch_drop(128, 96, rate=0.4, mode="random", batch=2, generator=generator())
 
     def poison(module, inputs, outcome):
-        tokens, grid = outcome
-        return tokens.masked_fill(~drop.keep[..., None], float("nan")), grid
+        tokens, columns = outcome
+        x = tokens.x.masked_fill(~drop.keep[..., None], float("nan"))
+        return tokens._replace(x=x), columns
 
     with torch.no_grad():
-        clean = [tokens[mask] for tokens, _, mask in [net.encode(x, patch_drop=drop)]]
+        clean = [tokens[mask] for tokens, _, mask, _ in [net.encode(x, patch_drop=drop)]]
         pooled = net(x, patch_drop=drop)
         handle = net.patch_embed.register_forward_hook(poison)
-        dirty = [tokens[mask] for tokens, _, mask in [net.encode(x, patch_drop=drop)]]
+        dirty = [tokens[mask] for tokens, _, mask, _ in [net.encode(x, patch_drop=drop)]]
         dirty_pooled = net(x, patch_drop=drop)
         handle.remove()
         assert not torch.equal(pooled, net(x))
@@ -39,7 +40,7 @@ def test_patch_drop_fills_the_grid_and_gives_finite_numbers(mode, rate, frames):
         drop = net.draw_patch_drop(
             128, frames, rate=rate, mode=mode, batch=2, generator=generator(seed)
         )
-        tokens, grid, _mask = net.encode(x, patch_drop=drop)
+        tokens, grid, _mask, _ = net.encode(x, patch_drop=drop)
         assert tokens.shape[1] == grid.freq * grid.time
         assert grid.full == net.grid_of(128, frames)[-1]
         net(x, patch_drop=drop).sum().backward()
@@ -92,10 +93,10 @@ def test_structured_drop_keeps_original_distances():
         if len(drop.columns) == 16 and drop.columns[8] == 16 and len(drop.rows) < 32
     )
     tokens = torch.randn(1, grid.freq * grid.time, 32)
-    _, kept_grid, _ = net.encode(torch.randn(1, 1, 128, 96), patch_drop=drop)
+    _, kept_grid, _, _ = net.encode(torch.randn(1, 1, 128, 96), patch_drop=drop)
     assert kept_grid == (len(drop.rows) // 4, 2)
     assert kept_grid.positions(1).tolist() == [0, 2]
-    kept, stem_grid, _ = drop_patches(tokens, grid, None, drop)
+    kept, stem_grid, *_ = drop_patches(Tokens(tokens, grid), drop)
     freq, time = attention._bias(tokens[:, None], grid, net._stretch(grid, None))
     kept_freq, kept_time = attention._bias(kept[:, None], stem_grid, net._stretch(grid, None))
     freq, time = freq.unflatten(2, grid[:]), time.unflatten(2, grid[:])
@@ -161,13 +162,13 @@ def test_structured_drop_saves_its_share_of_the_products():
 def test_pooling_by_row_has_one_length_whatever_was_dropped():
     net = nano()
     x = torch.randn(1, 1, 128, 96)
-    whole = pool_tokens(*net.encode(x)[:2], mode="freq+max")
+    whole = pool_tokens(net.encode(x), mode="freq+max")
     for seed in range(4):
         drop = net.draw_patch_drop(
             128, 96, rate=0.5, mode="structured", batch=1, generator=generator(seed)
         )
-        tokens, grid, _ = net.encode(x, patch_drop=drop)
-        assert pool_tokens(tokens, grid, mode="freq+max").shape == whole.shape
+        tokens, grid, _, _ = net.encode(x, patch_drop=drop)
+        assert pool_tokens(Tokens(tokens, grid), mode="freq+max").shape == whole.shape
 
 
 def test_structured_drop_of_a_fifth_saves_at_least_15_percent_of_the_arithmetic():

@@ -48,7 +48,8 @@ def test_kept_grid_pools_positions_with_the_tokens_and_survives_a_copy():
 @pytest.mark.parametrize("size", [(128, 1024), (128, 97), (65, 21), (16, 16)])
 def test_stem_grid_is_told_before_it_is_computed(kernel, stride, padding, size):
     stem = PatchEmbed(1, 8, kernel=kernel, stride=stride, padding=padding)
-    tokens, grid = stem(torch.randn(2, 1, *size))
+    (tokens, grid, mask, cls), columns = stem(torch.randn(2, 1, *size))
+    assert (mask, cls, columns) == (None, None, None)
     assert tokens.shape == (2, grid.freq * grid.time, 8)
     assert grid == stem.grid(*size)
 

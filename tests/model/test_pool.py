@@ -1,18 +1,16 @@
 """Pooling of tokens to one vector a clip."""
 
-import copy
-
 import pytest
 import torch
 
-from ssmast.model.patch import ClassGrid, Grid, KeptGrid
+from ssmast.model.patch import Grid, KeptGrid, Tokens
 from ssmast.model.pool import POOL_MODES, AttentionPool, pool_tokens, pooled_dim
 
 
 def test_modes_are_what_their_names_say():
     x = torch.randn(2, 12, 5)
     classes = torch.randn(2, 2, 5)
-    grid = ClassGrid(Grid(3, 4), classes)
+    tokens = Tokens(x, Grid(3, 4), cls=classes)
     rows = x.unflatten(1, (3, 4)).mean(2)
     top = x.max(1).values
     expected = {
@@ -23,7 +21,7 @@ def test_modes_are_what_their_names_say():
         "cls": (classes[:, 0] + classes[:, 1]) / 2,
     }
     for mode in POOL_MODES:
-        out = pool_tokens(x, grid, mode=mode)
+        out = pool_tokens(tokens, mode=mode)
         torch.testing.assert_close(out, expected[mode])
         assert out.shape == (2, pooled_dim(mode, 3, 5))
 
@@ -33,15 +31,15 @@ def test_a_padded_clip_pools_as_it_would_alone(mode):
     x = torch.randn(1, 3, 6, 5)
     x[:, :, 4:] = float("nan")  # whatever lies in the padding
     mask = (torch.arange(6) < 4).repeat(3)[None]
-    padded = pool_tokens(x.flatten(1, 2), Grid(3, 6), mode=mode, mask=mask)
-    alone = pool_tokens(x[:, :, :4].flatten(1, 2), Grid(3, 4), mode=mode)
+    padded = pool_tokens(Tokens(x.flatten(1, 2), Grid(3, 6), mask), mode=mode)
+    alone = pool_tokens(Tokens(x[:, :, :4].flatten(1, 2), Grid(3, 4)), mode=mode)
     torch.testing.assert_close(padded, alone)
 
 
 def test_a_row_without_a_valid_token_gives_zeros():
     x = torch.randn(1, 6, 5)
     mask = torch.tensor([[True, True, True, False, False, False]])
-    out = pool_tokens(x, Grid(2, 3), mode="freq+max", mask=mask)
+    out = pool_tokens(Tokens(x, Grid(2, 3), mask), mode="freq+max")
     assert (out[:, 5:10] == 0).all()
     torch.testing.assert_close(out[:, 10:], x[:, :3].amax(1))
 
@@ -49,7 +47,7 @@ def test_a_row_without_a_valid_token_gives_zeros():
 def test_rows_that_structured_drop_removed_stay_in_the_vector_as_zeros():
     x = torch.randn(2, 4, 5)
     grid = KeptGrid(torch.tensor([1, 3]), torch.tensor([0, 1]), Grid(4, 3))
-    out = pool_tokens(x, grid, mode="freq+max").unflatten(1, (5, 5))
+    out = pool_tokens(Tokens(x, grid), mode="freq+max").unflatten(1, (5, 5))
     assert (out[:, [0, 2]] == 0).all()
     torch.testing.assert_close(out[:, [1, 3]], x.unflatten(1, (2, 2)).mean(2))
 
@@ -71,20 +69,9 @@ def test_an_unknown_mode_names_the_known_ones():
     with pytest.raises(
         ValueError, match=r"one of mean, mean\+max, freq, freq\+max, cls, got 'max'"
     ):
-        pool_tokens(torch.randn(1, 4, 2), Grid(2, 2), mode="max")
+        pool_tokens(Tokens(torch.randn(1, 4, 2), Grid(2, 2)), mode="max")
 
 
 def test_class_tokens_that_are_not_there_cannot_be_pooled():
     with pytest.raises(ValueError, match="needs class tokens, which only ast_"):
-        pool_tokens(torch.randn(1, 4, 2), Grid(2, 2), mode="cls")
-
-
-def test_class_tokens_leave_the_grid_what_it_is():
-    kept = KeptGrid(torch.tensor([1, 3]), torch.tensor([0, 1]), Grid(4, 3))
-    grid = copy.deepcopy(ClassGrid(kept, torch.ones(1, 2, 5)))
-    assert grid == kept == (2, 2)
-    assert grid.full == (4, 3)
-    assert grid.positions(0).tolist() == [1, 3]
-    assert grid.pool((2, 1)) == (1, 2)
-    assert grid.class_tokens.shape == (1, 2, 5)
-    assert kept.class_tokens is None
+        pool_tokens(Tokens(torch.randn(1, 4, 2), Grid(2, 2)), mode="cls")

@@ -95,7 +95,7 @@ def test_a_spectrogram_model_takes_the_stem_summed_and_the_tables_read_anew():
     # A grey image through three channels is the same image through their sum.
     grey = torch.randn(1, 1, 64, 64)
     torch.testing.assert_close(
-        ours.patch_embed(grey)[0],
+        ours.patch_embed(grey)[0].x,
         oracle.patch_embed(grey.expand(-1, 3, -1, -1))[0],
         rtol=0,
         atol=1e-4,

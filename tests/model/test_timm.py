@@ -102,7 +102,7 @@ def test_features_only_gives_one_map_for_each_stage():
         (32, 32, 24), (64, 16, 12), (128, 8, 6), (256, 8, 3),
     ]  # fmt: skip
     assert net.feature_info.channels() == [32, 64, 128, 256]
-    assert net.feature_info.reduction() == [4, 8, 16, 32]
+    assert net.feature_info.reduction() == [4, 8, 16, 16]
     two = create_model("mast_nano", features_only=True, out_indices=(0, 2))
     assert len(two.model.stages) == 3
     assert [m.shape[1] for m in two(torch.randn(1, 1, 128, 96))] == [32, 128]

@@ -19,8 +19,8 @@ SCHEDULES = {
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
 
 
-def settled(value: Value | None) -> Value:
-    """A key that may be left open, of a config that `finetune_setup.sized` has settled."""
+def resolved(value: Value | None) -> Value:
+    """A key that may be left open, of a config that `setup.sized` has resolved."""
     assert value is not None
     return value
 

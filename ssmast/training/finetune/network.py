@@ -105,8 +105,8 @@ def features_of(
 ) -> Tensor:
     """What the linear layers see (B, D); without a graph through the backbone if it is frozen."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        x, grid, mask = network.encode(log_mel, lengths=lengths)
-    x = network.forward_head(x, pre_logits=True, grid=grid, mask=mask)
+        tokens = network.encode(log_mel, lengths=lengths)
+    x = network.pool(tokens)
     for name, part in network.head.named_children():
         if name != "fc":
             x = part(x)

@@ -60,8 +60,7 @@ def test_calibrated_features_have_mean_zero_and_a_like_spread():
 def test_a_head_may_pool_by_frequency_row():
     network = create_model("mast_nano", num_classes=4, global_pool="freq+max", **_SMALL).eval()
     x = torch.randn(2, 1, 32, 48)
-    tokens, grid, mask = network.encode(x)
-    pooled = pool_tokens(tokens, grid, mode="freq+max", mask=mask)
+    pooled = pool_tokens(network.encode(x), mode="freq+max")
     torch.testing.assert_close(network(x), network.head.fc(pooled))
     with pytest.raises(ValueError, match="needs the grid"):
         network.forward_head(network.forward_features(x))
