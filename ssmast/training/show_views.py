@@ -1,4 +1,4 @@
-"""A picture of what training shows the networks: clips, their views, and the dropped patches.
+"""Draw what the networks get in training: clips, their views, and the dropped patches.
 
     ssmast show-views data=FOLDER recipe=real_nano out=views.png
     ssmast show-views run=runs/mine step=500             a run's own settings, mean and std
