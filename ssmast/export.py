@@ -1,4 +1,4 @@
-"""A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
+"""Export a run's encoder: folder, model card with scores, ONNX, the Hugging Face Hub.
 
     ssmast export runs/mine out=encoder                      the teacher of the newest checkpoint
     ssmast export runs/mine out=encoder network=student onnx=true int8=true

@@ -1,11 +1,11 @@
-"""Top classes of sound files, over each whole file and along it.
+"""Classify sound files: top classes of each whole file and of its windows.
 
     ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
     ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv
 
-A file is looked at through windows as long as those of the training; `hop` moves them by so many
-seconds. Text has the whole file first, then window by window. A file that cannot be read is named
-on the way, and the status is then 1.
+A window is as long as the inputs in training; `hop` is the distance between windows in seconds.
+The text output has the whole file first, then its windows. Files that cannot be read are named, and
+the exit status is then 1.
 """
 
 import csv

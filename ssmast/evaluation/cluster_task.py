@@ -1,11 +1,11 @@
-"""Score an encoder by the clusters of a labelled set, and draw them.
+"""Score an encoder by clustering a labelled set, and draw a map of it.
 
     ssmast cluster encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS task=fsdd
     ssmast cluster encoder=DIR data=DIR task=esc50 part=all classes='[Dog bark,Rain]'
 
-k-means looks for as many clusters as the set has classes. Beside the encoder stand an untrained
-twin and log-mel statistics, and beside every number its chance level. TASK.clusters.json and
-TASK.clusters.md go to `out`; `ssmast report` makes a page of them. Embeddings are shared with
+k-means searches as many clusters as the set has classes. The same encoder untrained and log-mel
+statistics are scored too, and every score has its chance level. It writes TASK.clusters.json and
+TASK.clusters.md to `out`; `ssmast report` makes a page of them. Embeddings are shared with
 `ssmast probe`.
 """
 

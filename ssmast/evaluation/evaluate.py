@@ -1,9 +1,9 @@
-"""Score a fine-tuned encoder folder on a labelled set: overall, by class, and its mistakes.
+"""Score a fine-tuned encoder on a labelled set: overall, class by class, and its confusions.
 
     ssmast evaluate encoder=runs/mine/encoder data=SET
     ssmast evaluate encoder=runs/mine data=SETS task=esc50 fold=2 part=valid out=scores
 
-One JSON file and report.html go to `out`; the table of classes goes to the terminal.
+It writes a JSON file and report.html to `out`, and prints the table of classes.
 """
 
 import logging

@@ -1,10 +1,11 @@
-"""Score a frozen encoder on labelled sets, beside an untrained twin and log-mel statistics.
+"""Score a frozen encoder on labelled sets, beside an untrained encoder and log-mel statistics.
 
     ssmast probe encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS
     ssmast probe encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
     ssmast probe encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker baselines=all
 
-One JSON file a task, results.md and report.html go to `out`; tasks done there are not done again.
+It writes a JSON file for each task, results.md and report.html to `out`; tasks that have a result
+there are not scored again.
 """
 
 import logging

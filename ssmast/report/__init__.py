@@ -1,12 +1,12 @@
-"""One page about a run: its setup, whether it learnt, and what it scores.
+"""Write one HTML page about runs and results: settings, data, curves, alarms, scores, clusters.
 
     ssmast report runs/mine                          config, curves, bad files, scores, clusters
     ssmast report runs/mine runs/earlier             the same, with an earlier run beside it
     ssmast report runs/mine/probe out=scores.html    results alone: folders or JSON files
 
-The first run or result is what the page is about, the others stand beside it. The page is one file
-that loads nothing: of a scatter's clips as much sound as `audio_mb` allows is put inside, other
-clips are linked relative to the page. It can be made of a run in progress.
+The page is about the first run or result; the others are shown for comparison. It is one file that
+loads nothing: sounds of a cluster map are put inside up to `audio_mb`, others are linked relative
+to the page. It works for a run in progress too.
 """
 
 import logging

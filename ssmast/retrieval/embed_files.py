@@ -1,11 +1,11 @@
-"""Sound files -> embeddings in one .npz or .parquet file.
+"""Compute embeddings of sound files, in one .npz or .parquet file.
 
     ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
 
 An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
-embedding. The same command resumes an interrupted one: finished parts are kept in OUT.parts until
-all is done. Files that cannot be used are left out and listed in OUT.quarantine.csv.
+embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
+end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
 """
 
 import json

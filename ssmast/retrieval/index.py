@@ -1,12 +1,12 @@
-"""An index of embeddings, to find similar sounds.
+"""Build an index of embeddings, to search for similar sounds.
 
     ssmast index FILES_OR_DIR encoder=runs/mine/encoder out=index
     ssmast index embeddings=e.npz encoder=runs/mine/encoder out=index
 
-Vectors are centred and scaled to length 1; similarity is their cosine. The folder holds
-`index.faiss` (faiss' own binary form), `names.json`, `index.json` (encoder, kind) and
+Vectors are centred and scaled to length 1, so similarity is their cosine. The folder holds
+`index.faiss` (faiss' own binary format), `names.json`, `index.json` (encoder, kind) and
 `mean.safetensors`; nothing in it is pickled, and checksums are verified on load. Files that cannot
-be used are left out and listed in OUT.quarantine.csv.
+be read are left out and listed in OUT.quarantine.csv.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Finds the sounds in an index that are most similar to one.
+"""Find the sounds in an index that are most similar to one.
 
 ssmast search QUERY.wav index=DIR top=10
 """

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: an encoder and a labelled set -> a classifier, chosen and tested.
+"""Fine-tune an encoder on a labelled set into a classifier, and test it.
 
 ssmast finetune recipe=finetune_small init=runs/mine/encoder data=SET run=runs/tuned
 accelerate launch -m ssmast finetune recipe=finetune_vggsound init=imagenet data=SET
