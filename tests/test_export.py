@@ -75,7 +75,7 @@ def test_ssast_has_one_network_and_that_is_exported(ssast_run, tmp_path, network
     card = (tmp_path / "e" / "README.md").read_text()
     assert "An Audio Spectrogram Transformer" in card
     assert "| objective | ssast |" in card
-    assert "| patches hidden | 0.78125 |" in card
+    assert "| patches masked | 0.78125 |" in card
     assert "temperature |" not in card
 
 

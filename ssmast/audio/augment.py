@@ -8,7 +8,7 @@ Log-mels of earlier batches, kept on the device as backgrounds for mixup.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -354,27 +354,31 @@ def roll_time(log_mel: Tensor, frames: Tensor, *, lengths: Tensor | None = None)
     return log_mel.gather(3, source[:, None, None, :].expand(log_mel.shape))
 
 
-class MixupMemory:
+class MixupMemory(nn.Module):
     """Ring of the newest log-mels, in half precision.
 
     Args:
         size: how many log-mels it holds, M; 0 for a memory that stays empty.
         shape: of a log-mel, (F, T).
-        device: where they are kept.
+
+    Attributes:
+        log_mel: what it holds, float16 (M, 1, F, T); in the state dict, as the place in the ring.
 
     Raises:
-        ValueError: if `size` is negative.
+        ValueError: if `size` is negative; by `load_state_dict` for a state of another size.
     """
 
-    def __init__(
-        self, *, size: int, shape: tuple[int, int], device: torch.device | str = "cpu"
-    ) -> None:
+    log_mel: Tensor
+
+    def __init__(self, *, size: int, shape: tuple[int, int]) -> None:
+        super().__init__()
         if size < 0:
             raise ValueError(f"size must not be negative, got {size}")
         self.size = size
-        self._ring = torch.zeros(size, 1, *shape, dtype=torch.float16, device=device)
+        self.register_buffer("log_mel", torch.zeros(size, 1, *shape, dtype=torch.float16))
         self._next = 0
         self._filled = 0
+        self.register_load_state_dict_pre_hook(_check_saved_memory)
 
     def __len__(self) -> int:
         return self._filled
@@ -390,8 +394,8 @@ class MixupMemory:
         """
         if self._filled == 0:
             return None
-        index = (draws.to(self._ring.device) * self._filled).long().clamp_max(self._filled - 1)
-        return self._ring[index].float()
+        index = (draws.to(self.log_mel.device) * self._filled).long().clamp_max(self._filled - 1)
+        return self.log_mel[index].float()
 
     @torch.no_grad()
     def enqueue_(self, log_mel: Tensor) -> None:
@@ -403,37 +407,35 @@ class MixupMemory:
         Raises:
             ValueError: if F or T is another.
         """
-        if log_mel.shape[1:] != self._ring.shape[1:]:
+        if log_mel.shape[1:] != self.log_mel.shape[1:]:
             raise ValueError(
-                f"log_mel must be (B, {', '.join(map(str, self._ring.shape[1:]))}) like what is "
+                f"log_mel must be (B, {', '.join(map(str, self.log_mel.shape[1:]))}) like what is "
                 f"stored, got {tuple(log_mel.shape)}"
             )
         if self.size == 0:
             return
         num = len(log_mel)
         newest = log_mel[-self.size :]
-        place = torch.arange(num - len(newest), num, device=self._ring.device) + self._next
-        self._ring[place % self.size] = newest.to(self._ring)
+        place = torch.arange(num - len(newest), num, device=self.log_mel.device) + self._next
+        self.log_mel[place % self.size] = newest.to(self.log_mel)
         self._next = (self._next + num) % self.size
         self._filled = min(self._filled + num, self.size)
 
-    def state(self) -> dict[str, Tensor]:
-        """All it holds, as tensors: `log_mel` (M, 1, F, T) and `cursor` (next place, how full)."""
-        return {"log_mel": self._ring.clone(), "cursor": torch.tensor([self._next, self._filled])}
+    def get_extra_state(self) -> Tensor:
+        """Next place in the ring and how full it is, int64 (2,); kept as numbers between steps."""
+        return torch.tensor([self._next, self._filled])
 
-    def load_(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave.
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what `get_extra_state` gave."""
+        self._next, self._filled = (int(number) for number in state)
 
-        Args:
-            state: of a memory of the same size and shape.
 
-        Raises:
-            ValueError: if it is the state of another size or shape.
-        """
-        if state["log_mel"].shape != self._ring.shape:
-            raise ValueError(
-                f"the saved mixup memory is {tuple(state['log_mel'].shape)}, this one "
-                f"{tuple(self._ring.shape)}; resume with the settings it was saved with"
-            )
-        self._ring.copy_(state["log_mel"])
-        self._next, self._filled = (int(number) for number in state["cursor"])
+def _check_saved_memory(
+    memory: MixupMemory, state: dict[str, Tensor], prefix: str, *rest: object
+) -> None:
+    saved = state.get(f"{prefix}log_mel", memory.log_mel)
+    if saved.shape != memory.log_mel.shape:
+        raise ValueError(
+            f"the saved mixup memory is {tuple(saved.shape)}, this one "
+            f"{tuple(memory.log_mel.shape)}; resume with the settings it was saved with"
+        )

@@ -5,7 +5,8 @@ Training items of labelled clips: one segment each, now and then mixed with anot
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
@@ -30,14 +31,47 @@ class SegmentItem(TypedDict):
     rejected: list[tuple[str, str]]
 
 
-class SegmentBatch(TypedDict):
-    """Items of `SegmentDataset` stacked by `collate_segments`."""
+@dataclass(kw_only=True)
+class SegmentBatch:
+    """Items of `SegmentDataset` stacked by `collate_segments`.
+
+    Attributes:
+        waveform: (B, K, S), K segments of each clip.
+        clip: number of each clip, int64 (B,), as epoch and position.
+        epoch: that the draws belong to.
+        position: in the endless stream.
+        rejected: (name, reason) of clips that could not be used.
+    """
 
     waveform: Tensor
     clip: Tensor
     epoch: Tensor
     position: Tensor
-    rejected: list[tuple[str, str]]
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def split(self, num: int) -> list[Self]:
+        """Equal micro-batches in order; the list of rejected clips stays with the first."""
+        rows = {
+            name: value.chunk(num)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return [
+            replace(
+                self,
+                rejected=[] if i else self.rejected,
+                **{name: chunks[i] for name, chunks in rows.items()},
+            )
+            for i in range(num)
+        ]
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, for a `DataLoader` that pins."""
+        rows = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.pin_memory() for name, value in rows.items()})
 
 
 class SegmentDataset(Dataset[SegmentItem]):
@@ -95,6 +129,11 @@ class SegmentDataset(Dataset[SegmentItem]):
         self.order, self.pad = order or corpus.sample_at, pad
         self._augment: Callable[..., np.ndarray] | None = None
         self._whole = bytearray()
+
+    @staticmethod
+    def collate(items: Sequence[SegmentItem]) -> SegmentBatch:
+        """`collate_segments`, as a `DataLoader` wants it."""
+        return collate_segments(items)
 
     def __len__(self) -> int:
         """Clips in one epoch; positions go on beyond it, into the next."""
@@ -293,7 +332,7 @@ def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
         items: from `SegmentDataset`.
 
     Returns:
-        waveform (B, num_segments, S); clip, epoch and position int64 (B,); rejected, one flat list.
+        The batch; rejected clips in one flat list.
     """
     return SegmentBatch(
         waveform=torch.stack([item["waveform"] for item in items]),
@@ -320,17 +359,19 @@ class MixedItem(TypedDict):
     rejected: list[tuple[str, str]]
 
 
-class MixedBatch(TypedDict):
-    """Items of `MixedSegments` stacked by `collate_mixed`."""
+@dataclass(kw_only=True)
+class MixedBatch(SegmentBatch):
+    """Items of `MixedSegments` stacked by `collate_mixed`; `waveform` is (B, S).
 
-    waveform: Tensor
+    Attributes:
+        samples: length of each waveform, int64 (B,); zeros follow.
+        partner: number of the clip that is mixed in, int64 (B,).
+        share: how much of the item is the partner's, float32 (B,).
+    """
+
     samples: Tensor
-    clip: Tensor
     partner: Tensor
     share: Tensor
-    epoch: Tensor
-    position: Tensor
-    rejected: list[tuple[str, str]]
 
 
 class MixedSegments(Dataset[MixedItem]):
@@ -359,6 +400,11 @@ class MixedSegments(Dataset[MixedItem]):
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, got {alpha}")
         self.segments, self.rate, self.alpha = segments, rate, alpha
+
+    @staticmethod
+    def collate(items: Sequence[MixedItem]) -> MixedBatch:
+        """`collate_mixed`, as a `DataLoader` wants it."""
+        return collate_mixed(items)
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -418,8 +464,7 @@ def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
         items: from `MixedSegments`.
 
     Returns:
-        waveform (B, S), with zeros behind the shorter ones; samples, how many are theirs, clip,
-        partner, epoch and position int64 (B,); share float32 (B,); rejected, one flat list.
+        The batch; rejected clips in one flat list.
     """
     numbers = {
         key: torch.tensor([item[key] for item in items], dtype=torch.int64)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssmast import __version__
 from ssmast.audio.corpus.index import split_span
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
 from ssmast.datasets import (
@@ -39,6 +38,7 @@ from ssmast.datasets.download import Progress, fetch, file_sha256
 from ssmast.datasets.published_counts import Published, published_of
 from ssmast.datasets.task import LABEL_SEPARATOR, DataTask, Ledger, Row
 from ssmast.datasets.tree import Tree
+from ssmast.version import __version__
 
 _PARTS = ("train", "valid", "test")
 

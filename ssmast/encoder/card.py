@@ -17,7 +17,7 @@ _OBJECTIVES = {
         "temperature": "loss.temperature",
         "negatives kept": "loss.queue_size",
     },
-    "ssast": {"patches hidden": "ssast.masked"},
+    "ssast": {"patches masked": "ssast.masked"},
 }
 
 

@@ -20,7 +20,6 @@ from ssmast.encoder.pooling import LAYERS
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.protocols import get_protocol
 from ssmast.model.pool import POOL_MODES
-from ssmast.settings import UsageError
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 
@@ -175,8 +174,6 @@ def make_columns(
     Raises:
         UsageError, FileNotFoundError, ValueError: if there is no such encoder or setting.
     """
-    if not encoder:
-        raise UsageError("encoder= is missing; give an encoder folder, a Hub name, or log_mel")
     statistics = LogMelStatistics().to(device)
     log_mel = Column(LOG_MEL, [statistics], statistics.sha256)
     if encoder == LOG_MEL:

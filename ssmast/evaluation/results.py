@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from ssmast import __version__
 from ssmast.evaluation.labelled_set import Task
+from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast import __version__
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import Column
@@ -28,6 +27,7 @@ from ssmast.evaluation.processes import Processes, process_state, scoring_second
 from ssmast.evaluation.protocols import Crop, crop_seconds, get_protocol
 from ssmast.evaluation.results import task_facts
 from ssmast.evaluation.small_task import chance
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -62,8 +62,8 @@ def test_how_often_is_the_rate_and_the_same_whoever_asks(segments):
     for position in (250, 3, 17):
         assert torch.equal(again[position]["waveform"], items[position]["waveform"])
     batch = collate_mixed(items[:4])
-    assert batch["waveform"].shape == (4, 800)
-    assert batch["share"].tolist() == pytest.approx([item["share"] for item in items[:4]])
+    assert batch.waveform.shape == (4, 800)
+    assert batch.share.tolist() == pytest.approx([item["share"] for item in items[:4]])
 
 
 def test_what_cannot_be_mixed_is_refused(segments):
@@ -122,7 +122,7 @@ def test_clips_shorter_than_a_segment_keep_their_length(tmp_path):
     items = [MixedSegments(segments, rate=0.0)[position] for position in range(3)]
     assert {item["clip"]: len(item["waveform"]) for item in items} == {0: 300, 1: 800, 2: 700}
     batch = collate_mixed(items)
-    for item, row, size in zip(items, batch["waveform"], batch["samples"].tolist(), strict=True):
+    for item, row, size in zip(items, batch.waveform, batch.samples.tolist(), strict=True):
         assert torch.equal(row[:size], item["waveform"])
         assert size == len(item["waveform"])
         assert not row[size:].any()

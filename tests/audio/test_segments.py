@@ -102,10 +102,10 @@ def test_workers_change_nothing(folder, augment):
         )
         batches.append(list(loader))
     for alone, helped in zip(*batches, strict=True):
-        assert alone["rejected"] == helped["rejected"]
+        assert alone.rejected == helped.rejected
         for name in ("waveform", "clip", "epoch", "position"):
-            assert torch.equal(alone[name], helped[name])
-    assert sum(len(batch["rejected"]) for batch in batches[0]) >= 2
+            assert torch.equal(getattr(alone, name), getattr(helped, name))
+    assert sum(len(batch.rejected) for batch in batches[0]) >= 2
 
 
 def test_augmentation_changes_segments_but_no_global_state(folder):

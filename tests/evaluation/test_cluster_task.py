@@ -126,7 +126,7 @@ def test_without_umap_learn_it_says_what_to_install(
 def test_what_does_not_exist_is_named(sets, encoder_folder, tmp_path):
     for word, message in (
         ("normalise=l1", "l2, standard, raw, got 'l1'"),
-        ("part=train", "test, all, got 'train'"),
+        ("part=train", "test or all, got 'train'"),
         ("umap=maybe", "auto, true, false"),
         ("seeds=0", "at least 1"),
     ):

@@ -10,17 +10,18 @@ from accelerate import Accelerator
 from ssmast.audio import open_corpus
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError, flat_fields, parse
-from ssmast.training import build, launch
-from ssmast.training.build import build_log_mel, mean_and_std, steps_of
+from ssmast.training import inputs, launch
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.init_weights import backbone_weights
-from ssmast.training.loop import split_batch
+from ssmast.training.inputs import build_log_mel, mean_and_std, segment_loader, steps_of
 from ssmast.training.metrics_log import read_metrics
-from ssmast.training.pretrain import SelfSupervised, run
+from ssmast.training.objectives import objective_of
+from ssmast.training.pretrain import run
 from ssmast.training.run_folder import MAY_CHANGE, RunFolder
 from tests.training.processes import ROOT, SMALL, write_tones
+from tests.training.states import state_of
 
 # Keys of which any number means something, or that the parts refuse which are made of them.
 _FREE = {
@@ -49,7 +50,8 @@ def _numbers(schema: type) -> dict[str, str]:
 def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
     accepted, said = [], {}
     for key, number in _numbers(schema).items():
-        words = ["recipe=" + ("smoke" if schema is PretrainConfig else "finetune_small")]
+        recipe = "smoke" if schema is PretrainConfig else "finetune_small"
+        words = [f"recipe={recipe}", "data=x"]
         words += ["objective=ssast", "export.network=student"] if key.startswith("ssast.") else []
         try:
             parse(schema, [*words, f"{key}={number}"], command="test", recipes=RECIPES)
@@ -70,7 +72,12 @@ def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
     with pytest.raises(ValueError, match=r"must|unknown"):
-        SelfSupervised(_config(word)).check()
+        _check(word)
+
+
+def _check(word: str) -> None:
+    config = _config(word)
+    objective_of(config.objective).check(config)
 
 
 _SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 objective=ssast"
@@ -125,17 +132,14 @@ def audio(tmp_path_factory) -> Path:
 def _trained(audio: Path, *words: str) -> list[float]:
     """What three steps leave behind: losses and weights of both networks."""
     config = _config(f"data={audio}", *words)
-    method = SelfSupervised(config)
-    corpus = method.open_clips(RunFolder(path=audio.parent / "run"))
+    kind, corpus = objective_of(config.objective), open_corpus(audio)
     mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
-    trainer = method.make_trainer(
-        Accelerator(cpu=True), build_log_mel(config, mean=mean, std=std), steps=config.steps
-    )
-    left = []
-    for _, batch in zip(range(3), method.loader(corpus, rank=0, num_ranks=1), strict=False):
-        left.append(float(trainer.train_step(split_batch(batch, 1))["loss"]))
-    for name in ("student", "teacher"):
-        backbone = trainer.exported(name if config.objective == "ss_mast" else "student")
+    log_mel = build_log_mel(config, mean=mean, std=std)
+    state = state_of(kind, config, num_clips=len(corpus), log_mel=log_mel)
+    items = kind.items(config, corpus, None)
+    loader = segment_loader(config, items, first_step=0, steps=3, rank=0, num_ranks=1)
+    left = [float(state.train_step(batch).loss.loss) for batch in loader]
+    for backbone in state.objective.encoders().values():
         left.append(sum(float(p.detach().double().square().sum()) for p in backbone.parameters()))
     return left
 
@@ -167,9 +171,12 @@ def test_epochs_are_passes_over_the_clips_unless_steps_are_given():
 def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
     words = ["tensorboard=true", "show_views=2", "log_every=4", "keep_checkpoints=1"]
     words += ["export.pooling=mean+max", "export.layers=stages"]
-    one = run(_config(f"data={audio}", f"run={tmp_path / 'one'}", *words, "export.chunk_seconds=3"))
-    two = run(_config(f"data={audio}", f"run={tmp_path / 'two'}", "keep_checkpoints=2"))
-    three = run(_config(f"data={audio}", f"run={tmp_path / 'three'}", "checkpoint_every=0"))
+
+    def folder(name: str, *words: str) -> RunFolder:
+        return RunFolder(path=run(_config(f"data={audio}", f"run={tmp_path / name}", *words)))
+
+    one = folder("one", *words, "export.chunk_seconds=3")
+    two, three = folder("two", "keep_checkpoints=2"), folder("three", "checkpoint_every=0")
     kept = [[path.name for path in checkpoints(folder.checkpoints)] for folder in (one, two, three)]
     assert kept == [["00000006"], ["00000004", "00000006"], ["00000006"]]
     steps = [[row["step"] for row in read_metrics(folder.metrics_file)] for folder in (one, two)]
@@ -185,11 +192,11 @@ def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
 @pytest.mark.parametrize("network", ["student", "teacher"])
 def test_the_network_that_is_asked_for_is_exported(network, audio, tmp_path):
     words = [f"export.network={network}", "steps=2", f"run={tmp_path / 'run'}"]
-    folder = run(_config(f"data={audio}", *words))
-    _, tensors = load_checkpoint(checkpoints(folder.checkpoints)[-1])
+    folder = RunFolder(path=run(_config(f"data={audio}", *words)))
+    state, tensors = load_checkpoint(checkpoints(folder.checkpoints)[-1])
     weights = load_encoder(folder.encoder).backbone.state_dict()
     for name in ("student", "teacher"):
-        own = backbone_weights(tensors, method="ss_mast", network=name)
+        own = backbone_weights(state, tensors, network=name)
         assert all(torch.equal(own[key], weights[key]) for key in own) is (name == network)
 
 
@@ -233,13 +240,12 @@ def test_bfloat16_is_not_emulated_on_a_gpu_that_lacks_it(has_it, used, monkeypat
 
 def test_decoded_audio_is_kept_where_it_is_asked_for(audio, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(build, "cache_decoded", lambda *args, **kw: seen.append((args, kw)))
-    folder = RunFolder(path=tmp_path / "runs" / "one")
-    corpus = open_corpus(audio)
-    assert build.decoded(_config("cache=off"), folder, corpus) is corpus
+    monkeypatch.setattr(inputs, "cache_decoded", lambda *args, **kw: seen.append((args, kw)))
+    corpus, runs = open_corpus(audio), tmp_path / "runs"
+    assert inputs.decoded(_config("cache=off"), corpus, runs=runs) is corpus
     assert not seen
     for word in ("cache=auto", f"cache={tmp_path / 'kept'}"):
-        build.decoded(_config(word), folder, corpus)
+        inputs.decoded(_config(word), corpus, runs=runs)
     [((_, here), auto), ((_, there), own)] = seen
     assert (here, auto["max_bytes"]) == (tmp_path / "runs" / "cache", 8 << 30)
     assert (there, own["max_bytes"]) == (tmp_path / "kept", None)
