@@ -18,7 +18,7 @@ _SMALL = {"embed_dim": 8, "depths": (1, 1, 1, 1), "input_size": (64, 96)}
 def check_decoders() -> Iterator[Finding]:
     """Which formats come back as the tone that was written."""
     try:
-        from ssmast.audio import try_formats
+        from ssmast.audio.encode import try_formats
 
         found = try_formats()
     except Exception as error:
