@@ -1,12 +1,11 @@
 """A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
 
-    ssmast export runs/mine out=encoder                      the teacher of the newest checkpoint
-    ssmast export runs/mine out=encoder network=student onnx=true int8=true
+    ssmast export runs/mine out=encoder                      the network that the run chose
+    ssmast export runs/mine out=encoder network=teacher onnx=true int8=true
     ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
 
 A run that is not finished, or was broken off, is exported from its newest valid checkpoint; one of
-fine-tuning from its encoder/, head and classes included. objective=ssast has one network, its
-student.
+fine-tuning from its encoder/, head and classes included (in ONNX too: a second output).
 """
 
 import logging
@@ -41,19 +40,21 @@ class ExportConfig:
 
     run: str = setting("", "run folder, or an encoder folder")
     out: str = setting("", "encoder folder to write")
-    network: str = setting("", "teacher or student; empty: teacher, or the one there is")
+    network: str = setting("", "teacher or student; empty: the run's own")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
     pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
     layers: str = setting("", "last, stages or blocks; empty: the run's own")
-    chunk_seconds: float = setting(0.0, "longest piece of long audio; 0: the run's own")
+    window_seconds: float = setting(0.0, "longest window of long audio; 0: the run's own")
     scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
     onnx: bool = setting(False, "write model.onnx, waveform -> embedding, checked in onnxruntime")
     int8: bool = setting(False, "with onnx: model.int8.onnx too, and what that changes")
+    license: str = setting("", "licence of the weights for the card, such as apache-2.0")
+    datasets: list[str] = setting([], "names on the Hub of what it was trained on, for the card")
     push: str = setting("", "upload to the Hugging Face Hub as org/name")
     private: bool = setting(False, "with push: nobody else sees it")
 
     def __post_init__(self) -> None:
-        """Refuse what no export can mean."""
+        """Refuse invalid values."""
         if self.network and self.network not in NETWORKS:
             raise UsageError(f"network must be teacher or student, got {self.network!r}")
         if self.layers and self.layers not in LAYERS:
@@ -87,6 +88,8 @@ def main(argv: list[str]) -> int:
 def export(config: ExportConfig, encoder: Encoder) -> Path:
     """Write the encoder folder that the settings ask for; returns it."""
     out = Path(config.out)
+    stated = {"license": config.license, "datasets": list(config.datasets)}
+    encoder.info |= {key: value for key, value in stated.items() if value}
     encoder.info["scores"] = matching_scores(
         Path(config.scores) if config.scores else Path(config.run) / "probe", encoder
     )
@@ -108,14 +111,14 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     scores = len(encoder.info["scores"])
     logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
     if config.push:
-        from ssmast.encoder.card import push_to_hub
+        from ssmast.encoder.folder import push_to_hub
 
         logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
     return out
 
 
 def find_encoder(config: ExportConfig) -> Encoder:
-    """The encoder that is asked for, from a checkpoint of the run or from an encoder folder.
+    """The encoder to export, from a checkpoint of the run or from an encoder folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -129,7 +132,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
     if is_encoder(run):
         return _of_folder(run, config)
     newest = newest_checkpoint(run / "checkpoints")
-    # Of fine-tuning the checkpoints hold what learns; what validated best is in the folder.
+    # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
     if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("objective")):
         if not is_encoder(run / "encoder"):
             raise FileNotFoundError(
@@ -162,9 +165,9 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
     if not objective:
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
-            f"no encoder yet; go on with the same command and resume=auto, then export {run}"
+            f"no encoder yet; resume with the same command and resume=auto, then export {run}"
         )
-    network = config.network or networks_of(objective)[0]
+    network = config.network or settings["export"]["network"]
     if network not in networks_of(objective):
         raise ValueError(
             f"a run with objective={objective} has no {network}, only its "
@@ -197,7 +200,7 @@ def _of_weights(
         log_mel_of(front, mean=facts["mean"], std=facts["std"]),
         pooling=config.pooling or wanted["pooling"],
         layers=config.layers or wanted["layers"],
-        chunk_seconds=config.chunk_seconds or wanted["chunk_seconds"],
+        window_seconds=config.window_seconds or wanted["window_seconds"],
     )
     return encoder.eval()
 
@@ -214,13 +217,13 @@ def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
     return found.variant(
         pooling=config.pooling,
         layers=config.layers,
-        chunk_seconds=config.chunk_seconds,
+        window_seconds=config.window_seconds,
         info={key: value for key, value in found.info.items() if key not in ("onnx", "scores")},
     )
 
 
 def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:
-    """Probe results in a folder that are of this very encoder: weights, pooling, layers."""
+    """Probe results in a folder for exactly this encoder: weights, pooling, layers."""
     kept, others, sha256 = [], 0, encoder.sha256
     for result in read_results(folder):
         same = (

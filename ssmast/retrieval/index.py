@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import put_in_place
 from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.files import replace_folder
 from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
@@ -247,7 +247,7 @@ class Index:
             sums = {name: _sha256(temporary / name) for name in _FILES}
             about = {**self.about, "sha256": sums}
             (temporary / "index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            put_in_place(temporary, folder)
+            replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

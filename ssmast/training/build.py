@@ -173,7 +173,7 @@ def build_encoder(
         log_mel,
         pooling=export.pooling,
         layers=export.layers,
-        chunk_seconds=export.chunk_seconds,
+        window_seconds=export.window_seconds,
         info={**facts, "network": export.network, "version": __version__},
     )
 

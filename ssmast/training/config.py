@@ -25,7 +25,7 @@ _PRETRAIN_RANGES = {
     "head.dim": _SOME, "head.num_layers": _SOME, "head.predictor": ANY,
     "loss.temperature": (0.01, math.inf), "loss.queue_size": ANY, "loss.queue_fraction": SHARE,
     "teacher.momentum": SHARE, "teacher.final_momentum": SHARE,
-    "export.chunk_seconds": (0.1, math.inf), "probe.every": _SOME, "probe.max_clips": _SOME,
+    "export.window_seconds": (0.1, math.inf), "probe.every": _SOME, "probe.max_clips": _SOME,
 }  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -146,7 +146,7 @@ class Export:
         "freq+max", "how tokens become the embedding: mean, mean+max, freq+max; of AST also cls"
     )
     layers: str = setting("last", "last, stages or blocks")
-    chunk_seconds: float = setting(10.0, "longer audio is embedded in pieces of this length")
+    window_seconds: float = setting(10.0, "longer audio is embedded in windows of this length")
 
 
 @dataclass

@@ -105,7 +105,7 @@ _ELSEWHERE = {
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
     "export.network": "below", "export.pooling": "below", "export.layers": "below",
-    "export.chunk_seconds": "below",
+    "export.window_seconds": "below",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
 }  # fmt: skip
@@ -166,7 +166,9 @@ def test_epochs_are_passes_over_the_clips_unless_steps_are_given():
 def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
     words = ["tensorboard=true", "show_views=2", "log_every=4", "keep_checkpoints=1"]
     words += ["export.pooling=mean+max", "export.layers=stages"]
-    one = run(_config(f"data={audio}", f"run={tmp_path / 'one'}", *words, "export.chunk_seconds=3"))
+    one = run(
+        _config(f"data={audio}", f"run={tmp_path / 'one'}", *words, "export.window_seconds=3")
+    )
     two = run(_config(f"data={audio}", f"run={tmp_path / 'two'}", "keep_checkpoints=2"))
     three = run(_config(f"data={audio}", f"run={tmp_path / 'three'}", "checkpoint_every=0"))
     kept = [[path.name for path in checkpoints(folder.checkpoints)] for folder in (one, two, three)]
@@ -177,8 +179,8 @@ def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
         assert (one.path / name).exists()
         assert not (two.path / name).exists()
     asked, usual = load_encoder(one.encoder), load_encoder(two.encoder)
-    assert (asked.pooling, asked.layers, asked.chunk_seconds) == ("mean+max", "stages", 3.0)
-    assert (usual.pooling, usual.layers, usual.chunk_seconds) == ("freq+max", "last", 10.0)
+    assert (asked.pooling, asked.layers, asked.window_seconds) == ("mean+max", "stages", 3.0)
+    assert (usual.pooling, usual.layers, usual.window_seconds) == ("freq+max", "last", 10.0)
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])

@@ -375,7 +375,7 @@ class Supervised:
             exported(trainer.scored),
             trainer.log_mel,
             pooling="mean" if before is None else before.pooling,
-            chunk_seconds=10.0 if before is None else before.chunk_seconds,
+            window_seconds=10.0 if before is None else before.window_seconds,
             info={
                 **facts,
                 "network": "fine-tuned",
