@@ -5,17 +5,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# constraints-oldest.txt: the oldest version of each dependency; /dev/null: the newest
+CONSTRAINTS ?= constraints.txt
+TESTFLAGS ?=
 
-.PHONY: demo test test-slow results harnesses check lint format docs figures clean
+.PHONY: demo test test-slow results harnesses check lint format docs figures package clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
 
+# Spread over the cores; one file alone is quicker without: .venv/bin/python -m pytest FILE
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" $(TESTFLAGS)
 
+# One after another: several measure memory or start processes of their own.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(TESTFLAGS)
 
 # The tables of RESULTS.md: make results POOL=FOLDER DATA=SETS; without both, on the built-in corpus, to be printed.
 TASKS ?= all
@@ -66,12 +71,16 @@ $(DOCS)/.ready: pyproject.toml constraints.txt
 figures: $(READY)
 	$(BIN)/python docs/figures
 
-$(READY): pyproject.toml constraints.txt
+# Wheel and sdist, in dist; the wheel is installed and run outside of the repository.
+package: $(READY)
+	.ci/package
+
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssmast needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $(READY)
 
 clean:
-	rm -rf runs build .venv-harnesses .venv-docs .pytest_cache .ruff_cache
+	rm -rf runs build dist .venv-harnesses .venv-docs .pytest_cache .ruff_cache

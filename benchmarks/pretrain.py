@@ -26,8 +26,8 @@ import torch
 
 from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
-from ssmast.settings import parse, setting
-from ssmast.training import pretrain
+from ssmast.settings import Settings, parse, setting
+from ssmast.training import pretrain, run
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.objectives import ss_mast
 
@@ -39,8 +39,8 @@ PARTS = (
 ENCODER_AND_HEADS = ("student forward", "heads and loss", "backward", "teacher")
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     recipe: str = setting("real_nano", "recipe to time")
@@ -96,24 +96,24 @@ class Clock:
         return wrapper
 
 
-def put_clocks(trainer: Any, clock: Clock) -> None:
-    """Time the parts of a trainer, by their names there."""
-    student = trainer.student
-    heads = [student.branch.projector, student.predictor, trainer.teacher.branch.projector]
+def put_clocks(state: Any, clock: Clock) -> None:
+    """Time the parts of a step, by their names there."""
+    objective, student = state.objective, state.objective.student
+    teacher = objective.teacher
+    heads = [student.branch.projector, student.predictor, teacher.branch.projector]
     parts = [
-        (trainer.log_mel, "log_mel", "mel"),
-        (trainer, "make_views", "augment"),
+        (objective.log_mel, "log_mel", "mel"),
+        (objective, "views", "augment"),
         (student.branch.backbone, "encode", "student forward"),
-        (trainer.teacher.branch.backbone, "encode", "teacher"),
+        (teacher.branch.backbone, "encode", "teacher"),
         *((head, "forward", "heads and loss") for head in heads),
-        (trainer.optimizer, "step", "optimiser"),
-        (trainer.optimizer, "zero_grad", "optimiser"),
-        (trainer, "_clip_gradients", "optimiser"),
-        (trainer.teacher, "ema_update_", "queue and EMA"),
-        (trainer.queue, "snapshot", "queue and EMA"),
-        (trainer.queue, "enqueue_", "queue and EMA"),
-        (trainer.memory, "enqueue_", "queue and EMA"),
-        (trainer, "measure", "metrics"),
+        (state.optimizer, "step", "optimiser"),
+        (state.optimizer, "zero_grad", "optimiser"),
+        (teacher, "ema_update_", "queue and EMA"),
+        (objective.queue, "snapshot", "queue and EMA"),
+        (objective.queue, "enqueue_", "queue and EMA"),
+        (objective.mixup_memory, "enqueue_", "queue and EMA"),
+        (objective, "numbers", "metrics"),
     ]
     for owner, name, part in parts:
         setattr(owner, name, clock.timed(part, getattr(owner, name)))
@@ -123,27 +123,27 @@ class _Done(Exception):  # noqa: N818 (no error)
     """The timed steps are over."""
 
 
-def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> dict[str, float]:
+def measure(config: PretrainConfig, settings: Keys, *, with_parts: bool) -> dict[str, float]:
     """Seconds of each part over the timed steps; without parts only the wait for data and rest."""
     found: dict[str, float] = {}
-    run_loop = pretrain.run_loop
+    run_loop = run.run_loop
 
-    def timed_loop(trainer: Any, batches: Iterator[Any], **kwargs: Any) -> None:
-        clock = Clock(trainer.accelerator.device, waits=with_parts)
+    def timed_loop(state: Any, batches: Iterator[Any], instruments: Any) -> None:
+        clock = Clock(state.accelerator.device, waits=with_parts)
         if with_parts:
-            put_clocks(trainer, clock)
-        train_step = trainer.train_step
+            put_clocks(state, clock)
+        train_step = state.train_step
 
-        def step(micro_batches: list[Any]) -> dict[str, Any]:
-            values = train_step(micro_batches)
-            if trainer.step == settings.warmup:
+        def step(segments: Any) -> Any:
+            result = train_step(segments)
+            if state.step == settings.warmup:
                 clock.reset()
-            if trainer.step == settings.warmup + settings.steps:
+            if state.step == settings.warmup + settings.steps:
                 found.update(clock.stop())
                 raise _Done
-            return values
+            return result
 
-        trainer.train_step = step
+        state.train_step = step
         next_batch = clock.timed("wait for data", batches.__next__)
         backward, loss = torch.Tensor.backward, ss_mast.info_nce
         if with_parts:
@@ -153,9 +153,9 @@ def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> 
             mock.patch.object(torch.Tensor, "backward", backward),
             mock.patch.object(ss_mast, "info_nce", loss),
         ):
-            run_loop(trainer, iter(next_batch, None), **kwargs)
+            run_loop(state, iter(next_batch, None), instruments)
 
-    with mock.patch.object(pretrain, "run_loop", timed_loop):
+    with mock.patch.object(run, "run_loop", timed_loop):
         try:
             pretrain.run(config)
         except _Done:
@@ -163,7 +163,7 @@ def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> 
     raise ValueError(f"the run ended before {settings.warmup + settings.steps} steps")
 
 
-def measure_row(settings: Settings, data: Path, runs: Path, *, workers: int, threads: int) -> Any:
+def measure_row(settings: Keys, data: Path, runs: Path, *, workers: int, threads: int) -> Any:
     """One row of the table: clips a second and the share of each part."""
     steps = settings.warmup + settings.steps + 1  # the last one is never reached
     words = [
@@ -209,9 +209,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
-    settings = parse(
-        Settings, argv, command="python benchmarks/pretrain.py", description=__doc__ or ""
-    )
+    settings = parse(Keys, argv, command="python benchmarks/pretrain.py", description=__doc__ or "")
     if settings is None:
         return 0
     logging.getLogger("ssmast").setLevel(logging.WARNING)

@@ -8,13 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ssmast.timm_hook import register_models
+from ssmast.version import __version__
 
 if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from ssmast.classifier import Classifier, load_classifier
     from ssmast.encoder import Encoder, load_encoder
     from ssmast.model import create_model, describe, list_models
-
-__version__ = "0.1.0"
+    from ssmast.training.objective import Objective, StepLoss
+    from ssmast.training.pretrain import train
 
 _HOMES = {
     "create_model": "ssmast.model",
@@ -24,15 +25,22 @@ _HOMES = {
     "load_classifier": "ssmast.classifier",
     "Encoder": "ssmast.encoder",
     "load_encoder": "ssmast.encoder",
+    "Objective": "ssmast.training.objective",
+    "StepLoss": "ssmast.training.objective",
+    "train": "ssmast.training.pretrain",
 }
 __all__ = [
     "Classifier",
     "Encoder",
+    "Objective",
+    "StepLoss",
+    "__version__",
     "create_model",
     "describe",
     "list_models",
     "load_classifier",
     "load_encoder",
+    "train",
 ]
 
 

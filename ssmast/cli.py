@@ -6,6 +6,7 @@ import sys
 
 from ssmast.command import run_command
 from ssmast.settings import UsageError
+from ssmast.version import __version__
 
 # name -> module with main(argv) -> int, and the line `ssmast --help` shows.
 COMMANDS = {
@@ -38,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         print(_help())
         return 0
     if words[0] == "--version":
-        from ssmast import __version__
-
         print(f"ssmast {__version__}")
         return 0
     name, *rest = words

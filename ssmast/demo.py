@@ -14,8 +14,8 @@ from ssmast.evaluation.results import results_table
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.report import write_report
 from ssmast.settings import parse, wants_dry_run
-from ssmast.training.build import built_in_corpus
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.inputs import built_in_corpus
 from ssmast.training.pretrain import run
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,16 @@ def main(argv: list[str]) -> int:
         return 0
     results = run_suite(
         ProbeConfig(
-            encoder=str(folder.encoder),
-            data=str(built_in_corpus(folder.path.parent)),
-            out=str(folder.path / "probe"),
+            encoder=str(folder / "encoder"),
+            data=str(built_in_corpus(folder.parent)),
+            out=str(folder / "probe"),
         )
     )
-    write_report(folder.report, run=folder.path, results=results)
+    write_report(folder / "report.html", run=folder, results=results)
     sys.stdout.write("\n" + results_table(results) + "\n")
     sys.stdout.flush()
-    logger.info("encoder  %s", folder.encoder)
-    logger.info("report   %s", folder.report.resolve())
+    logger.info("encoder  %s", folder / "encoder")
+    logger.info("report   %s", (folder / "report.html").resolve())
     logger.info("time     %.0f s", time.monotonic() - started)
     return 0
 

@@ -16,49 +16,52 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast import __version__
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_results
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
-from ssmast.training.build import log_mel_of
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
-from ssmast.training.init_weights import backbone_weights, networks_of
+from ssmast.training.init_weights import backbone_weights
+from ssmast.training.inputs import log_mel_of
 from ssmast.training.run_folder import changed_settings, read_settings
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
-NETWORKS = ("teacher", "student")
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """`ssmast export`: a run to an encoder folder."""
 
-@dataclass
-class ExportConfig:
-    """`ssmast export`: run -> encoder folder."""
-
-    run: str = setting("", "run folder, or an encoder folder")
-    out: str = setting("", "encoder folder to write")
-    network: str = setting("", "teacher or student; empty: the run's own")
+    run: str = setting("", "run folder, or an encoder folder", required=True)
+    out: str = setting("", "encoder folder to write", required=True)
+    network: str = setting("", "network to export, such as student; empty: as the run says")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
-    pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
-    layers: str = setting("", "last, stages or blocks; empty: the run's own")
-    window_seconds: float = setting(0.0, "longest window of long audio; 0: the run's own")
+    pooling: str = setting(
+        "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"
+    )
+    layers: str = setting("", "layers that are pooled; empty: as the run says", choices=LAYERS)
+    window_seconds: float = setting(
+        0.0,
+        "longer audio is embedded in windows of this many seconds; 0: as the run says",
+        range="[0, inf)",
+    )
     scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
-    onnx: bool = setting(False, "write model.onnx, waveform -> embedding, checked in onnxruntime")
-    int8: bool = setting(False, "with onnx: model.int8.onnx too, and what that changes")
+    onnx: bool = setting(
+        False, "also write model.onnx (waveform to embedding), compared with PyTorch"
+    )
+    int8: bool = setting(False, "with onnx: also write model.int8.onnx, and what that changes")
     license: str = setting("", "licence of the weights for the card, such as apache-2.0")
-    datasets: list[str] = setting([], "names on the Hub of what it was trained on, for the card")
-    push: str = setting("", "upload to the Hugging Face Hub as org/name")
-    private: bool = setting(False, "with push: nobody else sees it")
+    datasets: list[str] = setting([], "names on the Hub of the training data, for the card")
+    push: str = setting("", "upload to the Hugging Face Hub as ORGANISATION/NAME")
+    private: bool = setting(False, "with push: as a private repository")
 
     def __post_init__(self) -> None:
-        """Refuse invalid values."""
-        if self.network and self.network not in NETWORKS:
-            raise UsageError(f"network must be teacher or student, got {self.network!r}")
-        if self.layers and self.layers not in LAYERS:
-            raise UsageError(f"layers must be one of {', '.join(LAYERS)}, got {self.layers!r}")
+        """Refuse keys that do not go together."""
+        super().__post_init__()
         if self.int8 and not self.onnx:
             raise UsageError("int8=true needs onnx=true")
 
@@ -75,8 +78,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.run or not config.out:
-        raise UsageError("usage: ssmast export RUN out=DIR; see `ssmast export --help`")
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
@@ -165,15 +166,22 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
     if not objective:
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
-            f"no encoder yet; resume with the same command and resume=auto, then export {run}"
+            f"no encoder yet; finish it by the same command and resume=auto, then export {run}"
         )
-    network = config.network or settings["export"]["network"]
-    if network not in networks_of(objective):
+    if "encoders" not in state:
+        raise ValueError(
+            f"{checkpoint} was written by ssmast {state.get('version', '0.1.0')}, whose "
+            f"checkpoints {__version__} does not read; export it with that version"
+        )
+    networks = list(state["encoders"])  # the usual one first
+    network = config.network or settings["export"]["network"] or networks[0]
+    if network not in networks:
         raise ValueError(
             f"a run with objective={objective} has no {network}, only its "
-            f"{' and '.join(networks_of(objective))}; leave network= out"
+            f"{' and '.join(networks)}; leave network= out"
         )
-    weights = backbone_weights(tensors, method=objective, network=network)
+    weights = backbone_weights(state, tensors, network=network)
+    facts.pop("segments", None)
     encoder = _of_weights(settings, facts, weights, config)
     steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
     encoder.info = {**facts, **steps, "settings": settings, "network": network}

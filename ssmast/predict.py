@@ -23,30 +23,28 @@ from torch import Tensor
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import ANY, SHARE, UsageError, in_range, named_files, parse, setting
+from ssmast.settings import Settings, UsageError, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("text", "json", "csv")
 
 
-@dataclass
-class PredictConfig:
-    """`ssmast predict FILES...`: sound files -> classes."""
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Settings):
+    """`ssmast predict FILES...`: sound files to classes."""
 
-    encoder: str = setting("", "fine-tuned encoder folder, or its run folder")
-    top: int = setting(5, "classes named of each head; 0: all")
-    hop: float = setting(0.0, "seconds from one window to the next; 0: a window's length")
-    threshold: float = setting(0.0, "leave out classes below this probability")
-    format: str = setting("text", "text, json or csv")
+    encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
+    top: int = setting(5, "classes printed for each head; 0: all", range="[0, inf)")
+    hop: float = setting(
+        0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
+    )
+    threshold: float = setting(0.0, "leave out classes of a lower probability", range="[0, 1]")
+    format: str = setting("text", "format of the output", choices=FORMATS)
     out: str = setting("", "file to write; empty: the terminal")
-    batch_seconds: float = setting(20.0, "audio that goes through the network at once")
-
-    def __post_init__(self) -> None:
-        """Refuse invalid values."""
-        if self.format not in FORMATS:
-            raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        in_range(self, {"top": ANY, "hop": ANY, "threshold": SHARE, "batch_seconds": ANY})
+    batch_seconds: float = setting(
+        20.0, "seconds of audio that go through the network at once", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -58,8 +56,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.encoder:
-        raise UsageError("encoder= is missing; give a fine-tuned encoder folder")
     if not files:
         raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
     if config.out and not Path(config.out).absolute().parent.is_dir():

@@ -87,7 +87,7 @@ def torch_family(monkeypatch, tmp_path):
 
 
 def decoder_missing(monkeypatch, tmp_path):
-    from ssmast.audio import read as formats
+    from ssmast.audio import encode as formats
 
     monkeypatch.setitem(formats._WRITTEN, "mp3", ("MP3", "NO_SUCH_CODING"))
     return selftest.check_decoders
@@ -105,7 +105,7 @@ def fake_gpus(monkeypatch, count, *, ones=None):
         is_available=lambda: count > 0,
         device_count=lambda: count,
         get_device_properties=lambda number: about,
-        is_bf16_supported=lambda: True,
+        is_bf16_supported=lambda including_emulation: True,
     )
     torch = SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=None), ones=ones)
     fake_modules(monkeypatch, torch=torch)
@@ -299,7 +299,7 @@ def test_this_machine_is_ready(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert status == 0, said
     assert "a tone came back from wav, flac, ogg, opus, mp3" in said
-    assert said.count("\nok       self-test") == 4
+    assert said.count("\nok       self-test") == 5
     assert said.endswith("no problems\n")
 
 

@@ -11,7 +11,7 @@ from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, command.
-BASE = {"settings", "files", "command", "progress", "html", "ssmast"}
+BASE = {"settings", "files", "command", "progress", "html", "version"}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
 MAY_SEE = {
@@ -19,13 +19,14 @@ MAY_SEE = {
     "files": set(),
     "html": set(),
     "progress": set(),
+    "version": set(),
     "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings", "files", "progress"},
     "model": {"settings"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "files", "ssmast"},
-    "classifier": {"audio", "model", "settings", "files", "ssmast", "encoder"},
+    "encoder": {"audio", "model", "settings", "files"},
+    "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
     "evaluation": {"audio", "model"} | ENCODER | BASE,

@@ -4,11 +4,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import LIGHT, arrow, board, box, inset, note, picture
-from sounds import dropped_patches, one_clip
+from sounds import one_clip
 from torch import Tensor
 
 from ssmast.model import MAST, Grid, Tokens, create_model, draw_patch_drop, pool_tokens, pooled_dim
 from ssmast.model.attention import relative_attention
+from ssmast.training.show_views import dropped_patches
 
 
 def attention() -> Figure:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import open_corpus, read_audio, write_synthetic_corpus
-from ssmast.model import PatchDrop
-from ssmast.training.build import build_log_mel
 from ssmast.training.config import PatchDropConfig, PretrainConfig, Views
-from ssmast.training.show_views import step_views
+from ssmast.training.inputs import build_log_mel
+from ssmast.training.objective import RunFacts
+from ssmast.training.objectives.ss_mast import SSMAST
+from ssmast.training.show_views import at_step, dropped_patches
 
 _SECONDS = 6.0
 
@@ -50,30 +51,22 @@ def one_clip(*, mode: str = "structured", frames: int = 256) -> Shown:
         corpus = write_synthetic_corpus(folder, num_clips=48, seed=3, seconds=_SECONDS)
         log_mel = build_log_mel(config, mean=-9.6, std=3.4)
         opened = open_corpus(corpus)
-        shown = step_views(config, opened, log_mel=log_mel, step=1)
-        chosen = int(_pitch(shown.segments).std(dim=-1).mean(dim=1).argmax())
-        waveform = read_audio(corpus / opened.name(int(shown.batch.ids[chosen])))
-    starts = [_find(waveform, shown.waveform[chosen, k].numpy()) for k in (0, 1)]
+        objective = SSMAST(config, RunFacts(log_mel=log_mel, num_clips=10**6, steps=2))
+        items = SSMAST.items(config, opened, None)
+        twin, segments = at_step(objective, items, step=1)
+        views, backbone = twin.views(segments, 1), twin.encoders()["student"]
+        log_mels = log_mel(segments.waveform.flatten(0, 1)).unflatten(0, (-1, 2))[:, :, 0]
+        chosen = int(_pitch(log_mels).std(dim=-1).mean(dim=1).argmax())
+        waveform = read_audio(corpus / opened.name(int(segments.clip[chosen])))
+    starts = [_find(waveform, segments.waveform[chosen, k].numpy()) for k in (0, 1)]
     return Shown(
         clip=log_mel(torch.from_numpy(waveform)[None])[0, 0],
         starts=[round(start / log_mel.hop_length) for start in starts],
         frames=frames,
-        views=[view[chosen, 0] for view in shown.batch.views],
-        dropped=[dropped_patches(drop, chosen) for drop in shown.drops[mode]],
-        stride=shown.stride,
+        views=[view[chosen, 0] for view in views.log_mels],
+        dropped=[dropped_patches(drop, chosen) for drop in views.drops if drop is not None],
+        stride=backbone.patch_embed.stride,
     )
-
-
-def dropped_patches(drop: PatchDrop | None, clip: int = 0) -> Tensor:
-    """Which patches of one clip a draw takes away, bool (f, t)."""
-    assert drop is not None
-    if drop.keep is not None:
-        return ~drop.keep[clip].unflatten(0, drop.grid[:])
-    kept = torch.zeros(drop.grid[:], dtype=torch.bool)
-    assert drop.rows is not None
-    assert drop.columns is not None
-    kept[drop.rows[:, None], drop.columns] = True
-    return ~kept
 
 
 def _pitch(log_mel: Tensor) -> Tensor:

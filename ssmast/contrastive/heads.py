@@ -2,33 +2,31 @@
 
 from itertools import pairwise
 
+from lightly.models.modules.heads import ProjectionHead
 from torch import nn
 
 NORMS = ("none", "layer", "batch")
 
 
-def _norm(kind: str, dim: int) -> list[nn.Module]:
+def _norm(kind: str, dim: int) -> nn.Module | None:
     if kind == "layer":
-        return [nn.LayerNorm(dim)]
+        return nn.LayerNorm(dim)
     if kind == "batch":
         # Always by the batch at hand: heads are never used outside training.
-        return [nn.BatchNorm1d(dim, track_running_stats=False)]
+        return nn.BatchNorm1d(dim, track_running_stats=False)
     if kind == "none":
-        return []
+        return None
     raise ValueError(f"head norm must be one of {', '.join(NORMS)}, got {kind!r}")
 
 
-def _mlp(dims: list[int], *, norm: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for dim_in, dim_out in pairwise(dims[:-1]):
-        layers += [nn.Linear(dim_in, dim_out, bias=norm == "none")]
-        layers += [*_norm(norm, dim_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
+def _mlp(dims: list[int], *, norm: str) -> ProjectionHead:
+    hidden = [(i, o, _norm(norm, o), nn.ReLU()) for i, o in pairwise(dims[:-1])]
+    return ProjectionHead([*hidden, (dims[-2], dims[-1], None, None)])
 
 
 def build_projector(
     *, kind: str, dim_in: int, hidden: int, dim: int, num_layers: int, norm: str
-) -> nn.Sequential:
+) -> nn.Module:
     """Embedding (B, dim_in) -> projection (B, dim).
 
     Args:
@@ -45,7 +43,7 @@ def build_projector(
     Source: Chen et al. 2021 (MoCo v3), section 4.
     """
     if kind == "linear":
-        return nn.Sequential(nn.Linear(dim_in, dim))
+        return _mlp([dim_in, dim], norm="none")
     if kind != "mlp":
         raise ValueError(f"head kind must be linear or mlp, got {kind!r}")
     return _mlp([dim_in, *[hidden] * (num_layers - 1), dim], norm=norm)

@@ -1,32 +1,41 @@
 """The queue of negatives."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class KeyQueue:
+class KeyQueue(nn.Module):
     """The last K teacher projections, with the clip and the step each of them came from.
 
-    It lives outside the model and outside DistributedDataParallel (whose buffer broadcast would
-    overwrite ranks), is equal on all ranks because all enqueue the same gathered keys, and is
-    saved in every checkpoint. Empty places are never used as negatives.
+    It is equal on all processes because all enqueue the same gathered keys, and its state dict is
+    saved in every checkpoint. Empty places are never used as negatives. Ours and not lightly's
+    memory bank: that one drops keys where it wraps, is not saved, and moves between the two terms
+    of a symmetric loss.
 
     Args:
         size: K, the number of keys kept; 0 keeps none.
         dim: P, the length of a key.
-        device: where the keys live.
+
+    Raises:
+        ValueError: by `load_state_dict` for a state of another size or dimension.
 
     Source: He et al. 2020 (MoCo), section 3.2.
     """
 
-    def __init__(self, *, size: int, dim: int, device: torch.device | str = "cpu") -> None:
+    keys: Tensor
+    ids: Tensor
+    steps: Tensor
+
+    def __init__(self, *, size: int, dim: int) -> None:
+        super().__init__()
         if size < 0 or dim < 1:
             raise ValueError(f"queue size must be >= 0 and dim >= 1, got {size} and {dim}")
         self.size = size
-        self.keys = torch.zeros(size, dim, device=device)
-        self.ids = torch.full((size,), -1, dtype=torch.long, device=device)
-        self.steps = torch.full((size,), -1, dtype=torch.long, device=device)
+        self.register_buffer("keys", torch.zeros(size, dim))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("steps", torch.full((size,), -1, dtype=torch.long))
         self.total = 0  # keys ever enqueued; the write position is total mod size
+        self.register_load_state_dict_pre_hook(_check_saved_queue)
 
     def __len__(self) -> int:
         """Number of keys held, at most `size`."""
@@ -68,23 +77,21 @@ class KeyQueue:
         found = [bool((held == key.to(held)).all(dim=1).any()) for key in keys.detach()]
         return sum(found) / len(found) if found else 1.0
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything as tensors, for a checkpoint."""
-        total = torch.tensor([self.total])
-        return {"keys": self.keys, "ids": self.ids, "steps": self.steps, "total": total}
+    def get_extra_state(self) -> Tensor:
+        """`total`, int64 (1,): a number between steps, so that no device has to be waited for."""
+        return torch.tensor([self.total])
 
-    def load_(self, state: dict[str, Tensor]) -> None:
-        """Take over a state.
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what `get_extra_state` gave."""
+        self.total = int(state)
 
-        Raises:
-            ValueError: if it was made for another size or dimension.
-        """
-        if state["keys"].shape != self.keys.shape:
-            raise ValueError(
-                f"the checkpoint's queue is {tuple(state['keys'].shape)}, this run's is "
-                f"{tuple(self.keys.shape)}; resume with the same loss.queue_size and head.dim"
-            )
-        self.keys.copy_(state["keys"])
-        self.ids.copy_(state["ids"])
-        self.steps.copy_(state["steps"])
-        self.total = int(state["total"])
+
+def _check_saved_queue(
+    queue: KeyQueue, state: dict[str, Tensor], prefix: str, *rest: object
+) -> None:
+    saved = state.get(f"{prefix}keys", queue.keys)
+    if saved.shape != queue.keys.shape:
+        raise ValueError(
+            f"the checkpoint's queue is {tuple(saved.shape)}, this run's is "
+            f"{tuple(queue.keys.shape)}; resume with the same loss.queue_size and head.dim"
+        )

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from lightly.models.utils import deactivate_requires_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,7 +75,7 @@ class Teacher(nn.Module):
     def __init__(self, student_branch: Branch) -> None:
         super().__init__()
         self.branch = copy.deepcopy(student_branch)
-        self.requires_grad_(False)
+        deactivate_requires_grad(self)
 
     @torch.no_grad()
     def project(self, embedding: Tensor) -> Tensor:
@@ -94,7 +95,9 @@ class Teacher(nn.Module):
 def ema_update_(average: nn.Module, current: nn.Module, momentum: float) -> None:
     """Average <- momentum * average + (1 - momentum) * current, parameter by parameter.
 
-    Floating-point buffers follow the same average; counters are copied.
+    Floating-point buffers follow the same average; counters are copied. Ours and not lightly's
+    `update_momentum`, which leaves buffers behind and rounds twice: here an average of equal
+    weights stays equal to the bit.
 
     Raises:
         ValueError: if momentum lies outside [0, 1].

@@ -12,12 +12,13 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import check_caches, check_cores, check_folders, check_gpus, check_memory
 from ssmast.doctor.packages import check_extras, check_packages, check_python, check_torch_family
 from ssmast.doctor.selftest import check_decoders, check_pieces
+from ssmast.settings import Settings, parse, setting
 
 __all__ = ["CHECKS", "CURES", "Finding", "main"]
 
@@ -37,16 +38,16 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-@dataclass
-class DoctorConfig:
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Settings):
     """`ssmast doctor`."""
 
-    format: str = field(default="text", metadata={"help": "text or json"})
+    format: str = setting("text", "format of the output", choices=("text", "json"))
 
 
 def main(argv: list[str]) -> int:
     """`ssmast doctor`: 0 if nothing is a problem, else 1."""
-    config = _parse(argv)
+    config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
     if config is None:
         return 0
     if sys.stderr is sys.__stderr__:
@@ -77,19 +78,6 @@ def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
             area = check.__name__.removeprefix("check_").replace("_", " ")
             text = f"the check itself failed: {reason(error)}"
             yield problem(area, "selftest_failed", text)
-
-
-def _parse(argv: list[str]) -> DoctorConfig | None:
-    """The settings, also where the packages that read settings are broken."""
-    try:
-        from ssmast.settings import UsageError, parse
-
-        config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
-    except ImportError:
-        return DoctorConfig(format="json" if "format=json" in argv else "text")
-    if config is not None and config.format not in ("text", "json"):
-        raise UsageError(f"format must be text or json, got {config.format!r}")
-    return config
 
 
 def _line(finding: Finding) -> str:

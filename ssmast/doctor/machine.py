@@ -64,7 +64,8 @@ def check_gpus() -> Iterator[Finding]:
         except Exception as error:
             yield problem("gpu", "gpu_failed", f"{shown}, cannot compute: {reason(error)}")
         else:
-            bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float32 only"
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            bf16 = "bfloat16" if has_bf16 else "float32 only"
             wrong = problem("gpu", "gpu_failed", f"{shown}, multiplies wrongly")
             yield ok("gpu", f"{shown}, {bf16}") if right else wrong
     if count > 1:

@@ -3,6 +3,7 @@
 ssmast's own parts are imported inside, for they need packages that may be broken.
 """
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ _SMALL = {"embed_dim": 8, "depths": (1, 1, 1, 1), "input_size": (64, 96)}
 def check_decoders() -> Iterator[Finding]:
     """Which formats come back as the tone that was written."""
     try:
-        from ssmast.audio import try_formats
+        from ssmast.audio.encode import try_formats
 
         found = try_formats()
     except Exception as error:
@@ -99,6 +100,38 @@ def _losses(torch: Any, device: str) -> tuple[float, float]:
         return float(before), float(torch.nn.functional.cross_entropy(net(log_mels), labels))
 
 
+def pretraining(folder: Path) -> str:
+    """Two steps of `ssmast pretrain` itself, on the GPU if there is one, with all that it writes.
+
+    Raises:
+        ArithmeticError: if a loss is not finite.
+    """
+    import torch
+
+    from ssmast.audio import write_synthetic_corpus
+    from ssmast.training.metrics_log import read_metrics
+    from ssmast.training.pretrain import main
+
+    write_synthetic_corpus(folder / "clips", num_clips=16, seed=0)
+    log = logging.getLogger("ssmast")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        main(
+            [
+                "recipe=smoke", f"data={folder / 'clips'}", f"run={folder / 'run'}", "steps=2",
+                "batch_size=4", "log_every=1", "views.frames=64", "front_end.num_mels=32",
+                "front_end.stats_clips=8", "loss.queue_size=8", "tensorboard=false",
+            ]
+        )  # fmt: skip
+    finally:
+        log.setLevel(level)
+    losses = [row["loss"] for row in read_metrics(folder / "run" / "metrics.jsonl")]
+    if len(losses) != 2 or not all(map(math.isfinite, losses)):
+        raise ArithmeticError(f"two steps of pretraining gave the losses {losses}")
+    return f"two steps and an encoder on {'cuda' if torch.cuda.is_available() else 'cpu'}"
+
+
 def checkpoint_and_back(folder: Path) -> str:
     """Write a checkpoint as training does and read it back.
 
@@ -153,6 +186,7 @@ def _same(torch: Any, left: dict[str, Any], right: dict[str, Any]) -> bool:
 PIECES: dict[str, Callable[[Path], str]] = {
     "log-mel": log_mel_of_a_sine,
     "training step": one_step,
+    "pretraining": pretraining,
     "checkpoint": checkpoint_and_back,
     "encoder folder": encoder_and_back,
 }

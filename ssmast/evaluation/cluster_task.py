@@ -14,11 +14,9 @@ Scores of clusters as a Markdown table, and how they are put into words.
 import hashlib
 import json
 import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from ssmast.evaluation.embed import TaskEmbeddings, embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import Task, load_task
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import TITLES, beside, result_file, write_text
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.version import __version__
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
@@ -100,38 +99,39 @@ logger = logging.getLogger(__name__)
 PARTS = ("test", "all")
 
 
-@dataclass
-class ClusterConfig:
-    """`ssmast cluster`: frozen encoder and classes -> numbers and a picture."""
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(Settings):
+    """`ssmast cluster`: a frozen encoder and classes to scores and a map."""
 
-    encoder: str = setting("", "encoder folder or Hub name")
-    data: str = setting("", "folder of labelled sets, or one set")
-    task: str = setting("", "set, with other columns if wanted: NAME:label=COLUMN")
-    part: str = setting("test", "clips to take: test (of folds: every clip) or all")
-    classes: list[str] = setting([], "classes to draw; empty: the 20 most frequent")
-    normalise: str = setting("l2", "of the embeddings: l2, standard or raw")
-    seeds: int = setting(5, "k-means from so many beginnings; that of least inertia counts")
-    seed: int = setting(0, "the first of them; also of the twin's weights and of the picture")
-    baselines: bool = setting(True, "score an untrained twin and log-mel statistics too")
-    umap: str = setting("auto", "draw the picture: true, false, or auto (if umap-learn is there)")
-    points: int = setting(2000, "most clips drawn; more are drawn from by chance")
+    encoder: str = setting("", "encoder folder or Hub name", required=True)
+    data: str = setting("", "folder of labelled sets, or one set", required=True)
+    task: str = setting(
+        "", "set in `data`, with other columns if wanted: NAME:label=COLUMN", required=True
+    )
+    part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
+    classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
+    normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
+    seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
+    baselines: bool = setting(
+        True, "also score the same encoder untrained (random weights) and log-mel statistics"
+    )
+    umap: str = setting(
+        "auto",
+        "draw the map; auto: if umap-learn is installed",
+        choices=("auto", "true", "false"),
+    )
+    points: int = setting(
+        2000, "most clips on the map; of more, a random sample is drawn", range="[4, inf)"
+    )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
-    cache: str = setting("", "folder of kept embeddings; empty: those of `ssmast probe`")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
-        for key, allowed in (
-            ("part", PARTS),
-            ("normalise", NORMALISATIONS),
-            ("umap", ("auto", "true", "false")),
-        ):
-            value = getattr(self, key)
-            if (value.lower() if key == "umap" else value) not in allowed:
-                raise UsageError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
-        at_least_4 = (4, math.inf)
-        in_range(self, {"seeds": COUNT, "points": at_least_4, "workers": ANY, "batch_seconds": ANY})
+    cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -146,9 +146,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "data", "task"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast cluster --help`")
     if config.encoder == LOG_MEL:
         raise UsageError(
             "encoder= must be an encoder folder or a Hub name, got log_mel; its statistics stand "
@@ -212,7 +209,7 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
         "seed": config.seed,
         "encoder": config.encoder,
         "data": config.data,
-        "version": version("ssmast"),
+        "version": __version__,
         **facts,
         "columns": columns,
     }
@@ -230,16 +227,16 @@ def _out(config: ClusterConfig) -> Path:
 
 
 def _wants_picture(config: ClusterConfig) -> bool:
-    if config.umap.lower() == "auto":
+    if config.umap == "auto":
         if not picture.can_draw() and process_state().is_main:
             logger.warning("no picture is drawn: umap-learn is missing; %s", picture.INSTALL)
         return picture.can_draw()
-    if config.umap.lower() == "true" and not picture.can_draw():
+    if config.umap == "true" and not picture.can_draw():
         raise ValueError(
             f"umap=true needs umap-learn, which is not installed; {picture.INSTALL}, or leave it "
             "out with umap=false"
         )
-    return config.umap.lower() == "true"
+    return config.umap == "true"
 
 
 def _taken(task: Task, config: ClusterConfig) -> list[int]:

@@ -12,7 +12,6 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,36 +33,38 @@ from ssmast.evaluation.heads_set import Head, LabelledSet, load_labelled, with_h
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.results import beside, write_text
 from ssmast.report import write_report
-from ssmast.settings import ANY, UsageError, in_range, parse, setting, to_words, wants_dry_run
+from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = "fine-tuned"
 _MOST_CLASSES_SHOWN = 100
-_PARTS = ("train", "valid", "test")
 
 
-@dataclass
-class EvaluateConfig:
-    """`ssmast evaluate`: fine-tuned folder -> numbers, class by class."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """`ssmast evaluate`: a fine-tuned encoder to scores, class by class."""
 
-    encoder: str = setting("", "fine-tuned encoder folder, or its run folder")
-    data: str = setting("", "labelled set, or a folder of sets with task=")
-    task: str = setting("", "set in `data`, NAME or NAME:label=COLUMN,split=COLUMN,...")
-    labels: list[str] = setting([], "label columns, one a head; empty: the set's own")
-    fold: str = setting("", "fold to score on; empty: the first")
-    part: str = setting("test", "train, valid or test")
+    encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
+    data: str = setting("", "labelled set, or a folder of sets with task=", required=True)
+    task: str = setting("", "set in `data`: NAME or NAME:label=COLUMN,split=COLUMN,...")
+    labels: list[str] = setting([], "label columns, one for each head; empty: as the set says")
+    fold: str = setting("", "fold to score; empty: the first")
+    part: str = setting("test", "part to score", choices=("train", "valid", "test"))
     held_out: float = setting(
-        0.15, "share of the training clips that is the valid part, if none is"
+        0.15,
+        "fraction of the training clips that is the validation part, if the set has none",
+        range="(0, 1)",
     )
-    metric: str = setting("", "number that leads the report; empty: what suits the labels")
+    metric: str = setting("", "metric that the report begins with; empty: by the labels")
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio scored at once; 0: 20, on a GPU 600")
-
-    def __post_init__(self) -> None:
-        """Refuse what no call can mean."""
-        in_range(self, {"workers": ANY, "batch_seconds": ANY})
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio scored at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
 class PartScores(NamedTuple):
@@ -145,7 +146,7 @@ def result_of(
         )
     result = {
         "task": str(found.spec),
-        "version": version("ssmast"),
+        "version": __version__,
         "protocol": PROTOCOL,
         "metric": metric,
         "mean": mean,
@@ -180,11 +181,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "data"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast evaluate --help`")
-    if config.part not in _PARTS:
-        raise UsageError(f"part must be one of {', '.join(_PARTS)}, got {config.part!r}")
     found, classifier = _open(config)
     positions = found.split(config.fold).parts()[config.part]
     if wants_dry_run(argv):

@@ -6,13 +6,13 @@ Results as a Markdown table: tasks down, columns across, means with intervals.
 import json
 import os
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from ssmast.evaluation.labelled_set import Task
+from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
 
@@ -26,7 +26,7 @@ def task_facts(task: Task) -> dict[str, Any]:
     counts = {key: [cast(int, part[key]) for part in parts] for key in parts[0] if key != "name"}
     return {
         "task": str(task.spec),
-        "version": version("ssmast"),
+        "version": __version__,
         "n_train": round(float(np.mean(counts["n_train"]))),
         "n_valid": round(float(np.mean(counts["n_valid"]))),
         "n_test": sum(counts["n_test"]),

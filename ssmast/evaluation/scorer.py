@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ssmast.evaluation.processes import Processes, process_state, scoring_second
 from ssmast.evaluation.protocols import Crop, crop_seconds, get_protocol
 from ssmast.evaluation.results import task_facts
 from ssmast.evaluation.small_task import chance
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +123,14 @@ class Scorer:
             },
             "task": [
                 *(str(task.spec), task.ids_sha256, task.labels_sha256, task.separator),
-                self._corpus(task).stamp,
+                self._corpus(task).files_hash,
             ],
             "probe": [
                 *(self.protocol, metric_of(task, self.metric).name, self.num_seeds, self.seed),
                 *(self.lr, self.crop_seconds, self.num_epochs, self.shuffle),
             ],
             "encoder": encoder,
-            "version": [VERSION, version("ssmast")],
+            "version": [VERSION, __version__],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

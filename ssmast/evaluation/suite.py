@@ -16,57 +16,75 @@ from typing import Any
 
 from ssmast.evaluation.baselines import BEST, make_columns
 from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names
-from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
 from ssmast.evaluation.results import beside, read_done, result_file, results_table, write_text
 from ssmast.evaluation.scorer import Scorer
 from ssmast.report import write_report
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
-_RANGES = {
-    "seeds": ANY, "lr": ANY, "crop_seconds": ANY, "epochs": COUNT, "workers": ANY,
-    "batch_seconds": ANY,
-}  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Settings):
+    """`ssmast probe`: a frozen encoder to scores."""
 
-@dataclass
-class ProbeConfig:
-    """`ssmast probe`: frozen encoder -> numbers."""
-
-    encoder: str = setting("", "encoder folder, Hub name, or log_mel for the statistics alone")
-    data: str = setting("", "folder of labelled sets (sub-folders with metadata.csv), or one set")
+    encoder: str = setting(
+        "",
+        "encoder folder, Hub name, or log_mel for log-mel statistics in place of an encoder",
+        required=True,
+    )
+    data: str = setting(
+        "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True
+    )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
-    protocol: str = setting("linear", f"{', '.join(PROTOCOLS)}; docs/protocols.md")
-    metric: str = setting("", f"{', '.join(METRICS)}; empty: the set's own, else accuracy or map")
-    seeds: int = setting(0, "repetitions; 0: the protocol's own number, 5 of linear")
-    seed: int = setting(0, "the first of them; also that of the untrained twin's weights")
-    baselines: bool = setting(True, "score an untrained twin and log-mel statistics too")
-    shuffled: bool = setting(False, "permute the labels: scores must then be at chance")
+    protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
+    metric: str = setting(
+        "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
+    )
+    seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
+    baselines: bool = setting(
+        True, "also score the same encoder untrained (random weights) and log-mel statistics"
+    )
+    shuffled: bool = setting(
+        False, "permute the labels, as a control: scores must then be at chance"
+    )
     pooling: str = setting(
         "",
-        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, of AST cls; "
+        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, with AST cls; "
         "best: chosen on the validation part",
     )
-    layers: str = setting("", "other layers than the folder's: last, stages, blocks; best: chosen")
-    lr: float = setting(0.0, "rate of evar_strict, xares, lape_finetune; 0: the published one")
-    crop_seconds: float = setting(0.0, "crops of evar_strict, lape_finetune; 0: the published ones")
-    epochs: int = setting(100, "of lape_finetune")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-    cache: str = setting("", "folder of kept embeddings; empty: embeddings/ in out")
+    layers: str = setting(
+        "",
+        "other layers than the encoder folder's: last, stages, blocks; best: chosen on the "
+        "validation part",
+    )
+    lr: float = setting(
+        0.0,
+        "learning rate of evar_strict, xares and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    crop_seconds: float = setting(
+        0.0,
+        "length of the crops of evar_strict and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+    cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
-        try:
-            get_protocol(self.protocol)
-            get_metric(self.metric or "accuracy")
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        in_range(self, _RANGES)
+        """Refuse keys that do not go together."""
+        super().__post_init__()
         if self.lr and self.protocol not in ("evar_strict", "xares", "lape_finetune"):
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
         if self.protocol == "lape_finetune" and BEST in (self.pooling, self.layers):
@@ -157,8 +175,6 @@ def out_folder(config: ProbeConfig) -> Path:
 
 
 def _load_tasks(config: ProbeConfig) -> list[Task]:
-    if not config.data:
-        raise UsageError("data= is missing; give a folder of labelled sets")
     names = find_tasks(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")

@@ -21,7 +21,7 @@ from ssmast.report.about_run import about, headline, learnt, left_out, once_more
 from ssmast.report.clusters_map import clusters
 from ssmast.report.scores import scores
 from ssmast.report.sources import Source, read_json, read_sources, run_source
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import Settings, UsageError, parse, setting
 
 __all__ = ["ReportConfig", "main", "read_results", "write_report"]
 
@@ -30,23 +30,19 @@ logger = logging.getLogger(__name__)
 _MEGABYTE = 1_000_000
 
 
-@dataclass
-class ReportConfig:
-    """`ssmast report`: runs and results -> one HTML page."""
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """`ssmast report`: runs and results to one HTML page."""
 
-    run: str = setting("", "run folder, as the first word without a key")
-    results: str = setting("", "folder of results, as a further word; in the place of the run's")
+    run: str = setting("", "run folder; words without a key are run folders and result folders")
+    results: str = setting("", "folder of results, in place of the run's own")
     out: str = setting("", "page to write; empty: report.html in the first folder")
-    audio_mb: float = setting(6.0, "sound put inside the page, MB; 0: only links")
-    audio_seconds: float = setting(5.0, "of each clip put inside the page")
-
-    def __post_init__(self) -> None:
-        """Refuse what no page can mean."""
-        if self.audio_mb < 0 or self.audio_seconds <= 0:
-            raise UsageError(
-                "audio_mb must not be negative and audio_seconds must be positive, got "
-                f"{self.audio_mb:g} and {self.audio_seconds:g}"
-            )
+    audio_mb: float = setting(
+        6.0, "most MB of sound put inside the page; 0: only links", range="[0, inf)"
+    )
+    audio_seconds: float = setting(
+        5.0, "seconds of each clip put inside the page", range="(0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:

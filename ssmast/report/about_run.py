@@ -28,6 +28,10 @@ def headline(source: Source) -> dict[str, str]:
     return shown
 
 
+OBJECTIVES = {"ss_mast": "SS-MAST", "ssast": "SSAST"}
+"""What to call the package's own objectives; any other goes by the name of its class."""
+
+
 def about(source: Source) -> str:
     """What was trained on what: one sentence, then every setting."""
     config, facts = source.read_mapping("config.yaml"), source.read_mapping("facts.json")
@@ -46,7 +50,8 @@ def _sentence(config: dict[str, Any], facts: dict[str, Any]) -> str:
     network = config.get("model") or "an encoder"
     clips = f"{facts['clips']:,} clips of " if "clips" in facts else ""
     data = facts.get("data") or config.get("data") or "the built-in synthetic corpus"
-    method = " by SSAST" if config.get("objective") == "ssast" else ""
+    objective = str(config.get("objective") or "")
+    method = f" by {OBJECTIVES.get(objective, objective)}" if objective else ""
     text = f"{network}, trained{method} on {clips}{data}"
     if config.get("steps") and config.get("batch_size"):
         text += f" for {config['steps']:,} steps of {config['batch_size']:,} clips"
@@ -103,8 +108,11 @@ def views(source: Source) -> str:
         return ""
     shown = "two segments, their augmented views, and what patch-drop takes out of a view in each "
     shown += "of its modes (grey)"
-    if source.read_mapping("config.yaml").get("objective") == "ssast":
-        shown = "a segment, and which of its patches are hidden (grey)"
+    objective = source.read_mapping("config.yaml").get("objective", "ss_mast")
+    if objective == "ssast":
+        shown = "a segment, and which of its patches are masked (grey)"
+    elif objective != "ss_mast":
+        shown = f"segments, and what {objective} makes of them (grey: dropped)"
     note = f"The first clips of a batch: {shown}. Colours: corpus standard deviations."
     image = picture(file.read_bytes(), "views")
     return (
@@ -147,6 +155,9 @@ def _commands(source: Source) -> list[str]:
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
         door = "-m ssmast finetune" if source.is_fine_tuning else "pretrain/run.py"
+        objective = source.read_mapping("config.yaml").get("objective", "ss_mast")
+        if not source.is_fine_tuning and objective not in OBJECTIVES:
+            door = f"FILE_OF_{objective}.py"
         commands.append(f"accelerate launch {door} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:

@@ -17,8 +17,8 @@ MOST_RUNS = len(_SERIES)  # that one picture can hold
 
 # Key of metrics.jsonl -> what to call it; these come first, in this order.
 KNOWN = {
-    "loss": "loss (nats)",
-    "accuracy": "positive found among negatives (share)",
+    "loss": "loss",
+    "accuracy": "found of what is looked for, such as the positive among negatives (share)",
     "rank_embedding": "effective rank of the embeddings",
     "rank_projection": "effective rank of the projections",
     "alignment": "alignment: distance\u00b2 of a clip's two views",
@@ -28,8 +28,8 @@ KNOWN = {
 }
 # The same for the curves that come after the others.
 _MORE = {
-    "loss_discriminative": "telling a hidden patch from the clip's others (nats)",
-    "loss_generative": "drawing a hidden patch (mean square error)",
+    "loss_discriminative": "matching a masked patch among the clip's others (nats)",
+    "loss_generative": "reconstructing a masked patch (mean square error)",
     "feature_std": "std of the embeddings (1: spread, 0: collapsed)",
     "grad_norm": "gradient norm before clipping",
     "teacher_distance": "teacher\u2013student distance (share of the weights' norm)",

@@ -26,11 +26,8 @@ from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
 from ssmast.progress import Progress
 from ssmast.settings import (
-    ANY,
-    COUNT,
-    SHARE,
+    Settings,
     UsageError,
-    in_range,
     named_files,
     parse,
     setting,
@@ -42,27 +39,31 @@ logger = logging.getLogger(__name__)
 FORMATS = (".npz", ".parquet")
 
 
-@dataclass
-class EmbedConfig:
-    """`ssmast embed`: files -> embeddings."""
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Settings):
+    """`ssmast embed`: files to embeddings."""
 
-    data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
-    encoder: str = setting("", "encoder folder or Hub name")
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
+    encoder: str = setting("", "encoder folder or Hub name", required=True)
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-    part: int = setting(512, "clips after which what is done is kept")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+    part: int = setting(
+        512, "clips after which finished embeddings are saved, for resuming", range="[1, inf)"
+    )
     max_bad_fraction: float = setting(
-        1.0, "stop if more than this share of the clips is unreadable"
+        1.0, "stop if more than this fraction of the clips is unreadable", range="[0, 1]"
     )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
+        super().__post_init__()
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
-        in_range(
-            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_fraction": SHARE}
-        )
 
 
 def main(argv: list[str]) -> int:
@@ -77,9 +78,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "data"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast embed --help`")
     corpus = open_files(config.data)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
@@ -128,7 +126,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
-    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_fraction)
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:

@@ -32,7 +32,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     read_embeddings,
 )
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +43,30 @@ _FILES = ("index.faiss", "names.json", "mean.safetensors")
 Vectors = NDArray[np.float32]
 
 
-@dataclass
-class IndexConfig:
-    """`ssmast index`: sounds or embeddings -> index."""
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(Settings):
+    """`ssmast index`: sounds or embeddings to an index."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
-    embeddings: str = setting("", "or what `ssmast embed` wrote: .npz or .parquet")
-    encoder: str = setting("", "encoder folder or Hub name; queries are embedded with it")
-    out: str = setting("", "folder to write")
-    kind: str = setting("auto", "flat (exact), ivfpq (small and fast), or auto: by size")
-    probes: int = setting(16, "cells that a query of ivfpq looks into; more finds more")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-
-    def __post_init__(self) -> None:
-        """Refuse what no index can mean."""
-        if self.kind not in ("auto", *KINDS):
-            raise UsageError(f"kind must be auto, flat or ivfpq, got {self.kind!r}")
-        in_range(self, {"probes": COUNT, "workers": ANY, "batch_seconds": ANY})
+    embeddings: str = setting("", "in place of data: what `ssmast embed` wrote, .npz or .parquet")
+    encoder: str = setting(
+        "", "encoder folder or Hub name; queries are embedded with it", required=True
+    )
+    out: str = setting("", "folder to write", required=True)
+    kind: str = setting(
+        "auto",
+        "flat is exact, ivfpq small and fast; auto: by the number of vectors",
+        choices=("auto", *KINDS),
+    )
+    probes: int = setting(
+        16, "cells that a query visits with ivfpq; more is slower and finds more", range="[1, inf)"
+    )
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -75,9 +81,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "out"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast index --help`")
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
     check_folder(config.out)  # now, and not when all is embedded

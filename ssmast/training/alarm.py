@@ -94,7 +94,7 @@ class Alarm:
         self._window.append(row)
         while len(self._window) > WINDOW_ROWS and self._span(1) >= WINDOW_STEPS:
             self._window.popleft()
-        found = _mean(self._window, "accuracy")
+        found = _mean_of_known(self._window, "accuracy")
         if self._is_full() and found > self._best:
             self._best, self._best_step = found, row["step"]
 
@@ -106,7 +106,8 @@ class Alarm:
 
     def _verdicts(self) -> dict[str, str]:
         verdicts = {"queue": self._queue() if self._has(_OF_QUEUE) else ""}
-        if _mean(self._window, "accuracy") < _FINDS:
+        # An objective that looks for nothing (BYOL) is judged by the shape of its embeddings alone.
+        if _mean_of_known(self._window, "accuracy") < _FINDS:
             verdicts |= {"learning_rate": self._learning_rate()}
             if not verdicts["learning_rate"]:
                 verdicts |= {"constant_encoder": self._constant()}
@@ -142,8 +143,12 @@ class Alarm:
                 f"the embeddings fell onto one point or line ({_shape(first)} at step "
                 f"{first['step']}, {_shape(now)} at step {now['step']}): {lower}"
             )
-        is_lost = _mean(self._window, "accuracy") < 0.2 * self._best and self._best > 0.1
-        if is_lost and _mean(self._window, "loss") > 0.95 * _mean(self._window, "chance_loss"):
+        is_lost = _mean_of_known(self._window, "accuracy") < 0.2 * self._best and self._best > 0.1
+        if (
+            is_lost
+            and self._has({"chance_loss"})
+            and _mean(self._window, "loss") > 0.95 * _mean(self._window, "chance_loss")
+        ):
             return (
                 f"what was learnt is lost: {self._best:.0%} of the positives were found around "
                 f"step {self._best_step}, {now['accuracy']:.1%} now, and the loss of "
@@ -186,16 +191,20 @@ class Alarm:
         return self._window[-1]
 
 
-_NEEDED = {
-    "step", "loss", "chance_loss", "accuracy", "rank_embedding", "feature_std", "lr",
-}  # fmt: skip
-# What only a method with a teacher and a queue can say.
+_NEEDED = {"step", "loss", "rank_embedding", "feature_std", "lr"}
+# What only an objective with a teacher and a queue can say.
 _OF_QUEUE = {"queue_fill", "queue_age", "queue_newest", "queue_std", "key_std"}
 
 
 def _mean(rows: Iterable[Row], key: str) -> float:
     values = [row[key] for row in rows]
     return sum(values) / len(values)
+
+
+def _mean_of_known(rows: Iterable[Row], key: str) -> float:
+    """Mean over the lines that hold it; 0 where none does."""
+    known = [row for row in rows if row.get(key) is not None]
+    return _mean(known, key) if known else 0.0
 
 
 def _shape(row: Row) -> str:

@@ -5,10 +5,8 @@ is written last. The folder gets its name only when all of it is on the disk, so
 moment leaves either the whole checkpoint or none of it.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ssmast.files import flush, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +55,16 @@ def save_checkpoint(
         for name, group in tensors.items():
             _write_tensors(partial / f"{name}.safetensors", group)
         _write_json(partial / "state.json", {"step": step, **state})
-        sums = {file.name: sha256(file) for file in sorted(partial.iterdir())}
+        sums = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
         _write_json(partial / _MARKER, sums)
-        _flush(partial)
+        flush(partial)
         if final.exists():  # a damaged one of the same step that was not worth loading
             shutil.rmtree(final)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _flush(folder)
+    flush(folder)
     verify_checkpoint(final)
     # Later ones, left by a run that went back, do not count: a damaged one must not push out this.
     older = [path for path in checkpoints(folder) if path.name < final.name]
@@ -94,7 +94,7 @@ def verify_checkpoint(path: Path) -> None:
         file = path / name
         if not file.is_file():
             raise DamagedCheckpointError(f"checkpoint {path} has lost its file {name}")
-        if sha256(file) != expected:
+        if sha256_of(file) != expected:
             raise DamagedCheckpointError(f"{file} is not what was written; its checksum differs")
 
 
@@ -137,12 +137,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def sha256(file: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _is_valid(path: Path) -> bool:
     try:
         verify_checkpoint(path)
@@ -157,18 +151,9 @@ def _write_tensors(path: Path, group: dict[str, Tensor]) -> None:
         save_file(flat, path)
     except SafetensorError as error:  # its way to say that the disk is full
         raise OSError(f"{path} cannot be written: {error}") from error
-    _flush(path)
+    flush(path)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """Have the file's or folder's content on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path)

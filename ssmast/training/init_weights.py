@@ -1,11 +1,7 @@
-"""What a run starts from: random weights, ImageNet's, or those of an earlier encoder.
+"""What a run starts from, and where its checkpoints hold the encoders."""
 
-Where a checkpoint of pretraining holds the encoder: in which part, behind which prefix.
-"""
-
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel
-from ssmast.contrastive import Student, Teacher
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.files import write_json
 from ssmast.model import (
     AST,
     IMAGENET,
@@ -29,28 +25,20 @@ from ssmast.model import (
     mast_name,
 )
 from ssmast.settings import UsageError
-from ssmast.training.checkpoint import Tensors
-
-# Beginning of the backbone's names in the networks that a method trains.
-PREFIX = {"ss_mast": "branch.backbone.", "ssast": "backbone."}
-# Networks that a method has, the one to export first, and the parts of its checkpoints with them.
-_PARTS = {"ss_mast": {"teacher": "teacher", "student": "student"}, "ssast": {"student": "network"}}
 
 
-def networks_of(method: str) -> tuple[str, ...]:
-    """The networks of a method of pretraining, the one to export by default first."""
-    return tuple(_PARTS[method])
-
-
-def backbone_weights(tensors: Tensors, *, method: str, network: str) -> Mapping[str, Tensor]:
-    """State dict of the backbone of one network.
+def backbone_weights(
+    state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, network: str
+) -> Mapping[str, Tensor]:
+    """State dict of the backbone of one network of a checkpoint.
 
     Args:
-        tensors: of a checkpoint.
-        method: of the pretraining.
-        network: one of `networks_of(method)`.
+        state: of the checkpoint.
+        tensors: of the checkpoint.
+        network: one of `state["encoders"]`.
     """
-    part, prefix = tensors[_PARTS[method][network]], PREFIX[method]
+    place = state["encoders"][network]
+    part, prefix = tensors[place["file"]], place["prefix"]
     return {name.removeprefix(prefix): part[name] for name in part if name.startswith(prefix)}
 
 
@@ -153,23 +141,24 @@ def read_weights(source: Path) -> InitialWeights:
     return InitialWeights(source, tensors, None)
 
 
-def start_from_(
-    student: Student, teacher: Teacher, weights: InitialWeights, *, model: str, log_mel: LogMel
+def start_encoders_(
+    encoders: Iterable[nn.Module], weights: InitialWeights, *, model: str, log_mel: LogMel
 ) -> LoadReport:
-    """Put weights into the student's backbone and the teacher's alike; the heads stay random.
+    """Put weights into all encoders of an objective alike, such as student and teacher.
 
     Args:
-        student: written in place.
-        teacher: written in place.
+        encoders: written in place.
         weights: what `read_weights` gave.
-        model: name of the backbone's architecture.
-        log_mel: front end of this run; a warning tells where the weights heard another one.
+        model: name of their architecture.
+        log_mel: front end of this run; a warning tells where the weights had another one.
 
     Raises:
         ValueError: if they are of another model or do not fit.
     """
-    report = load_backbone_(student.branch.backbone, weights, model=model, log_mel=log_mel)
-    teacher.branch.backbone.load_state_dict(student.branch.backbone.state_dict())
+    first, *others = encoders
+    report = load_backbone_(first, weights, model=model, log_mel=log_mel)
+    for other in others:
+        other.load_state_dict(first.state_dict())
     return report
 
 
@@ -182,7 +171,7 @@ def load_backbone_(
         backbone: written in place.
         weights: what `read_weights` gave.
         model: name of the backbone's architecture.
-        log_mel: front end of this run; a warning tells where the weights heard another one.
+        log_mel: front end of this run; a warning tells where the weights had another one.
 
     Raises:
         ValueError: if they are of another model or do not fit.
@@ -244,8 +233,8 @@ def _compare_front_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     ]
     if changed:
         logger.warning(
-            "init: these weights heard another front end: %s; set front_end.* alike unless that "
-            "is meant",
+            "init: these weights were trained with a different front end: %s; set front_end.* "
+            "alike unless that is meant",
             ", ".join(changed),
         )
 
@@ -256,7 +245,7 @@ def write_init_json(
     weights: InitialWeights,
     networks: nn.Module,
     *,
-    prefix: str = PREFIX["ss_mast"],
+    prefix: str,
     heads: tuple[str, ...] = (),
     fitted: bool = False,
 ) -> None:
@@ -266,8 +255,8 @@ def write_init_json(
         file: to write.
         report: of the loading.
         weights: that were loaded.
-        networks: what is trained.
-        prefix: of the backbone's parameters in it.
+        networks: that hold the backbone.
+        prefix: of the backbone's parameters in them.
         heads: beginnings of names behind the prefix that are heads.
         fitted: the heads are not random but fitted to the backbone, and listed so.
     """
@@ -276,8 +265,9 @@ def write_init_json(
     shape = {key: list(tensor.shape) for key, tensor in weights.tensors.items()}
     # Loading fails where a tensor of the backbone is missing, so what is left random is the heads.
     random = {
-        name: size
-        for name, size in own.items()
+        name: own[name]
+        for name, parameter in networks.named_parameters()
+        if parameter.requires_grad
         if not name.startswith(prefix) or name.startswith(inside)
     }
     content = {
@@ -294,4 +284,4 @@ def write_init_json(
         "left": {key: {"why": why, "shape": shape[key]} for key, why in report.left.items()},
         "fitted" if fitted else "random": random,
     }
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(file, content)

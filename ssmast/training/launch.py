@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from ssmast.command import StoppedError
@@ -32,11 +32,18 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
             sets one thread, which would leave the other cores idle.
 
     Raises:
-        ValueError: if more processes were asked for than take part.
+        ValueError: if more processes were asked for than take part, or bf16 of a GPU without it.
     """
     has_gpu = torch.cuda.is_available()
+    # Older GPUs emulate it: slower than float32, and none of the fused attention kernels.
+    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and has_gpu and not has_bf16:
+        raise ValueError(
+            f"precision=bf16 needs a GPU of compute capability 8.0 or newer, "
+            f"{torch.cuda.get_device_name()} is older; use precision=fp32"
+        )
     accelerator = Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -75,7 +82,7 @@ def _requested_by_launcher() -> int:
     return 1
 
 
-def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+def on_main(accelerator: Accelerator | PartialState, make: Callable[[], T]) -> T:
     """What `make` gives on the main process, on all of them; its error too.
 
     What it gives travels as an object, so it must be plain: paths, numbers, dataclasses.
@@ -91,13 +98,6 @@ def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     if box[1] is not None:
         raise box[1]
     return box[0]
-
-
-def on_main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """`make` on the main process, then on the others, which find its files written."""
-    if accelerator.num_processes > 1:
-        on_main(accelerator, lambda: (make(), None)[1])
-    return make()
 
 
 class StopRequest:
@@ -140,7 +140,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number or not self._is_deferred:
-            raise StoppedError(number, "resume=auto goes on from the last checkpoint")
+            raise StoppedError(number, "resume=auto resumes from the last checkpoint")
         self.signal_number = number
         logger.warning("stopping after this step; the state will be saved (again to stop at once)")
 

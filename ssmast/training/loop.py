@@ -1,59 +1,62 @@
-"""The loop that every training shares: data in, steps, log lines, checkpoints, a clean stop.
-
-Waiting for data without being deaf to signals.
-
-Each process' share of the clips, step by step, read by workers.
-"""
+"""The loop of every training: data in, steps, log lines, checkpoints, a clean stop."""
 
 import logging
 import queue
-import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset
 
-from ssmast.audio import Quarantine, StepSampler, collate_segments
+from ssmast.audio import Quarantine
+from ssmast.audio.segments import SegmentBatch
 from ssmast.command import StoppedError
 from ssmast.training.alarm import Alarm, AlarmError
-from ssmast.training.config import TrainConfig
 from ssmast.training.launch import StopRequest
 from ssmast.training.metrics_log import MetricsLog
-from ssmast.training.replay import write_skipped
-from ssmast.training.run_folder import RunFolder
+from ssmast.training.online_probe import Watcher
+from ssmast.training.run_folder import RunFolder, write_skipped
+from ssmast.training.step import StepResult, TrainingState
+
+logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.2  # seconds between looks at whether to give up
+# What a process asks the others for besides the signals, which are below 100: see `_agree`.
+_STOP_BY_ALARM = 1000
 
 
 class Fetcher:
-    """Takes batches from an iterator in a thread of its own, so that the wait can be given up.
+    """Fetches batches in a thread so that signals are handled while waiting.
 
-    A read from a mount that went away may block for ever, in C code where no signal is heard.
-    Nothing is fetched ahead: while the thread works, the caller does nothing but wait.
+    A read from a mount that went away may block for ever, in C code that no signal interrupts.
+    Nothing is fetched ahead: while the thread works, the caller does nothing but wait. The thread
+    ends with this object and lets go of the iterator, which stops a loader's worker processes.
 
     Args:
         batches: to take from.
     """
 
-    def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
-        self._batches = batches
-        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-        # A daemon: Python does not wait for it at the end.
-        threading.Thread(target=self._work, name="data", daemon=True).start()
+    def __init__(self, batches: Iterator[SegmentBatch]) -> None:
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[SegmentBatch | BaseException] = queue.SimpleQueue()
+        # A daemon: Python does not wait for it at the end. It must not hold this object.
+        threading.Thread(
+            target=_fetch, args=(batches, self._wanted, self._found), name="data", daemon=True
+        ).start()
+        weakref.finalize(self, self._wanted.put, False)
 
-    def next(self, *, give_up: Callable[[], bool]) -> dict[str, Any] | None:
+    def next(self, *, give_up: Callable[[], bool]) -> SegmentBatch | None:
         """The next batch, or None if `give_up` said so first.
 
         Raises:
             Whatever the iterator raises.
         """
-        self._wanted.put(None)
+        self._wanted.put(True)
         while True:
             try:
                 found = self._found.get(timeout=_LOOK_EVERY)
@@ -65,127 +68,26 @@ class Fetcher:
                 raise found
             return found
 
-    def _work(self) -> None:
-        while True:
-            self._wanted.get()
-            try:
-                self._found.put(next(self._batches))
-            except BaseException as error:  # belongs to whoever waits
-                self._found.put(error)
-                return
 
-
-def segment_loader(
-    config: TrainConfig,
-    dataset: Dataset[Any],
-    *,
-    first_step: int,
-    steps: int,
-    rank: int,
-    num_ranks: int,
-    collate: Callable[[list[Any]], Any] = collate_segments,
-) -> DataLoader[Any]:
-    """This process' share of every step from `first_step` on.
-
-    Raises:
-        ValueError: if the batch cannot be shared out evenly.
-    """
-    parts = num_ranks * config.optim.gradient_accumulation_steps
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size={config.batch_size} cannot be shared evenly by {num_ranks} processes "
-            f"with {config.optim.gradient_accumulation_steps} micro-batches each; use a multiple "
-            f"of {parts}"
-        )
-    sampler = StepSampler(
-        start=first_step,
-        stop=steps,
-        batch_size=config.batch_size,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if config.workers else None,
-    )
-
-
-def _quiet_worker(worker: int) -> None:
-    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-logger = logging.getLogger(__name__)
-
-# What a process asks the others for besides the signals, which are below 100: see `_agree`.
-_STOP_BY_ALARM = 1000
-
-
-class Trainer(Protocol):
-    """What the loop needs of an objective."""
-
-    step: int
-    steps: int
-    accelerator: Accelerator
-
-    def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, Any]:
-        """One optimiser step; `skipped` is True when a non-finite value made it stand still."""
-        ...
-
-    def measure(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Numbers to log, from what `train_step` returned."""
-        ...
-
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint; all processes call it, and all raise if it fails."""
-        ...
-
-
-class Watcher(Protocol):
-    """What scores the networks now and then, and changes nothing that trains."""
-
-    def is_due(self, step: int, *, steps: int) -> bool:
-        """Whether to score after `step` of `steps`."""
-        ...
-
-    def run(self, *, step: int) -> dict[str, float]:
-        """Scores by name; all processes call it."""
-        ...
-
-    def shown(self, scores: dict[str, float]) -> dict[str, str]:
-        """The most telling of them, for the progress line."""
-        ...
-
-
-def run_loop(
-    trainer: Trainer,
-    batches: Iterator[dict[str, Any]],
-    *,
-    folder: RunFolder,
-    quarantine: Quarantine,
-    stop: StopRequest,
-    log: MetricsLog,
-    alarm: Alarm,
-    watcher: Watcher | None,
-    name_of: Callable[[int], str],
-    max_skipped: int,
-    batch_size: int,
-    accumulate: int,
-    log_every: int,
-    checkpoint_every: int,
+def _fetch(
+    batches: Iterator[SegmentBatch],
+    wanted: "queue.SimpleQueue[bool]",
+    found: "queue.SimpleQueue[SegmentBatch | BaseException]",
 ) -> None:
-    """Train until `trainer.steps`.
+    """Put a batch into `found` for every True in `wanted`; False ends it."""
+    while wanted.get():
+        try:
+            found.put(next(batches))
+        except BaseException as error:  # belongs to whoever waits
+            found.put(error)
+            return
 
-    Args:
-        trainer: state and step of the objective.
-        batches: this process' share of every step, in order.
+
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """What records, judges and stops a run.
+
+    Attributes:
         folder: where checkpoints and `skipped.jsonl` go.
         quarantine: list of bad clips; raises when there are too many.
         stop: polled once a step.
@@ -193,11 +95,24 @@ def run_loop(
         alarm: looks at every line; on the main process, the others follow it.
         watcher: scores what is trained now and then, or None.
         name_of: number of a clip -> its name, for the replay file.
-        max_skipped: non-finite steps in a row that end the run.
-        batch_size: clips a step over all processes, for clips/s.
-        accumulate: micro-batches a step.
-        log_every: steps between log lines.
-        checkpoint_every: steps between checkpoints; 0 for only at the end.
+    """
+
+    folder: RunFolder
+    quarantine: Quarantine
+    stop: StopRequest
+    log: MetricsLog
+    alarm: Alarm
+    watcher: Watcher | None
+    name_of: Callable[[int], str]
+
+
+def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instruments) -> None:
+    """Train until `state.steps`.
+
+    Args:
+        state: objective, optimiser and place in the run.
+        batches: this process' share of every step, in order.
+        with_: what records, judges and stops the run.
 
     Raises:
         StoppedError: after a signal, once the state is saved.
@@ -205,87 +120,78 @@ def run_loop(
         ValueError: after `max_skipped` non-finite steps in a row, or too many bad clips.
         OSError: if the last checkpoint cannot be written.
     """
-    scores = _scores_if_due(watcher, trainer, log)
-    skipped_in_a_row, rejected = 0, []
-    waited, since, since_step = 0.0, time.perf_counter(), trainer.step
+    config, log, alarm, stop = state.config, with_.log, with_.alarm, with_.stop
+    scores = _scores_if_due(state, with_)
+    skipped_in_a_row = 0
+    rejected: list[tuple[str, str]] = []
+    waited, since, since_step = 0.0, time.perf_counter(), state.step
     fetcher = Fetcher(batches)
-    while trainer.step < trainer.steps:
+    while state.step < state.steps:
         asked = time.perf_counter()
         batch = fetcher.next(give_up=lambda: bool(stop.poll()))
         waited += time.perf_counter() - asked
         # Agreed on with the data in hand: a process that waits for data for ever can still stop,
         # and no other is left behind in the middle of a step.
         wanted = stop.poll() or (_STOP_BY_ALARM if alarm.wants_stop else 0)
-        stopped_by = _agree(trainer.accelerator, wanted)
+        stopped_by = _agree(state.accelerator, wanted)
         if stopped_by or batch is None:
-            trainer.save(folder)
+            state.save(with_.folder)
             if stopped_by == _STOP_BY_ALARM:
                 raise AlarmError(
-                    f"alarm=stop ended the run at step {trainer.step}: "
+                    f"alarm=stop ended the run at step {state.step}: "
                     f"{alarm.said or 'see the main process'}; the state is saved, "
-                    "resume=auto alarm=warn goes on all the same"
+                    "resume=auto alarm=warn resumes it all the same"
                 )
-            raise StoppedError(stopped_by, "the state is saved, go on with resume=auto")
-        micro_batches = split_batch(batch, accumulate)
-        rejected += micro_batches[0]["rejected"]
-        values = trainer.train_step(micro_batches)
-        if values["skipped"]:
+            raise StoppedError(stopped_by, "the state is saved, resume it with resume=auto")
+        rejected += batch.rejected
+        result = state.train_step(batch)
+        if result.skipped:
             skipped_in_a_row += 1
-            _note_skip(trainer, micro_batches, values, folder, name_of)
-            if skipped_in_a_row >= max_skipped:
+            _note_skip(state, batch, result, with_)
+            if skipped_in_a_row >= config.max_skipped:
                 raise ValueError(
-                    f"{skipped_in_a_row} steps in a row gave a non-finite loss or gradient "
-                    f"(step {trainer.step}, loss {values['loss']}); lower optim.lr, or look at the "
-                    f"clips listed in {folder.skipped_file}"
+                    f"{skipped_in_a_row} steps in a row gave a non-finite loss or gradient (step "
+                    f"{state.step}, loss {float(result.loss.loss)}); lower optim.lr, or look at "
+                    f"the clips listed in {with_.folder.skipped_file}"
                 )
         else:
             skipped_in_a_row = 0
-        done = trainer.step
+        done = state.step
         # The first step shows the untrained encoder, which all later lines are compared with.
-        if done == 1 or done % log_every == 0 or done == trainer.steps or values["skipped"]:
+        if done == 1 or done % config.log_every == 0 or done == state.steps or result.skipped:
             now = time.perf_counter()
-            speed = (done - since_step) * batch_size / max(now - since, 1e-9)
-            row = {"skipped": True} if values["skipped"] else trainer.measure(values)
-            row |= {"clips_per_second": speed, "data_wait": waited / max(now - since, 1e-9)}
+            seconds = max(now - since, 1e-9)
+            row: dict[str, Any] = dict(state.numbers(result))
+            row["clips_per_second"] = (done - since_step) * config.batch_size / seconds
+            row["data_wait"] = waited / seconds
             raised = alarm.look({"step": done, **row}) if log.enabled else {}
             log.write(done, row | ({"alarms": raised} if raised else {}))
-            told = watcher.shown(scores) if watcher is not None else {}
+            told = {} if with_.watcher is None else with_.watcher.shown(scores)
             log.advance(done, _shown(row, told, raised))
             waited, since, since_step = 0.0, now, done
             # All processes hold the same list, so all of them stop when it grows too long.
-            quarantine.add(gather_object(rejected))
+            with_.quarantine.add(gather_object(rejected))
             rejected = []
         before = time.perf_counter()
-        scores = _scores_if_due(watcher, trainer, log) or scores
+        scores = _scores_if_due(state, with_) or scores
         since += time.perf_counter() - before  # clips/s are those of training
-        if done == trainer.steps:
-            trainer.save(folder)
-        elif checkpoint_every and done % checkpoint_every == 0:
-            _save_or_warn(trainer, folder)
+        if done == state.steps:
+            state.save(with_.folder)
+        elif config.checkpoint_every and done % config.checkpoint_every == 0:
+            _save_or_warn(state, with_.folder)
 
 
-def _save_or_warn(trainer: Trainer, folder: RunFolder) -> None:
+def _save_or_warn(state: TrainingState, folder: RunFolder) -> None:
     """Save; a full disk is no reason to lose what is in memory, so the run goes on."""
     try:
-        trainer.save(folder)
+        state.save(folder)
     except OSError as error:
-        if trainer.accelerator.is_main_process:
+        if state.accelerator.is_main_process:
             logger.warning(
                 "step %d: the checkpoint could not be written (%s); earlier ones are untouched and "
                 "the run goes on: make room in %s before it ends",
-                *(trainer.step, error, folder.checkpoints),
+                *(state.step, error, folder.checkpoints),
             )
-
-
-def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """Equal micro-batches, in order; lists (of rejected clips) stay with the first."""
-    split: list[dict[str, Any]] = [{} for _ in range(parts)]
-    for key, value in batch.items():
-        is_rows = isinstance(value, torch.Tensor)
-        pieces = value.chunk(parts) if is_rows else [value, *[[]] * (parts - 1)]
-        for micro, piece in zip(split, pieces, strict=True):
-            micro[key] = piece
-    return split
 
 
 def _shown(row: dict[str, Any], scores: dict[str, str], raised: dict[str, str]) -> dict[str, str]:
@@ -304,12 +210,13 @@ def _shown(row: dict[str, Any], scores: dict[str, str], raised: dict[str, str]) 
     return shown | scores | ({"ALARM": ",".join(raised)} if raised else {})
 
 
-def _scores_if_due(watcher: Watcher | None, trainer: Trainer, log: MetricsLog) -> dict[str, float]:
+def _scores_if_due(state: TrainingState, with_: Instruments) -> dict[str, float]:
     """Scores of the networks as they are now, logged; empty where none are due. All call."""
-    if watcher is None or not watcher.is_due(trainer.step, steps=trainer.steps):
+    watcher = with_.watcher
+    if watcher is None or not watcher.is_due(state.step, steps=state.steps):
         return {}
-    scores = watcher.run(step=trainer.step)
-    log.write(trainer.step, scores)
+    scores = watcher.run(step=state.step)
+    with_.log.write(state.step, scores)
     return scores
 
 
@@ -322,33 +229,21 @@ def _agree(accelerator: Accelerator, signal_number: int) -> int:
 
 
 def _note_skip(
-    trainer: Trainer,
-    micro_batches: list[dict[str, Any]],
-    values: dict[str, Any],
-    folder: RunFolder,
-    name_of: Callable[[int], str],
+    state: TrainingState, batch: SegmentBatch, result: StepResult, with_: Instruments
 ) -> None:
     """Write down the batch of all processes so that it can be made again."""
+    loss, grad_norm = float(result.loss.loss), float(result.grad_norm)
     logger.warning(
         "step %d: non-finite loss or gradient (loss %s, gradient norm %s); the step is skipped on "
         "all processes",
-        *(trainer.step, values["loss"], values["grad_norm"]),
+        *(state.step, loss, grad_norm),
     )
-    rows = [
-        tuple(map(int, row))
-        for micro in micro_batches
-        for row in zip(micro["position"], micro["epoch"], micro["clip"], strict=True)
-    ]
+    rows = zip(batch.position.tolist(), batch.epoch.tolist(), batch.clip.tolist(), strict=True)
     mine = [
-        {"position": position, "epoch": epoch, "clip": clip, "name": name_of(clip)}
+        {"position": position, "epoch": epoch, "clip": clip, "name": with_.name_of(clip)}
         for position, epoch, clip in rows
     ]
     items = gather_object(mine)
-    if trainer.accelerator.is_main_process:
-        write_skipped(
-            folder.skipped_file,
-            step=trainer.step,
-            loss=values["loss"],
-            grad_norm=values["grad_norm"],
-            items=items,
-        )
+    if state.accelerator.is_main_process:
+        file = with_.folder.skipped_file
+        write_skipped(file, step=state.step, loss=loss, grad_norm=grad_norm, items=items)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssmast.evaluation.results import write_text
+from ssmast.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def read_metrics(file: Path, *, up_to: int | None = None) -> list[dict[str, Any]
 def _drop_lines_after(file: Path, step: int) -> None:
     if file.is_file():
         kept = [json.dumps(row) for row in read_metrics(file, up_to=step)]
-        write_text(file, "".join(f"{line}\n" for line in kept))
+        write_atomic(file, "".join(f"{line}\n" for line in kept))
 
 
 def _plain(value: Any) -> Any:

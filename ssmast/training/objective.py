@@ -1,215 +1,467 @@
-"""What every objective's trainer is made of: learning rate, guarded step, checkpoint.
+"""What an objective is: its networks, what they are fed, and the loss of a whole step.
 
-An objective adds its networks, its `train_step` and its numbers; `loop.run_loop` makes time pass.
-
-What a checkpoint of SS-MAST holds: all that the next step depends on, and nothing else.
-
-Every process has the same state: the same weights, the same queue and mixup memory (both take in
-the clips of all processes), and no generator (every draw follows from seed and position). So one
-set of files serves any number of processes.
+The loop (`step.py`, `loop.py`) owns the rest: micro-batches, the gradient through them, several
+processes, precision, the optimiser, checkpoints, alarms. So an objective is exact under gradient
+accumulation and on several processes by construction, and a new one is one small file:
+docs/objectives.md.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ssmast.audio import LogMel, MixupMemory
-from ssmast.contrastive import KeyQueue, Student, Teacher
-from ssmast.settings import to_dict
-from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
-from ssmast.training.config import TrainConfig
-from ssmast.training.launch import on_main
-from ssmast.training.optim import load_optimizer_, optimizer_tensors, warmup_cosine
-from ssmast.training.run_folder import RunFolder, changed_settings
-
-
-def state_tensors(
-    *,
-    student: Student,
-    teacher: Teacher,
-    optimizer: torch.optim.Optimizer,
-    queue: KeyQueue,
-    memory: MixupMemory,
-) -> dict[str, dict[str, Tensor]]:
-    """Name of a part -> name -> tensor."""
-    return {
-        "student": student.state_dict(),
-        "teacher": teacher.state_dict(),
-        "optimizer": optimizer_tensors(optimizer, student),
-        "queue": queue.state(),
-        "mixup_memory": memory.state(),
-    }
-
-
-def load_tensors_(
-    tensors: dict[str, dict[str, Tensor]],
-    *,
-    student: Student,
-    teacher: Teacher,
-    optimizer: torch.optim.Optimizer,
-    queue: KeyQueue,
-    memory: MixupMemory,
-) -> None:
-    """Take over what `state_tensors` gave.
-
-    Raises:
-        ValueError, RuntimeError: if it was made for other shapes.
-    """
-    student.load_state_dict(tensors["student"])
-    teacher.load_state_dict(tensors["teacher"])
-    load_optimizer_(optimizer, student, tensors["optimizer"])
-    queue.load_(tensors["queue"])
-    memory.load_(tensors["mixup_memory"])
-
-
-def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> None:
-    """Refuse a checkpoint that this run would not go on from to the same bits.
-
-    Args:
-        state: of the checkpoint: `steps`, `mixed_precision`, `settings`.
-        now: the same of this run.
-        path: of the checkpoint, for the message.
-
-    Raises:
-        ValueError: naming every setting that differs.
-    """
-    changed = changed_settings(state["settings"], now["settings"])
-    changed += changed_settings({**state, "settings": 0}, {**now, "settings": 0})
-    if changed:
-        raise ValueError(
-            f"checkpoint {path} belongs to a run with other settings: {'; '.join(changed)}; "
-            "use those again or start afresh with resume=never in another run="
-        )
-
+from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
+from ssmast.audio.segments import SegmentBatch
+from ssmast.contrastive.monitors import effective_rank, feature_std
+from ssmast.encoder import Encoder
+from ssmast.encoder.pooling import check_pooling
+from ssmast.model import (
+    Backbone,
+    LoadReport,
+    PatchDrop,
+    create_model,
+    pool_tokens,
+    pooled_dim,
+)
+from ssmast.report import write_report
+from ssmast.settings import UsageError, to_dict
+from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.init_weights import (
+    find_weights,
+    read_weights,
+    start_encoders_,
+    write_init_json,
+)
+from ssmast.training.inputs import (
+    TwoViews,
+    ViewMaker,
+    build_log_mel,
+    build_memory,
+    check_model,
+    open_data,
+    segments_of,
+)
+from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
+from ssmast.training.optim import decay_groups
+from ssmast.version import __version__
 
 Config = TypeVar("Config", bound=TrainConfig)
+Views = TypeVar("Views")
+Loss = TypeVar("Loss", bound="StepLoss")
 
 
-class BaseTrainer(ABC, Generic[Config]):
-    """The state of a run and its step; `loop.run_loop` makes time pass.
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The clips that a run trains on.
 
-    Networks that an objective builds in its own constructor begin alike on every process.
+    Attributes:
+        clips: the corpus.
+        log_mel: front end with mean and std where it comes with the weights; None: to be measured.
+    """
+
+    clips: Corpus
+    log_mel: LogMel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run knows when its networks are built.
+
+    Attributes:
+        log_mel: front end with mean and std.
+        num_clips: clips that are trained on.
+        steps: optimiser steps of the whole run.
+        data: what `open_data` gave.
+    """
+
+    log_mel: LogMel
+    num_clips: int
+    steps: int
+    data: TrainingData | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where in the run a loss is asked for.
+
+    Attributes:
+        number: optimiser steps done before this one.
+        ids: clip of each row, int64, on the device of the networks.
+        gather: rows (B, ...) of this process -> those of all processes, one after the other.
+    """
+
+    number: int
+    ids: Tensor
+    gather: Callable[[Tensor], Tensor]
+
+
+@dataclass(kw_only=True)
+class StepLoss:
+    """What `Objective.loss` gives; a subclass adds what `after_step` and `numbers` need.
+
+    With `per_clip`, single numbers are averaged over micro-batches and processes, and tensors of
+    rows put one after the other.
+
+    Attributes:
+        loss: what is minimised, with its graph.
+        accuracy: share (0..1) of what is to be found that is found; None if nothing is looked for.
+        chance_loss: loss of guessing; None if that is not known.
+        embeddings: rows (N, E) whose rank and spread are watched; None: those of `embed`.
+    """
+
+    loss: Tensor
+    accuracy: Tensor | None = None
+    chance_loss: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+@dataclass
+class Panel:
+    """One picture.
+
+    Attributes:
+        title: above it.
+        log_mel: normalised (F, T).
+        waveform: (S,), drawn above the log-mel.
+        dropped: patches that are dropped, bool (f, t); None for none.
+        patch: (freq, time) step from patch to patch, in mel bins and frames.
+    """
+
+    title: str
+    log_mel: Tensor
+    waveform: Tensor | None = None
+    dropped: Tensor | None = None
+    patch: tuple[int, int] = (1, 1)
+
+
+class Objective(nn.Module, Generic[Config, Views, Loss]):
+    """Networks and a loss; a subclass says at least what `__init__` builds and `loss` computes.
+
+    It is a module: parameters are trained, and everything else that its `state_dict` holds
+    (averages of weights, buffers, queues) is placed, saved and restored with them. What must not
+    be trained has `requires_grad` False. A constructor runs on the meta device once before any
+    audio is read, to refuse what cannot be built.
 
     Args:
         config: settings of the run.
-        accelerator: device, processes, precision.
-        log_mel: front end with mean and std.
-        steps: optimiser steps of the whole run.
+        run: what else is known by then.
 
     Attributes:
-        model: whose parameters the optimiser moves; set by the objective.
-        optimizer: set by the objective; a group's `lr_scale` multiplies the learning rate.
-        step: optimiser steps done.
+        settings: dataclass of the keys; a subclass of `PretrainConfig` may add some of its own.
+        num_segments: random segments of each clip in a batch.
+        per_clip: the loss is a mean over clips that know nothing of each other, so it may be
+            computed a micro-batch at a time and the encoder sees each clip once.
+        backbone: the encoder that learns, for the methods here that use it.
+        mixup_memory: log-mels of earlier steps that views mix in.
     """
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    settings: ClassVar[type[TrainConfig]] = PretrainConfig
+    num_segments: ClassVar[int] = 2
+    per_clip: ClassVar[bool] = False
 
-    def __init__(
-        self, config: Config, *, accelerator: Accelerator, log_mel: LogMel, steps: int
-    ) -> None:
-        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
-        self.log_mel = log_mel.to(self.device)
-        self.steps, self.step = steps, 0
-        torch.manual_seed(config.seed)
+    backbone: Backbone
 
-    # -- what an objective is --------------------------------------------------------------------
+    def __init__(self, config: Config, run: RunFacts) -> None:
+        super().__init__()
+        torch.manual_seed(config.seed)  # the same first weights on every process
+        self.config, self.run, self.log_mel = config, run, run.log_mel
+        self.make_views: ViewMaker | None = None
+        if isinstance(config, PretrainConfig) and self.num_segments == 2:
+            self.mixup_memory = build_memory(config)
+            self.make_views = ViewMaker(config, log_mel=self.log_mel, memory=self.mixup_memory)
 
-    @abstractmethod
-    def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, Any]:
-        """One optimiser step; `skipped` is True when a non-finite value made it stand still."""
+    # -- before a run ----------------------------------------------------------------------------
 
-    @abstractmethod
-    def measure(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Numbers to log, from what `train_step` returned."""
+    @classmethod
+    def resolve(cls, config: Config) -> Config:
+        """The settings with everything written out that they leave open."""
+        return config
 
-    @abstractmethod
-    def tensors(self) -> Tensors:
-        """All that the next step depends on: name of a part -> name -> tensor."""
-
-    @abstractmethod
-    def load_tensors_(self, tensors: Tensors) -> None:
-        """Take over what `tensors` gave."""
-
-    # -- small parts of a step -------------------------------------------------------------------
-
-    @property
-    def lr(self) -> float:
-        """The learning rate at this step."""
-        optim = self.config.optim
-        return warmup_cosine(
-            self.step,
-            steps=self.steps,
-            warmup_steps=max(1, round(optim.warmup * self.steps)),
-            peak=optim.lr,
-            end=optim.min_lr,
-        )
-
-    def move_(self, loss: Tensor) -> dict[str, Any]:
-        """Clip the gradients and let the optimiser move, unless loss or gradient is not finite.
-
-        Both are the same on all processes, and so is what is decided here. A step that is skipped
-        counts: the place in the data moves on; nothing that is learnt does.
-
-        Returns:
-            `skipped` and `grad_norm`; of a skipped step also the `loss`, of any other the `lr`.
-        """
-        limit = self.config.optim.max_grad_norm or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
-            self.step += 1
-            return {"skipped": True, "loss": float(loss), "grad_norm": float(grad_norm)}
-        lr = self.lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.optimizer.step()
-        return {"skipped": False, "grad_norm": grad_norm, "lr": lr}
-
-    def seed_draws_(self, position: int) -> None:
-        """Seed the layers' own draws (stochastic depth) by the place in the stream.
-
-        Every draw then follows from the seed and the place, so a second pass sees the first one's,
-        and a resumed run needs no saved generator.
-        """
-        torch.manual_seed(((self.config.seed << 44) ^ position) % 2**63)
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes, one after the other."""
-        if self.accelerator.num_processes == 1:
-            return tensor
-        return cast(Tensor, self.accelerator.gather(tensor))
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def _facts(self) -> dict[str, Any]:
-        precision = self.accelerator.mixed_precision
-        settings = to_dict(self.config)
-        return {"steps": self.steps, "mixed_precision": precision, "settings": settings}
-
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint (main process); all wait for it, and all raise if it fails."""
-        on_main(
-            self.accelerator,
-            lambda: save_checkpoint(
-                folder.checkpoints,
-                self.step,
-                tensors=self.tensors(),
-                state=self._facts(),
-                keep=self.config.keep_checkpoints,
-            ),
-        )
-
-    def load_(self, path: Path) -> None:
-        """Go on from a checkpoint.
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what cannot be run, before hours may pass in reading the corpus.
 
         Raises:
-            ValueError: if it is damaged, or of a run with other settings.
+            UsageError, ValueError: one sentence saying what to change.
         """
-        state, tensors = load_checkpoint(path)
-        check_state(state, self._facts(), path=path)
-        self.load_tensors_(tensors)
-        self.step = int(state["step"])
+        check_model(config.model)
+        run = RunFacts(log_mel=build_log_mel(config), num_clips=1 << 40, steps=1)
+        with torch.device("meta"):
+            objective = cls(config, run)
+        settings = cast(PretrainConfig, config)
+        objective.exported_network()
+        probe = settings.probe
+        if probe.data:
+            small_tasks(probe.data, tasks=probe.tasks, max_clips=probe.max_clips)
+
+    @classmethod
+    def find_start(cls, config: Config) -> Path | None:
+        """File or folder of the weights that `init` names; None for random ones. May download."""
+        return find_weights(config.init, config.model)
+
+    @classmethod
+    def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
+        """The corpus of `data=`, or the built-in one in the folder of runs."""
+        return TrainingData(clips=open_data(cast(PretrainConfig, config), runs=runs))
+
+    @classmethod
+    def frames(cls, config: Config) -> int:
+        """Frames of an input, which mean and std are measured on."""
+        return cast(PretrainConfig, config).views.frames
+
+    @classmethod
+    def items(
+        cls, config: Config, source: Corpus, data: TrainingData | None
+    ) -> SegmentDataset | MixedSegments:
+        """The segments of the clips, by their position in the stream.
+
+        Args:
+            config: settings of the run.
+            source: the clips, perhaps from a cache.
+            data: what `open_data` gave.
+        """
+        return segments_of(
+            cast(PretrainConfig, config),
+            source,
+            num_samples=build_log_mel(config).samples(cls.frames(config)),
+            num_segments=cls.num_segments,
+        )
+
+    # -- one step --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def views(self, segments: SegmentBatch, step: int) -> Views:
+        """What the networks are fed of a micro-batch; here `TwoViews`.
+
+        Every draw must follow from the seed, `segments` and the step, as those of `make_views` do.
+
+        Args:
+            segments: waveforms (B, `num_segments`, S) and which clips they are.
+            step: optimiser steps done.
+        """
+        assert self.make_views is not None
+        student = self.encoders()["student"]
+        return cast(Views, self.make_views(segments, step=step, backbone=student))
+
+    def before_step(self, views: list[Views], step: Step) -> None:
+        """What has to be set before the step, of the views of all its micro-batches."""
+
+    def embed(self, views: Views) -> Tensor:
+        """The part with a gradient that knows single clips, (B, ...); here (B, 2, E).
+
+        It runs under autocast. Called twice it must give the same: of all micro-batches but the
+        last it is computed again for the gradient.
+        """
+        return self.embed_views(self.backbone, cast(TwoViews, views))
+
+    def embed_views(self, backbone: Backbone, views: TwoViews, *, drops: bool = True) -> Tensor:
+        """Embeddings (B, 2, E) of both views, pooled as `head.pooling` says.
+
+        Args:
+            backbone: encoder.
+            views: of a micro-batch.
+            drops: leave out the patches that are dropped.
+        """
+        pairs: Iterable[tuple[Tensor, PatchDrop | None]]
+        pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
+        mode = cast(PretrainConfig, self.config).head.pooling
+        pooled = []
+        for log_mel, drop in pairs:
+            pooled.append(pool_tokens(backbone.encode(log_mel, patch_drop=drop), mode=mode))
+        return torch.stack(pooled, dim=1)
+
+    def targets(self, views: Views) -> Any:
+        """What a loss compares with and no gradient reaches: rows (B, ...), or None.
+
+        It runs under autocast and without gradient. With `per_clip` it may be anything.
+        """
+        return None
+
+    def loss(self, embeddings: Tensor, targets: Any, step: Step) -> Loss:
+        """Loss of all rows of the step: of all its micro-batches and processes.
+
+        Heads belong here: they may normalise over the batch. It runs in float32, without autocast,
+        with the same values on every process.
+
+        Args:
+            embeddings: (G, ...) of `embed`, float32; with `per_clip` of one micro-batch.
+            targets: (G, ...) of `targets`, float32; with `per_clip` of one micro-batch.
+            step: where in the run.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say what its loss is")
+
+    def after_step(self, loss: Loss, views: list[Views], step: Step) -> None:
+        """What moves after the optimiser has: averages, queues; not called for a skipped step.
+
+        Args:
+            loss: of the step, without graph.
+            views: of this process' micro-batches.
+            step: where in the run.
+        """
+        if self.make_views is not None and len(views) and isinstance(views[0], TwoViews):
+            raw = [cast(TwoViews, micro).raw for micro in views]
+            self.mixup_memory.enqueue_(step.gather(torch.cat(raw)))
+
+    @torch.no_grad()
+    def numbers(self, loss: Loss, step: int) -> dict[str, float]:
+        """What metrics.jsonl says of a step; asked for at logged steps alone.
+
+        The alarm reads `rank_embedding` and `feature_std`, and `accuracy`, `loss` and `chance_loss`
+        where they are known.
+
+        Args:
+            loss: of the step.
+            step: optimiser steps done.
+        """
+        known = {"loss": loss.loss, "chance_loss": loss.chance_loss, "accuracy": loss.accuracy}
+        found = {name: float(value) for name, value in known.items() if value is not None}
+        if loss.embeddings is not None:
+            found["rank_embedding"] = effective_rank(loss.embeddings)
+            found["feature_std"] = feature_std(loss.embeddings)
+        return found
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser moves; a group's `lr_scale` multiplies the learning rate."""
+        return decay_groups(self, weight_decay=self.config.optim.weight_decay)
+
+    # -- the networks ----------------------------------------------------------------------------
+
+    def build_backbone(self) -> Backbone:
+        """The encoder of `model=` with fresh weights."""
+        return build_backbone(cast(PretrainConfig, self.config))
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length E of what `embed_views` gives of `backbone`."""
+        config = cast(PretrainConfig, self.config)
+        grid = self.backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
+        return pooled_dim(config.head.pooling, grid.freq, self.backbone.num_features)
+
+    def encoders(self) -> dict[str, Backbone]:
+        """Networks that can be exported, by name, the usual one first; "student" is the trained."""
+        return {"student": self.backbone}
+
+    def exported_network(self) -> str:
+        """Name of the network to export: `export.network`, or the first that there is.
+
+        Raises:
+            UsageError: if there is none of that name.
+        """
+        asked, names = cast(PretrainConfig, self.config).export.network, list(self.encoders())
+        if asked and asked not in names:
+            who = cast(PretrainConfig, self.config).objective
+            raise UsageError(f"export.network must be {' or '.join(names)}: {who} has no {asked}")
+        return asked or names[0]
+
+    def encoder_places(self) -> dict[str, dict[str, str]]:
+        """Where a checkpoint holds each encoder: its file, and the beginning of the names there.
+
+        Raises:
+            ValueError: if one is none of the modules, so that no checkpoint would hold it.
+        """
+        names = {id(module): name for name, module in self.named_modules()}
+        places = {}
+        for network, backbone in self.encoders().items():
+            if id(backbone) not in names:
+                raise ValueError(
+                    f"{type(self).__name__}.encoders() names {network}, which is no attribute of "
+                    "the objective; make it one, so that it is saved"
+                )
+            file, _, rest = names[id(backbone)].partition(".")
+            places[network] = {"file": file, "prefix": f"{rest}." if rest else ""}
+        return places
+
+    def start_from_(self, source: Path, about: Path | None) -> LoadReport:
+        """Put weights into all encoders alike; everything else stays random.
+
+        Args:
+            source: what `find_start` found.
+            about: init.json to write, which says what became of every tensor; None for none.
+
+        Raises:
+            ValueError: if they are of another model or do not fit.
+        """
+        weights = read_weights(source)
+        report = start_encoders_(
+            self.encoders().values(), weights, model=self.config.model, log_mel=self.log_mel
+        )
+        if about is not None:
+            place = self.encoder_places()["student"]
+            prefix = f"{place['file']}.{place['prefix']}"
+            write_init_json(about, report, weights, self, prefix=prefix)
+        return report
+
+    # -- what a run looks like, and what it leaves -----------------------------------------------
+
+    def watcher(self, history: list[dict[str, Any]]) -> Watcher | None:
+        """The probe while training, of the encoder that would be exported; None if not wanted."""
+        probe = cast(PretrainConfig, self.config).probe
+        if not probe.data:
+            return None
+        return OnlineProbe(
+            data=probe.data,
+            tasks=probe.tasks,
+            every=probe.every,
+            max_clips=probe.max_clips,
+            make_encoder=lambda: self.encoder({}),
+            history=history,
+        )
+
+    def panels(self, segments: SegmentBatch, step: int, *, clips: int) -> list[list[Panel]]:
+        """Pictures of the first clips of a batch, one row each; none here: its views are drawn.
+
+        Args:
+            segments: of a whole batch.
+            step: optimiser steps done.
+            clips: how many rows.
+        """
+        return []
+
+    def picture_title(self, step: int) -> str:
+        """Above the picture of `panels`."""
+        config = cast(PretrainConfig, self.config)
+        size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
+        rate = f"patch_drop.rate={config.patch_drop.rate:g}"
+        return f"{type(self).__name__}, step {step}, seed {config.seed}: {size}, {rate}"
+
+    def encoder(self, facts: dict[str, Any]) -> Encoder:
+        """The encoder to export: the network that was chosen, front end and pooling together."""
+        network, export = self.exported_network(), cast(PretrainConfig, self.config).export
+        return Encoder(
+            self.encoders()[network],
+            self.log_mel,
+            pooling=export.pooling,
+            layers=export.layers,
+            window_seconds=export.window_seconds,
+            info={**facts, "network": network, "version": __version__},
+        )
+
+    def finish(self, run: Path, facts: dict[str, Any], *, is_main: bool) -> None:
+        """Write encoder/ and report.html of a run folder; all processes call it."""
+        if is_main:
+            self.encoder({**facts, "settings": to_dict(self.config)}).save(run / "encoder")
+            write_report(run / "report.html", run=run)
+
+
+def build_backbone(config: PretrainConfig) -> Backbone:
+    """The encoder of `model=` for inputs of the views' size, with fresh weights.
+
+    Raises:
+        ValueError: for a pooling, of the loss or of what is exported, that it does not have.
+    """
+    backbone = cast(
+        Backbone,
+        create_model(
+            config.model,
+            num_classes=0,
+            input_size=(config.front_end.num_mels, config.views.frames),
+            drop_path_rate=config.drop_path,
+        ),
+    )
+    backbone.check_pooling(config.head.pooling)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
+    return backbone

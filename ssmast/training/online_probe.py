@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,22 @@ logger = logging.getLogger(__name__)
 
 _PROTOCOLS = ("knn", "linear")
 _PREFIX = "probe/"
+
+
+class Watcher(Protocol):
+    """What scores the networks now and then, and changes nothing that trains."""
+
+    def is_due(self, step: int, *, steps: int) -> bool:
+        """Whether to score after `step` of `steps`."""
+        ...
+
+    def run(self, *, step: int) -> dict[str, float]:
+        """Scores by name; all processes call it."""
+        ...
+
+    def shown(self, scores: dict[str, float]) -> dict[str, str]:
+        """The most telling of them, for the progress line."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,29 @@
-"""Parameters -> optimiser.
+"""Step -> learning rate, parameters -> optimiser, and gradients of several passes added up."""
 
-Step -> value. Pure functions: a resumed run asks for the same step and gets the same value.
-
-Gradients of several backward passes and processes, added up.
-"""
-
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.distributed
+from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import Tensor, nn
 
-
-def cosine(step: int, *, steps: int, start: float, end: float) -> float:
-    """From `start` at step 0 to `end` at step `steps - 1` along half a cosine."""
-    progress = min(max(step / max(steps - 1, 1), 0.0), 1.0)
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+from ssmast.training.config import Optim
 
 
-def warmup_cosine(step: int, *, steps: int, warmup_steps: int, peak: float, end: float) -> float:
-    """Linear from peak / warmup_steps up to `peak`, then a cosine down to `end`."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return cosine(step - warmup_steps, steps=steps - warmup_steps, start=peak, end=end)
+def learning_rate(optim: Optim, step: int, *, steps: int) -> float:
+    """Linear warm-up to `optim.lr`, then a cosine down to `optim.min_lr` at the last step.
+
+    A pure function: a resumed run asks for the same step and gets the same value.
+    """
+    return cosine_warmup_schedule(
+        step,
+        max_steps=steps,
+        start_value=optim.lr,
+        end_value=optim.min_lr,
+        warmup_steps=max(1, round(optim.warmup * steps)),
+        warmup_start_value=0.0,
+    )
 
 
 class GradientSum:
@@ -71,7 +70,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; norms, biases, scalars and positions do not.
 
     The names that `model.no_weight_decay()` lists (of any submodule having it) do not decay.
@@ -137,38 +136,17 @@ def _spared(model: nn.Module) -> set[str]:
     return spared
 
 
-def build_optimizer(
-    model: nn.Module,
-    *,
-    name: str,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    momentum: float,
-    groups: list[dict[str, Any]] | None = None,
-) -> torch.optim.Optimizer:
-    """The optimiser over `groups` or `decay_groups`, fused where the device has it.
+def build_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+    """The optimiser of `optim.*` over groups of parameters, fused where the device has it.
 
-    Args:
-        model: whose parameters it moves.
-        name: "adamw" or "sgd".
-        lr: learning rate, which the schedule then sets anew every step.
-        weight_decay: for matrices and kernels; decoupled for "adamw", added to the gradient for
-            "sgd", as the papers that use them do.
-        betas: decay rates of "adamw".
-        momentum: of "sgd".
-        groups: of parameters, by default those of `decay_groups`.
-
-    Raises:
-        ValueError: for another name.
+    Weight decay is decoupled for AdamW and added to the gradient for SGD, as the papers that use
+    them do.
     """
-    fused = next(model.parameters()).is_cuda
-    chosen: Any = groups or decay_groups(model, weight_decay=weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(chosen, lr=lr, betas=betas, fused=fused)
-    if name == "sgd":
-        return torch.optim.SGD(chosen, lr=lr, momentum=momentum, fused=fused)
-    raise ValueError(f"optimiser must be adamw or sgd, got {name!r}")
+    fused = next(tensor for group in groups for tensor in group["params"]).is_cuda
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
+    first, second = optim.betas
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(first, second), fused=fused)
 
 
 def optimizer_tensors(

@@ -12,87 +12,51 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ssmast.audio import Corpus, MixedSegments, SegmentDataset, collate_mixed, collate_segments
+from ssmast.audio import Corpus, MixedSegments, SegmentDataset
+from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
-from ssmast.settings import UsageError, parse, setting
-from ssmast.training.build import build_dataset, decoded, open_data
+from ssmast.settings import Settings, flat_fields, flatten, parse, setting
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.setup import set_up, training_items
-from ssmast.training.run_folder import RunFolder
+from ssmast.training.inputs import build_log_mel, decoded, open_data, segments_of
+from ssmast.training.run_folder import RunFolder, read_skipped
 
 
-@dataclass
-class ReplayConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(Settings):
     """`python -m ssmast.training.replay`: which batch to make again."""
 
-    run: str = setting("", "run folder with skipped.jsonl")
-    step: int = setting(0, "step to replay; 0: all that were skipped")
-    data: str = setting("", "the audio, where it has moved since")
+    run: str = setting("", "run folder with skipped.jsonl", required=True)
+    step: int = setting(0, "step to replay; 0: all that were skipped", range="[0, inf)")
+    data: str = setting("", "the audio, if it has moved since")
 
 
-def write_skipped(
-    file: Path, *, step: int, loss: float, grad_norm: float, items: list[dict[str, Any]]
-) -> None:
-    """Append one skipped step.
-
-    Args:
-        file: skipped.jsonl.
-        step: number of the step, as in metrics.jsonl.
-        loss: of one process; NaN and infinity become text.
-        grad_norm: likewise.
-        items: position, epoch, clip and name of each item, in the order of the batch.
-    """
-    row = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "items": items}
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(row) + "\n")
-
-
-def read_skipped(file: Path) -> list[dict[str, Any]]:
-    """The skipped steps of a run, the last word on each step; empty if nothing was skipped.
-
-    Raises:
-        ValueError: if a line is not one of `write_skipped`.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    try:
-        rows = {int(row["step"]): row for row in map(json.loads, lines)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no list of skipped steps; it may be cut short") from error
-    return [rows[step] for step in sorted(rows)]
-
-
-def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -> dict[str, Any]:
+def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -> SegmentBatch:
     """The batch of a skipped step as the loader gave it, over all processes.
 
     Args:
         dataset: of the run, see `open_dataset`.
         row: from `read_skipped`.
 
-    Returns:
-        waveform (B, K, S) of K segments, clip, epoch and position (B,), rejected; of a fine-tuning
-        run what `collate_mixed` gives.
-
     Raises:
         ValueError: if the clips at those positions are not the ones that were written down.
     """
-    positions = [item["position"] for item in row["items"]]
-    if isinstance(dataset, MixedSegments):
-        batch, corpus = collate_mixed([dataset[p] for p in positions]), dataset.segments.corpus
-    else:
-        batch, corpus = collate_segments([dataset[p] for p in positions]), dataset.corpus
-    names = [corpus.name(clip) for clip in batch["clip"].tolist()]
+    items = [dataset[item["position"]] for item in row["items"]]
+    batch = dataset.collate(cast(Any, items))
+    corpus = dataset.segments.corpus if isinstance(dataset, MixedSegments) else dataset.corpus
+    names = [corpus.name(clip) for clip in batch.clip.tolist()]
     for name, item in zip(names, row["items"], strict=True):
         if name != item["name"]:
             raise ValueError(
                 f"position {item['position']} of step {row['step']} is {name} now and was "
                 f"{item['name']}; replay on the same audio"
             )
-    return dict(batch)
+    return batch
 
 
 def open_dataset(
@@ -103,19 +67,24 @@ def open_dataset(
     Raises:
         ValueError: if the audio is not the run's.
     """
+    runs = folder.path.parent
     if isinstance(config, FinetuneConfig):
         setup = set_up(config)
-        corpus = setup.corpus.take(setup.found.rows[setup.split.train])
-        _check_corpus(folder, config, corpus)
-        return training_items(setup, decoded(config, folder, corpus))
-    corpus = open_data(config, runs=folder.path.parent)
+        _check_corpus(folder, config, setup.clips)
+        return training_items(setup, decoded(config, setup.clips, runs=runs))
+    corpus = open_data(config, runs=runs)
     _check_corpus(folder, config, corpus)
-    return build_dataset(config, decoded(config, folder, corpus))
+    return segments_of(
+        config,
+        decoded(config, corpus, runs=runs),
+        num_samples=build_log_mel(config).samples(config.views.frames),
+        num_segments=int(folder.read_facts()["segments"]),
+    )
 
 
 def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> None:
     expected = folder.read_facts().get("corpus")
-    if corpus.fingerprint != expected:
+    if corpus.listing_hash != expected:
         raise ValueError(
             f"{folder.path} was trained on other audio than {config.data or 'the built-in corpus'} "
             "holds now; give data= as it was"
@@ -123,10 +92,16 @@ def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> Non
 
 
 def _settings(folder: RunFolder, data: str, command: str) -> PretrainConfig | FinetuneConfig:
-    """Those of the run, of whichever kind."""
-    words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
-    schema = FinetuneConfig if folder.is_fine_tuning else PretrainConfig
-    config = parse(schema, words, command=command, recipes=folder.path)
+    """Those of the run, of whichever kind; keys of an own objective, which decide no audio, go."""
+    if folder.is_fine_tuning:
+        words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
+        config = parse(FinetuneConfig, words, command=command, recipes=folder.path)
+    else:
+        known = flat_fields(PretrainConfig)
+        found = {k: v for k, v in flatten(folder.read_config()).items() if k in known}
+        found["data"] = data or found["data"]
+        words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in found.items()]
+        config = parse(PretrainConfig, words, command=command)
     assert config is not None
     return config
 
@@ -137,8 +112,6 @@ def main(argv: list[str]) -> int:
     wanted = parse(ReplayConfig, argv, command=command, description=__doc__ or "")
     if wanted is None:
         return 0
-    if not wanted.run:
-        raise UsageError("run= is missing; give a run folder")
     folder = RunFolder(path=Path(wanted.run))
     if not folder.config_file.is_file():
         raise FileNotFoundError(f"{folder.path} is no run folder: it has no config.yaml")
@@ -149,7 +122,7 @@ def main(argv: list[str]) -> int:
     dataset = open_dataset(folder, config)
     sys.stdout.write("step,position,clip,peak,rms,finite,name\n")
     for row in rows:
-        waveforms = replay_batch(dataset, row)["waveform"]
+        waveforms = replay_batch(dataset, row).waveform
         for item, waveform in zip(row["items"], waveforms, strict=True):
             peak, rms = float(waveform.abs().max()), float(waveform.square().mean().sqrt())
             finite = bool(torch.isfinite(waveform).all())

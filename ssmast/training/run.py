@@ -1,217 +1,258 @@
-"""One run of any training, from its settings to its folder; the method fills in what differs."""
+"""One run of any objective, from its settings to its folder."""
 
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
-from ssmast.audio import Corpus, LogMel, Quarantine
+from ssmast.audio import Corpus, Quarantine
 from ssmast.training.alarm import Alarm
-from ssmast.training.build import build_log_mel, decoded, mean_and_std, steps_of
-from ssmast.training.config import TrainConfig
-from ssmast.training.launch import StopRequest, on_main, on_main_first, start_accelerator
-from ssmast.training.loop import Watcher, run_loop
+from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.inputs import (
+    build_log_mel,
+    decoded,
+    mean_and_std,
+    segment_loader,
+    steps_of,
+)
+from ssmast.training.launch import StopRequest, on_main, start_accelerator
+from ssmast.training.loop import Instruments, run_loop
 from ssmast.training.metrics_log import MetricsLog, read_metrics
-from ssmast.training.objective import BaseTrainer
+from ssmast.training.objective import Objective, RunFacts, TrainingData
 from ssmast.training.run_folder import RunFolder, open_run
+from ssmast.training.show_views import draw_step
+from ssmast.training.step import TrainingState
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
+AnyObjective = Objective[Any, Any, Any]
 
-class Method(Protocol):
-    """One kind of training: what it is fed, what it trains, what it leaves.
 
-    Calls come in this order; all processes make them unless it says otherwise.
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What the main process works out and all others follow; it travels once.
+
+    Attributes:
+        folder: of the run.
+        steps: optimiser steps of the whole run.
+        start: file or folder of the weights to start from; None for random ones, and for a run
+            that is resumed, whose weights are in the checkpoint.
+        facts: what the run found out once and keeps (corpus, mean and std); empty if `is_done`.
+        history: lines of metrics.jsonl so far.
+        is_done: there is nothing to train.
     """
 
-    @property
-    def config(self) -> TrainConfig:
-        """Settings of the run, resolved: what config.yaml will hold."""
-        ...
-
-    @property
-    def frames(self) -> int:
-        """Frames of an input."""
-        ...
-
-    def check(self) -> None:
-        """Refuse what cannot be run, before hours may pass in reading the corpus."""
-        ...
-
-    def find_start(self) -> Path | None:
-        """File or folder of the weights to start from; None for random ones. May download."""
-        ...
-
-    def open_clips(self, folder: RunFolder) -> Corpus:
-        """The clips to train on."""
-        ...
-
-    def known_log_mel(self) -> LogMel | None:
-        """The front end with its mean and std, where it comes with the weights."""
-        ...
-
-    def make_trainer(
-        self, accelerator: Accelerator, log_mel: LogMel, *, steps: int
-    ) -> BaseTrainer[Any]:
-        """Networks, optimiser and step, with fresh weights."""
-        ...
-
-    def start_(self, start: Path, folder: RunFolder) -> None:
-        """Put the weights that `find_start` found into the trainer."""
-        ...
-
-    def watcher(self, folder: RunFolder, history: list[dict[str, Any]]) -> Watcher | None:
-        """What scores the networks while they train."""
-        ...
-
-    def alarm(self, history: list[dict[str, Any]]) -> Alarm:
-        """What tells when training fails."""
-        ...
-
-    def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
-        """This process' share of every step that is left."""
-        ...
-
-    def draw(self, source: Corpus, folder: RunFolder) -> None:
-        """Show what the networks are fed; the main process alone calls it."""
-        ...
-
-    def finish(self, folder: RunFolder, facts: dict[str, Any]) -> None:
-        """Write encoder/ and report.html."""
-        ...
+    folder: RunFolder
+    steps: int
+    start: Path | None
+    facts: dict[str, Any]
+    history: list[dict[str, Any]]
+    is_done: bool
 
 
-def run_training(method: Method, *, dry_run: bool = False) -> RunFolder:
-    """Train as the method and its settings say, and leave a run folder with encoder and report.
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What every process opens for itself: the clips, and the same from a cache."""
+
+    data: TrainingData
+    source: Corpus
+
+
+def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool = False) -> Path:
+    """Train an objective as the settings say; gives the run folder, with encoder and report.
+
+    Args:
+        kind: of the objective.
+        config: settings of the run.
+        dry_run: check and say everything, and train nothing.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: one sentence saying what to change.
         StoppedError: after Ctrl-C or SIGTERM, with the state saved.
     """
-    method.check()
-    config = method.config
+    config = kind.resolve(config)
+    kind.check(config)
     accelerator = start_accelerator(
         precision=config.precision, processes=config.processes, threads=config.threads
     )
-    with StopRequest() as stop:
-        # The main process decides alone: a second look would already find its folder taken.
-        folder = on_main(accelerator, lambda: open_run(config))
-        start = None  # a run that goes on has its weights in the checkpoint
-        if folder.resume_from is None and not folder.finished:
-            start = on_main_first(accelerator, method.find_start)
-        corpus = on_main_first(accelerator, lambda: method.open_clips(folder))
-        steps = steps_of(config, num_clips=len(corpus))
-        if accelerator.is_main_process:
-            logger.info(
-                "run folder %s: %d clips, %d steps of %d clips on %d process(es), %s",
-                *(folder.path, len(corpus), steps, config.batch_size),
-                *(accelerator.num_processes, accelerator.device),
-            )
-        on_main(accelerator, lambda: _check_same_audio(folder, corpus))
-        if dry_run:
-            return folder
-        if folder.finished:
-            logger.info("%s is finished; its encoder is %s", folder.path, folder.encoder)
-            return folder
-        with ExitStack() as stack:
-            on_main(accelerator, lambda: stack.enter_context(folder.locked()))
-            _train(method, accelerator, folder, corpus, start=start, steps=steps, stop=stop)
-        return folder
+    with StopRequest() as stop, ExitStack() as stack:
+        opened: list[_Opened] = []
+        plan = on_main(
+            accelerator,
+            lambda: _plan(kind, config, accelerator, stack, opened, dry_run=dry_run),
+        )
+        if not plan.is_done:
+            ours = opened[0] if opened else _open(kind, config, plan.folder)
+            _train(kind, config, plan, ours, accelerator=accelerator, stop=stop)
+        return plan.folder.path
+
+
+def _plan(
+    kind: type[AnyObjective],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    stack: ExitStack,
+    opened: list[_Opened],
+    *,
+    dry_run: bool,
+) -> RunPlan:
+    """Decide everything; a second look of another process would already find the folder taken.
+
+    Args:
+        kind: of the objective.
+        config: settings of the run.
+        accelerator: of the main process, for what is said.
+        stack: holds the lock of the folder.
+        opened: gets what was opened, so that this process need not do so again.
+        dry_run: look at everything and write nothing.
+    """
+    folder = open_run(config)
+    start = None
+    if folder.resume_from is None and not folder.finished:
+        start = kind.find_start(config)
+    data = kind.open_data(config, runs=folder.path.parent)
+    steps = steps_of(config, num_clips=len(data.clips))
+    logger.info(
+        "run folder %s: %s, %d clips, %d steps of %d clips on %d process(es), %s",
+        *(folder.path, kind.__name__, len(data.clips), steps, config.batch_size),
+        *(accelerator.num_processes, accelerator.device),
+    )
+    _check_same_audio(folder, data.clips)
+    if folder.finished:
+        logger.info("%s is finished; its encoder is %s", folder.path, folder.encoder)
+    if folder.finished or dry_run:
+        return RunPlan(folder=folder, steps=steps, start=start, facts={}, history=[], is_done=True)
+    stack.enter_context(folder.locked())
+    folder.write_config(config)
+    source = decoded(config, data.clips, runs=folder.path.parent)
+    opened.append(_Opened(data=data, source=source))
+    return RunPlan(
+        folder=folder,
+        steps=steps,
+        start=start,
+        facts=_facts(kind, config, folder, opened[0]),
+        history=read_metrics(folder.metrics_file),
+        is_done=False,
+    )
+
+
+def _open(kind: type[AnyObjective], config: TrainConfig, folder: RunFolder) -> _Opened:
+    """What the main process opened, whose files are all written."""
+    runs = folder.path.parent
+    data = kind.open_data(config, runs=runs)
+    return _Opened(data=data, source=decoded(config, data.clips, runs=runs))
 
 
 def _train(
-    method: Method,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    corpus: Corpus,
+    kind: type[AnyObjective],
+    config: TrainConfig,
+    plan: RunPlan,
+    opened: _Opened,
     *,
-    start: Path | None,
-    steps: int,
+    accelerator: Accelerator,
     stop: StopRequest,
 ) -> None:
-    config, is_main = method.config, accelerator.is_main_process
-    if is_main:
-        folder.write_config(config)
-    source = on_main_first(accelerator, lambda: decoded(config, folder, corpus))
-    facts = on_main(accelerator, lambda: _corpus_facts(method, folder, corpus, source))
-    log_mel = method.known_log_mel() or build_log_mel(config, mean=facts["mean"], std=facts["std"])
-    trainer = method.make_trainer(accelerator, log_mel, steps=steps)
+    folder, facts, is_main = plan.folder, plan.facts, accelerator.is_main_process
+    data, clips = opened.data, opened.data.clips
+    log_mel = data.log_mel or build_log_mel(config, mean=facts["mean"], std=facts["std"])
+    run = RunFacts(log_mel=log_mel, num_clips=len(clips), steps=plan.steps, data=data)
+    objective = kind(config, run)
+    state = TrainingState(objective, accelerator)
     if folder.resume_from is not None:
-        trainer.load_(folder.resume_from)
-        logger.info("going on at step %d from %s", trainer.step, folder.resume_from)
-    elif start is not None:
-        method.start_(start, folder)
-    history = on_main(accelerator, lambda: read_metrics(folder.metrics_file, up_to=trainer.step))
-    watcher = method.watcher(folder, history)
-    if is_main:
-        method.draw(source, folder)
-    loader = method.loader(
-        source, rank=accelerator.process_index, num_ranks=accelerator.num_processes
+        state.load_(folder.resume_from)
+        logger.info("resuming at step %d from %s", state.step, folder.resume_from)
+    elif plan.start is not None:
+        about = folder.path / "init.json" if is_main else None
+        report = objective.start_from_(plan.start, about)
+        logger.info("init %s: %s; everything else starts random", plan.start, report)
+    history = [row for row in plan.history if row["step"] <= state.step]
+    items = kind.items(config, opened.source, data)
+    clips_shown = objective.config.show_views
+    if is_main and clips_shown and not folder.views.is_file():
+        draw_step(folder.views, objective, items, clips=clips_shown)
+    loader = segment_loader(
+        config,
+        items,
+        first_step=state.step,
+        steps=plan.steps,
+        rank=accelerator.process_index,
+        num_ranks=accelerator.num_processes,
     )
     started = time.monotonic()
     log = MetricsLog(
         folder.metrics_file,
-        steps=steps,
-        first_step=trainer.step,
+        steps=plan.steps,
+        first_step=state.step,
         enabled=is_main,
         tensorboard=folder.path / "tensorboard" if config.tensorboard else None,
     )
+    instruments = Instruments(
+        folder=folder,
+        quarantine=Quarantine(
+            folder.quarantine_file if is_main else None,
+            corpus_size=len(clips),
+            max_fraction=config.max_bad_fraction,
+        ),
+        stop=stop,
+        log=log,
+        alarm=Alarm(
+            # Fine-tuning has none: the alarm watches the embeddings of unlabelled clips.
+            mode=config.alarm if isinstance(config, PretrainConfig) else "off",
+            num_embeddings=kind.num_segments * config.batch_size,
+            history=history,
+        ),
+        watcher=objective.watcher(history),
+        name_of=clips.name,
+    )
     with log, stop.deferred():
-        run_loop(
-            trainer,
-            iter(loader),
-            folder=folder,
-            quarantine=Quarantine(
-                folder.quarantine_file if is_main else None,
-                corpus_size=len(corpus),
-                max_share=config.max_bad_fraction,
-            ),
-            stop=stop,
-            log=log,
-            alarm=method.alarm(history),
-            watcher=watcher,
-            name_of=corpus.name,
-            max_skipped=config.max_skipped,
-            batch_size=config.batch_size,
-            accumulate=config.optim.gradient_accumulation_steps,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-        )
+        run_loop(state, iter(loader), instruments)
     seconds = round(time.monotonic() - started, 1)
-    method.finish(folder, {**facts, "steps": steps, "seconds": seconds})
+    known = {key: value for key, value in facts.items() if key != "segments"}
+    known |= {"steps": plan.steps, "seconds": seconds}
+    objective.finish(folder.path, known, is_main=is_main)
+    if is_main:
+        logger.info("encoder: %s", folder.encoder)
+        logger.info("report:  %s", folder.report)
     accelerator.wait_for_everyone()
 
 
 def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
-    """Refuse to go on with a run on other audio, before anything of it is written anew."""
+    """Refuse to resume a run on other audio, before anything of it is written anew."""
     facts = folder.read_facts()
-    if facts and facts["corpus"] != corpus.fingerprint:
+    if facts and facts["corpus"] != corpus.listing_hash:
         raise ValueError(
             f"{folder.path} was started on other audio ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
         )
 
 
-def _corpus_facts(
-    method: Method, folder: RunFolder, corpus: Corpus, source: Corpus
+def _facts(
+    kind: type[AnyObjective], config: TrainConfig, folder: RunFolder, opened: _Opened
 ) -> dict[str, Any]:
     """What the corpus is, and its mean and std: found out once a run."""
-    config = method.config
-    facts = folder.read_facts()
-    if facts:
-        return facts
-    known = method.known_log_mel()
-    if known is not None:
-        mean, std = known.mean, known.std
+    found = folder.read_facts()
+    if found:
+        return found
+    data = opened.data
+    if data.log_mel is not None:
+        mean, std = data.log_mel.mean, data.log_mel.std
         logger.info("log-mel mean %.3f, std %.3f, of the encoder", mean, std)
     else:
-        mean, std = mean_and_std(config, corpus, decoded=source, frames=method.frames)
-    data = config.data or "built-in synthetic corpus"
-    facts = {"data": data, "clips": len(corpus), "corpus": corpus.fingerprint}
-    facts |= {"mean": mean, "std": std}
+        frames = kind.frames(config)
+        mean, std = mean_and_std(config, data.clips, decoded=opened.source, frames=frames)
+    facts = {
+        "data": config.data or "built-in synthetic corpus",
+        "clips": len(data.clips),
+        "corpus": data.clips.listing_hash,
+        "mean": mean,
+        "std": std,
+        "segments": kind.num_segments,
+        "version": __version__,
+    }
     folder.write_facts(facts)
     return facts

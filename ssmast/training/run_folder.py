@@ -1,4 +1,4 @@
-"""The run folder: its name, who may write into it, and where a run goes on from."""
+"""The run folder: its name, who may write into it, and where it is resumed from."""
 
 import fcntl
 import json
@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from ssmast.evaluation.results import write_text
-from ssmast.report.sources import Source
+from ssmast.files import write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
-# Settings that may differ when a run goes on: they change no number that is trained on.
+# Settings that may differ when a run is resumed: they change no number that is trained on.
 # `data` is compared by content; `optim.gradient_accumulation_steps` and the number of processes
 # only change how float32 rounds.
 MAY_CHANGE = {
@@ -30,7 +29,7 @@ MAY_CHANGE = {
 
 @dataclass(kw_only=True)
 class RunFolder:
-    """Paths of one run, and the checkpoint it goes on from."""
+    """Paths of one run, and the checkpoint it resumes from."""
 
     path: Path
     resume_from: Path | None = None
@@ -51,7 +50,7 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Create the folder with its resolved settings."""
-        write_text(self.config_file, to_yaml(config))
+        write_atomic(self.config_file, to_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
         """The settings that the run was made with; see `read_settings`."""
@@ -59,8 +58,8 @@ class RunFolder:
 
     @property
     def is_fine_tuning(self) -> bool:
-        """True of a run of `ssmast finetune`."""
-        return Source(name=self.path.name, run=self.path).is_fine_tuning
+        """True of a run of `ssmast finetune`: pretraining has no heads of classes."""
+        return "heads" in self.read_config()
 
     def read_facts(self) -> dict[str, Any]:
         """What the run found out once and keeps (corpus, mean and std); empty before that."""
@@ -68,7 +67,7 @@ class RunFolder:
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Keep facts that a resumed run must not measure again."""
-        write_text(self.facts_file, json.dumps(facts, indent=1))
+        write_json(self.facts_file, facts)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,14 +92,14 @@ class RunFolder:
 
 
 def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
-    """Decide where the run lives and whether it goes on.
+    """Decide where the run lives and whether it is resumed.
 
     Args:
         config: settings with `run`, `resume` and `recipe`.
         root: parent of runs that were given no name.
 
     Raises:
-        FileExistsError: if the folder holds another run, or one that was not asked to go on.
+        FileExistsError: if the folder holds another run, or one that was not asked to be resumed.
         FileNotFoundError: if a named checkpoint does not exist.
     """
     path = Path(config.run) if config.run else _free_name(config, root)
@@ -122,7 +121,7 @@ def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
         folder.resume_from = newest_checkpoint(folder.checkpoints)
     elif started:
         raise FileExistsError(
-            f"{path} already holds a run; add resume=auto to go on with it or choose another run="
+            f"{path} already holds a run; add resume=auto to resume it or choose another run="
         )
     if started:
         _same_settings(config, folder)
@@ -172,3 +171,34 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = 
         elif name not in MAY_CHANGE and old != new:
             changed.append(f"{name} (was {old}, now {new})")
     return changed
+
+
+def write_skipped(
+    file: Path, *, step: int, loss: float, grad_norm: float, items: list[dict[str, Any]]
+) -> None:
+    """Append one skipped step.
+
+    Args:
+        file: skipped.jsonl.
+        step: number of the step, as in metrics.jsonl.
+        loss: of one process; NaN and infinity become text.
+        grad_norm: likewise.
+        items: position, epoch, clip and name of each item, in the order of the batch.
+    """
+    row = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "items": items}
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(row) + "\n")
+
+
+def read_skipped(file: Path) -> list[dict[str, Any]]:
+    """The skipped steps of a run, the last word on each step; empty if nothing was skipped.
+
+    Raises:
+        ValueError: if a line is not one of `write_skipped`.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    try:
+        rows = {int(row["step"]): row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no list of skipped steps; it may be cut short") from error
+    return [rows[step] for step in sorted(rows)]

@@ -3,64 +3,72 @@
     ssmast show-views data=FOLDER recipe=real_nano out=views.png
     ssmast show-views run=runs/mine step=500             a run's own settings, mean and std
 
-The views are the trainer's own: the same code, the same draws of (seed, epoch, sample, view).
+The views are the training's own: the same code, the same draws of (seed, epoch, sample, view).
 """
 
 import copy
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import Corpus, LogMel, MixupMemory
+from ssmast.audio import LogMel, MixedSegments, SegmentDataset
+from ssmast.audio.segments import SegmentBatch
 from ssmast.model import PatchDrop
-from ssmast.settings import UsageError, parse, require, setting
-from ssmast.training.build import (
-    build_dataset,
+from ssmast.settings import UsageError, parse, setting
+from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.inputs import (
+    TwoViews,
     build_log_mel,
-    build_memory,
-    build_student,
     check_model,
     mean_and_std,
     open_data,
+    segment_loader,
 )
-from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.loop import segment_loader
-from ssmast.training.objectives.ssast import build_masked_encoder, make_batch
-from ssmast.training.panel import Panel, draw_panels
+from ssmast.training.objective import Objective, Panel, RunFacts
+from ssmast.training.objectives import OBJECTIVES, objective_of
 from ssmast.training.run_folder import RunFolder
-from ssmast.training.views import Batch, ViewMaker
 
 logger = logging.getLogger(__name__)
 
-DROP_MODES = ("random", "structured")
+AnyObjective = Objective[Any, Any, Any]
+_TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+_REACH = 2.5  # standard deviations that the colours cover
+_DROP_MODES = ("random", "structured")
+_MANY = 1 << 40  # clips: no queue is too long for a picture
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ShowViewsConfig(PretrainConfig):
     """`ssmast show-views`: the keys of `ssmast pretrain`, and what to draw."""
 
     out: str = setting("views.png", "picture to write")
-    clips: int = setting(4, "clips to show, one a row")
-    step: int = setting(1, "step whose batch is shown; at step 0 there is no background to mix in")
-
-    def __post_init__(self) -> None:
-        """Refuse what no picture can show."""
-        super().__post_init__()
-        require(self.clips >= 1, "clips", self.clips, "1 or more")
-        require(self.step >= 0, "step", self.step, "0 or more")
+    clips: int = setting(4, "clips to show, one in each row", range="[1, inf)")
+    step: int = setting(
+        1, "step whose batch is shown; at step 0 there is no background to mix in", range="[0, inf)"
+    )
 
 
-def main(argv: list[str]) -> int:
-    """`ssmast show-views`: parse, then draw."""
+def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
+    """`ssmast show-views`: parse, then draw.
+
+    Args:
+        argv: words after the command.
+        kind: of an objective that is not among the package's.
+    """
+    schema = ShowViewsConfig
+    if kind is not None and kind.settings is not PretrainConfig:
+        schema = make_dataclass("ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings))
+    words = [] if kind is None else [f"objective={kind.__name__}"]
     config = parse(
-        ShowViewsConfig,
-        [*_settings_of_run(argv), *argv],
+        cast(type[ShowViewsConfig], schema),
+        [*words, *_settings_of_run(argv, kind), *argv],
         command="ssmast show-views",
         description=__doc__ or "",
         recipes=RECIPES,
@@ -68,6 +76,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    kind = kind or objective_of(config.objective)
     check_model(config.model)
     folder = RunFolder(path=Path(config.run or "runs/views"))
     corpus = open_data(config, runs=folder.path.parent)
@@ -76,210 +85,149 @@ def main(argv: list[str]) -> int:
         mean, std = facts["mean"], facts["std"]
     else:
         mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
-    out = Path(config.out)
-    draw_inputs(
-        out,
-        config,
-        corpus,
-        log_mel=build_log_mel(config, mean=mean, std=std),
-        clips=config.clips,
-        step=config.step,
-    )
+    log_mel = build_log_mel(config, mean=mean, std=std)
+    objective = kind(config, RunFacts(log_mel=log_mel, num_clips=_MANY, steps=config.step + 1))
+    items, out = kind.items(config, corpus, None), Path(config.out)
+    draw_step(out, objective, items, clips=config.clips, step=config.step)
     logger.info("views: %s", out)
     return 0
 
 
-def draw_inputs(
+def draw_step(
     out: Path,
-    config: PretrainConfig,
-    corpus: Corpus,
+    objective: AnyObjective,
+    items: SegmentDataset | MixedSegments,
     *,
-    log_mel: LogMel,
     clips: int,
     step: int = 1,
 ) -> None:
-    """Draw the first clips of a step's batch as the method's networks get them.
+    """Draw the first clips of a step's batch as the objective's networks get them.
 
     Args:
         out: PNG file.
-        config: settings of the run.
-        corpus: its clips.
-        log_mel: front end with the corpus' mean and std.
+        objective: of the run, on any device; nothing of it changes.
+        items: segments of the run's clips.
         clips: how many to draw, at most a batch.
         step: whose batch.
     """
-    log_mel = copy.deepcopy(log_mel).cpu()  # a trainer's front end is on its device; clips are not
-    draw = draw_masked if config.objective == "ssast" else draw_views
-    draw(out, config, corpus, log_mel=log_mel, clips=clips, step=step)
+    corpus = items.corpus if isinstance(items, SegmentDataset) else items.segments.corpus
+    twin, segments = at_step(objective, items, step=step)
+    with torch.no_grad():
+        own = twin.panels(segments, step, clips=clips)
+        rows = own or view_panels(twin, segments, step, clips=clips)
+    names = [corpus.name(int(clip)) for clip in segments.clip[: len(rows)]]
+    title = twin.picture_title(step)
+    draw_panels(out, rows, names=names, log_mel=twin.log_mel, title=title)
 
 
-def draw_views(
-    out: Path,
-    config: PretrainConfig,
-    corpus: Corpus,
-    *,
-    log_mel: LogMel,
-    clips: int,
-    step: int,
-) -> None:
-    """`draw_inputs` of objective=ss_mast: both segments, both views, the patches dropped."""
-    shown = step_views(config, corpus, log_mel=log_mel, step=step)
-    rows = [_panels(config, shown, i, log_mel) for i in range(min(clips, config.batch_size))]
-    names = [corpus.name(int(shown.batch.ids[i])) for i in range(len(rows))]
-    draw_panels(out, rows, names=names, log_mel=log_mel, title=_title(config, step))
+def at_step(
+    objective: AnyObjective, items: SegmentDataset | MixedSegments, *, step: int
+) -> tuple[AnyObjective, SegmentBatch]:
+    """The batch of a step, and an objective with the mixup memory that a run has by then.
 
-
-def draw_masked(
-    out: Path,
-    config: PretrainConfig,
-    corpus: Corpus,
-    *,
-    log_mel: LogMel,
-    clips: int,
-    step: int,
-) -> None:
-    """`draw_inputs` of objective=ssast: clips, and which of their patches are hidden."""
-    with torch.device("meta"):
-        backbone = build_masked_encoder(config).backbone
-    grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
-    micro = next(iter(_batches(config, corpus, first=step, stop=step + 1)))
-    batch = make_batch(
-        micro,
-        log_mel=log_mel,
-        settings=config.ssast,
-        grid=grid,
-        seed=config.seed,
-        device=torch.device("cpu"),
-    )
-    rows = []
-    for i in range(min(clips, config.batch_size)):
-        hidden = batch.masked[i].unflatten(0, grid[:])
-        mel = batch.log_mel[i, 0]
-        shown = Panel("segment", mel, waveform=micro["waveform"][i, 0])
-        patch = backbone.patch_embed.stride
-        title = f"{int(hidden.sum())} of {hidden.numel()} patches hidden"
-        rows.append([shown, Panel(title, mel, dropped=hidden, patch=patch)])
-    names = [corpus.name(int(clip)) for clip in micro["clip"][: len(rows)]]
-    draw_panels(out, rows, names=names, log_mel=log_mel, title=_title(config, step))
-
-
-class StepViews(NamedTuple):
-    """The batch of one step.
-
-    Attributes:
-        waveform: both segments of each clip (B, 2, S).
-        segments: their log-mels, normalised (B, 2, F, T).
-        batch: what the trainer gets.
-        drops: mode -> drop of view 1 and of view 2, at the run's rate; None where that is 0.
-        stride: (freq, time) of a patch, in mel bins and frames.
+    Args:
+        objective: of the run; a twin of it on the CPU is given where views depend on what was
+            seen before.
+        items: segments of the run's clips.
+        step: optimiser steps done.
     """
-
-    waveform: Tensor
-    segments: Tensor
-    batch: Batch
-    drops: dict[str, tuple[PatchDrop | None, PatchDrop | None]]
-    stride: tuple[int, int]
-
-
-def step_views(config: PretrainConfig, corpus: Corpus, *, log_mel: LogMel, step: int) -> StepViews:
-    """What the trainer makes of the batch of `step`, with the mixup memory that it has by then."""
-    with torch.device("meta"):  # only its grid is asked for
-        backbone = build_student(config).branch.backbone
-    memory = build_memory(config, device=torch.device("cpu"))
-    first = _start_memory_(memory, config.batch_size, step=step)
-    loader = _batches(config, corpus, first=first, stop=step + 1)
-    makers = {
-        mode: ViewMaker(
-            replace(config, patch_drop=replace(config.patch_drop, mode=mode)),
-            log_mel=log_mel,
-            memory=memory,
-            backbone=backbone,
-            device=torch.device("cpu"),
+    config, first = objective.config, step
+    if objective.make_views is not None:
+        run = RunFacts(
+            log_mel=copy.deepcopy(objective.log_mel).cpu(),
+            num_clips=_MANY,
+            steps=objective.run.steps,
+            data=objective.run.data,
         )
-        for mode in dict.fromkeys((config.patch_drop.mode, *DROP_MODES))
-    }
-    make_views = makers[config.patch_drop.mode]
-    *before, micro = loader
+        with torch.random.fork_rng(devices=[]):
+            objective = type(objective)(config, run)
+        first = _start_memory_(objective, step=step)
+    *before, segments = _batches(objective, items, first=first, stop=step + 1)
     for past, earlier in enumerate(before, start=first):
-        memory.enqueue_(make_views(earlier, step=past).raw)
-    waveform = micro["waveform"]
-    segments = torch.cat([log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)], dim=1)
-    batches = {mode: maker(micro, step=step) for mode, maker in makers.items()}
-    return StepViews(
-        waveform,
-        log_mel.normalize(segments),
-        batches[config.patch_drop.mode],
-        {mode: batch.drops for mode, batch in batches.items()},
-        backbone.patch_embed.stride,
-    )
+        views = objective.views(earlier, past)
+        assert isinstance(views, TwoViews)
+        objective.mixup_memory.enqueue_(views.raw)
+    return objective, segments
 
 
-def _batches(
-    config: PretrainConfig, corpus: Corpus, *, first: int, stop: int
-) -> Iterable[dict[str, Any]]:
-    """The whole batches of some steps, as one process without workers reads them."""
-    return segment_loader(
-        replace(config, workers=0),
-        build_dataset(config, corpus),
-        first_step=first,
-        steps=stop,
-        rank=0,
-        num_ranks=1,
-    )
+def view_panels(
+    objective: AnyObjective, segments: SegmentBatch, step: int, *, clips: int
+) -> list[list[Panel]]:
+    """Segments with their waveforms, the views, and what is dropped of them (grey).
+
+    Args:
+        objective: whose views.
+        segments: of a whole batch.
+        step: optimiser steps done.
+        clips: how many rows.
+    """
+    views, student = objective.views(segments, step), objective.encoders()["student"]
+    log_mels = list(views.log_mels) if isinstance(views, TwoViews) else []
+    drops: list[tuple[str, int, PatchDrop | None]] = []
+    maker = objective.make_views
+    if maker is not None and type(objective).views is Objective.views:
+        config = objective.config.patch_drop
+        used = ", in use" if config.rate else ""
+        drops.append((f"view 1, {config.mode} drop{used}", 0, views.drops[0]))
+        for mode in _DROP_MODES:
+            if mode != config.mode:
+                drop = maker.drop(segments, 0, step=step, backbone=student, mode=mode)
+                drops.append((f"view 1, {mode} drop", 0, drop))
+    elif log_mels:
+        drops = [(f"view {k + 1}, its drop", k, drop) for k, drop in enumerate(views.drops)]
+    rows = []
+    for i in range(min(clips, len(segments))):
+        waveforms = segments.waveform[i]
+        plain = objective.log_mel(waveforms.to(objective.log_mel.filterbank.device))[:, 0]
+        row = [
+            Panel(f"segment {k + 1}", plain[k], waveform=waveform)
+            for k, waveform in enumerate(waveforms)
+        ]
+        row += [Panel(f"view {k + 1}", view[i, 0]) for k, view in enumerate(log_mels)]
+        for title, k, drop in drops:
+            patch = student.patch_embed.stride
+            covered = None if drop is None else dropped_patches(drop, i)
+            row.append(Panel(title, log_mels[k][i, 0], dropped=covered, patch=patch))
+        rows.append(row)
+    return rows
 
 
-def _start_memory_(memory: MixupMemory, batch_size: int, *, step: int) -> int:
-    """First of the steps that fill the memory as it is at `step`; sets its place in the ring."""
-    first = max(0, step - math.ceil(memory.size / batch_size))
-    if memory.size:
-        past = first * batch_size
-        cursor = torch.tensor([past % memory.size, min(past, memory.size)])
-        memory.load_({"log_mel": memory.state()["log_mel"], "cursor": cursor})
-    return first if memory.size else step
-
-
-def _panels(config: PretrainConfig, shown: StepViews, i: int, log_mel: LogMel) -> list[Panel]:
-    """One row: the segments with their waveforms, the views, and view 1 in each patch-drop mode."""
-    row = [
-        Panel(f"segment {k + 1}", shown.segments[i, k], waveform=shown.waveform[i, k])
-        for k in (0, 1)
-    ]
-    views = [view[i, 0] for view in shown.batch.views]
-    row += [Panel(f"view {k + 1}", view) for k, view in enumerate(views)]
-    for mode, (drop, _) in shown.drops.items():
-        used = ", in use" if mode == config.patch_drop.mode and config.patch_drop.rate else ""
-        title = f"view 1, {mode} drop{used}"
-        row.append(Panel(title, views[0], dropped=_dropped(drop, i), patch=shown.stride))
-    return row
-
-
-def _dropped(drop: PatchDrop | None, i: int) -> Tensor | None:
-    """Which patches of clip i are dropped, bool (f, t)."""
-    if drop is None:
-        return None
+def dropped_patches(drop: PatchDrop, clip: int = 0) -> Tensor:
+    """Which patches of one clip a drop takes away, bool (f, t)."""
     if drop.keep is not None:
-        return ~drop.keep[i].unflatten(0, drop.grid[:])
+        return ~drop.keep[clip].unflatten(0, drop.grid[:])
     kept = torch.zeros(drop.grid[:], dtype=torch.bool)
     assert drop.rows is not None
     assert drop.columns is not None
-    kept[drop.rows[:, None], drop.columns] = True
+    kept[drop.rows.cpu()[:, None], drop.columns.cpu()] = True
     return ~kept
 
 
-def _title(config: PretrainConfig, step: int) -> str:
-    size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
-    rate = f"patch_drop.rate={config.patch_drop.rate:g}"
-    if config.objective == "ssast":
-        rate = f"ssast.masked={config.ssast.masked:g}"
-    return f"step {step}, seed {config.seed}: {size}, {rate}"
+def _batches(
+    objective: AnyObjective, items: SegmentDataset | MixedSegments, *, first: int, stop: int
+) -> Iterable[SegmentBatch]:
+    """The whole batches of some steps, as one process without workers reads them."""
+    config = replace(objective.config, workers=0)
+    return segment_loader(config, items, first_step=first, steps=stop, rank=0, num_ranks=1)
 
 
-def _settings_of_run(argv: list[str]) -> list[str]:
+def _start_memory_(objective: AnyObjective, *, step: int) -> int:
+    """First of the steps that fill the memory as it is at `step`; sets its place in the ring."""
+    memory, batch_size = objective.mixup_memory, objective.config.batch_size
+    if not memory.size:
+        return step
+    first = max(0, step - math.ceil(memory.size / batch_size))
+    past = first * batch_size
+    memory.set_extra_state(torch.tensor([past % memory.size, min(past, memory.size)]))
+    return first
+
+
+def _settings_of_run(argv: list[str], kind: type[AnyObjective] | None) -> list[str]:
     """`recipe=` of an existing run's own settings, where a run but no recipe is named.
 
     Raises:
         FileNotFoundError: if that run does not exist.
-        UsageError: if it is one of `ssmast finetune`.
+        UsageError: if it is one of `ssmast finetune`, or of an objective that is not at hand.
     """
     given = dict(word.split("=", 1) for word in argv if "=" in word)
     if "run" not in given or "recipe" in given:
@@ -296,4 +244,140 @@ def _settings_of_run(argv: list[str]) -> list[str]:
             f"{given['run']} is a fine-tuned run, and this draws the views of pretraining; its "
             "views.png shows what it was fed"
         )
+    name = folder.read_config().get("objective", "ss_mast")
+    if kind is None and name not in OBJECTIVES:
+        raise UsageError(
+            f"{given['run']} was trained by {name}, an objective of its own; draw it with the file "
+            f"that holds it: python FILE.py show-views run={given['run']}"
+        )
     return [f"recipe={config}"]
+
+
+@dataclass(kw_only=True)
+class _Axes:
+    """What turns mel bins and frames into Hz and seconds."""
+
+    seconds_a_frame: float
+    bins: list[int]
+    labels: list[str]
+
+
+def draw_panels(
+    out: Path, rows: Sequence[Sequence[Panel]], *, names: Sequence[str], log_mel: LogMel, title: str
+) -> None:
+    """Write a PNG with one row of panels a clip.
+
+    Args:
+        out: PNG file; its folder is made.
+        rows: panels of each clip, equally many.
+        names: of the clips.
+        log_mel: front end, for the axes.
+        title: of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = len(rows[0])
+    # A Figure of its own: pyplot would keep it, and choose a backend for the whole process.
+    figure = Figure(figsize=(2.7 * columns + 0.9, 2.6 * len(rows) + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = _axes_of(log_mel)
+    grid = figure.add_gridspec(2 * len(rows), columns, height_ratios=[1, 3] * len(rows))
+    image, pictures = None, []
+    for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+        for j, panel in enumerate(row):
+            upper = figure.add_subplot(grid[2 * i, j])
+            picture = figure.add_subplot(grid[2 * i + 1, j])
+            _draw_waveform(upper, panel, log_mel.sample_rate)
+            image = _draw_log_mel(picture, panel, axes, is_left=j == 0, is_last=i == len(rows) - 1)
+            pictures.append(picture)
+            if j == 0:  # the tail of a long path tells clips apart
+                upper.set_title(name if len(name) <= 60 else f"...{name[-57:]}", loc="left", size=8)
+    assert image is not None
+    figure.colorbar(
+        image, ax=pictures, shrink=0.6, pad=0.01, label="log-mel, corpus standard deviations"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=100, format="png", metadata={"Software": None})
+
+
+def _axes_of(log_mel: LogMel) -> _Axes:
+    centres = log_mel.centres_hz().numpy()
+    ticks: dict[int, str] = {}
+    for hz in _TICKS_HZ:
+        near = int(np.abs(centres - hz).argmin())
+        # Low octaves lie close together on the mel scale: their labels would overlap.
+        if centres[0] <= hz <= centres[-1] and near - max(ticks, default=-99) > len(centres) / 14:
+            ticks[near] = str(hz)
+    return _Axes(
+        seconds_a_frame=log_mel.hop_length / log_mel.sample_rate,
+        bins=list(ticks),
+        labels=list(ticks.values()),
+    )
+
+
+def _draw_waveform(axes: Any, panel: Panel, sample_rate: int) -> None:
+    if panel.waveform is None:
+        axes.axis("off")
+        return
+    samples = panel.waveform.cpu().numpy()
+    axes.plot(np.arange(len(samples)) / sample_rate, samples, linewidth=0.4, color="#2563b8")
+    axes.set_xlim(0, len(samples) / sample_rate)
+    peak = float(np.abs(samples).max()) or 1.0
+    axes.set_ylim(-1.05 * peak, 1.05 * peak)
+    axes.set_yticks([-peak, peak], [f"{-peak:.2g}", f"{peak:.2g}"])
+    axes.tick_params(labelsize=7, labelbottom=False)
+
+
+def _draw_log_mel(axes: Any, panel: Panel, units: _Axes, *, is_left: bool, is_last: bool) -> Any:
+    num_mels, frames = panel.log_mel.shape
+    seconds = frames * units.seconds_a_frame
+    image = axes.imshow(
+        panel.log_mel.cpu().numpy(),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, seconds, -0.5, num_mels - 0.5),
+        vmin=-_REACH,
+        vmax=_REACH,
+        cmap="magma",
+    )
+    if panel.dropped is not None:
+        axes.imshow(
+            _cover(panel.dropped.cpu().numpy()),
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            extent=_extent(panel, units),
+        )
+        share = float(panel.dropped.float().mean())
+        axes.text(
+            0.98, 0.97, f"{share:.0%} dropped", transform=axes.transAxes, size=7, ha="right",
+            va="top", color="black", bbox={"facecolor": "white", "alpha": 0.8, "pad": 1.5},
+        )  # fmt: skip
+    axes.set_xlim(0, seconds)
+    axes.set_ylim(-0.5, num_mels - 0.5)
+    axes.set_title(panel.title, size=8)
+    axes.set_yticks(units.bins, units.labels)
+    axes.tick_params(labelsize=7, labelleft=is_left)
+    if is_left:
+        axes.set_ylabel("Hz", size=8)
+    if is_last:
+        axes.set_xlabel("seconds", size=8)
+    return image
+
+
+def _cover(dropped: np.ndarray) -> np.ndarray:
+    """Grey where a patch is dropped, clear elsewhere, RGBA."""
+    cover = np.zeros((*dropped.shape, 4))
+    cover[dropped] = (0.75, 0.78, 0.8, 1.0)
+    return cover
+
+
+def _extent(panel: Panel, units: _Axes) -> tuple[float, float, float, float]:
+    """Where the patches lie; the last ones may reach beyond the input."""
+    assert panel.dropped is not None
+    rows, columns = panel.dropped.shape
+    seconds = columns * panel.patch[1] * units.seconds_a_frame
+    return 0.0, seconds, -0.5, rows * panel.patch[0] - 0.5

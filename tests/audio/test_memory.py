@@ -10,7 +10,7 @@ def numbered(first, last):
 
 
 def content(memory):
-    return memory.state()["log_mel"][:, 0, 0, 0].tolist()
+    return memory.log_mel[:, 0, 0, 0].tolist()
 
 
 def test_it_gives_nothing_before_the_first_batch():
@@ -45,15 +45,15 @@ def test_draws_choose_among_what_is_filled_only():
 def test_a_restored_memory_goes_on_as_before():
     memory = MixupMemory(size=5, shape=(2, 3))
     memory.enqueue_(numbered(1, 8))
-    state = memory.state()
+    state = {name: value.clone() for name, value in memory.state_dict().items()}
     again = MixupMemory(size=5, shape=(2, 3))
-    again.load_(state)
+    again.load_state_dict(state)
     for each in (memory, again):
         each.enqueue_(numbered(8, 10))
     assert content(again) == content(memory)
     draws = torch.rand(3)
     assert torch.equal(again.pick(draws), memory.pick(draws))
-    assert state["log_mel"][2, 0, 0, 0] != content(memory)[2]  # the state is a copy
+    assert state["log_mel"][2, 0, 0, 0] != content(memory)[2]  # it went on
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
 
 
@@ -61,7 +61,7 @@ def test_a_memory_of_size_zero_stays_empty():
     memory = MixupMemory(size=0, shape=(2, 3))
     memory.enqueue_(numbered(1, 4))
     assert memory.pick(torch.rand(2)) is None
-    memory.load_(memory.state())
+    memory.load_state_dict(memory.state_dict())
 
 
 def test_half_precision_keeps_a_log_mel_to_a_hundredth():
@@ -76,6 +76,6 @@ def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match=r"log_mel must be \(B, 1, 2, 3\).*got \(1, 1, 2, 4\)"):
         memory.enqueue_(torch.zeros(1, 1, 2, 4))
     with pytest.raises(ValueError, match=r"saved mixup memory is \(5, 1, 2, 3\)"):
-        memory.load_(MixupMemory(size=5, shape=(2, 3)).state())
+        memory.load_state_dict(MixupMemory(size=5, shape=(2, 3)).state_dict())
     with pytest.raises(ValueError, match="size must not be negative, got -1"):
         MixupMemory(size=-1, shape=(2, 3))

@@ -50,16 +50,16 @@ def test_age_counts_steps():
 def test_state_round_trip_goes_on_identically():
     first, second = KeyQueue(size=5, dim=2), KeyQueue(size=5, dim=2)
     first.enqueue_(*_keys(0, 7), step=0)
-    second.load_({name: value.clone() for name, value in first.state().items()})
+    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
     for queue in (first, second):
         queue.enqueue_(*_keys(20, 3), step=1)
-    for name, value in first.state().items():
-        assert torch.equal(value, second.state()[name])
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
 
 
 def test_another_size_is_refused_with_the_keys_to_change():
     with pytest.raises(ValueError, match=r"queue is \(5, 2\).*loss.queue_size"):
-        KeyQueue(size=4, dim=2).load_(KeyQueue(size=5, dim=2).state())
+        KeyQueue(size=4, dim=2).load_state_dict(KeyQueue(size=5, dim=2).state_dict())
 
 
 def test_size_zero_keeps_nothing():

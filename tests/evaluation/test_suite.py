@@ -1,10 +1,12 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ssmast import __version__
 from ssmast.audio import AudioError
 from ssmast.evaluation import embed, scorer
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder, run_suite
@@ -25,7 +27,7 @@ def test_results_of_every_task_stand_in_files_and_in_the_table(
     wanted = {
         "task": "tones", "protocol": "linear", "metric": "accuracy", "n_train": 24, "n_valid": 12,
         "n_test": 12, "num_classes": 3, "pooling": "freq+max", "layers": "last", "dim": 320,
-        "column": "pretrained", "rejected": [], "version": "0.1.0",
+        "column": "pretrained", "rejected": [], "version": __version__,
     }  # fmt: skip
     assert {key: result[key] for key in wanted} == wanted
     assert len(result["scores"]) == 2
@@ -52,7 +54,7 @@ def test_what_is_done_is_not_done_again(sets, tmp_path, caplog):
     assert first == second
     file = tmp_path / "tones.linear.json"
     before = file.stat().st_mtime_ns
-    config.seeds = 3
+    config = replace(config, seeds=3)
     third = run_suite(config)
     assert file.stat().st_mtime_ns > before
     assert len(third[0]["scores"]) == 3
@@ -154,7 +156,7 @@ def test_pooling_can_be_another_than_the_folders(sets, encoder_folder, tmp_path)
     (result,) = run_suite(config)
     assert (result["pooling"], result["layers"], result["dim"]) == ("mean", "stages", 120)
     assert result["baselines"] == {}
-    config.pooling = "sum"
+    config = replace(config, pooling="sum")
     with pytest.raises(ValueError, match="pooling must be one of"):
         run_suite(config)
 
@@ -215,7 +217,7 @@ def test_shuffled_labels_land_at_chance(tmp_path, protocol):
         encoder="log_mel", data=str(tmp_path / "data"), out=str(tmp_path), protocol=protocol
     )
     (honest,) = run_suite(config)
-    config.shuffled = True
+    config = replace(config, shuffled=True)
     (control,) = run_suite(config)
     assert honest["mean"] > 0.95
     # Three standard errors of 150 test clips, three classes
@@ -251,13 +253,13 @@ def test_published_crops_are_embedded_once_for_training_and_once_for_test(
     )  # fmt: skip
     with pytest.raises(ValueError, match="no published length is known; give crop_seconds="):
         run_suite(config)
-    config.crop_seconds = 0.15
+    config = replace(config, crop_seconds=0.15)
     (result,) = run_suite(config)
     assert len(list((tmp_path / "embeddings").iterdir())) == 2
     assert result["crop_seconds"] == 0.15
     assert len(result["scores"]) == 3
     assert result["chosen"][0]["lr"] == 3e-4
-    config.protocol = "linear"
+    config = replace(config, protocol="linear")
     with pytest.raises(ValueError, match=r"whole clips; leave crop_seconds=0\.15 out"):
         run_suite(config)
 
@@ -292,7 +294,7 @@ def test_the_encoder_is_updated_by_lape_and_by_nothing_else(encoder_folder, tmp_
     assert set(result["baselines"]) == {"untrained", "log_mel"}
     assert result["baselines"]["log_mel"]["protocol"] == "linear"
     assert (encoder_folder / "model.safetensors").read_bytes() == before
-    config.encoder = "log_mel"
+    config = replace(config, encoder="log_mel")
     with pytest.raises(ValueError, match="trains an encoder, which log_mel is not"):
         run_suite(config)
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -20,11 +20,16 @@ _FLAGS = (
 )  # fmt: skip
 
 
+def find_browser() -> str | None:
+    """Path of a browser, if there is one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def chromium() -> str:
-    """Path of the browser; the test is skipped where there is none."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    """Path of a browser; the test is skipped where there is none, unless --require-browser."""
+    found = find_browser()
     if found is None:
-        pytest.skip(f"needs a browser on the path: {', '.join(_NAMES)}")
+        pytest.skip(f"needs a browser on the path: {', '.join(BROWSERS)}")
     return found
 
 

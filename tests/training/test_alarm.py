@@ -4,18 +4,20 @@ import logging
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from ssmast.audio import LogMel
+from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive import KeyQueue
+from ssmast.contrastive.monitors import chance_loss, effective_rank, feature_std
 from ssmast.training.alarm import WINDOW_STEPS, Alarm
 from ssmast.training.config import FrontEnd, Head, Loss, Optim, PretrainConfig, Views
-from ssmast.training.objectives.ss_mast import Pretraining, measure_learning
+from ssmast.training.objectives.ss_mast import SSMAST, queue_numbers
+from ssmast.training.step import TrainingState
+from tests.training.states import state_of
 
 _MELS, _FRAMES, _BATCH, _STEPS = 32, 32, 8, 26
 
 
-def _trainer(**changes) -> Pretraining:
+def _trainer(**changes) -> TrainingState:
     config = PretrainConfig(
         steps=_STEPS,
         batch_size=_BATCH,
@@ -25,16 +27,10 @@ def _trainer(**changes) -> Pretraining:
         loss=Loss(queue_size=40),
         optim=Optim(**changes.get("optim", {})),
     )
-    return Pretraining(
-        config,
-        accelerator=Accelerator(cpu=True),
-        log_mel=LogMel(num_mels=_MELS, mean=-5.0, std=4.0),
-        num_clips=1000,
-        steps=_STEPS,
-    )
+    return state_of(SSMAST, config)
 
 
-def _batch(step: int) -> dict[str, object]:
+def _batch(step: int) -> SegmentBatch:
     """Tones of 24 clips, each with its own pitch and beat."""
     generator = torch.Generator().manual_seed(step)
     time = torch.arange((_FRAMES - 1) * 160) / 16000
@@ -42,23 +38,21 @@ def _batch(step: int) -> dict[str, object]:
     pitch = 150 * 1.18 ** clip[:, None, None]
     beat = 1 + 0.9 * torch.sin(2 * torch.pi * (3 + 5 * (clip % 5))[:, None, None] * time)
     noise = torch.randn(_BATCH, 2, len(time), generator=generator)
-    return {
-        "waveform": 0.3 * torch.sin(2 * torch.pi * pitch * time) * beat + 0.02 * noise,
-        "clip": clip,
-        "epoch": torch.full((_BATCH,), step),
-        "position": torch.arange(_BATCH) + _BATCH * step,
-        "rejected": [],
-    }
+    return SegmentBatch(
+        waveform=0.3 * torch.sin(2 * torch.pi * pitch * time) * beat + 0.02 * noise,
+        clip=clip,
+        epoch=torch.full((_BATCH,), step),
+        position=torch.arange(_BATCH) + _BATCH * step,
+    )
 
 
-def _rows(trainer: Pretraining, *, every: int = 5) -> list[dict[str, object]]:
+def _rows(trainer: TrainingState, *, every: int = 5) -> list[dict[str, object]]:
     """What the loop logs."""
     rows = []
     for step in range(1, _STEPS + 1):
-        values = trainer.train_step([_batch(step)])
+        result = trainer.train_step(_batch(step))
         if step == 1 or step % every == 0:
-            numbers = {"skipped": True} if values["skipped"] else trainer.measure(values)
-            rows.append({"step": step, **numbers})
+            rows.append({"step": step, **trainer.numbers(result)})
     return rows
 
 
@@ -85,7 +79,7 @@ def test_a_learning_rate_that_is_too_high_is_told(lr, head):
 
 def test_a_constant_encoder_is_told(monkeypatch):
     trainer = _trainer()
-    for branch in (trainer.student.branch, trainer.teacher.branch):
+    for branch in (trainer.objective.student.branch, trainer.objective.teacher.branch):
         monkeypatch.setattr(branch, "pool", lambda x, grid, mask: 0 * x.mean(dim=1) + 0.7)
     said = _alarms(_rows(trainer))
     assert list(said) == ["constant_encoder"]
@@ -98,7 +92,7 @@ def _dropped(keys, ids, *, step):
 
 def test_a_queue_that_never_fills_is_told(monkeypatch):
     trainer = _trainer()
-    monkeypatch.setattr(trainer.queue, "enqueue_", _dropped)
+    monkeypatch.setattr(trainer.objective.queue, "enqueue_", _dropped)
     said = _alarms(_rows(trainer))
     assert list(said) == ["queue"]
     assert "is dead, it stays empty: " in said["queue"]
@@ -108,19 +102,18 @@ def test_a_queue_that_never_fills_is_told(monkeypatch):
 def _queue_rows(queue: KeyQueue, enqueue_) -> list[dict[str, object]]:
     """Lines of 30 steps whose keys nearly coincide, as those of an untrained encoder do."""
     generator = torch.Generator().manual_seed(0)
-    weights = torch.nn.Linear(2, 2)
     rows = []
     for step in range(1, 31):
         near = torch.ones(16, 8) + 0.01 * torch.randn(16, 8, generator=generator)
         keys = torch.nn.functional.normalize(near, dim=1)
         enqueue_(keys, torch.arange(16), step=step - 1)
         spread = torch.randn(16, 8, generator=generator)
-        values = {
-            "loss": 8.7, "accuracy": 0.0, "grad_norm": 1.0, "temperature": 0.2, "keys": keys,
-            "embeddings": spread, "predictions": [spread, spread], "num_negatives": 80,
+        numbers = {
+            "loss": 8.7, "accuracy": 0.0, "chance_loss": chance_loss(80), "lr": 1e-4,
+            "rank_embedding": effective_rank(spread), "feature_std": feature_std(spread),
+            "teacher_distance": 0.0,
         }  # fmt: skip
-        numbers = measure_learning(values, student=weights, teacher=weights, queue=queue, step=step)
-        rows.append({"step": step, **numbers, "lr": 1e-4})
+        rows.append({"step": step, **numbers, **queue_numbers(queue, keys, step=step)})
     return rows
 
 

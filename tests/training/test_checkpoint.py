@@ -91,7 +91,7 @@ def _fail_at(monkeypatch, number: int, error: BaseException) -> None:
 
         return wrapper
 
-    monkeypatch.setattr(checkpoint, "_flush", counted(checkpoint._flush))
+    monkeypatch.setattr(checkpoint, "flush", counted(checkpoint.flush))
     monkeypatch.setattr(checkpoint, "save_file", counted(checkpoint.save_file))
     monkeypatch.setattr(Path, "write_text", counted(Path.write_text))
     monkeypatch.setattr(Path, "rename", counted(Path.rename))

@@ -1,6 +1,7 @@
 """Every key of a training: refused where it makes no sense, and of effect where it does."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -9,21 +10,22 @@ from accelerate import Accelerator
 from ssmast.audio import open_corpus
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError, flat_fields, parse
-from ssmast.training import build, launch
-from ssmast.training.build import build_log_mel, mean_and_std, steps_of
+from ssmast.training import inputs, launch
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.init_weights import backbone_weights
-from ssmast.training.loop import split_batch
+from ssmast.training.inputs import build_log_mel, mean_and_std, segment_loader, steps_of
 from ssmast.training.metrics_log import read_metrics
-from ssmast.training.pretrain import SelfSupervised, run
+from ssmast.training.objectives import objective_of
+from ssmast.training.pretrain import run
 from ssmast.training.run_folder import MAY_CHANGE, RunFolder
 from tests.training.processes import ROOT, SMALL, write_tones
+from tests.training.states import state_of
 
 # Keys of which any number means something, or that the parts refuse which are made of them.
 _FREE = {
-    "seed", "epochs", "views.crop_freq", "views.crop_time", "views.canvas",
+    "seed", "epochs", "views.crop_freq", "views.crop_time",
     *(f"front_end.{key}" for key in ("sample_rate", "n_fft", "hop_length", "num_mels")),
     "front_end.f_min", "front_end.f_max",
 }  # fmt: skip
@@ -48,7 +50,8 @@ def _numbers(schema: type) -> dict[str, str]:
 def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
     accepted, said = [], {}
     for key, number in _numbers(schema).items():
-        words = ["recipe=" + ("smoke" if schema is PretrainConfig else "finetune_small")]
+        recipe = "smoke" if schema is PretrainConfig else "finetune_small"
+        words = [f"recipe={recipe}", "data=x"]
         words += ["objective=ssast", "export.network=student"] if key.startswith("ssast.") else []
         try:
             parse(schema, [*words, f"{key}={number}"], command="test", recipes=RECIPES)
@@ -62,14 +65,19 @@ def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
 
 @pytest.mark.parametrize(
     "word",
-    ["front_end.f_max=9000", "front_end.num_mels=0", "views.crop_freq=[2, 1]", "views.canvas=[1]",
+    ["front_end.f_max=9000", "front_end.num_mels=0", "views.crop_freq=[2, 1]",
      "head.kind=conv", "head.norm=group", "head.pooling=max", "export.layers=first",
      "export.pooling=max", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
      "loss.temperature=0"],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
     with pytest.raises(ValueError, match=r"must|unknown"):
-        SelfSupervised(_config(word)).check()
+        _check(word)
+
+
+def _check(word: str) -> None:
+    config = _config(word)
+    objective_of(config.objective).check(config)
 
 
 _SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 objective=ssast"
@@ -85,8 +93,7 @@ _CHANGES = {
     "optim.max_grad_norm": "0.01",
     "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
     "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
-    "views.crop_time": "[1, 1]", "views.canvas": "[2, 2]", "views.fader": "1",
-    "views.freq_mask": "8", "views.time_mask": "8", "views.noise_std": "1",
+    "views.crop_time": "[1, 1]",
     "patch_drop.rate": "0", "patch_drop.mode": "random", "patch_drop.teacher": "true",
     "head.kind": "linear", "head.pooling": "freq+max", "head.hidden": "8", "head.dim": "4",
     "head.num_layers": "2", "head.norm": "layer", "head.predictor": "8",
@@ -105,7 +112,7 @@ _ELSEWHERE = {
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
     "export.network": "below", "export.pooling": "below", "export.layers": "below",
-    "export.window_seconds": "below",
+    "export.window_seconds": "below", "views.transforms": "test_transforms",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
 }  # fmt: skip
@@ -124,17 +131,14 @@ def audio(tmp_path_factory) -> Path:
 def _trained(audio: Path, *words: str) -> list[float]:
     """What three steps leave behind: losses and weights of both networks."""
     config = _config(f"data={audio}", *words)
-    method = SelfSupervised(config)
-    corpus = method.open_clips(RunFolder(path=audio.parent / "run"))
+    kind, corpus = objective_of(config.objective), open_corpus(audio)
     mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.views.frames)
-    trainer = method.make_trainer(
-        Accelerator(cpu=True), build_log_mel(config, mean=mean, std=std), steps=config.steps
-    )
-    left = []
-    for _, batch in zip(range(3), method.loader(corpus, rank=0, num_ranks=1), strict=False):
-        left.append(float(trainer.train_step(split_batch(batch, 1))["loss"]))
-    for name in ("student", "teacher"):
-        backbone = trainer.exported(name if config.objective == "ss_mast" else "student")
+    log_mel = build_log_mel(config, mean=mean, std=std)
+    state = state_of(kind, config, num_clips=len(corpus), log_mel=log_mel)
+    items = kind.items(config, corpus, None)
+    loader = segment_loader(config, items, first_step=0, steps=3, rank=0, num_ranks=1)
+    left = [float(state.train_step(batch).loss.loss) for batch in loader]
+    for backbone in state.objective.encoders().values():
         left.append(sum(float(p.detach().double().square().sum()) for p in backbone.parameters()))
     return left
 
@@ -166,11 +170,12 @@ def test_epochs_are_passes_over_the_clips_unless_steps_are_given():
 def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
     words = ["tensorboard=true", "show_views=2", "log_every=4", "keep_checkpoints=1"]
     words += ["export.pooling=mean+max", "export.layers=stages"]
-    one = run(
-        _config(f"data={audio}", f"run={tmp_path / 'one'}", *words, "export.window_seconds=3")
-    )
-    two = run(_config(f"data={audio}", f"run={tmp_path / 'two'}", "keep_checkpoints=2"))
-    three = run(_config(f"data={audio}", f"run={tmp_path / 'three'}", "checkpoint_every=0"))
+
+    def folder(name: str, *words: str) -> RunFolder:
+        return RunFolder(path=run(_config(f"data={audio}", f"run={tmp_path / name}", *words)))
+
+    one = folder("one", *words, "export.window_seconds=3")
+    two, three = folder("two", "keep_checkpoints=2"), folder("three", "checkpoint_every=0")
     kept = [[path.name for path in checkpoints(folder.checkpoints)] for folder in (one, two, three)]
     assert kept == [["00000006"], ["00000004", "00000006"], ["00000006"]]
     steps = [[row["step"] for row in read_metrics(folder.metrics_file)] for folder in (one, two)]
@@ -186,11 +191,11 @@ def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
 @pytest.mark.parametrize("network", ["student", "teacher"])
 def test_the_network_that_is_asked_for_is_exported(network, audio, tmp_path):
     words = [f"export.network={network}", "steps=2", f"run={tmp_path / 'run'}"]
-    folder = run(_config(f"data={audio}", *words))
-    _, tensors = load_checkpoint(checkpoints(folder.checkpoints)[-1])
+    folder = RunFolder(path=run(_config(f"data={audio}", *words)))
+    state, tensors = load_checkpoint(checkpoints(folder.checkpoints)[-1])
     weights = load_encoder(folder.encoder).backbone.state_dict()
     for name in ("student", "teacher"):
-        own = backbone_weights(tensors, method="ss_mast", network=name)
+        own = backbone_weights(state, tensors, network=name)
         assert all(torch.equal(own[key], weights[key]) for key in own) is (name == network)
 
 
@@ -205,19 +210,41 @@ def test_the_precision_is_the_accelerators(asked, used, monkeypatch):
 
     monkeypatch.setattr(launch, "Accelerator", Spy)
     launch.start_accelerator(precision=asked, processes=0, threads=torch.get_num_threads())
-    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     assert seen["mixed_precision"] == (used or ("bf16" if has_it else "no"))
+
+
+@pytest.mark.parametrize(("has_it", "used"), [(True, "bf16"), (False, "no")])
+def test_bfloat16_is_not_emulated_on_a_gpu_that_lacks_it(has_it, used, monkeypatch):
+    seen = []
+
+    def accelerator(**words):
+        seen.append(words["mixed_precision"])
+        return mock.Mock(num_processes=1)
+
+    def supported(including_emulation=True):
+        return has_it or including_emulation
+
+    monkeypatch.setattr(launch, "Accelerator", accelerator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old one")
+    threads = torch.get_num_threads()
+    launch.start_accelerator(precision="auto", processes=0, threads=threads)
+    assert seen == [used]
+    if not has_it:
+        with pytest.raises(ValueError, match="an old one is older; use precision=fp32"):
+            launch.start_accelerator(precision="bf16", processes=0, threads=threads)
 
 
 def test_decoded_audio_is_kept_where_it_is_asked_for(audio, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(build, "cache_decoded", lambda *args, **kw: seen.append((args, kw)))
-    folder = RunFolder(path=tmp_path / "runs" / "one")
-    corpus = open_corpus(audio)
-    assert build.decoded(_config("cache=off"), folder, corpus) is corpus
+    monkeypatch.setattr(inputs, "cache_decoded", lambda *args, **kw: seen.append((args, kw)))
+    corpus, runs = open_corpus(audio), tmp_path / "runs"
+    assert inputs.decoded(_config("cache=off"), corpus, runs=runs) is corpus
     assert not seen
     for word in ("cache=auto", f"cache={tmp_path / 'kept'}"):
-        build.decoded(_config(word), folder, corpus)
+        inputs.decoded(_config(word), corpus, runs=runs)
     [((_, here), auto), ((_, there), own)] = seen
     assert (here, auto["max_bytes"]) == (tmp_path / "runs" / "cache", 8 << 30)
     assert (there, own["max_bytes"]) == (tmp_path / "kept", None)

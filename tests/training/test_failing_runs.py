@@ -10,8 +10,9 @@ from ssmast.training import pretrain, replay
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import PretrainConfig
 from ssmast.training.metrics_log import read_metrics
-from ssmast.training.replay import open_dataset, read_skipped, replay_batch
-from ssmast.training.run_folder import RunFolder
+from ssmast.training.replay import open_dataset, replay_batch
+from ssmast.training.run_folder import RunFolder, read_skipped
+from ssmast.training.step import TrainingState
 from tests.sets import write_set
 from tests.training.processes import DOOR, SMALL, Group
 from tests.training.test_pretrain import _run, audio
@@ -42,15 +43,15 @@ def test_the_alarm_can_stop_a_run_which_then_goes_on(audio, tmp_path, capsys):
 
 def _with_a_nan_in(monkeypatch, steps: set[int]) -> list[dict[str, torch.Tensor]]:
     """Make the loss of some steps NaN; returns the batches of those steps, as they come."""
-    step, batches = pretrain.Pretraining.train_step, []
+    step, batches = TrainingState.train_step, []
 
-    def train_step(self, micro_batches):
+    def train_step(self, segments):
         if self.step + 1 in steps:
-            batches.append({k: v.clone() for k, v in micro_batches[0].items() if k != "rejected"})
-            micro_batches[0]["waveform"][1] = float("nan")
-        return step(self, micro_batches)
+            batches.append({k: v.clone() for k, v in vars(segments).items() if k != "rejected"})
+            segments.waveform[1] = float("nan")
+        return step(self, segments)
 
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", train_step)
+    monkeypatch.setattr(TrainingState, "train_step", train_step)
     return batches
 
 
@@ -69,7 +70,7 @@ def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys)
     for row, batch in zip(rows, batches, strict=True):
         again = replay_batch(dataset, row)
         for key, value in batch.items():
-            assert torch.equal(again[key], value), key
+            assert torch.equal(getattr(again, key), value), key
     capsys.readouterr()
     assert replay.main([f"run={run}", "step=5"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -83,26 +84,17 @@ def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys)
 
 
 def test_a_skipped_batch_of_hidden_patches_has_one_segment_a_clip(audio, tmp_path, monkeypatch):
-    from ssmast.training.objectives.ssast import MaskedPretraining
-
-    step, batches, run = MaskedPretraining.train_step, [], tmp_path / "run"
-
-    def train_step(self, micro_batches):
-        if self.step == 1:
-            batches.append(micro_batches[0]["waveform"].clone())
-            micro_batches[0]["waveform"][1] = float("nan")
-        return step(self, micro_batches)
-
-    monkeypatch.setattr(MaskedPretraining, "train_step", train_step)
+    run = tmp_path / "run"
+    batches = _with_a_nan_in(monkeypatch, {2})
     small = [word for word in SMALL if not word.startswith(("recipe", "head.", "loss."))]
     words = [*small, "recipe=ssast_nano", "views.frames=64", "steps=3"]
     assert pretrain.main([*words, f"data={audio}", f"run={run}"]) == 0
     config = parse(PretrainConfig, [f"recipe={run / 'config.yaml'}"], command="test", recipes=run)
     assert config is not None
     [row] = read_skipped(run / "skipped.jsonl")
-    again = replay_batch(open_dataset(RunFolder(path=run), config), row)["waveform"]
+    again = replay_batch(open_dataset(RunFolder(path=run), config), row).waveform
     assert again.shape[1] == 1
-    assert torch.equal(again, batches[0])
+    assert torch.equal(again, batches[0]["waveform"])
 
 
 def test_too_many_non_finite_steps_in_a_row_end_the_run(audio, tmp_path, monkeypatch, capsys):

@@ -16,15 +16,15 @@ from ssmast.contrastive import Teacher
 from ssmast.encoder import Encoder
 from ssmast.model import create_model
 from ssmast.settings import UsageError
-from ssmast.training.build import build_student
 from ssmast.training.config import FrontEnd, Head, PretrainConfig, Views
 from ssmast.training.init_weights import (
     IMAGENET,
     find_weights,
     read_weights,
-    start_from_,
+    start_encoders_,
     write_init_json,
 )
+from ssmast.training.objectives.ss_mast import build_student
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,10 @@ def _student(model: str = "mast_tiny", frames: int = 96, mels: int = 64):
     )
 
 
+def _backbones(student, teacher):
+    return student.branch.backbone, teacher.branch.backbone
+
+
 def _save_encoder(folder, *, frames: int, mels: int = 64, jitter: float = 0.02) -> Encoder:
     backbone = create_model("mast_nano", num_classes=0, input_size=(mels, frames))
     with torch.no_grad():
@@ -66,7 +70,9 @@ def test_imagenet_weights_reach_student_and_teacher_and_every_key_is_accounted_f
     teacher = Teacher(student.branch)
     heads = copy.deepcopy(student.branch.projector.state_dict())
     weights = read_weights(file)
-    report = start_from_(student, teacher, weights, model="mast_tiny", log_mel=LogMel(num_mels=64))
+    report = start_encoders_(
+        _backbones(student, teacher), weights, model="mast_tiny", log_mel=LogMel(num_mels=64)
+    )
     mine, theirs = student.branch.backbone.state_dict(), oracle.state_dict()
     stem = "patch_embed.proj.weight"
     torch.testing.assert_close(mine[stem], theirs[stem].sum(1, keepdim=True))
@@ -76,7 +82,7 @@ def test_imagenet_weights_reach_student_and_teacher_and_every_key_is_accounted_f
         assert torch.equal(value, student.branch.state_dict()[name]), name
     for name, value in student.branch.projector.state_dict().items():
         assert torch.equal(value, heads[name]), name
-    write_init_json(tmp_path / "init.json", report, weights, student)
+    write_init_json(tmp_path / "init.json", report, weights, student, prefix="branch.backbone.")
     told = json.loads((tmp_path / "init.json").read_text())
     assert {*told["used"], *told["adapted"], *told["left"]} == set(theirs)
     assert told["adapted"][stem] == {
@@ -154,9 +160,8 @@ def test_an_encoder_goes_on_with_what_it_computes_on_inputs_of_the_new_size(tmp_
     start = find_weights(str(tmp_path / "run"), "mast_nano")
     assert start == tmp_path / "run" / "encoder"
     weights = read_weights(start)
-    start_from_(
-        student,
-        Teacher(student.branch),
+    start_encoders_(
+        _backbones(student, Teacher(student.branch)),
         weights,
         model="mast_nano",
         log_mel=LogMel(num_mels=now[0]),
@@ -172,8 +177,11 @@ def test_a_shorter_input_gets_the_middle_of_the_tables(tmp_path):
     encoder = _save_encoder(tmp_path / "encoder", frames=224)
     student = _student("mast_nano", frames=96)
     weights = read_weights(find_weights(str(tmp_path / "encoder"), "mast_nano"))
-    start_from_(
-        student, Teacher(student.branch), weights, model="mast_nano", log_mel=LogMel(num_mels=64)
+    start_encoders_(
+        _backbones(student, Teacher(student.branch)),
+        weights,
+        model="mast_nano",
+        log_mel=LogMel(num_mels=64),
     )
     x = torch.randn(2, 1, 64, 96)
     with torch.no_grad():
@@ -190,10 +198,14 @@ def test_an_encoder_of_another_model_or_front_end_is_named(tmp_path, caplog):
     weights = read_weights(tmp_path / "encoder")
     tiny, nano = _student("mast_tiny"), _student("mast_nano")
     with pytest.raises(UsageError, match="is a mast_nano, this run trains mast_tiny"):
-        start_from_(tiny, Teacher(tiny.branch), weights, model="mast_tiny", log_mel=LogMel())
+        start_encoders_(
+            _backbones(tiny, Teacher(tiny.branch)), weights, model="mast_tiny", log_mel=LogMel()
+        )
     other = LogMel(num_mels=64, hop_length=320)
     with caplog.at_level(logging.WARNING):
-        start_from_(nano, Teacher(nano.branch), weights, model="mast_nano", log_mel=other)
+        start_encoders_(
+            _backbones(nano, Teacher(nano.branch)), weights, model="mast_nano", log_mel=other
+        )
     assert "hop_length (was 160, now 320)" in caplog.text
 
 
@@ -204,12 +216,14 @@ def test_deit_starts_an_ast_and_every_key_is_accounted_for(tmp_path):
     student = _student("ast_tiny")
     teacher = Teacher(student.branch)
     weights = read_weights(file)
-    report = start_from_(student, teacher, weights, model="ast_tiny", log_mel=LogMel(num_mels=64))
+    report = start_encoders_(
+        _backbones(student, teacher), weights, model="ast_tiny", log_mel=LogMel(num_mels=64)
+    )
     mine, theirs = student.branch.backbone.state_dict(), oracle.state_dict()
     block = "blocks.3.attn.qkv.weight"
     assert torch.equal(mine[block], theirs[block])
     assert torch.equal(mine[block], teacher.branch.backbone.state_dict()[block])
-    write_init_json(tmp_path / "init.json", report, weights, student)
+    write_init_json(tmp_path / "init.json", report, weights, student, prefix="branch.backbone.")
     told = json.loads((tmp_path / "init.json").read_text())
     assert {*told["used"], *told["adapted"], *told["left"]} == set(theirs)
     assert set(told["left"]) == {
@@ -222,8 +236,11 @@ def test_an_earlier_ast_starts_an_ast_of_another_length(tmp_path):
     Encoder(backbone, LogMel(num_mels=64), pooling="mean").eval().save(tmp_path)
     student = _student("ast_nano", frames=96)
     weights = read_weights(find_weights(str(tmp_path), "ast_nano"))
-    report = start_from_(
-        student, Teacher(student.branch), weights, model="ast_nano", log_mel=LogMel(num_mels=64)
+    report = start_encoders_(
+        _backbones(student, Teacher(student.branch)),
+        weights,
+        model="ast_nano",
+        log_mel=LogMel(num_mels=64),
     )
     assert list(report.adapted) == ["pos_embed"]
     loaded = student.branch.backbone.state_dict()
@@ -236,7 +253,7 @@ def test_what_ssast_learns_starts_an_ast_whose_patches_overlap(tmp_path):
     student = _student("ast_nano", frames=96)
     weights = read_weights(find_weights(str(tmp_path), "ast_nano"))
     teacher, front = Teacher(student.branch), LogMel(num_mels=64)
-    report = start_from_(student, teacher, weights, model="ast_nano", log_mel=front)
+    report = start_encoders_(_backbones(student, teacher), weights, model="ast_nano", log_mel=front)
     assert list(report.adapted) == ["pos_embed"]
     loaded = student.branch.backbone.state_dict()
     for name in ("patch_embed.proj.weight", "blocks.4.mlp.fc1.weight"):
@@ -246,15 +263,14 @@ def test_what_ssast_learns_starts_an_ast_whose_patches_overlap(tmp_path):
     Encoder(frames, LogMel(num_mels=64), pooling="mean").eval().save(tmp_path / "frames")
     weights = read_weights(find_weights(str(tmp_path / "frames"), "ast_nano"))
     with pytest.raises(UsageError, match="is a ssast_frame_nano, this run trains ast_nano"):
-        start_from_(student, teacher, weights, model="ast_nano", log_mel=front)
+        start_encoders_(_backbones(student, teacher), weights, model="ast_nano", log_mel=front)
 
 
 def test_weights_of_the_other_family_are_refused(mvitv2):
     student = _student("ast_nano")
     with pytest.raises(UsageError, match="holds a MAST, this run trains ast_nano"):
-        start_from_(
-            student,
-            Teacher(student.branch),
+        start_encoders_(
+            _backbones(student, Teacher(student.branch)),
             read_weights(mvitv2[1]),
             model="ast_nano",
             log_mel=LogMel(num_mels=64),

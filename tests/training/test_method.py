@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from ssmast.audio import LogMel
+from ssmast.audio.segments import SegmentBatch
 from ssmast.settings import UsageError
 from ssmast.training.config import (
     FrontEnd,
@@ -16,11 +15,18 @@ from ssmast.training.config import (
     Views,
 )
 from ssmast.training.objectives import ss_mast
-from ssmast.training.objectives.ss_mast import Pretraining
-from ssmast.training.optim import load_optimizer_, optimizer_tensors
+from ssmast.training.objectives.ss_mast import SSMAST
+from ssmast.training.optim import (
+    build_optimizer,
+    decay_groups,
+    load_optimizer_,
+    optimizer_tensors,
+)
+from ssmast.training.step import TrainingState
+from tests.training.states import state_of
 
 
-def _trainer(**kwargs) -> Pretraining:
+def _trainer(**kwargs) -> TrainingState:
     defaults = {
         "steps": 10,
         "batch_size": 4,
@@ -29,24 +35,17 @@ def _trainer(**kwargs) -> Pretraining:
         "head": Head(hidden=16, dim=8, predictor=16),
         "loss": Loss(queue_size=12),
     }
-    return Pretraining(
-        PretrainConfig(**(defaults | kwargs)),
-        accelerator=Accelerator(cpu=True),
-        log_mel=LogMel(num_mels=64, mean=-5.0, std=4.0),
-        num_clips=1000,
-        steps=10,
-    )
+    return state_of(SSMAST, PretrainConfig(**(defaults | kwargs)))
 
 
-def _batch(seed: int = 0, size: int = 4) -> dict[str, object]:
+def _batch(seed: int = 0, size: int = 4) -> SegmentBatch:
     noise = torch.randn(size, 2, 95 * 160, generator=torch.Generator().manual_seed(seed))
-    return {
-        "waveform": noise * torch.arange(1, size + 1)[:, None, None] * 0.1,
-        "clip": torch.arange(size) + 100 * seed,
-        "epoch": torch.zeros(size, dtype=torch.long),
-        "position": torch.arange(size) + size * seed,
-        "rejected": [],
-    }
+    return SegmentBatch(
+        waveform=noise * torch.arange(1, size + 1)[:, None, None] * 0.1,
+        clip=torch.arange(size) + 100 * seed,
+        epoch=torch.zeros(size, dtype=torch.long),
+        position=torch.arange(size) + size * seed,
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,8 +79,8 @@ def test_negatives_come_from_queue_batch_or_both_and_never_from_the_own_clip(
 
     monkeypatch.setattr(ss_mast, "info_nce", spy)
     trainer = _trainer(loss=loss)
-    trainer.train_step([_batch(0)])
-    trainer.train_step([_batch(1)])
+    trainer.train_step(_batch(0))
+    trainer.train_step(_batch(1))
     assert seen == [first, first, second, second]
 
 
@@ -96,18 +95,18 @@ def test_a_loss_without_any_negatives_is_refused():
 def test_a_learnt_temperature_moves_and_a_fixed_one_stays():
     for learnt in (True, False):
         trainer = _trainer(loss=Loss(queue_size=12, learn_temperature=learnt), optim=Optim(lr=1e-2))
-        before = trainer.student.temperature.item()
+        before = trainer.objective.student.temperature.item()
         for seed in range(3):
-            trainer.train_step([_batch(seed)])
+            trainer.train_step(_batch(seed))
         assert before == pytest.approx(0.2)
-        assert (trainer.student.temperature.item() != before) == learnt
+        assert (trainer.objective.student.temperature.item() != before) == learnt
 
 
 def test_patches_of_the_teachers_views_are_dropped_only_on_request(monkeypatch):
     for asked in (True, False):
         trainer = _trainer(patch_drop=PatchDropConfig(mode="random", teacher=asked))
         seen = []
-        backbone = trainer.teacher.branch.backbone
+        backbone = trainer.objective.teacher.branch.backbone
         encode = backbone.encode
 
         def spy(log_mel, *, patch_drop=None, encode=encode, seen=seen):
@@ -115,16 +114,14 @@ def test_patches_of_the_teachers_views_are_dropped_only_on_request(monkeypatch):
             return encode(log_mel, patch_drop=patch_drop)
 
         monkeypatch.setattr(backbone, "encode", spy)
-        trainer.train_step([_batch()])
+        trainer.train_step(_batch())
         assert seen == [asked, asked]
 
 
 def test_sgd_follows_its_formula_and_its_state_comes_back():
-    from ssmast.training.optim import build_optimizer
-
     def built(model):
-        numbers = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.95), "momentum": 0.9}
-        return build_optimizer(model, name="sgd", **numbers)
+        optim = Optim(name="sgd", lr=0.1, momentum=0.9)
+        return build_optimizer(decay_groups(model, weight_decay=0.5), optim)
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
@@ -156,7 +153,7 @@ def test_an_unknown_optimiser_is_refused():
 
 def test_the_warning_counts_the_queue_that_is_built(caplog):
     trainer = _trainer(loss=Loss(queue_size=500, queue_fraction=0.05))
-    assert trainer.queue.size == 50
+    assert trainer.objective.queue.size == 50
     assert "more than a tenth" not in caplog.text
     _trainer(loss=Loss(queue_size=500))
     assert "loss.queue_size=500 is more than a tenth of the 1000 clips" in caplog.text

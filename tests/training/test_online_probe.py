@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ssmast.encoder import Encoder
-from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.online_probe import OnlineProbe, scores_shown
+from ssmast.training.step import TrainingState
 from tests.sets import write_set
 from tests.training.test_pretrain import _assert_same_state, _dies_at, _run, audio, finished
 
@@ -133,11 +133,11 @@ def test_scores_are_logged_drawn_and_begin_with_the_untrained_encoder(probed, fi
 
 def test_a_killed_run_goes_on_without_scoring_twice(audio, sets, probed, tmp_path, monkeypatch):
     run, words = tmp_path / "run", (f"probe.data={sets / 'tones'}", "probe.max_clips=24")
-    step = pretrain.Pretraining.train_step
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", _dies_at(step, 6))
+    step = TrainingState.train_step
+    monkeypatch.setattr(TrainingState, "train_step", _dies_at(step, 6))
     with pytest.raises(RuntimeError, match="killed"):
         _run(*words, "probe.every=4", audio=audio, run=run)
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", step)
+    monkeypatch.setattr(TrainingState, "train_step", step)
     assert _run(*words, "probe.every=4", "resume=auto", audio=audio, run=run) == 0
     _assert_same_state(probed, run)
     strip = [

@@ -18,6 +18,7 @@ from ssmast.prepare import prepare_corpus
 from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.metrics_log import read_metrics
+from ssmast.training.step import TrainingState
 from tests.training.processes import DOOR, SMALL, write_tones
 
 
@@ -91,21 +92,21 @@ def read_losses(run: Path) -> list[float]:
 
 def test_a_killed_run_goes_on_to_the_same_bits(finished, audio, tmp_path, monkeypatch):
     run = tmp_path / "killed"
-    step = pretrain.Pretraining.train_step
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", _dies_at(step, 5))
+    step = TrainingState.train_step
+    monkeypatch.setattr(TrainingState, "train_step", _dies_at(step, 5))
     with pytest.raises(RuntimeError, match="killed"):
         _run(audio=audio, run=run)
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", step)
+    monkeypatch.setattr(TrainingState, "train_step", step)
     assert _run("resume=auto", "workers=1", audio=audio, run=run) == 0
     _assert_same_state(finished, run)
     assert read_losses(finished) == read_losses(run)
 
 
 def _dies_at(step, number):
-    def train_step(self, micro_batches):
+    def train_step(self, segments):
         if self.step + 1 == number:
             raise RuntimeError("killed")
-        return step(self, micro_batches)
+        return step(self, segments)
 
     return train_step
 
@@ -228,11 +229,11 @@ def test_a_run_starts_from_an_earlier_one_and_going_on_does_not_start_again(
     assert told["used"]
     assert not told["left"]
     assert read_losses(whole) != read_losses(finished)
-    step = pretrain.Pretraining.train_step
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", _dies_at(step, 5))
+    step = TrainingState.train_step
+    monkeypatch.setattr(TrainingState, "train_step", _dies_at(step, 5))
     with pytest.raises(RuntimeError, match="killed"):
         _run(f"init={source}", audio=audio, run=killed)
-    monkeypatch.setattr(pretrain.Pretraining, "train_step", step)
+    monkeypatch.setattr(TrainingState, "train_step", step)
     shutil.rmtree(source)
     assert _run(f"init={source}", "resume=auto", audio=audio, run=killed) == 0
     _assert_same_state(whole, killed)

@@ -5,17 +5,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from ssmast.audio import LogMel
+from ssmast.audio.segments import SegmentBatch
 from ssmast.model import IMAGENET
 from ssmast.settings import parse
-from ssmast.training.build import build_augment, build_log_mel, build_student
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.init_weights import find_weights, read_weights, start_from_
-from ssmast.training.objectives.ss_mast import Pretraining
-from ssmast.training.objectives.ssast import build_masked_encoder
+from ssmast.training.inputs import build_log_mel
+from ssmast.training.objective import RunFacts
+from ssmast.training.objectives import objective_of
+from ssmast.training.objectives.ss_mast import SSMAST
+from ssmast.training.optim import learning_rate
+from ssmast.training.step import TrainingState
+from tests.training.states import state_of
 
 _NAMES = sorted(
     file.stem for file in RECIPES.glob("*.yaml") if not file.stem.startswith("finetune_")
@@ -37,14 +40,11 @@ def test_the_recipes_that_the_documents_name_are_there():
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_recipe_builds_and_says_how_to_run_it(name):
     config = _config(name)
+    run = RunFacts(log_mel=build_log_mel(config), num_clips=10**6, steps=1)
     with torch.device("meta"):  # sizes and names of the real thing, no numbers
-        if config.objective == "ssast":
-            backbone = build_masked_encoder(config).backbone
-        else:
-            backbone = build_student(config).branch.backbone
-    assert backbone.num_features > 0
+        objective = objective_of(config.objective)(config, run)
+    assert objective.encoders()["student"].num_features > 0
     assert build_log_mel(config).num_mels == config.front_end.num_mels
-    build_augment(config)
     text = (RECIPES / f"{name}.yaml").read_text()
     assert "accelerate launch pretrain/run.py" in text
     for fact in ("Hardware: ", "Time: ", "Score: "):
@@ -72,17 +72,15 @@ def test_the_ssast_recipe_holds_the_published_settings():
 
 
 def test_without_warm_up_and_decay_the_learning_rate_is_constant():
-    trainer = _trainer(_config("ss_mast_paper", *_SMALL, "model=mast_nano"), steps=50)
-    rates = []
-    for trainer.step in range(50):
-        rates.append(trainer.lr)
+    config = _config("ss_mast_paper", *_SMALL, "model=mast_nano")
+    rates = [learning_rate(config.optim, step, steps=50) for step in range(50)]
     assert rates == pytest.approx([0.03] * 50)
 
 
 def test_the_base_recipe_scales_the_queue_to_the_corpus():
     config = _config("ss_mast_base", *_SMALL, "model=mast_nano")
-    assert _trainer(config, num_clips=10_000).queue.size == 500
-    assert _trainer(config, num_clips=10**6).queue.size == 16384
+    assert _trainer(config, num_clips=10_000).objective.queue.size == 500
+    assert _trainer(config, num_clips=10**6).objective.queue.size == 16384
 
 
 _SMALL = (
@@ -91,27 +89,19 @@ _SMALL = (
 )  # fmt: skip
 
 
-def _trainer(config: PretrainConfig, *, num_clips: int = 10**6, steps: int = 10) -> Pretraining:
-    mels = config.front_end.num_mels
-    return Pretraining(
-        config,
-        accelerator=Accelerator(cpu=True),
-        log_mel=LogMel(num_mels=mels, mean=-5.0, std=4.0),
-        num_clips=num_clips,
-        steps=steps,
-    )
+def _trainer(config: PretrainConfig, *, num_clips: int = 10**6) -> TrainingState:
+    return state_of(SSMAST, config, num_clips=num_clips, steps=10)
 
 
-def _batch(config: PretrainConfig, *, seed: int, size: int = 2) -> dict[str, object]:
+def _batch(config: PretrainConfig, *, seed: int, size: int = 2) -> SegmentBatch:
     generator = torch.Generator().manual_seed(seed)
     samples = (config.views.frames - 1) * 160
-    return {
-        "waveform": torch.randn(size, 2, samples, generator=generator) * 0.1,
-        "clip": torch.arange(size) + 100 * seed,
-        "epoch": torch.zeros(size, dtype=torch.long),
-        "position": torch.arange(size) + size * seed,
-        "rejected": [],
-    }
+    return SegmentBatch(
+        waveform=torch.randn(size, 2, samples, generator=generator) * 0.1,
+        clip=torch.arange(size) + 100 * seed,
+        epoch=torch.zeros(size, dtype=torch.long),
+        position=torch.arange(size) + size * seed,
+    )
 
 
 @pytest.mark.parametrize("name", ["ss_mast_paper", "ss_mast_base", "ss_ast_base"])
@@ -123,12 +113,13 @@ def test_the_settings_of_every_large_recipe_take_steps_with_a_small_model(name):
 
 def _two_steps(config: PretrainConfig) -> None:
     trainer = _trainer(config)
+    stem = trainer.objective.encoders()["student"].patch_embed.proj.weight
     for seed in (0, 1):  # the queue is empty in the first
-        before = trainer.student.branch.backbone.patch_embed.proj.weight.detach().clone()
-        values = trainer.train_step([_batch(config, seed=seed)])
-        assert not values["skipped"]
-    assert float(values["loss"]) > 0
-    after = trainer.student.branch.backbone.patch_embed.proj.weight
+        before = stem.detach().clone()
+        result = trainer.train_step(_batch(config, seed=seed))
+        assert not result.skipped
+    assert float(result.loss.loss) > 0
+    after = stem
     assert not torch.equal(before, after)
 
 
@@ -148,13 +139,8 @@ def test_the_real_thing_takes_steps(name, words, tmp_path: Path):
     if config.init == "imagenet":
         oracle = timm.create_model(IMAGENET[config.model].partition(".")[0], num_classes=0)
         save_file(oracle.state_dict(), tmp_path / "model.safetensors")
-        student = build_student(config)
-        weights = read_weights(find_weights(str(tmp_path / "model.safetensors"), config.model))
-        from ssmast.contrastive import Teacher
-
-        report = start_from_(
-            student, Teacher(student.branch), weights, model=config.model, log_mel=LogMel()
-        )
+        objective = SSMAST(config, RunFacts(log_mel=LogMel(), num_clips=10**6, steps=1))
+        report = objective.start_from_(tmp_path / "model.safetensors", None)
         assert len(report.used) + len(report.adapted) == len(oracle.state_dict())
     _two_steps(config)
 

@@ -3,27 +3,13 @@ from itertools import pairwise
 
 import pytest
 
-from ssmast.training.optim import cosine, warmup_cosine
-
-
-def test_cosine_reaches_both_ends_and_the_middle():
-    assert cosine(0, steps=101, start=0.99, end=1.0) == pytest.approx(0.99)
-    assert cosine(50, steps=101, start=0.99, end=1.0) == pytest.approx(0.995)
-    assert cosine(100, steps=101, start=0.99, end=1.0) == 1.0
-
-
-def test_cosine_equals_lightly():
-    from lightly.utils.scheduler import cosine_schedule
-
-    for step in (0, 3, 10, 19):
-        expected = cosine_schedule(step, 20, 0.9, 1.0)
-        assert cosine(step, steps=20, start=0.9, end=1.0) == pytest.approx(expected)
+from ssmast.training.config import Optim
+from ssmast.training.optim import learning_rate
 
 
 def test_warmup_is_linear_then_cosine_to_the_end():
-    values = [
-        warmup_cosine(step, steps=100, warmup_steps=10, peak=1.0, end=0.01) for step in range(100)
-    ]
+    optim = Optim(lr=1.0, min_lr=0.01, warmup=0.1)
+    values = [learning_rate(optim, step, steps=100) for step in range(100)]
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert values[10] == pytest.approx(1.0)
     assert values[-1] == pytest.approx(0.01)
@@ -33,4 +19,4 @@ def test_warmup_is_linear_then_cosine_to_the_end():
 
 
 def test_one_step_run_has_a_learning_rate():
-    assert warmup_cosine(0, steps=1, warmup_steps=1, peak=0.5, end=0.0) == 0.5
+    assert learning_rate(Optim(lr=0.5, min_lr=0.0), 0, steps=1) == 0.5

@@ -1,30 +1,27 @@
 """The drawn views are the trainer's own, bit for bit, and the picture says what is what."""
 
 import re
-from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate import Accelerator
-from torch._subclasses import FakeTensorMode
 
 from ssmast.audio import LogMel, open_corpus
 from ssmast.command import run_command
 from ssmast.model import PatchDrop
 from ssmast.settings import parse
 from ssmast.training import show_views
-from ssmast.training.build import build_dataset
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.loop import segment_loader
-from ssmast.training.objectives.ss_mast import Pretraining
-from ssmast.training.show_views import step_views
+from ssmast.training.inputs import segment_loader
+from ssmast.training.objectives.ss_mast import SSMAST
+from ssmast.training.show_views import at_step, dropped_patches, view_panels
+from tests.training.states import state_of
 
 _SMALL = (
     "recipe=smoke", "batch_size=4", "workers=0", "front_end.num_mels=32", "views.frames=64",
     "head.hidden=16", "head.dim=8", "head.predictor=16", "loss.queue_size=8",
-    "views.mixup_memory=6", "views.waveform_augment=1", "views.noise_std=0.1",
+    "views.mixup_memory=6", "views.waveform_augment=1",
 )  # fmt: skip
 
 
@@ -56,28 +53,29 @@ def test_the_drawn_views_are_those_that_the_trainer_makes(audio, words):
     config = _config("steps=6", *words)
     corpus = open_corpus(audio)
     log_mel = LogMel(num_mels=32, mean=-9.0, std=4.0)
-    trainer = Pretraining(
-        config, accelerator=Accelerator(cpu=True), log_mel=log_mel, num_clips=12, steps=6
-    )
+    state = state_of(SSMAST, config, num_clips=12, log_mel=log_mel)
     seen = []
-    make_views = trainer.make_views
+    views = state.objective.views
 
-    def spy(micro, *, step):
-        seen.append(make_views(micro, step=step))
+    def spy(segments, step):
+        seen.append(views(segments, step))
         return seen[-1]
 
-    trainer.make_views = spy
-    dataset = build_dataset(config, corpus)
-    for micro in segment_loader(config, dataset, first_step=0, steps=6, rank=0, num_ranks=1):
-        trainer.train_step([micro])
+    state.objective.views = spy
+    items = SSMAST.items(config, corpus, None)
+    for batch in segment_loader(config, items, first_step=0, steps=6, rank=0, num_ranks=1):
+        state.train_step(batch)
     for step in (0, 1, 5):  # at 5 the memory of 6 has gone round three times
-        shown = step_views(config, corpus, log_mel=log_mel, step=step)
-        for drawn, used in zip(shown.batch.views, seen[step].views, strict=True):
+        twin, segments = at_step(state.objective, items, step=step)
+        shown = twin.views(segments, step)
+        for drawn, used in zip(shown.log_mels, seen[step].log_mels, strict=True):
             assert torch.equal(drawn, used)
-        for drawn, used in zip(shown.batch.drops, seen[step].drops, strict=True):
+        for drawn, used in zip(shown.drops, seen[step].drops, strict=True):
             assert _equal(drawn, used)
-        assert shown.drops[config.patch_drop.mode] == shown.batch.drops
-    assert not torch.equal(seen[5].views[0], seen[1].views[0])
+        panels = view_panels(twin, segments, step, clips=1)[0]
+        assert torch.equal(panels[2].log_mel, seen[step].log_mels[0][0, 0])
+        assert torch.equal(panels[4].dropped, dropped_patches(seen[step].drops[0]))
+    assert not torch.equal(seen[5].log_mels[0], seen[1].log_mels[0])
 
 
 def test_a_picture_of_every_clip_and_mode_is_written(audio, tmp_path, monkeypatch, caplog):
@@ -148,20 +146,3 @@ def test_mel_bins_peak_where_the_axis_says():
     log_mel = LogMel(num_mels=64)
     peaks = log_mel.filterbank.argmax(dim=1) * 16000 / 1024
     assert (log_mel.centres_hz() - peaks).abs().max() <= 16000 / 1024
-
-
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
-def test_pictures_are_drawn_on_the_cpu_wherever_the_front_end_is(tmp_path):
-    log_mel = LogMel(num_mels=32)
-    asked = []
-
-    def draw(*_, log_mel, **__):
-        asked.append(log_mel.filterbank.device.type)
-
-    with FakeTensorMode(allow_non_fake_inputs=True):  # needs no card
-        log_mel.filterbank = torch.empty(32, 513, device="cuda")
-        with mock.patch.object(show_views, "draw_views", draw):
-            draw_inputs = show_views.draw_inputs
-            draw_inputs(tmp_path / "a.png", _config(), mock.Mock(), log_mel=log_mel, clips=1)
-    assert asked == ["cpu"]
-    assert log_mel.filterbank.device.type == "cuda"  # the trainer's own stays where it is

@@ -10,8 +10,7 @@ import torch
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.training import pretrain
-from ssmast.training.config import Export, PatchDropConfig
-from ssmast.training.loop import split_batch
+from ssmast.training.config import Export, Optim, PatchDropConfig
 from tests.training.test_ss_mast import _batch, _config, _trainer
 
 
@@ -21,9 +20,10 @@ def test_micro_batches_equal_one_batch(mode):
         head = _config().head
         head.norm = "layer"  # BatchNorm sees a micro-batch
         numbers = {"model": "ast_nano", "head": head, "drop_path": 0.0}
+        numbers["optim"] = Optim(gradient_accumulation_steps=parts)
         trainer = _trainer(_config(**numbers, patch_drop=PatchDropConfig(rate=0.4, mode=mode)))
-        trainer.train_step(split_batch(_batch(), parts))
-        return trainer
+        trainer.train_step(_batch())
+        return trainer.objective
 
     one, two = stepped(1), stepped(2)
     for (name, a), b in zip(one.student.named_parameters(), two.student.parameters(), strict=True):
@@ -36,8 +36,8 @@ def test_every_student_parameter_gets_gradient():
     head.pooling = "cls"
     trainer = _trainer(_config(model="ast_nano", head=head, patch_drop=PatchDropConfig(rate=0.0)))
     for seed in (0, 1):
-        trainer.train_step([_batch(seed)])
-    for name, parameter in trainer.student.named_parameters():
+        trainer.train_step(_batch(seed))
+    for name, parameter in trainer.objective.student.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name

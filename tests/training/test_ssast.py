@@ -5,18 +5,18 @@ import shutil
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from ssmast.audio import LogMel
+from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.settings import UsageError, parse
 from ssmast.training import pretrain
 from ssmast.training.alarm import Alarm
 from ssmast.training.config import RECIPES, PretrainConfig
-from ssmast.training.loop import split_batch
-from ssmast.training.objectives.ssast import MaskedPretraining, make_batch
+from ssmast.training.objectives.ssast import SSAST
+from ssmast.training.step import TrainingState
 from tests.training.processes import write_tones
+from tests.training.states import state_of
 
 _SMALL = [
     "recipe=ssast_nano", "front_end.num_mels=64", "views.frames=96", "batch_size=8",
@@ -30,45 +30,33 @@ def _config(*words: str) -> PretrainConfig:
     return config
 
 
-def _trainer(*words: str, steps: int = 40) -> MaskedPretraining:
-    accelerator, log_mel = Accelerator(cpu=True), LogMel(num_mels=64, mean=-5.0, std=4.0)
-    return MaskedPretraining(
-        _config(*words), accelerator=accelerator, log_mel=log_mel, num_clips=8, steps=steps
-    )
+def _trainer(*words: str, steps: int = 40) -> TrainingState:
+    return state_of(SSAST, _config(*words), num_clips=8, steps=steps)
 
 
-def _batch(size: int = 8, seed: int = 0):
+def _batch(size: int = 8, seed: int = 0) -> SegmentBatch:
     """Clips of a tone each, as the loader gives them."""
     generator = torch.Generator().manual_seed(seed)
     pitch = 150 * 1.25 ** torch.arange(size)[:, None]
     tones = 0.3 * torch.sin(2 * torch.pi * pitch * torch.arange(15200) / 16000)
     noise = 0.01 * torch.randn(tones.shape, generator=generator)
     place = torch.arange(size)
-    return {
-        "waveform": (tones + noise)[:, None],
-        "clip": place,
-        "epoch": torch.full((size,), seed),
-        "position": seed * size + place,
-        "rejected": [],
-    }
+    return SegmentBatch(
+        waveform=(tones + noise)[:, None],
+        clip=place,
+        epoch=torch.full((size,), seed),
+        position=seed * size + place,
+    )
 
 
-def _masked(trainer: MaskedPretraining, micro) -> torch.Tensor:
-    settings = trainer.config.ssast
-    return make_batch(
-        micro,
-        log_mel=trainer.log_mel,
-        settings=settings,
-        grid=trainer.grid,
-        seed=trainer.config.seed,
-        device=torch.device("cpu"),
-    ).masked
+def _masked(trainer: TrainingState, micro: SegmentBatch) -> torch.Tensor:
+    return trainer.objective.views(micro, 0).masked
 
 
 @pytest.mark.parametrize("model", ["ssast_nano", "ssast_frame_nano"])
 def test_the_loss_of_an_untrained_network_is_that_of_guessing_and_falls(model):
     trainer = _trainer(f"model={model}", "optim.lr=1e-3", steps=60)
-    rows = [trainer.measure(trainer.train_step([_batch(seed=i)])) for i in range(60)]
+    rows = [trainer.numbers(trainer.train_step(_batch(seed=i))) for i in range(60)]
     first, last = rows[0], rows[-1]
     assert first["loss"] == pytest.approx(first["chance_loss"], rel=0.4)
     assert first["accuracy"] < 0.2
@@ -81,24 +69,26 @@ def test_the_loss_of_an_untrained_network_is_that_of_guessing_and_falls(model):
 
 def test_every_parameter_gets_gradient():
     trainer = _trainer()
-    trainer.train_step([_batch()])
-    for name, parameter in trainer.network.named_parameters():
+    trainer.train_step(_batch())
+    for name, parameter in trainer.objective.network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
 def test_micro_batches_equal_one_batch():
-    one, two = _trainer("drop_path=0"), _trainer("drop_path=0")
-    a, b = one.train_step([_batch()]), two.train_step(split_batch(_batch(), 4))
-    torch.testing.assert_close(a["loss"], b["loss"], rtol=1e-6, atol=0)
-    for (name, p), q in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+    words = ["drop_path=0", "optim.gradient_accumulation_steps=4"]
+    one, two = _trainer(words[0]), _trainer(*words)
+    a, b = one.train_step(_batch()), two.train_step(_batch())
+    torch.testing.assert_close(a.loss.loss, b.loss.loss, rtol=1e-6, atol=0)
+    pairs = zip(one.objective.named_parameters(), two.objective.parameters(), strict=True)
+    for (name, p), q in pairs:
         error = (p.grad - q.grad).norm() / p.grad.norm()
         assert float(error) < 1e-4, name
 
 
 def test_what_is_hidden_follows_from_seed_epoch_and_clip_alone():
     trainer = _trainer()
-    whole, again = _masked(trainer, _batch()), _masked(trainer, split_batch(_batch(), 2)[1])
+    whole, again = _masked(trainer, _batch()), _masked(trainer, _batch().split(2)[1])
     assert torch.equal(whole[4:], again)
     assert not torch.equal(whole, _masked(trainer, _batch(seed=1)))
     assert whole.sum(dim=1).tolist() == [round(400 / 512 * 24)] * 8
@@ -106,12 +96,12 @@ def test_what_is_hidden_follows_from_seed_epoch_and_clip_alone():
 
 def test_a_step_that_is_not_finite_moves_nothing():
     trainer = _trainer()
-    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    before = [parameter.clone() for parameter in trainer.objective.parameters()]
     batch = _batch()
-    batch["waveform"][3] = float("nan")
-    assert trainer.train_step([batch])["skipped"]
+    batch.waveform[3] = float("nan")
+    assert trainer.train_step(batch).skipped
     assert trainer.step == 1
-    assert all(map(torch.equal, before, trainer.model.parameters()))
+    assert all(map(torch.equal, before, trainer.objective.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -123,13 +113,13 @@ def test_a_step_that_is_not_finite_moves_nothing():
         (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by objective=ssast"),
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
         (["ssast.masked=1"], "ssast.masked must be above 0 and below 1"),
-        (["ssast.cluster=[3]"], "ssast.cluster must be two rising numbers"),
+        (["ssast.cluster=[3]"], "ssast.cluster must be 2 numbers, each at least 1"),
         (["objective=moco"], "objective must be ss_mast or ssast, got 'moco'"),
     ],
 )
 def test_what_ssast_cannot_do_is_refused_in_one_sentence(words, sentence, tmp_path):
     with pytest.raises(UsageError, match=sentence):
-        pretrain.SelfSupervised(_config(*words, f"run={tmp_path}")).check()
+        pretrain.run(_config(*words, f"run={tmp_path / 'run'}"))
 
 
 def _run(folder, *words: str) -> int:
@@ -159,18 +149,18 @@ def test_a_run_leaves_an_encoder_a_picture_and_a_report(run):
     assert {"loss_discriminative", "loss_generative", "accuracy"} <= set(rows[-1])
     assert (run / "views.png").stat().st_size > 10_000
     page = (run / "report.html").read_text()
-    assert "which of its patches are hidden" in page
+    assert "which of its patches are masked" in page
     assert "trained by SSAST on" in page
-    assert "telling a hidden patch from the clip" in page
+    assert "matching a masked patch among the clip" in page
 
 
 def test_a_run_that_was_cut_short_ends_in_the_same_bits(run, tmp_path):
     audio = run.parent
-    assert _run(audio, f"run={tmp_path}/run") == 0
+    assert _run(audio, f"run={tmp_path}/run", "show_views=0") == 0
     for later in sorted((tmp_path / "run" / "checkpoints").iterdir())[1:]:
         shutil.rmtree(later)
     shutil.rmtree(tmp_path / "run" / "encoder")
-    assert _run(audio, f"run={tmp_path}/run", "resume=auto") == 0
+    assert _run(audio, f"run={tmp_path}/run", "resume=auto", "show_views=0") == 0
     file = "encoder/model.safetensors"
     assert (tmp_path / "run" / file).read_bytes() == (run / file).read_bytes()
 
@@ -178,15 +168,15 @@ def test_a_run_that_was_cut_short_ends_in_the_same_bits(run, tmp_path):
 def test_an_encoder_that_gives_all_clips_one_embedding_raises_the_alarm():
     trainer = _trainer("optim.lr=1e-4", steps=60)
     with torch.no_grad():
-        trainer.network.backbone.norm.weight.zero_()
-    trainer.network.backbone.norm.weight.requires_grad_(False)
+        trainer.objective.network.backbone.norm.weight.zero_()
+    trainer.objective.network.backbone.norm.weight.requires_grad_(False)
     steps = (1, 15, 30)  # of a longer run: an alarm wants to see at least twenty
     alarm, raised = Alarm(num_embeddings=8), {}
     for step in steps:
-        row = trainer.measure(trainer.train_step([_batch(seed=step)]))
+        row = trainer.numbers(trainer.train_step(_batch(seed=step)))
         raised = alarm.look({"step": step, **row})
     assert list(raised) == ["constant_encoder"]
     healthy, alarm = _trainer("optim.lr=1e-3", steps=60), Alarm(num_embeddings=8)
     for step in steps:
-        row = healthy.measure(healthy.train_step([_batch(seed=step)]))
+        row = healthy.numbers(healthy.train_step(_batch(seed=step)))
         assert not alarm.look({"step": step, **row}), row

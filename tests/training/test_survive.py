@@ -24,7 +24,7 @@ _TROUBLED = Path(__file__).parent / "troubled_run.py"
 # Every source of state at work: drop-path, patch-drop, mixup, waveform augmentation, BatchNorm.
 _FULL = (
     *SMALL, "steps=14", "checkpoint_every=1", "drop_path=0.2", "head.norm=batch",
-    "views.waveform_augment=0.5", "views.noise_std=0.1", "views.mixup_memory=8",
+    "views.waveform_augment=0.5", "views.mixup_memory=8",
     "loss.learn_temperature=true", "optim.gradient_accumulation_steps=2", "batch_size=8",
     "patch_drop.mode=random",
 )  # fmt: skip
@@ -233,13 +233,14 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(audio, tmp_path):
         "import resource, signal, sys\n"
         "from ssmast.command import run_command\n"
         "from ssmast.training import pretrain\n"
+        "from ssmast.training.step import TrainingState\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "step = pretrain.Pretraining.train_step\n"
-        "def train_step(self, micro):\n"
+        "step = TrainingState.train_step\n"
+        "def train_step(self, segments):\n"
         "    limit = 20_000 if FULL[0] <= self.step + 1 <= FULL[1] else -1\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
-        "    return step(self, micro)\n"
-        "pretrain.Pretraining.train_step = train_step\n"
+        "    return step(self, segments)\n"
+        "TrainingState.train_step = train_step\n"
         "sys.exit(run_command(pretrain.main, sys.argv[1:], name='ssmast pretrain'))\n"
     )
     script = tmp_path / "full.py"

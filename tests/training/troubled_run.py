@@ -16,7 +16,8 @@ from pathlib import Path
 from ssmast.audio import SegmentDataset
 from ssmast.command import run_command
 from ssmast.evaluation import embed, scorer, suite
-from ssmast.training import build, checkpoint, pretrain
+from ssmast.training import checkpoint, inputs, pretrain
+from ssmast.training.optim import GradientSum
 
 
 def _die() -> None:
@@ -24,21 +25,21 @@ def _die() -> None:
 
 
 def _die_in_step(number: int) -> None:
-    original = pretrain.Pretraining.backward_encoder
+    original = GradientSum.write_
     calls = []
 
-    def backward_encoder(self, *args):
+    def write_(self, **kwargs):
         calls.append(1)
-        original(self, *args)
+        original(self, **kwargs)
         if len(calls) == number:
             _die()
 
-    pretrain.Pretraining.backward_encoder = backward_encoder
+    GradientSum.write_ = write_
 
 
 def _die_in_write(number: int, part: float) -> None:
     calls = []
-    original = checkpoint._flush
+    original = checkpoint.flush
 
     def flush(path: Path) -> None:
         calls.append(1)
@@ -48,7 +49,7 @@ def _die_in_write(number: int, part: float) -> None:
             _die()
         original(path)
 
-    checkpoint._flush = flush
+    checkpoint.flush = flush
 
 
 def _hang(*args: object, **kwargs: object) -> None:
@@ -75,7 +76,7 @@ if __name__ == "__main__":
         case ["data", position]:
             _hang_in_data(int(position))
         case ["statistics"]:
-            build.measure_mean_std = _hang
+            inputs.measure_mean_std = _hang
         case ["embed"]:
             embed.open_audio = _hang
             main = suite.main

@@ -21,9 +21,8 @@ from ssmast.evaluation.processes import process_state
 from ssmast.settings import parse, wants_dry_run
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig
-from ssmast.training.finetune.objective import RESULT, Supervised
+from ssmast.training.finetune.objective import RESULT, FineTuning
 from ssmast.training.run import run_training
-from ssmast.training.run_folder import RunFolder
 
 
 def main(argv: list[str]) -> int:
@@ -51,9 +50,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run(config: FinetuneConfig, *, dry_run: bool = False) -> RunFolder:
-    """Fine-tune as the settings say; see `session.run_training`."""
-    return run_training(Supervised(config), dry_run=dry_run)
+def run(config: FinetuneConfig, *, dry_run: bool = False) -> Path:
+    """Fine-tune as the settings say; see `run.run_training`."""
+    return run_training(FineTuning, config, dry_run=dry_run)
 
 
 def run_ablation(config: FinetuneConfig, *, dry_run: bool = False) -> str:
@@ -73,9 +72,9 @@ def run_ablation(config: FinetuneConfig, *, dry_run: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_result(folder: RunFolder) -> dict[str, Any] | None:
+def read_result(folder: Path) -> dict[str, Any] | None:
     """What the test part gave, where the run has ended."""
-    file = folder.path / RESULT
+    file = folder / RESULT
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 

@@ -1,246 +1,311 @@
-"""Fine-tuning as a method of `session.run_training`: what it is fed, trains and leaves.
+"""Fine-tuning as an objective: an encoder with heads on labelled clips."""
 
-The validation part, scored every so many steps; the best weights by it alone are kept.
-"""
-
+import copy
 import json
 import logging
 import math
-import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from accelerate import PartialState
+from torch import Tensor
 
-from ssmast import __version__
-from ssmast.audio import Corpus, LogMel, collate_mixed
-from ssmast.classifier import classifier_info
+from ssmast.audio import Corpus, MixedSegments, keyed_uniform
+from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift
+from ssmast.audio.segments import MixedBatch, SegmentBatch
+from ssmast.classifier import Classifier, Outputs, classifier_info, window_log_mels
+from ssmast.contrastive import ema_update_
 from ssmast.encoder import Encoder
-from ssmast.evaluation.evaluate import (
-    PartScores,
-    numbers_text,
-    part_scores,
-    plain_numbers,
-    result_of,
-)
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers, result_of
 from ssmast.evaluation.processes import scoring_seconds
-from ssmast.evaluation.results import write_text
-from ssmast.model import create_model
+from ssmast.files import write_atomic
+from ssmast.model import Backbone, LoadReport, create_model
 from ssmast.report import write_report
 from ssmast.settings import to_dict
-from ssmast.training.alarm import Alarm
-from ssmast.training.finetune.config import FinetuneConfig, settled
+from ssmast.training.finetune.config import FinetuneConfig, resolved
 from ssmast.training.finetune.network import (
     HEAD_PARTS,
+    HeadLayers,
     build_network,
     classification_loss,
     exported,
+    features_of,
     fit_heads,
     frozen_features,
 )
-from ssmast.training.finetune.setup import draw_inputs, model_arguments, set_up, training_items
-from ssmast.training.finetune.trainer import Finetuning
-from ssmast.training.init_weights import find_weights, load_backbone_, read_weights, write_init_json
+from ssmast.training.finetune.selection import KeptWeights, Validation
+from ssmast.training.finetune.setup import Setup, model_arguments, set_up, training_items
+from ssmast.training.init_weights import load_backbone_, read_weights, write_init_json
 from ssmast.training.launch import on_main
-from ssmast.training.loop import segment_loader
-from ssmast.training.run_folder import RunFolder
+from ssmast.training.objective import Objective, Panel, RunFacts, Step, StepLoss, TrainingData
+from ssmast.training.optim import layer_groups
+from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "valid/"
-
-
-class Validation:
-    """Scores the network as it would be kept; a `Watcher` of the loop.
-
-    Args:
-        trainer: keeps the best weights.
-        found: the labelled set.
-        corpus: of the whole set.
-        positions: in the set, of the validation clips.
-        metric: that decides.
-        every: steps between scores.
-        batch_seconds: audio scored at once.
-        from_start: score before the first step too.
-        history: lines of metrics.jsonl so far; steps that have scores are not scored again.
-    """
-
-    def __init__(
-        self,
-        trainer: Finetuning,
-        *,
-        found: LabelledSet,
-        corpus: Corpus,
-        positions: Any,
-        metric: str,
-        every: int,
-        batch_seconds: float,
-        from_start: bool = False,
-        history: Iterable[dict[str, Any]] = (),
-    ) -> None:
-        self.trainer, self.found, self.corpus, self.positions = trainer, found, corpus, positions
-        self.metric, self.every, self.batch_seconds = metric, every, batch_seconds
-        self.from_start = from_start
-        self._done = {row["step"] for row in history if any(key.startswith(_PREFIX) for key in row)}
-
-    def is_due(self, step: int, *, steps: int) -> bool:
-        """True at every multiple of `every` and at the end, once each."""
-        if step in self._done or (step == 0 and not self.from_start):
-            return False
-        return step % self.every == 0 or step == steps
-
-    def run(self, *, step: int) -> dict[str, float]:
-        """Score, keep the weights if they are the best, take them into the average."""
-        started = time.monotonic()
-        numbers = self.score()
-        trainer = self.trainer
-        kept, optim = trainer.kept, trainer.config.optim
-        kept.keep_if_best_(
-            trainer.scored, score=numbers[self.metric], loss=numbers["loss"], step=step
-        )
-        if step > (1 - optim.swa_fraction) * trainer.steps:
-            kept.average_(trainer.scored)
-        self._done.add(step)
-        best = kept.best
-        assert best is not None
-        logger.info(
-            "validation at step %d: %s %.4f, best %.4f at step %d (%.1f s)",
-            *(step, self.metric, numbers[self.metric], best.score, best.step),
-            time.monotonic() - started,
-        )
-        return {f"{_PREFIX}{name}": value for name, value in numbers.items()}
-
-    def score(self) -> dict[str, float]:
-        """The numbers of the network that is scored, as its weights are now, and its `loss`."""
-        trainer = self.trainer
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            part = part_scores(
-                trainer.classifier(trainer.scored),
-                self.found,
-                self.corpus,
-                self.positions,
-                title="validation",
-                batch_seconds=self.batch_seconds,
-            )
-        return {**part.numbers, "loss": self._loss(part)}
-
-    def _loss(self, part: PartScores) -> float:
-        """Mean over the clips in nats, the heads' summed; of the mean probability of windows."""
-        outputs = self.trainer.outputs
-        losses = classification_loss(
-            part.scores,
-            self.found.one_hot(part.positions),
-            sizes=outputs.sizes,
-            multi_label=outputs.multi_label,
-        )
-        return float(losses.mean())
-
-    def shown(self, scores: dict[str, float]) -> dict[str, str]:
-        """`valid=0.81`."""
-        value = scores.get(f"{_PREFIX}{self.metric}")
-        return {} if value is None else {"valid": f"{value:.3f}"}
-
-
 RESULT = "test.json"
+_AUGMENT_STREAM = 0
 
 
-class Supervised:
-    """Fine-tuning on labelled clips, as `session.run_training` wants it.
+class Inputs(NamedTuple):
+    """One micro-batch, ready for the network.
 
-    Args:
-        config: settings of the run.
+    Attributes:
+        log_mel: normalised (B, 1, F, T).
+        lengths: frames of each clip int64 (B,); None where all have T.
+        targets: shares of each class (B, C).
     """
 
-    def __init__(self, config: FinetuneConfig) -> None:
-        self._setup = set_up(config)
-        self.config = self._setup.config
-        self.frames = self.config.clips.frames
-        self._arguments = model_arguments(self._setup)
-        self._trainer: Finetuning
-        self._validation: Validation
+    log_mel: Tensor
+    lengths: Tensor | None
+    targets: Tensor
 
-    def check(self) -> None:
-        """Everything was looked at when the set was read."""
 
-    def find_start(self) -> Path | None:
-        """What `init` names."""
-        return find_weights(self.config.init, self.config.model)
+@dataclass(kw_only=True)
+class LabelledLoss(StepLoss):
+    """The loss and the share of clips whose highest score, of every head, is their label."""
 
-    def open_clips(self, folder: RunFolder) -> Corpus:
-        """The training part."""
-        setup = self._setup
-        return setup.corpus.take(setup.found.rows[setup.split.train])
+    train_accuracy: Tensor
 
-    def known_log_mel(self) -> LogMel | None:
-        """The encoder's own, which its weights are used to."""
-        encoder = self._setup.encoder
-        return None if encoder is None else LogMel(**encoder.log_mel.settings())  # type: ignore[arg-type]
 
-    def make_trainer(self, accelerator: Accelerator, log_mel: LogMel, *, steps: int) -> Finetuning:
-        """A fresh network and its step."""
-        config, setup, found = self.config, self._setup, self._setup.found
-        torch.manual_seed(config.seed)  # the same first weights on every process
-        network = build_network(
+class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
+    """A network with heads, its moving average, and the weights that validated best.
+
+    Attributes:
+        network: backbone with `HeadLayers`.
+        ema: average of its weights, or None.
+        kept: weights that a validation set aside.
+        outputs: classes of each head.
+    """
+
+    settings = FinetuneConfig
+    num_segments = 1
+    per_clip = True
+
+    def __init__(self, config: FinetuneConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        assert isinstance(run.data, Setup)
+        self.setup = setup = run.data
+        self.network = build_network(
             config.model,
-            sizes=[len(head.classes) for head in found.heads],
+            sizes=[len(head.classes) for head in setup.found.heads],
             pooling=config.heads.pooling
             or ("" if setup.encoder is None else setup.encoder.pooling),
-            arguments=self._arguments,
+            arguments=model_arguments(setup),
         )
-        network.set_grad_checkpointing(config.grad_checkpointing)
-        self._trainer = Finetuning(
-            config,
-            accelerator=accelerator,
-            log_mel=log_mel,
-            network=network,
-            found=found,
-            positions=torch.from_numpy(setup.split.train),
-            num_valid=len(setup.split.valid),
-            steps=steps,
+        self.network.set_grad_checkpointing(config.grad_checkpointing)
+        averaged = bool(config.optim.ema)
+        self.ema = copy.deepcopy(self.network).requires_grad_(False) if averaged else None
+        self.kept = KeptWeights(
+            num_clips=len(setup.split.valid), standard_errors=config.scoring.one_se_rule
         )
-        return self._trainer
+        self.outputs = Outputs(
+            [(head.name, head.classes) for head in setup.found.heads], setup.found.multi_label
+        )
+        clips = config.clips
+        self.augment = Augmentations(
+            TimeShift(clips.time_shift),
+            Noise(clips.noise_std),
+            Mask("freq", resolved(clips.freq_mask)),
+            Mask("time", clips.time_mask),
+        )
 
-    def start_(self, start: Path, folder: RunFolder) -> None:
+    # -- before a run ----------------------------------------------------------------------------
+
+    @classmethod
+    def resolve(cls, config: FinetuneConfig) -> FinetuneConfig:
+        """Read the set and the encoder's folder, and write out what they decide."""
+        return set_up(config).config
+
+    @classmethod
+    def check(cls, config: FinetuneConfig) -> None:
+        """Everything was looked at when the set was read."""
+
+    @classmethod
+    def open_data(cls, config: FinetuneConfig, *, runs: Path) -> Setup:
+        """The labelled set; the clips of its training part."""
+        return set_up(config)
+
+    @classmethod
+    def frames(cls, config: FinetuneConfig) -> int:
+        """Frames of an input."""
+        return config.clips.frames
+
+    @classmethod
+    def items(
+        cls, config: FinetuneConfig, source: Corpus, data: TrainingData | None
+    ) -> MixedSegments:
+        """One segment a clip, some mixed with another's."""
+        assert isinstance(data, Setup)
+        return training_items(data, source)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def views(self, segments: SegmentBatch, step: int) -> Inputs:
+        """Waveforms (B, S) -> augmented, normalised log-mels and their targets."""
+        assert isinstance(segments, MixedBatch)
+        device = self.log_mel.filterbank.device
+        log_mel, lengths = window_log_mels(
+            self.log_mel,
+            segments.waveform.to(device, non_blocking=True),
+            segments.samples,
+            fewest=self.network.fewest_frames,
+            fast=True,
+        )
+        draws = keyed_uniform(
+            self.config.seed,
+            segments.epoch.numpy(),
+            segments.clip.numpy(),
+            _AUGMENT_STREAM,
+            self.augment.num_draws,
+        )
+        log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
+        positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
+        own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
+        weight = segments.partner_weight[:, None]
+        return Inputs(log_mel, lengths, ((1 - weight) * own + weight * other).to(device))
+
+    def before_step(self, views: list[Inputs], step: Step) -> None:
+        """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
+        frozen = self._is_frozen(step.number)
+        self.network.train(not frozen)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not frozen or name.startswith(HEAD_PARTS))
+        if self.config.heads.standardize and not self.layers.is_calibrated:
+            self._calibrate_(views, step)
+
+    def embed(self, views: Inputs) -> Tensor:
+        """Logits of all heads (B, C)."""
+        frozen = not self.network.patch_embed.proj.weight.requires_grad
+        features = features_of(self.network, views.log_mel, lengths=views.lengths, frozen=frozen)
+        return self.layers(features)
+
+    def targets(self, views: Inputs) -> Tensor:
+        """Shares of each class (B, C)."""
+        return views.targets
+
+    def loss(self, embeddings: Tensor, targets: Tensor, step: Step) -> LabelledLoss:
+        """Cross-entropy, the heads' summed; or binary cross-entropy."""
+        losses = classification_loss(
+            embeddings,
+            targets,
+            sizes=self.outputs.sizes,
+            multi_label=self.outputs.multi_label,
+            smoothing=resolved(self.config.heads.smoothing),
+        )
+        hits = self._hits(embeddings.detach(), targets)
+        return LabelledLoss(loss=losses.mean(), train_accuracy=hits.mean())
+
+    def after_step(self, loss: LabelledLoss, views: list[Inputs], step: Step) -> None:
+        """The average follows."""
+        if self.ema is not None:
+            ema_update_(self.ema, self.network, self._ema_decay(step.number + 1))
+
+    def numbers(self, loss: LabelledLoss, step: int) -> dict[str, float]:
+        """Loss and training accuracy."""
+        return {"loss": float(loss.loss), "train_accuracy": float(loss.train_accuracy)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """By depth, with rates that fall towards the input; the heads have their own."""
+        scales = _head_scales(self.config.heads.lr_scale, self.outputs.sizes)
+        groups = layer_groups(
+            self.network,
+            weight_decay=self.config.optim.weight_decay,
+            layer_decay=resolved(self.config.optim.layer_decay),
+            scales=scales,
+        )
+        return groups
+
+    def _is_frozen(self, step: int) -> bool:
+        return step < round(self.config.heads.freeze * self.run.steps)
+
+    @torch.no_grad()
+    def _calibrate_(self, views: list[Inputs], step: Step) -> None:
+        features = [
+            features_of(self.network, one.log_mel, lengths=one.lengths, frozen=True).float()
+            for one in views
+        ]
+        self.layers.calibrate_(step.gather(torch.cat(features)))
+        self._start_average_()
+
+    def _start_average_(self) -> None:
+        """Let the moving average begin at the network as it is."""
+        if self.ema is not None:
+            self.ema.load_state_dict(self.network.state_dict())
+
+    def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """1 for each clip whose highest score, of every head, is its largest share; float (B,)."""
+        sizes = [targets.shape[1]] if self.outputs.multi_label else self.outputs.sizes
+        rows = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
+        right = [
+            wanted.gather(1, own.argmax(1, keepdim=True))[:, 0] >= wanted.amax(1)
+            for own, wanted in rows
+        ]
+        return torch.stack(right).all(dim=0).float()
+
+    def _ema_decay(self, step: int) -> float:
+        """Smaller in the first steps, so that the random heads are soon forgotten."""
+        return min(self.config.optim.ema, (1 + step) / (10 + step))
+
+    # -- the networks ----------------------------------------------------------------------------
+
+    def encoders(self) -> dict[str, Backbone]:
+        """The network that learns; what is kept of it is written at the end."""
+        return {"student": self.network}
+
+    @property
+    def layers(self) -> HeadLayers:
+        """The linear layers of the network."""
+        return cast(HeadLayers, self.network.get_classifier())
+
+    @property
+    def scored(self) -> Backbone:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.network if self.ema is None else self.ema
+
+    def classifier(self, network: Backbone) -> Classifier:
+        """A network in use."""
+        return Classifier(
+            network,
+            self.log_mel,
+            outputs=self.outputs,
+            frames=self.config.clips.frames,
+            max_windows=self.config.scoring.max_windows,
+        )
+
+    def start_from_(self, source: Path, about: Path | None) -> LoadReport:
         """Weights into the backbone; the heads are fitted to it, or stay random."""
-        trainer, weights = self._trainer, read_weights(start)
-        bare = create_model(self.config.model, num_classes=0, **self._arguments)
-        report = load_backbone_(bare, weights, model=self.config.model, log_mel=trainer.log_mel)
-        missing, left_over = trainer.model.load_state_dict(bare.state_dict(), strict=False)
+        config, fitted = self.config, resolved(self.config.heads.probe)
+        weights = read_weights(source)
+        bare = create_model(config.model, num_classes=0, **model_arguments(self.setup))
+        report = load_backbone_(bare, weights, model=config.model, log_mel=self.log_mel)
+        missing, left_over = self.network.load_state_dict(bare.state_dict(), strict=False)
         assert not left_over
         assert all(name.startswith(HEAD_PARTS) for name in missing)
-        if self.config.heads.probe:
-            self._probe_()
-        trainer.start_average_()
-        if trainer.accelerator.is_main_process:
-            heads = "probes" if self.config.heads.probe else "random"
-            logger.info("init %s: %s; the heads start as %s", start, report, heads)
+        if fitted:
+            self._fit_heads_()
+        self._start_average_()
+        if about is not None:
             write_init_json(
-                folder.path / "init.json",
-                report,
-                weights,
-                trainer.model,
-                prefix="",
-                heads=HEAD_PARTS,
-                fitted=settled(self.config.heads.probe),
+                about, report, weights, self.network, prefix="", heads=HEAD_PARTS, fitted=fitted
             )
+        return report
 
-    def _probe_(self) -> None:
+    def _fit_heads_(self) -> None:
         """Let the heads begin as linear probes of the backbone as it is."""
-        trainer, setup = self._trainer, self._setup
+        setup = self.setup
         features, places = frozen_features(
-            trainer.classifier(trainer.network),
+            self.classifier(self.network),
             setup.found,
             setup.corpus,
             setup.split,
-            batch_seconds=self._batch_seconds,
+            batch_seconds=self.batch_seconds,
         )
         heads = on_main(
-            trainer.accelerator,
+            PartialState(),
             lambda: fit_heads(
                 features,
                 setup.found,
@@ -250,74 +315,71 @@ class Supervised:
                 seed=self.config.seed,
             ),
         )
-        heads.write_(trainer.layers)
+        heads.write_(self.layers)
         for head, own in zip(setup.found.heads, heads.heads, strict=True):
             logger.info(
                 "%s begins as a linear probe: %.4f on the validation part, %s",
                 *(head.name, own.valid, own.chosen),
             )
 
+    # -- what is scored, shown and left ----------------------------------------------------------
+
     @property
-    def _batch_seconds(self) -> float:
+    def batch_seconds(self) -> float:
+        """Audio scored at once."""
         return self.config.scoring.batch_seconds or scoring_seconds()
 
-    def watcher(self, folder: RunFolder, history: list[dict[str, Any]]) -> Validation:
+    def watcher(self, history: list[dict[str, Any]]) -> Validation:
         """The validation part."""
-        config, setup = self.config, self._setup
+        config, setup = self.config, self.setup
         per_epoch = max(1, math.ceil(len(setup.split.train) / config.batch_size))
-        self._validation = Validation(
-            self._trainer,
+        return Validation(
+            self,
             found=setup.found,
             corpus=setup.corpus,
             positions=setup.split.valid,
             metric=setup.metric,
             every=config.scoring.every or per_epoch,
-            batch_seconds=self._batch_seconds,
-            from_start=settled(config.heads.probe) and config.init != "none",
+            average_from=(1 - config.optim.swa_fraction) * self.run.steps,
+            batch_seconds=self.batch_seconds,
+            from_start=resolved(config.heads.probe) and config.init != "none",
             history=history,
         )
-        return self._validation
 
-    def alarm(self, history: list[dict[str, Any]]) -> Alarm:
-        """None: the collapse alarm watches embeddings of two views."""
-        return Alarm(mode="off")
+    def panels(self, segments: SegmentBatch, step: int, *, clips: int) -> list[list[Panel]]:
+        """The first clips as they are mixed and as the network is fed them, with their labels."""
+        assert isinstance(segments, MixedBatch)
+        inputs, rows = self.views(segments, step), []
+        for i in range(min(clips, len(segments))):
+            waveform = segments.waveform[i, : segments.samples[i]]
+            with torch.no_grad():
+                plain = self.log_mel(waveform[None].to(self.log_mel.filterbank.device))[0, 0]
+            length = inputs.log_mel.shape[3] if inputs.lengths is None else int(inputs.lengths[i])
+            fed = inputs.log_mel[i, 0, :, :length]
+            label = _label(self.outputs, inputs.targets[i])
+            rows.append([Panel("as it is cut", plain, waveform=waveform), Panel(label, fed)])
+        return rows
 
-    def loader(self, source: Corpus, *, rank: int, num_ranks: int) -> DataLoader[Any]:
-        """One segment a clip, some mixed with another's."""
-        return segment_loader(
-            self.config,
-            training_items(self._setup, source),
-            first_step=self._trainer.step,
-            steps=self._trainer.steps,
-            rank=rank,
-            num_ranks=num_ranks,
-            collate=collate_mixed,
-        )
+    def picture_title(self, step: int) -> str:
+        """Above the picture of `panels`."""
+        return "What the network is fed, and the label it is to give"
 
-    def draw(self, source: Corpus, folder: RunFolder) -> None:
-        """What the network is fed, once a run."""
-        clips = min(self.config.show_views, len(source))
-        if clips and not folder.views.is_file():
-            draw_inputs(
-                folder.views, training_items(self._setup, source), self._trainer, clips=clips
-            )
-
-    def finish(self, folder: RunFolder, facts: dict[str, Any]) -> None:
+    def finish(self, run: Path, facts: dict[str, Any], *, is_main: bool) -> None:
         """Settle on the weights, test them once, write encoder/, test.json and report.html."""
-        trainer, setup = self._trainer, self._setup
+        setup = self.setup
         self._try_mixtures_()
-        best = trainer.kept.best
+        best = self.kept.best
         assert best is not None
-        trainer.scored.load_state_dict(best.weights)
+        self.scored.load_state_dict(best.weights)
         part = part_scores(
-            trainer.classifier(trainer.scored),
+            self.classifier(self.scored),
             setup.found,
             setup.corpus,
             setup.split.test,
             title="test",
-            batch_seconds=self._batch_seconds,
+            batch_seconds=self.batch_seconds,
         )
-        if not trainer.accelerator.is_main_process:
+        if not is_main:
             return
         valid = {
             "score": best.score,
@@ -325,55 +387,53 @@ class Supervised:
             "n": len(setup.split.valid),
             "ids_sha256": setup.found.ids_sha256(setup.split.valid),
         }
-        encoder = self._encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
-        encoder.save(folder.encoder)
+        encoder = self.encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
+        encoder.save(run / "encoder")
         result = result_of(
             setup.found,
             part,
             fold=self.config.fold,
             metric=setup.metric,
-            encoder=str(folder.encoder),
+            encoder=str(run / "encoder"),
             sha256=encoder.sha256,
         )
         result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
-        write_text(folder.path / RESULT, json.dumps(result, indent=1) + "\n")
-        write_report(folder.report, run=folder.path, results=[result])
+        write_atomic(run / RESULT, json.dumps(result, indent=1) + "\n")
+        write_report(run / "report.html", run=run, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
-        logger.info("encoder: %s", folder.encoder)
-        logger.info("report:  %s", folder.report)
 
     def _try_mixtures_(self) -> None:
         """Averaged weights compete with the best single ones, on the validation part.
 
         Source: Wortsman et al. 2022 (WiSE-FT) for those between the first and the last.
         """
-        trainer, kept, optim = self._trainer, self._trainer.kept, self.config.optim
-        last = {name: value.clone() for name, value in trainer.scored.state_dict().items()}
+        kept, optim, metric = self.kept, self.config.optim, self.setup.metric
+        last = {name: value.clone() for name, value in self.scored.state_dict().items()}
         mixtures = {}
         if kept.num_averaged > 1:
-            last = kept.averaged(trainer.scored)
+            last = kept.averaged(self.scored)
             mixtures[f"average of {kept.num_averaged} validations' weights"] = last
         if kept.first is not None:
             for share in optim.wise_ft_alphas:
                 name = f"{share:g} of the way from the first weights to the last"
                 mixtures[name] = kept.between(last, share=share)
+        validation = self.watcher([])
         for name, weights in mixtures.items():
-            trainer.scored.load_state_dict(weights)
-            numbers = self._validation.score()
-            score, loss = numbers[self._setup.metric], numbers["loss"]
-            logger.info("%s: %s %.4f, loss %.4f", name, self._setup.metric, score, loss)
-            kept.keep_if_best_(trainer.scored, score=score, loss=loss, step=trainer.step)
+            self.scored.load_state_dict(weights)
+            numbers = validation.score()
+            score, loss = numbers[metric], numbers["loss"]
+            logger.info("%s: %s %.4f, loss %.4f", name, metric, score, loss)
+            kept.keep_if_best_(self.scored, score=score, loss=loss, step=self.run.steps)
 
-    def _encoder(self, facts: dict[str, Any]) -> Encoder:
-        trainer, before = self._trainer, self._setup.encoder
+    def encoder(self, facts: dict[str, Any]) -> Encoder:
+        """The classifier as an encoder folder holds it."""
+        before, clips = self.setup.encoder, self.config.clips
         info = classifier_info(
-            trainer.outputs,
-            frames=self.frames,
-            max_windows=self.config.scoring.max_windows,
+            self.outputs, frames=clips.frames, max_windows=self.config.scoring.max_windows
         )
         return Encoder(
-            exported(trainer.scored),
-            trainer.log_mel,
+            exported(self.scored),
+            self.log_mel,
             pooling="mean" if before is None else before.pooling,
             window_seconds=10.0 if before is None else before.window_seconds,
             info={
@@ -384,3 +444,28 @@ class Supervised:
                 "settings": to_dict(self.config),
             },
         )
+
+
+def _label(outputs: Outputs, targets: Tensor) -> str:
+    """`60 % dog, 40 % rain`: the shares of a clip's target, largest first."""
+    classes = [name for _, own in outputs.heads for name in own]
+    shares = sorted(
+        ((float(share), name) for share, name in zip(targets, classes, strict=True) if share > 0),
+        reverse=True,
+    )
+    return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4])
+
+
+def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:
+    """Beginning of the names of each head's parameters -> factor of their learning rate.
+
+    Raises:
+        ValueError: if there are neither one nor as many as heads.
+    """
+    if len(scales) not in (1, len(sizes)):
+        raise ValueError(
+            f"heads.lr_scale must be one number or {len(sizes)}, one for each head, got {scales}"
+        )
+    each = scales if len(scales) == len(sizes) else scales * len(sizes)
+    heads = {f"head.fc.layers.{i}.": scale for i, scale in enumerate(each)}
+    return {**heads, "head.": max(each), "attn_pool.": max(each)}

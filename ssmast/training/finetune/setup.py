@@ -1,10 +1,7 @@
-"""What a fine-tuning run is, settled before it begins: its set, its front end, its sizes.
-
-Labelled clips -> what the network is fed, step by step; and a picture of it.
-"""
+"""What a fine-tuning run is, resolved before it begins: its set, its front end, its sizes."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,9 +12,9 @@ from ssmast.audio import (
     AudioError,
     BalancedOrder,
     Corpus,
+    LogMel,
     MixedSegments,
     SegmentDataset,
-    collate_mixed,
     open_corpus,
     read_audio,
 )
@@ -27,18 +24,16 @@ from ssmast.evaluation.heads_set import LabelledSet, load_labelled
 from ssmast.evaluation.splits import Split
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, require
-from ssmast.training.build import build_log_mel, check_model
-from ssmast.training.config import FrontEnd
-from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, settled
-from ssmast.training.finetune.trainer import Finetuning
+from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, resolved
 from ssmast.training.init_weights import check_network, find_weights, read_weights
-from ssmast.training.panel import Panel, draw_panels
+from ssmast.training.inputs import build_log_mel, check_model
+from ssmast.training.objective import TrainingData
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
 _LOOKED_AT = 64
 
 
-class Manner(NamedTuple):
+class Preset(NamedTuple):
     """What suits a set, where a recipe leaves it open.
 
     Attributes:
@@ -64,19 +59,20 @@ class Manner(NamedTuple):
 
 _FEW_CLIPS = 1000
 # Pretrained weights and few clips: stay near the frozen probe. The reasons: docs/finetune.md.
-_GENTLE = Manner(
+SMALL_SET = Preset(
     3e-4, epochs=10, layer_decay=0.8, probe=True, lr_scale=0.3, smoothing=0.0, mixup_rate=0.0,
     freq_mask=0,
 )  # fmt: skip
 # Random weights, or clips enough to move all layers alike.
-_STRONG = Manner(
+LARGE_SET = Preset(
     5e-4, epochs=20, layer_decay=1.0, probe=False, lr_scale=1.0, smoothing=0.1, mixup_rate=0.3,
     freq_mask=8,
 )  # fmt: skip
 
 
-class Setup(NamedTuple):
-    """Everything a run needs before the first step.
+@dataclass(frozen=True, kw_only=True)
+class Setup(TrainingData):
+    """Everything a run needs before the first step; `clips` are those of the training part.
 
     Attributes:
         config: resolved: model, front end and sizes are written out.
@@ -96,13 +92,11 @@ class Setup(NamedTuple):
 
 
 def set_up(config: FinetuneConfig) -> Setup:
-    """Read the set and the encoder's folder, and settle what they decide.
+    """Read the set and the encoder's folder, and resolve what they decide.
 
     Raises:
         UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    if not config.data:
-        raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
     found = load_labelled(
         config.data, config.task, labels=config.labels, share=config.scoring.held_out
     )
@@ -114,16 +108,28 @@ def set_up(config: FinetuneConfig) -> Setup:
     check_model(config.model)
     if config.pooling_schedule and not config.model.startswith("mast_"):
         raise UsageError(f"pooling_schedule is for mast_* models, got model={config.model}")
+    clips = corpus.take(found.rows[split.train])
     if not config.clips.frames:
-        frames = _usual_frames(corpus.take(found.rows[split.train]), config.front_end)
+        frames = _usual_frames(clips, config.front_end)
         config = replace(config, clips=replace(config.clips, frames=frames))
     config = sized(config, num_clips=len(split.train))
     metric = main_metric(found, config.scoring.metric)
-    return Setup(config, found, split, corpus, encoder, metric)
+    # The encoder's own front end, which its weights are used to.
+    log_mel = None if encoder is None else LogMel(**cast(Any, encoder.log_mel.settings()))
+    return Setup(
+        clips=clips,
+        log_mel=log_mel,
+        config=config,
+        found=found,
+        split=split,
+        corpus=corpus,
+        encoder=encoder,
+        metric=metric,
+    )
 
 
 def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
-    """What was left open, settled by the number of training clips.
+    """What was left open, resolved by the number of training clips.
 
     Epochs fall with the root of the clips: a set ten times as large gets about three times the
     steps. Pretrained weights are moved gently where clips are few, at a rate in proportion to
@@ -131,25 +137,25 @@ def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
     """
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
     share = num_clips / _FEW_CLIPS
-    manner = _GENTLE if config.init != "none" and share < 1 else _STRONG
-    epochs = float(min(40, max(5, round(manner.epochs / math.sqrt(share)))))
-    lr = manner.lr * (share if manner is _GENTLE else 1.0)
+    preset = SMALL_SET if config.init != "none" and share < 1 else LARGE_SET
+    epochs = float(min(40, max(5, round(preset.epochs / math.sqrt(share)))))
+    lr = preset.lr * (share if preset is SMALL_SET else 1.0)
     clips, heads, optim = config.clips, config.heads, config.optim
     return replace(
         config,
         batch_size=size,
         epochs=config.epochs or epochs,
-        optim=replace(optim, lr=optim.lr or lr, **_left_open(optim, manner)),
-        clips=replace(clips, **_left_open(clips, manner)),
+        optim=replace(optim, lr=optim.lr or lr, **_unset_keys(optim, preset)),
+        clips=replace(clips, **_unset_keys(clips, preset)),
         heads=replace(
-            heads, lr_scale=heads.lr_scale or [manner.lr_scale], **_left_open(heads, manner)
+            heads, lr_scale=heads.lr_scale or [preset.lr_scale], **_unset_keys(heads, preset)
         ),
     )
 
 
-def _left_open(part: Any, manner: Manner) -> dict[str, Any]:
+def _unset_keys(part: Any, preset: Preset) -> dict[str, Any]:
     """Keys of a part of the settings that say `auto`, and what suits instead."""
-    return {key: getattr(manner, key) for key, value in vars(part).items() if value is None}
+    return {key: getattr(preset, key) for key, value in vars(part).items() if value is None}
 
 
 def model_arguments(setup: Setup) -> dict[str, Any]:
@@ -196,15 +202,16 @@ def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
         own = create_model(model, num_classes=0, input_size=source.input_size)
     check_network(source, own, init=config.init, model=model)
     front = {k: v for k, v in encoder.log_mel.settings().items() if k not in ("mean", "std")}
+    usual = type(config.front_end)()
     for key, theirs in front.items():
         asked = getattr(config.front_end, key)
-        wanted = f"left to init={config.init}, whose weights heard {theirs}"
-        require(asked in (theirs, getattr(FrontEnd(), key)), f"front_end.{key}", asked, wanted)
-    front_end = FrontEnd(**cast(Any, front), stats_clips=config.front_end.stats_clips)
+        wanted = f"left to init={config.init}, whose weights were trained with {theirs}"
+        require(asked in (theirs, getattr(usual, key)), f"front_end.{key}", asked, wanted)
+    front_end = replace(config.front_end, **front)
     return replace(config, model=model, front_end=front_end)
 
 
-def _usual_frames(corpus: Corpus, front: FrontEnd) -> int:
+def _usual_frames(corpus: Corpus, front: Any) -> int:
     """Frames that nine in ten clips fit into, at most 1024; of a look at 64 clips."""
     looked_at = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
     lengths = []
@@ -241,50 +248,5 @@ def training_items(setup: Setup, source: Corpus) -> MixedSegments:
         order=None if weights is None else BalancedOrder(weights),
         pad=False,
     )
-    rate = settled(config.clips.mixup_rate)
+    rate = resolved(config.clips.mixup_rate)
     return MixedSegments(segments, rate=rate, alpha=config.clips.mixup_alpha)
-
-
-def draw_inputs(out: Path, items: MixedSegments, trainer: Finetuning, *, clips: int) -> None:
-    """A picture of the first clips: as they are cut, and as the network is fed them.
-
-    Args:
-        out: PNG file.
-        items: of the run.
-        trainer: whose augmentation, front end and labels are used.
-        clips: how many.
-    """
-    batch = collate_mixed([items[position] for position in range(clips)])
-    inputs = trainer.make_inputs(dict(batch))
-    rows, names = [], []
-    for i, clip in enumerate(batch["clip"].tolist()):
-        own = items.segments[i]["waveform"][0]
-        with torch.no_grad():
-            cut = trainer.log_mel(own[None].to(trainer.device))[0, 0].cpu()
-        length = inputs.log_mel.shape[3] if inputs.lengths is None else int(inputs.lengths[i])
-        fed = inputs.log_mel[i, 0, :, :length].cpu()
-        heard = batch["waveform"][i][: batch["samples"][i]]
-        rows.append(
-            [
-                Panel(title="as it is cut", log_mel=cut, waveform=own),
-                Panel(title=_label(trainer, inputs.targets[i]), log_mel=fed, waveform=heard),
-            ]
-        )
-        names.append(items.segments.corpus.name(clip))
-    draw_panels(
-        out,
-        rows,
-        names=names,
-        log_mel=trainer.log_mel,
-        title="What the network is fed, and the label it is to give",
-    )
-
-
-def _label(trainer: Finetuning, targets: torch.Tensor) -> str:
-    """`60 % dog, 40 % rain`: the shares of a clip's target, largest first."""
-    classes = [name for _, own in trainer.outputs.heads for name in own]
-    shares = sorted(
-        ((float(share), name) for share, name in zip(targets, classes, strict=True) if share > 0),
-        reverse=True,
-    )
-    return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4])

@@ -1,17 +1,21 @@
-"""The SS-MAST objective as a trainer: its state, its step, its numbers, its checkpoint.
-
-A step's tensors -> the numbers that tell whether it learns; asked for at logged steps only.
-"""
+"""SS-MAST: two views through student and teacher, InfoNCE against a queue of earlier keys."""
 
 import logging
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
+from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor
 
-from ssmast.audio import LogMel
-from ssmast.contrastive import Branch, KeyQueue, Teacher, info_nce
+from ssmast.contrastive import (
+    Branch,
+    KeyQueue,
+    Student,
+    Teacher,
+    build_predictor,
+    build_projector,
+    info_nce,
+)
 from ssmast.contrastive.monitors import (
     alignment,
     chance_loss,
@@ -20,283 +24,196 @@ from ssmast.contrastive.monitors import (
     relative_distance,
     uniformity,
 )
-from ssmast.model import Backbone, LoadReport
-from ssmast.training.build import (
-    build_augment,
-    build_memory,
-    build_student,
-    optimizer_of,
-    queue_size_of,
-)
-from ssmast.training.checkpoint import Tensors
+from ssmast.model import Backbone, Tokens, pool_tokens, pooled_dim
 from ssmast.training.config import PretrainConfig
-from ssmast.training.init_weights import PREFIX, InitialWeights, start_from_
-from ssmast.training.objective import BaseTrainer, load_tensors_, state_tensors
-from ssmast.training.optim import GradientSum, cosine
-from ssmast.training.views import Batch, Drops, ViewMaker
+from ssmast.training.inputs import Drops, TwoViews
+from ssmast.training.objective import Objective, RunFacts, Step, StepLoss, build_backbone
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ContrastiveLoss(StepLoss):
+    """The loss and what was contrasted.
+
+    Attributes:
+        predictions: (2, G, P), the student's, of each view.
+        keys: (2G, P), the teacher's, of view 1 and then view 2.
+        temperature: of the student.
+    """
+
+    predictions: Tensor
+    keys: Tensor
+    temperature: Tensor
+
+
+class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
+    """Student, momentum teacher and queue of negatives.
+
+    Source: the SS-MAST poster; Chen et al. 2021 (MoCo v3) for heads and the symmetric loss.
+    """
+
+    def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        self.student = build_student(config)
+        self.teacher = Teacher(self.student.branch)
+        size = queue_size_of(config, num_clips=run.num_clips)
+        self.queue = KeyQueue(size=size, dim=config.head.dim)
+        if size > run.num_clips / 10:
+            logger.warning(
+                "loss.queue_size=%d is more than a tenth of the %d clips, so it holds many recent "
+                "views of similar sounds and of the same clips; a smaller queue usually learns "
+                "better (loss.queue_fraction=0.05 scales it to the corpus)",
+                *(size, run.num_clips),
+            )
+
+    def encoders(self) -> dict[str, Backbone]:
+        """Teacher and student."""
+        branches = {"teacher": self.teacher.branch, "student": self.student.branch}
+        return {name: branch.backbone for name, branch in branches.items()}
+
+    def embed(self, views: TwoViews) -> Tensor:
+        """The student's embeddings (B, 2, E)."""
+        return _embedded(self.student.branch, views.log_mels, views.drops)
+
+    @torch.no_grad()
+    def targets(self, views: TwoViews) -> Tensor:
+        """The teacher's embeddings (B, 2, E)."""
+        self.teacher.eval()
+        drops = views.drops if self.config.patch_drop.teacher else (None, None)
+        return _embedded(self.teacher.branch, views.log_mels, drops)
+
+    def loss(self, embeddings: Tensor, targets: Tensor, step: Step) -> ContrastiveLoss:
+        """L(f, h) + L(h, f): view 1 asks for its clip's key of view 2, and the reverse.
+
+        Both terms see one snapshot of the queue. Heads run in float32: at first the keys of all
+        clips nearly coincide.
+        """
+        keys = [self.teacher.project(targets[:, i]) for i in (0, 1)]
+        negatives, negative_ids = self.queue.snapshot()
+        temperature = self.student.temperature
+        p_1, p_2 = (self.student.predict(embeddings[:, i]) for i in (0, 1))
+        in_batch = self.config.loss.batch_negatives
+        losses, hits = [], []
+        for queries, own in ((p_1, keys[1]), (p_2, keys[0])):
+            loss, hit = info_nce(
+                queries,
+                own,
+                torch.cat([negatives, own]) if in_batch else negatives,
+                temperature=temperature,
+                query_ids=step.ids,
+                negative_ids=torch.cat([negative_ids, step.ids]) if in_batch else negative_ids,
+            )
+            losses.append(loss)
+            hits.append(hit)
+        others = len(step.ids) - 1 if in_batch else 0
+        return ContrastiveLoss(
+            loss=losses[0] + losses[1],
+            accuracy=(hits[0] + hits[1]) / 2,
+            chance_loss=torch.tensor(chance_loss(len(negatives) + others), dtype=torch.float64),
+            predictions=torch.stack([p_1, p_2]),
+            keys=torch.cat(keys),
+            temperature=temperature,
+        )
+
+    def after_step(self, loss: ContrastiveLoss, views: list[TwoViews], step: Step) -> None:
+        """The teacher follows, the queue and the mixup memory take the step's clips in."""
+        self.teacher.ema_update_(self.student.branch, self.momentum(step.number))
+        self.queue.enqueue_(loss.keys, torch.cat([step.ids, step.ids]), step=step.number)
+        super().after_step(loss, views, step)
+
+    def momentum(self, step: int) -> float:
+        """The teacher's momentum after `step` steps.
+
+        Source: Grill et al. 2020 (BYOL), section 3.3.
+        """
+        teacher = self.config.teacher
+        return cosine_schedule(step, self.run.steps, teacher.momentum, teacher.final_momentum)
+
+    @torch.no_grad()
+    def numbers(self, loss: ContrastiveLoss, step: int) -> dict[str, float]:
+        """How well clips are found, how the vectors are spread, and the state of queue and teacher.
+
+        They are equal on all processes.
+        """
+        p_1, p_2 = loss.predictions
+        student, teacher = self.student.branch, self.teacher.branch
+        return {
+            **super().numbers(loss, step),
+            "rank_projection": effective_rank(torch.cat([p_1, p_2])),
+            "alignment": alignment(p_1, p_2),
+            "uniformity": uniformity(p_1),
+            "temperature": float(loss.temperature),
+            **queue_numbers(self.queue, loss.keys, step=step),
+            "teacher_distance": relative_distance(student.parameters(), teacher.parameters()),
+            "momentum": self.momentum(step - 1),
+        }
+
+
+def _embedded(branch: Branch, log_mels: tuple[Tensor, Tensor], drops: Drops) -> Tensor:
+    """Embeddings (B, 2, E) of both views."""
+    pairs = zip(log_mels, drops, strict=True)
+    return torch.stack([branch.embed(log_mel, drop) for log_mel, drop in pairs], dim=1)
 
 
 @torch.no_grad()
-def measure_learning(
-    values: dict[str, Any], *, student: Branch, teacher: Branch, queue: KeyQueue, step: int
-) -> dict[str, float]:
-    """Numbers of one step, equal on all processes if its tensors are.
+def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, float]:
+    """Whether the queue takes keys in, and how they are spread.
 
     Args:
-        values: of the step: loss, accuracy, grad_norm, temperature; embeddings (2B, E);
-            predictions (2, B, P), of each view; keys (N, P), as enqueued; num_negatives.
-        student: after the optimiser's step.
-        teacher: after its update.
         queue: after the keys were enqueued.
+        keys: (N, P) of the step.
         step: optimiser steps done.
     """
-    p_1, p_2 = values["predictions"]
-    keys = values["keys"]
     newest = keys[-min(len(keys), queue.size) :][[0, -1]] if queue.size else keys[:0]
     held, _ = queue.snapshot()
     return {
-        "loss": float(values["loss"]),
-        "chance_loss": chance_loss(values["num_negatives"]),
-        "accuracy": float(values["accuracy"]),
-        "rank_embedding": effective_rank(values["embeddings"]),
-        "rank_projection": effective_rank(torch.cat([p_1, p_2])),
-        "feature_std": feature_std(values["embeddings"]),
-        "alignment": alignment(p_1, p_2),
-        "uniformity": uniformity(p_1),
-        "grad_norm": float(values["grad_norm"]),
-        "temperature": float(values["temperature"]),
         "queue_fill": len(queue) / queue.size if queue.size else 0.0,
         "queue_age": queue.mean_age(step),
         "queue_newest": queue.holds(newest),
         "queue_std": feature_std(held) if len(held) > 1 else 0.0,
         "key_std": feature_std(keys),
-        "teacher_distance": relative_distance(student.parameters(), teacher.parameters()),
     }
 
 
-logger = logging.getLogger(__name__)
+def build_student(config: PretrainConfig) -> Student:
+    """Backbone, projector and predictor with fresh weights."""
+    backbone, head = build_backbone(config), config.head
+    grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
+
+    def pool(tokens: Tokens) -> Tensor:
+        return pool_tokens(tokens, mode=head.pooling)
+
+    projector = build_projector(
+        kind=head.kind,
+        dim_in=pooled_dim(head.pooling, grid.freq, backbone.num_features),
+        hidden=head.hidden,
+        dim=head.dim,
+        num_layers=head.num_layers,
+        norm=head.norm,
+    )
+    predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
+    return Student(
+        Branch(backbone, pool, projector),
+        predictor,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature,
+    )
 
 
-class Pretraining(BaseTrainer[PretrainConfig]):
-    """SS-MAST's student, teacher and queue.
+def queue_size_of(config: PretrainConfig, *, num_clips: int) -> int:
+    """Keys of the queue: `queue_size`, or fewer where `queue_fraction` of the clips is less.
 
-    Attributes:
-        backbone_prefix: of the names of the backbone's parameters in `model`.
-
-    Args:
-        config: settings of the run.
-        accelerator: device, processes, precision.
-        log_mel: front end with the corpus' mean and std.
-        num_clips: clips in the corpus.
-        steps: optimiser steps of the whole run.
+    Raises:
+        ValueError: if that leaves no negatives at all.
     """
-
-    backbone_prefix = PREFIX["ss_mast"]
-
-    @classmethod
-    def check(cls, config: PretrainConfig) -> None:
-        """Refuse views and networks that cannot be built, before any audio is read."""
-        build_augment(config)
-        with torch.device("meta"):
-            build_student(config)
-
-    def __init__(
-        self,
-        config: PretrainConfig,
-        *,
-        accelerator: Accelerator,
-        log_mel: LogMel,
-        num_clips: int,
-        steps: int,
-    ) -> None:
-        super().__init__(config, accelerator=accelerator, log_mel=log_mel, steps=steps)
-        device = self.device
-        self.student = self.model = build_student(config).to(device)
-        self.teacher = Teacher(self.student.branch).to(device)
-        self.optimizer = optimizer_of(config, self.student)
-        queue_size = queue_size_of(config, num_clips=num_clips)
-        self.queue = KeyQueue(size=queue_size, dim=config.head.dim, device=device)
-        self.memory = build_memory(config, device=device)
-        self.make_views = ViewMaker(
-            config,
-            log_mel=self.log_mel,
-            memory=self.memory,
-            backbone=self.student.branch.backbone,
-            device=device,
+    loss = config.loss
+    if not loss.queue_fraction:
+        return loss.queue_size
+    size = min(loss.queue_size, int(loss.queue_fraction * num_clips))
+    if not size and not loss.batch_negatives:
+        raise ValueError(
+            f"loss.queue_fraction={loss.queue_fraction:g} of {num_clips} clips leaves no "
+            "negatives; give a larger fraction or loss.batch_negatives=true"
         )
-        if queue_size > num_clips / 10:
-            logger.warning(
-                "loss.queue_size=%d is more than a tenth of the %d clips, so it holds many recent "
-                "views of similar sounds and of the same clips; a smaller queue usually learns "
-                "better (loss.queue_fraction=0.05 scales it to the corpus)",
-                *(queue_size, num_clips),
-            )
-
-    # -- one step ------------------------------------------------------------------------------
-
-    def train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, Any]:
-        """One optimiser step on this process' share of the batch; returns values to log.
-
-        The encoder sees the batch in pieces (processes, micro-batches), heads and loss see it
-        whole, and the negatives are frozen within the step: any cut gives the same numbers.
-
-        Source: Gao et al. 2021 (GradCache), section 3.2, for the gradient through the cut.
-        """
-        batches = [self.make_views(micro, step=self.step) for micro in micro_batches]
-        self.student.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        pieces = self.embed(batches)
-        embeddings = self.gather(torch.cat(pieces).detach()).requires_grad_()  # (G, 2, E)
-        values, keys, ids = self.contrast(embeddings, batches)
-        values["loss"].backward()
-        self.backward_encoder(batches, pieces, embeddings)
-        values = {name: value.detach() for name, value in values.items()}
-        moved = self.move_(values["loss"])
-        if moved["skipped"]:
-            return moved
-        momentum = self.momentum
-        self.teacher.ema_update_(self.student.branch, momentum)
-        others = len(keys) // 2 - 1 if self.config.loss.batch_negatives else 0
-        seen = {"keys": keys, "num_negatives": len(self.queue) + others, "momentum": momentum}
-        self.queue.enqueue_(keys, ids, step=self.step)
-        self.memory.enqueue_(self.gather(torch.cat([batch.raw for batch in batches])))
-        self.step += 1
-        return {**values, **seen, **moved}
-
-    def embed(self, batches: list[Batch]) -> list[Tensor]:
-        """Embeddings (B, 2, E) of each micro-batch; only the last one keeps its graph.
-
-        The others run with gradient all the same, for it may choose another attention kernel.
-        """
-        first = [self._embed(batch).detach() for batch in batches[:-1]]
-        return [*first, self._embed(batches[-1])]
-
-    def backward_encoder(
-        self, batches: list[Batch], pieces: list[Tensor], embeddings: Tensor
-    ) -> None:
-        """Carry the gradient of all embeddings (G, 2, E) on through each piece's own clips."""
-        assert embeddings.grad is not None
-        share = sum(len(piece) for piece in pieces)
-        first = self.accelerator.process_index * share
-        gradients = embeddings.grad[first : first + share].split([len(p) for p in pieces])
-        if not self.accelerator.is_main_process:
-            self.optimizer.zero_grad(set_to_none=True)  # the heads': every process has the same
-        sums = GradientSum(self.student.parameters())
-        for batch, piece, gradient in zip(batches, pieces, gradients, strict=True):
-            again = piece if piece.requires_grad else self._embed(batch)
-            again.backward(gradient)
-            sums.add_()
-        sums.write_(over_processes=self.accelerator.num_processes > 1)
-
-    def contrast(
-        self, embeddings: Tensor, batches: list[Batch]
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Loss of the whole batch's embeddings (G, 2, E), its keys (2G, P) and their clip ids.
-
-        Heads run in float32: at first the keys of all clips nearly coincide.
-        """
-        keys, ids = self.teacher_keys(batches)
-        negatives, negative_ids = self.queue.snapshot()
-        temperature = self.student.temperature
-        p_1, p_2 = (self.student.predict(embeddings[:, i]) for i in (0, 1))
-        losses, hits = [], []
-        # L(f, h) + L(h, f): view 1 asks for its clip's key of view 2, and the reverse.
-        for queries, own in ((p_1, keys[1]), (p_2, keys[0])):
-            others = self.config.loss.batch_negatives
-            loss, hit = info_nce(
-                queries,
-                own,
-                torch.cat([negatives, own]) if others else negatives,
-                temperature=temperature,
-                query_ids=ids,
-                negative_ids=torch.cat([negative_ids, ids]) if others else negative_ids,
-            )
-            losses.append(loss)
-            hits.append(hit)
-        values = {
-            "loss": losses[0] + losses[1],
-            "accuracy": (hits[0] + hits[1]) / 2,
-            "temperature": temperature,
-            "embeddings": torch.cat([embeddings[:, 0], embeddings[:, 1]]),
-            "predictions": torch.stack([p_1, p_2]),
-        }
-        return values, torch.cat(keys), torch.cat([ids, ids])
-
-    @torch.no_grad()
-    def teacher_keys(self, batches: list[Batch]) -> tuple[list[Tensor], Tensor]:
-        """Keys (G, P) of each view, and clip ids (G,), of the whole step over all processes."""
-        self.teacher.eval()
-        drop = self.config.patch_drop.teacher
-        embedded = [
-            self._embed_views(self.teacher.branch, batch, batch.drops if drop else (None, None))
-            for batch in batches
-        ]
-        embeddings = self.gather(torch.cat(embedded))  # (G, 2, E)
-        ids = self.gather(torch.cat([batch.ids for batch in batches]))
-        return [self.teacher.project(embeddings[:, i]) for i in (0, 1)], ids
-
-    # -- small parts of the step -----------------------------------------------------------------
-
-    @property
-    def momentum(self) -> float:
-        """The teacher's momentum at this step. Source: Grill et al. 2020 (BYOL), section 3.3."""
-        teacher = self.config.teacher
-        return cosine(
-            self.step, steps=self.steps, start=teacher.momentum, end=teacher.final_momentum
-        )
-
-    def _embed(self, batch: Batch) -> Tensor:
-        """Student's embeddings (B, 2, E) of a micro-batch; called twice it gives the same."""
-        self.seed_draws_(int(batch.positions[0]))
-        return self._embed_views(self.student.branch, batch, batch.drops)
-
-    def _embed_views(self, branch: Branch, batch: Batch, drops: Drops) -> Tensor:
-        with self.accelerator.autocast():
-            views = [branch.embed(*pair) for pair in zip(batch.views, drops, strict=True)]
-        return torch.stack(views, dim=1).float()
-
-    # -- what a run looks like while it runs --------------------------------------------------
-
-    @torch.no_grad()
-    def measure(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Turn a step's tensors into the numbers that tell whether it learns."""
-        numbers = measure_learning(
-            values,
-            student=self.student.branch,
-            teacher=self.teacher.branch,
-            queue=self.queue,
-            step=self.step,
-        )
-        return {**numbers, "lr": values["lr"], "momentum": values["momentum"]}
-
-    # -- where it starts, what it leaves -------------------------------------------------------
-
-    def start_from_(self, weights: InitialWeights) -> LoadReport:
-        """Weights into the student's and the teacher's backbone."""
-        return start_from_(
-            self.student, self.teacher, weights, model=self.config.model, log_mel=self.log_mel
-        )
-
-    def exported(self, network: str) -> Backbone:
-        """The backbone of "student" or "teacher"."""
-        branch = self.teacher.branch if network == "teacher" else self.student.branch
-        return branch.backbone
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "student": self.student,
-            "teacher": self.teacher,
-            "optimizer": self.optimizer,
-            "queue": self.queue,
-            "memory": self.memory,
-        }
-
-    def tensors(self) -> Tensors:
-        """Networks, optimiser, queue and mixup memory."""
-        return state_tensors(**self._parts())
-
-    def load_tensors_(self, tensors: Tensors) -> None:
-        """Take over what `tensors` gave."""
-        load_tensors_(tensors, **self._parts())
+    return size

@@ -117,7 +117,7 @@ def test_workers_read_from_the_web(folder):
         corpus.source(0)  # a connection is open in this process already
         dataset = SegmentDataset(corpus, num_samples=4000, sample_rate=RATE, seed=0)
         loader = DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=collate_segments)
-        found = [int(clip) for batch in loader for clip in batch["clip"]]
+        found = [int(clip) for batch in loader for clip in batch.clip]
     assert sorted(found) == list(range(8))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from timm.optim import param_groups_layer_decay
 
 from ssmast.audio import LogMel, open_corpus
@@ -21,15 +22,17 @@ from ssmast.evaluation import evaluate
 from ssmast.evaluation.heads_set import load_labelled
 from ssmast.model import create_model
 from ssmast.settings import parse
-from ssmast.training import pretrain, replay
+from ssmast.training import replay
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune import command as finetune
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig
-from ssmast.training.finetune.setup import sized
-from ssmast.training.finetune.trainer import Finetuning, KeptWeights
+from ssmast.training.finetune.objective import FineTuning
+from ssmast.training.finetune.selection import KeptWeights
+from ssmast.training.finetune.setup import set_up, sized
 from ssmast.training.metrics_log import read_metrics
-from ssmast.training.objective import BaseTrainer
+from ssmast.training.objective import RunFacts
+from ssmast.training.step import TrainingState
 from tests.sets import write_set
 from tests.training.processes import Group
 from tests.training.test_pretrain import _assert_same_state, _dies_at
@@ -117,11 +120,11 @@ _EVERYTHING = (
 
 def test_a_killed_run_goes_on_to_the_same_bits(tones, tmp_path, monkeypatch):
     assert _run(*_EVERYTHING, data=tones, run=tmp_path / "whole") == 0
-    step, run = Finetuning.train_step, tmp_path / "killed"
-    monkeypatch.setattr(Finetuning, "train_step", _dies_at(step, 4))
+    step, run = TrainingState.train_step, tmp_path / "killed"
+    monkeypatch.setattr(TrainingState, "train_step", _dies_at(step, 4))
     with pytest.raises(RuntimeError, match="killed"):
         _run(*_EVERYTHING, data=tones, run=run)
-    monkeypatch.setattr(Finetuning, "train_step", step)
+    monkeypatch.setattr(TrainingState, "train_step", step)
     assert _run(*_EVERYTHING, "resume=auto", "workers=1", data=tones, run=run) == 0
     _assert_same_state(tmp_path / "whole", run)
     results = [json.loads((r / "test.json").read_text()) for r in (tmp_path / "whole", run)]
@@ -129,26 +132,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(tones, tmp_path, monkeypatch):
     assert results[0]["encoder_sha256"] == results[1]["encoder_sha256"]
 
 
-def test_the_loop_its_guard_and_its_checkpoints_are_pretrainings():
-    assert issubclass(Finetuning, BaseTrainer)
-    assert issubclass(pretrain.Pretraining, BaseTrainer)
-    shared = ("move_", "save", "load_", "gather", "seed_draws_", "lr")
-    for name in shared:
-        assert name not in vars(Finetuning)
-        assert name not in vars(pretrain.Pretraining)
-
-
 def test_non_finite_steps_are_skipped_and_end_the_run_as_in_pretraining(
     tones, tmp_path, monkeypatch, capsys
 ):
-    step = Finetuning.train_step
+    step = TrainingState.train_step
 
-    def train_step(self, micro_batches):
+    def train_step(self, segments):
         if self.step in (0, 1, 2):
-            micro_batches[0]["waveform"][:] = float("nan")
-        return step(self, micro_batches)
+            segments.waveform[:] = float("nan")
+        return step(self, segments)
 
-    monkeypatch.setattr(Finetuning, "train_step", train_step)
+    monkeypatch.setattr(TrainingState, "train_step", train_step)
     assert _run("max_skipped=2", "steps=5", data=tones, run=tmp_path / "run") == 1
     assert "2 steps in a row gave a non-finite loss" in capsys.readouterr().err
     assert _run("steps=5", data=tones, run=tmp_path / "other") == 0
@@ -257,7 +251,7 @@ def test_another_front_end_than_the_encoders_is_refused(tones, tmp_path, finishe
     assert _run(*words, data=tones, run=tmp_path / "run") == 2
     said = capsys.readouterr().err
     assert "front_end.num_mels must be left to init=" in said
-    assert "whose weights heard 32, got 64" in said
+    assert "whose weights were trained with 32, got 64" in said
 
 
 def test_an_ast_goes_on_from_ssasts_patches_with_overlapping_ones(tones, tmp_path, capsys):
@@ -291,7 +285,8 @@ def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
     )
     assert config is not None
     trainer = _trainer(config)
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    network = trainer.objective.network
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
     scales = {
         names[id(parameter)]: group["lr_scale"]
         for group in trainer.optimizer.param_groups
@@ -300,7 +295,7 @@ def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
     assert scales.keys() == set(names.values())
     oracle = {
         names[id(parameter)]: group["lr_scale"]
-        for group in param_groups_layer_decay(trainer.model, layer_decay=0.5)
+        for group in param_groups_layer_decay(network, layer_decay=0.5)
         for parameter in group["params"]
     }
     head = {name: 3.0 for name in oracle if name.startswith("head.")}
@@ -310,11 +305,10 @@ def test_layers_learn_at_rates_of_their_own(tones, tmp_path):
 
 
 def _trainer(config):
-    from accelerate import Accelerator
-
-    method = finetune.Supervised(config)
+    setup = set_up(config)
     log_mel = LogMel(num_mels=config.front_end.num_mels, mean=-5.0, std=4.0)
-    return method.make_trainer(Accelerator(cpu=True), log_mel, steps=4)
+    run = RunFacts(log_mel=log_mel, num_clips=len(setup.clips), steps=4, data=setup)
+    return TrainingState(FineTuning(setup.config, run), Accelerator(cpu=True))
 
 
 def test_the_ablation_is_one_command(tones, tmp_path, capsys):
@@ -362,14 +356,14 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
         clips=replace(config.clips, frames=0),
         optim=replace(config.optim, lr=0.0),
     )
-    method = finetune.Supervised(config)
-    assert method._setup.split.name == "fold 2"
-    assert (method.config.batch_size, method.config.epochs) == (16, 40.0)
+    setup = set_up(config)
+    assert setup.split.name == "fold 2"
+    assert (setup.config.batch_size, setup.config.epochs) == (16, 40.0)
     lengths = [len(soundfile.read(file)[0]) for file in sorted(tones.glob("*.wav"))]
-    assert method.frames == 64  # 0.2 to 0.4 s
+    assert setup.config.clips.frames == 64  # 0.2 to 0.4 s
     assert 0.9 * max(lengths) / 160 <= 64
     assert len(open_corpus(tones)) == 24
-    assert method.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
+    assert setup.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
     found = [sized(replace(config, init="imagenet"), num_clips=n) for n in (100, 1000, 9000)]
     assert [c.optim.lr for c in found] == pytest.approx([3e-5, 5e-4, 5e-4])
     assert [c.epochs for c in found] == [32, 20, 7]

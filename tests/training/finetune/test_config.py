@@ -8,12 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from ssmast.settings import flat_fields, parse
-from ssmast.training.build import build_log_mel, mean_and_std
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import FinetuneConfig
-from ssmast.training.finetune.objective import Supervised
-from ssmast.training.loop import split_batch
-from ssmast.training.run_folder import RunFolder
+from ssmast.training.finetune.objective import FineTuning
+from ssmast.training.finetune.selection import Validation
+from ssmast.training.finetune.setup import Setup, set_up
+from ssmast.training.inputs import build_log_mel, mean_and_std, segment_loader
+from ssmast.training.objective import RunFacts
+from ssmast.training.step import TrainingState
 from tests.sets import write_set
 from tests.training.finetune.test_command import SMALL
 
@@ -70,28 +72,30 @@ def _rewrite(folder: Path, change: Callable[[str], str]) -> None:
     file.write_text("".join(map(change, file.read_text().splitlines(keepends=True))))
 
 
-def _method(tones, *words: str) -> Supervised:
+def _setup(tones, *words: str) -> Setup:
     argv = [*SMALL, f"data={tones}", "optim.lr=1e-4", *words]
     config = parse(FinetuneConfig, argv, command="test", recipes=RECIPES)
     assert config is not None
-    return Supervised(config)
+    return set_up(config)
 
 
-def _trainer(tones, *words: str):
-    method = _method(tones, *words)
-    config, corpus = method.config, method.open_clips(RunFolder(path=tones.parent / "run"))
-    mean, std = mean_and_std(config, corpus, decoded=corpus, frames=method.frames)
+def _trainer(tones, *words: str) -> TrainingState:
+    setup = _setup(tones, *words)
+    config, corpus = setup.config, setup.clips
+    mean, std = mean_and_std(config, corpus, decoded=corpus, frames=config.clips.frames)
     log_mel = build_log_mel(config, mean=mean, std=std)
-    return method, corpus, method.make_trainer(Accelerator(cpu=True), log_mel, steps=config.steps)
+    run = RunFacts(log_mel=log_mel, num_clips=len(corpus), steps=config.steps, data=setup)
+    return TrainingState(FineTuning(config, run), Accelerator(cpu=True))
 
 
 def _trained(tones, *words: str) -> list[float]:
     """What three steps leave behind: losses and weights of what is trained and what is scored."""
-    method, corpus, trainer = _trainer(tones, *words)
-    left = []
-    for _, batch in zip(range(3), method.loader(corpus, rank=0, num_ranks=1), strict=False):
-        left.append(float(trainer.train_step(split_batch(dict(batch), 1))["loss"]))
-    for network in (trainer.network, trainer.scored):
+    trainer = _trainer(tones, *words)
+    objective = trainer.objective
+    items = FineTuning.items(trainer.config, objective.setup.clips, objective.setup)
+    loader = segment_loader(trainer.config, items, first_step=0, steps=3, rank=0, num_ranks=1)
+    left = [float(trainer.train_step(batch).loss.loss) for batch in loader]
+    for network in (objective.network, objective.scored):
         left.append(sum(float(p.detach().double().square().sum()) for p in network.parameters()))
     return left
 
@@ -118,16 +122,16 @@ def test_a_key_that_should_change_a_step_does(key, tones, usual):
 
 def test_checkpointing_recomputes_and_changes_no_number(tones, usual):
     words = "grad_checkpointing=true"
-    parts = _trainer(tones, words)[2].network.modules()
+    parts = _trainer(tones, words).objective.network.modules()
     assert any(getattr(part, "grad_checkpointing", False) for part in parts)
     assert _trained(tones, words) == pytest.approx(usual[""], rel=1e-5)
 
 
 def test_how_it_is_scored_follows_its_keys(tones):
     words = ["scoring.max_windows=3", "scoring.one_se_rule=2", "scoring.batch_seconds=7"]
-    method, _, trainer = _trainer(tones, *words)
+    trainer = _trainer(tones, *words).objective
     assert trainer.classifier(trainer.network).max_windows == 3
-    assert method._batch_seconds == 7
+    assert trainer.batch_seconds == 7
     # Two standard errors below the highest of few clips, the lower loss is better.
     trainer.kept.keep_if_best_(trainer.network, score=0.9, loss=1.0, step=1)
     trainer.kept.keep_if_best_(trainer.network, score=0.8, loss=0.5, step=2)
@@ -137,15 +141,14 @@ def test_how_it_is_scored_follows_its_keys(tones):
 def test_the_share_that_is_held_out_is_the_validation_part(tmp_path):
     folder = write_set(tmp_path / "tones", num_clips=24)
     _rewrite(folder, lambda line: line.replace(",valid,", ",train,"))
-    sizes = [len(_method(folder, f"scoring.held_out={share}")._setup.split.valid)
+    sizes = [len(_setup(folder, f"scoring.held_out={share}").split.valid)
              for share in (0.2, 0.5)]  # fmt: skip
     assert 0 < sizes[0] < sizes[1]
 
 
 def test_points_between_the_first_weights_and_the_last_compete(tones, monkeypatch):
     words = ["heads.probe=true", "optim.swa_fraction=0", "optim.wise_ft_alphas=[0.25, 0.5]"]
-    method, _, trainer = _trainer(tones, *words)
-    method.watcher(RunFolder(path=tones.parent / "run"), [])
+    trainer = _trainer(tones, *words).objective
     trainer.kept.keep_if_best_(trainer.network, score=0.5, loss=1.0, step=0)
     first = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     with torch.no_grad():
@@ -153,12 +156,12 @@ def test_points_between_the_first_weights_and_the_last_compete(tones, monkeypatc
             parameter += 1.0
     scored = []
 
-    def score():
+    def score(validation):
         scored.append(trainer.scored.state_dict()["patch_embed.proj.bias"].clone())
         return {"accuracy": 0.1, "loss": 2.0}
 
-    monkeypatch.setattr(method._validation, "score", score)
-    method._try_mixtures_()
+    monkeypatch.setattr(Validation, "score", score)
+    trainer._try_mixtures_()
     before = first["patch_embed.proj.bias"]
     for found, share in zip(scored, (0.25, 0.5), strict=True):
         torch.testing.assert_close(found, before + share)

@@ -17,7 +17,7 @@ from ssmast.training.finetune.network import (
     fit_heads,
     frozen_features,
 )
-from ssmast.training.finetune.trainer import KeptWeights
+from ssmast.training.finetune.selection import KeptWeights
 from ssmast.training.metrics_log import read_metrics
 from tests.sets import write_set
 from tests.training.finetune.test_command import _network, _run
@@ -94,7 +94,7 @@ def test_of_equal_scores_the_lower_loss_is_kept_and_comes_back_from_a_checkpoint
         kept.keep_if_best_(network, score=score, loss=loss, step=step)
         kept.average_(network)
     again = KeptWeights()
-    again.load_(kept.tensors())
+    again.load_state_dict(kept.state_dict())
     for one in (kept, again):
         assert one.best is not None
         assert (one.best.step, one.best.score, one.best.loss) == (1, 0.5, 0.8)
@@ -112,7 +112,7 @@ def test_of_equal_scores_the_lower_loss_is_kept_and_comes_back_from_a_checkpoint
 
 
 def test_within_a_standard_error_of_the_highest_score_the_loss_decides():
-    kept, network = KeptWeights(num_clips=100, slack=1.0), torch.nn.Linear(2, 1)
+    kept, network = KeptWeights(num_clips=100, standard_errors=1.0), torch.nn.Linear(2, 1)
     best = []
     # One standard error at 0.9 is 0.03, at 0.8 it is 0.04.
     for step, (score, loss) in enumerate(
@@ -130,8 +130,8 @@ def test_within_a_standard_error_of_the_highest_score_the_loss_decides():
         assert kept.best is not None
         best.append(kept.best.step)
     assert best == [0, 1, 1, 3, 4, 4, 4]
-    again = KeptWeights(num_clips=100, slack=1.0)
-    again.load_(kept.tensors())
+    again = KeptWeights(num_clips=100, standard_errors=1.0)
+    again.load_state_dict(kept.state_dict())
     again.keep_if_best_(network, score=0.86, loss=0.1, step=9)  # the highest is remembered
     assert again.best is not None
     assert again.best.step == 4

@@ -1,0 +1,70 @@
+"""What a step asks of host and card: waits of the host, kernels, memory."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.gpu.build import ROOT
+from tests.gpu.commands import COMMANDS, make_given
+from tests.gpu.run import command
+
+pytestmark = pytest.mark.slow
+
+# Waits of the host in a step that does not log. The goal is 2; these are to fall, never to rise.
+WAITS = {
+    "pretrain": 15,
+    "pretrain, random drop": 9,
+    "pretrain, AST": 11,
+    "pretrain, SSAST": 6,
+    "finetune": 5,
+}
+
+
+def steps_of(folder: Any, *words: str, **options: str) -> list[dict[str, Any]]:
+    """What `measure` found of each step of a command, run in `folder`."""
+    out = folder / "steps.json"
+    line, environment = command("-m", "tests.gpu.measure", f"json={out}", *words, **options)
+    done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_the_host_waits_seldom_in_a_step(stand_in, tmp_path, name):
+    make_given(tmp_path)
+    words = [word.format(out="out", cpu="cpu") for word in COMMANDS[name].words]
+    words += ["steps=9", "log_every=9", "checkpoint_every=9", "show_views=0"]
+    *_, step = steps_of(tmp_path, "last=4", *words)
+    assert step["num_waits"] <= WAITS[name], step["waits"]
+
+
+def test_kernels_and_memory_of_a_base_model_stay_within_what_was_measured(stand_in, tmp_path):
+    words = [
+        *("pretrain", "recipe=ss_mast_base", "data=", "steps=9", "log_every=9", "show_views=0"),
+        *("workers=0", "threads=1", "tensorboard=false", "front_end.stats_clips=8"),
+    ]
+    *_, step = steps_of(tmp_path, "last=3", *words, compute="false")
+    assert step["kernels"] <= 15_300
+    assert step["allocated_gib"] == pytest.approx(89.2, rel=0.02)
+    assert step["reserved_gib"] == pytest.approx(111.0, rel=0.02)
+
+
+def test_a_card_that_is_too_small_ends_the_run(stand_in, tmp_path):
+    words = ["pretrain", "recipe=smoke", "steps=2", "show_views=0", "front_end.stats_clips=8"]
+    line, environment = command("-m", "ssmast", *words, "run=x", compute="false", gb=0.7)
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "CUDA out of memory" in done.stderr
+
+
+def test_without_emulation_the_first_library_call_ends_the_run(stand_in, tmp_path):
+    """Else a passing test would say nothing: kernels do nothing by themselves."""
+    code = "import torch; a = torch.ones(2, 2, device='cuda'); print((a @ a).tolist())"
+    (tmp_path / "product.py").write_text(code)
+    for options, wanted in (({"emulation": "off"}, None), ({}, "[[2.0, 2.0], [2.0, 2.0]]")):
+        line, environment = command(str(tmp_path / "product.py"), **options)
+        done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert (done.stdout.strip() == wanted) == (wanted is not None)
+        assert (done.returncode == 0) == (wanted is not None)
