@@ -27,6 +27,8 @@ AUTO = "auto"
 RENAMED = {
     "method": "objective",
     "max_bad_share": "max_bad_fraction",
+    "chunk_seconds": "window_seconds",
+    "export.chunk_seconds": "export.window_seconds",
     "optim.accumulate": "optim.gradient_accumulation_steps",
     "optim.clip_norm": "optim.max_grad_norm",
     "optim.between": "optim.wise_ft_alphas",

@@ -440,7 +440,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             exported(self.scored),
             self.log_mel,
             pooling="mean" if before is None else before.pooling,
-            chunk_seconds=10.0 if before is None else before.chunk_seconds,
+            window_seconds=10.0 if before is None else before.window_seconds,
             info={
                 **facts,
                 "network": "fine-tuned",
