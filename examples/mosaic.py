@@ -23,8 +23,8 @@ from ssmast.training.config import PretrainConfig
 class MosaicConfig(PretrainConfig):
     """What the objective adds to the keys of `ssmast pretrain`."""
 
-    columns: float = setting(0.6, "fraction of the time columns that view 1 loses", range=(0, 0.9))
-    rows: float = setting(0.4, "fraction of the frequency rows that view 2 loses", range=(0, 0.9))
+    columns: float = setting(0.6, "fraction of the time columns that view 1 loses", range="[0, 1)")
+    rows: float = setting(0.4, "fraction of the frequency rows that view 2 loses", range="[0, 1)")
 
 
 class Mosaic(ssmast.Objective):

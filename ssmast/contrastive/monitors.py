@@ -99,7 +99,7 @@ def relative_distance(weights: Iterable[Tensor], average: Iterable[Tensor]) -> f
 
 
 def chance_loss(num_negatives: int) -> float:
-    """Both terms of the symmetric loss where no clip is distinguished: 2 log(1 + negatives)."""
+    """Both terms of the symmetric loss with no clip found: 2 log(1 + negatives), in nats."""
     return 2 * math.log1p(num_negatives)
 
 

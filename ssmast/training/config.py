@@ -177,7 +177,7 @@ class Export:
         "cls",
     )
     layers: str = setting("last", "layers that are pooled: last, stages or blocks")
-    chunk_seconds: float = setting(
+    window_seconds: float = setting(
         10.0, "longer audio is embedded in windows of this many seconds", range="[0.1, inf)"
     )
 

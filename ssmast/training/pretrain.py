@@ -1,7 +1,7 @@
-"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or objective=ssast.
+"""Pretrain an encoder without labels: SS-MAST (student, teacher, queue, patch-drop), or SSAST.
 
-accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
-accelerate launch -m ssmast.training.pretrain recipe=smoke
+accelerate launch -m ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
+accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke
 ssmast pretrain recipe=smoke                     (one process)
 """
 
