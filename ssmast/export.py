@@ -166,7 +166,7 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
     if not objective:
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
-            f"no encoder yet; finish it by the same command and resume=auto, then export {run}"
+            f"no encoder yet; resume with the same command and resume=auto, then export {run}"
         )
     if "encoders" not in state:
         raise ValueError(
