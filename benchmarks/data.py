@@ -32,7 +32,8 @@ import soundfile
 import torch
 from huge import memory
 
-from ssmast.audio import Corpus, LogMel, Mixture, read_segments, sample_at
+from ssmast.audio import Corpus, LogMel, read_segments, sample_at
+from ssmast.audio.corpus.corpus import Mixture
 from ssmast.command import run_command
 from ssmast.settings import Settings, parse, setting
 

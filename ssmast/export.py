@@ -39,9 +39,7 @@ class ExportConfig(Settings):
 
     run: str = setting("", "run folder, or an encoder folder", required=True)
     out: str = setting("", "encoder folder to write", required=True)
-    network: str = setting(
-        "", "network to export, student or teacher; empty: the objective's usual one"
-    )
+    network: str = setting("", "network to export, such as student; empty: as the run says")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
     pooling: str = setting(
         "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"

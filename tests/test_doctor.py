@@ -94,7 +94,7 @@ def torch_family(monkeypatch, tmp_path):
 
 
 def decoder_missing(monkeypatch, tmp_path):
-    from ssmast.audio import read as formats
+    from ssmast.audio import encode as formats
 
     monkeypatch.setitem(formats._WRITTEN, "mp3", ("MP3", "NO_SUCH_CODING"))
     return selftest.check_decoders

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from ssmast.datasets.build import TASKS, get_task, out_folder, prepare_task
+from ssmast.datasets.builder import TASKS, get_task, out_folder, prepare_task
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
@@ -98,5 +98,5 @@ class _Lines:
         if time.monotonic() - self._last < 5:
             return
         self._last = time.monotonic()
-        share = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
-        logger.info("%s: %s%s", what, f"{done:,}", share)
+        of = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
+        logger.info("%s: %s%s", what, f"{done:,}", of)

@@ -15,7 +15,7 @@ from ssmast.doctor.finding import Finding, note, ok, problem, reason
 def check_decoders() -> Iterator[Finding]:
     """Which formats decode to the tone that was encoded."""
     try:
-        from ssmast.audio import try_formats
+        from ssmast.audio.encode import try_formats
 
         found = try_formats()
     except Exception as error:

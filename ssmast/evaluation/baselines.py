@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.audio import LongSound
+from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
 from ssmast.encoder.pooling import LAYERS
@@ -56,17 +57,13 @@ class LogMelStatistics(nn.Module):
 
     def __init__(self, *, num_mels: int = 128) -> None:
         super().__init__()
-        from torchaudio.functional import melscale_fbanks
-
         self.num_mels = num_mels
         self.dim = 2 * num_mels
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
-        filters = melscale_fbanks(
-            self.n_fft // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate, "slaney", "slaney"
-        )
-        self.register_buffer("filters", filters, persistent=False)
+        filters = mel_filterbank(self.sample_rate, self.n_fft, num_mels, 0.0, 8000.0)
+        self.register_buffer("filters", filters.T, persistent=False)
 
     def settings(self) -> dict[str, Any]:
         """What makes the vectors what they are."""

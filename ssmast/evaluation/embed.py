@@ -130,7 +130,7 @@ def cache_key(
     parts = {
         "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
-        "corpus": corpus.stamp,
+        "corpus": corpus.files_hash,
         "crop": "whole clips" if crop is None else list(crop),
         "version": VERSION,
     }
@@ -226,7 +226,7 @@ def read_windows(
             source = corpus.source(row)
             if stream and crop is None:
                 again = partial(corpus.source, row)
-                audio = open_audio(source, sample_rate=sample_rate, name=name, again=again)
+                audio = open_audio(source, sample_rate=sample_rate, name=name, reopen=again)
             else:
                 audio = read_audio(source, sample_rate=sample_rate, name=name)
         except RemoteError:

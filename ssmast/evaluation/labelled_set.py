@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import read_header, read_table, read_task_file
+from ssmast.audio.corpus.table import read_header, read_table, read_task_file
 from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.splits import (
     HELD_OUT,

@@ -123,7 +123,7 @@ class Scorer:
             },
             "task": [
                 *(str(task.spec), task.ids_sha256, task.labels_sha256, task.separator),
-                self._corpus(task).stamp,
+                self._corpus(task).files_hash,
             ],
             "probe": [
                 *(self.protocol, metric_of(task, self.metric).name, self.num_seeds, self.seed),

@@ -1,4 +1,4 @@
-"""Prepare audio for training: tar shards of short, clean, unique pieces, with a manifest.
+"""Prepare audio for training: tar shards of short, clean, unique clips, with a manifest.
 
     ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
     ssmast prepare task=NAME root=DIR        a published data set to a labelled set
@@ -26,15 +26,15 @@ class PrepareConfig(Settings):
     out: str = setting("", "folder to write", required=True)
     sample_rate: int = setting(16000, "sample rate in Hz")
     segment_seconds: float = setting(
-        10.0, "longer clips are cut into pieces of this many seconds; 0: not cut", range="[0, inf)"
+        10.0, "longer files are cut into clips of this many seconds; 0: not cut", range="[0, inf)"
     )
-    min_seconds: float = setting(0.1, "shorter clips are left out")
+    min_seconds: float = setting(0.1, "shorter files are left out")
     min_peak: float = setting(
-        1e-4, "pieces whose peak is lower are silent and left out", range="[0, inf)"
+        1e-4, "clips whose peak is lower are silent and left out", range="[0, inf)"
     )
     codec: str = setting("flac", "flac (16 bits) or opus", choices=("flac", "opus"))
     near_duplicates: float = setting(
-        0.99, "drop pieces whose cosine to an earlier one is higher; 0: drop exact copies only"
+        0.99, "drop clips whose cosine to an earlier one is higher; 0: drop exact copies only"
     )
     shard_mb: int = setting(256, "size of a shard in MB", range="[1, inf)")
     max_bad_fraction: float = setting(
@@ -97,6 +97,6 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     )
     page = write_page(out)
     left_out = ", ".join(f"{count} {kind}" for kind, count in about["rejected"].items())
-    logger.info("%.2f hours in %d pieces, %s", about["seconds"] / 3600, about["clips"], out)
+    logger.info("%.2f hours in %d clips, %s", about["seconds"] / 3600, about["clips"], out)
     logger.info("left out: %s (%s)", left_out or "nothing", out / "rejected.csv")
     logger.info("report: %s", page)

@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ssmast.audio import AudioError, Corpus, RemoteError, encode_sound, open_corpus, read_audio
+from ssmast.audio import AudioError, Corpus, RemoteError, open_corpus, read_audio
+from ssmast.audio.encode import encode_sound
 from ssmast.evaluation.cluster_task import CLUSTER_TITLES, SILHOUETTES, clusters_note, spread_text
 from ssmast.evaluation.results import TITLES
 from ssmast.html import section, text

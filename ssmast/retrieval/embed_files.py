@@ -126,7 +126,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
-    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_fraction)
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:

@@ -40,6 +40,9 @@ class Views:
     waveform_augment: float = setting(
         0.3, "probability that the audiomentations chain is applied to a segment", range="[0, 1]"
     )
+    transforms: str = setting(
+        "", "YAML or JSON file of audiomentations transforms, in place of the built-in chain"
+    )
     mixup_rate: float = setting(
         0.2, "largest weight of a background clip that is mixed in (BYOL-A)", range="[0, 1]"
     )
@@ -54,19 +57,6 @@ class Views:
         [0.6, 1.5],
         "random resized crop: smallest and largest width relative to the view",
         length=2,
-    )
-    canvas: list[float] = setting(
-        [1.0, 1.5],
-        "size (freq, time) relative to the view of the virtual canvas that crops are cut from",
-        length=2,
-    )
-    fader: float = setting(
-        0.0, "largest gain of the random linear fade, in standard deviations", range="[0, inf)"
-    )
-    freq_mask: int = setting(0, "widest SpecAugment mask in mel bins", range="[0, inf)")
-    time_mask: int = setting(0, "widest SpecAugment mask in frames", range="[0, inf)")
-    noise_std: float = setting(
-        0.0, "largest standard deviation of the noise added to the log-mel", range="[0, inf)"
     )
 
 
@@ -180,7 +170,7 @@ class Optim:
 class Export:
     """What `encoder/` holds at the end."""
 
-    network: str = setting("", "student or teacher; empty: the objective's usual one")
+    network: str = setting("", "network to export: student or teacher; empty: the usual one")
     pooling: str = setting(
         "freq+max",
         "how tokens are pooled into the embedding: mean, mean+max, freq, freq+max; with AST also "
@@ -275,8 +265,8 @@ class PretrainConfig(TrainConfig):
     objective: str = setting(
         "ss_mast",
         "ss_mast (two views, student, teacher, queue), or ssast (masked patches, for ssast_* "
-        "models; uses the keys ssast.*, views.frames and views.waveform_augment, and none of "
-        "patch_drop, head, loss, teacher)",
+        "models; uses the keys ssast.*, views.frames, views.waveform_augment and views.transforms, "
+        "and none of patch_drop, head, loss, teacher)",
     )
     data: str = setting(
         "",
@@ -311,7 +301,11 @@ class PretrainConfig(TrainConfig):
         """Refuse what was asked for and does not exist without views, teacher and queue."""
         low, high = self.ssast.cluster
         require(low <= high, "ssast.cluster", [low, high], "two rising numbers, such as [3, 5]")
-        views = Views(frames=self.views.frames, waveform_augment=self.views.waveform_augment)
+        views = Views(
+            frames=self.views.frames,
+            waveform_augment=self.views.waveform_augment,
+            transforms=self.views.transforms,
+        )
         for section, value, default in (
             ("views", self.views, views),
             ("patch_drop", self.patch_drop, PatchDropConfig()),

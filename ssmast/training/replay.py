@@ -84,7 +84,7 @@ def open_dataset(
 
 def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> None:
     expected = folder.read_facts().get("corpus")
-    if corpus.fingerprint != expected:
+    if corpus.listing_hash != expected:
         raise ValueError(
             f"{folder.path} was trained on other audio than {config.data or 'the built-in corpus'} "
             "holds now; give data= as it was"

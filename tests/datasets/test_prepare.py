@@ -7,7 +7,7 @@ from ssmast.audio import open_corpus
 from ssmast.cli import main as ssmast
 from ssmast.datasets import TASKS, prepare_task
 from ssmast.datasets.command import main
-from ssmast.datasets.tree import keyed_order, keyed_unit
+from ssmast.datasets.dataset_files import keyed_order, keyed_unit
 from ssmast.settings import UsageError
 from tests.datasets.test_sounds import esc
 
@@ -163,7 +163,7 @@ def test_every_task_says_where_it_comes_from_and_what_it_reports():
         assert name == task.name
         assert task.homepage.startswith("http")
         assert task.downloads or task.request
-        assert task.apart in ("", *task.columns)
+        assert task.disjoint_by in ("", *task.columns)
         assert task.group in ("", *task.columns)
         for remote in task.downloads:
             kind, _, value = remote.checksum.partition(":")

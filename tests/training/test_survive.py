@@ -24,7 +24,7 @@ _TROUBLED = Path(__file__).parent / "troubled_run.py"
 # Every source of state at work: drop-path, patch-drop, mixup, waveform augmentation, BatchNorm.
 _FULL = (
     *SMALL, "steps=14", "checkpoint_every=1", "drop_path=0.2", "head.norm=batch",
-    "views.waveform_augment=0.5", "views.noise_std=0.1", "views.mixup_memory=8",
+    "views.waveform_augment=0.5", "views.mixup_memory=8",
     "loss.learn_temperature=true", "optim.gradient_accumulation_steps=2", "batch_size=8",
     "patch_drop.mode=random",
 )  # fmt: skip

@@ -12,7 +12,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ssmast.audio import ClipAugment, Corpus, MixedSegments, keyed_uniform
+from ssmast.audio import Corpus, MixedSegments, keyed_uniform
+from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift
 from ssmast.audio.segments import MixedBatch, SegmentBatch
 from ssmast.classifier import Classifier, Outputs, classifier_info, window_log_mels
 from ssmast.contrastive import ema_update_
@@ -104,11 +105,11 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             [(head.name, head.classes) for head in setup.found.heads], setup.found.multi_label
         )
         clips = config.clips
-        self.augment = ClipAugment(
-            time_shift=clips.time_shift,
-            noise_std=clips.noise_std,
-            freq_mask=resolved(clips.freq_mask),
-            time_mask=clips.time_mask,
+        self.augment = Augmentations(
+            TimeShift(clips.time_shift),
+            Noise(clips.noise_std),
+            Mask("freq", resolved(clips.freq_mask)),
+            Mask("time", clips.time_mask),
         )
 
     # -- before a run ----------------------------------------------------------------------------
@@ -164,8 +165,8 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
         positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
         own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
-        share = segments.share[:, None]
-        return Inputs(log_mel, lengths, ((1 - share) * own + share * other).to(device))
+        weight = segments.partner_weight[:, None]
+        return Inputs(log_mel, lengths, ((1 - weight) * own + weight * other).to(device))
 
     def before_step(self, views: list[Inputs], step: Step) -> None:
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
