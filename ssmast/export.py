@@ -1,4 +1,4 @@
-"""A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
+"""Export a run's encoder: folder, model card with scores, ONNX, the Hugging Face Hub.
 
     ssmast export runs/mine out=encoder                      the network that the run chose
     ssmast export runs/mine out=encoder network=teacher onnx=true int8=true
@@ -20,7 +20,7 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
-from ssmast.report import read_results
+from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
@@ -233,7 +233,7 @@ def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
 def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:
     """Probe results in a folder for exactly this encoder: weights, pooling, layers."""
     kept, others, sha256 = [], 0, encoder.sha256
-    for result in read_results(folder):
+    for result in (probe.to_dict() for probe in read_probes(folder)):
         same = (
             result.get("encoder_sha256") == sha256
             and result.get("pooling", encoder.pooling) == encoder.pooling

@@ -1,4 +1,4 @@
-"""Top classes of sound files, over each whole file and along it.
+"""Classify sound files: top classes of each whole file and of its windows.
 
     ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
     ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv

@@ -86,7 +86,7 @@ def test_classes_below_the_threshold_are_left_out():
 
 
 def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
-    seen = _seen_by(monkeypatch, evaluate, "load_labelled")
+    seen = _seen_by(monkeypatch, evaluate, "load_set")
 
     class Classifier:
         outputs = Outputs([("label", ["a", "b"])], False)
@@ -96,7 +96,7 @@ def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
     with pytest.raises(StoppedError):
         evaluate.main(words)
     assert seen["args"] == ("sets", "tones")
-    assert (seen["labels"], seen["share"]) == (["pitch"], 0.4)
+    assert (seen["labels"], seen["held_out"]) == (["pitch"], 0.4)
 
 
 def test_the_page_of_an_evaluation_tells_every_key_that_was_set():

@@ -1,7 +1,7 @@
-"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or objective=ssast.
+"""Pretrain an encoder without labels: SS-MAST (student, teacher, queue, patch-drop), or SSAST.
 
-accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
-accelerate launch -m ssmast.training.pretrain recipe=smoke
+accelerate launch -m ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
+accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke
 ssmast pretrain recipe=smoke                     (one process)
 """
 
@@ -63,7 +63,7 @@ def train(kind: type[Objective[Any, Any, Any]], argv: list[str] | None = None) -
 def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, command: str) -> int:
     if argv[:1] == ["show-views"]:
         return show_views.main(argv[1:], kind)
-    about = sys.modules[kind.__module__].__doc__ or kind.__doc__ or ""
+    about = getattr(sys.modules.get(kind.__module__), "__doc__", None) or kind.__doc__ or ""
     words = [f"objective={kind.__name__}", *argv]  # an own key wins over a recipe's
     schema = cast(type[PretrainConfig], kind.settings)
     config = _parsed(schema, words, command=command, description=about)

@@ -291,6 +291,10 @@ def test_two_processes_train_as_one_and_are_killed_and_resumed(file, audio, tmp_
         for size in (1, 2)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    norms = [
+        read_metrics(tmp_path / str(size) / "metrics.jsonl")[0]["grad_norm"] for size in (1, 2)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     run = tmp_path / "killed"
     script = tmp_path / "killed.py"
     script.write_text(
