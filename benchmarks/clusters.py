@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
     scores = score_clusters(features, labels, num_seeds=settings.seeds)
     total = time.perf_counter() - start
     unit = normalise(features, "l2")
-    rows["silhouette, Euclidean"] = timed(
-        lambda: silhouette(unit, [labels], distance="euclidean")[0]
-    )
+    rows["silhouette, Euclidean"] = timed(lambda: silhouette(unit, labels, distance="euclidean"))
     rows["k-means, one beginning"] = timed(lambda: kmeans(unit, settings.classes, seed=0).inertia)
     rivals = sklearn_rows(settings, unit.numpy(), labels) if settings.rival else {}
     size = f"{settings.clips:,} x {settings.dim}, {settings.classes} classes"

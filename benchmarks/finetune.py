@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.command import run_command
-from ssmast.evaluation.labelled_set import find_tasks, load_task, split_names
 from ssmast.evaluation.metrics import t_interval
+from ssmast.evaluation.read_set import find_sets, load_set, split_names
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import run
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     settings = parse(Keys, argv, command="benchmarks/finetune.py", description=__doc__ or "")
     if settings is None:
         return 0
-    tasks = find_tasks(settings.data) if settings.tasks == "all" else split_names(settings.tasks)
+    tasks = find_sets(settings.data) if settings.tasks == "all" else split_names(settings.tasks)
     started = time.monotonic()
     for seed in range(settings.seeds):
         for task in tasks:
@@ -75,7 +75,7 @@ def _once(settings: Keys, task: str, kind: str, seed: int) -> None:
         f"data={settings.data}", f"task={task}", f"run={folder}", f"seed={seed}", "resume=auto",
         "recipe=finetune_small", "tensorboard=false", "keep_checkpoints=1", "checkpoint_every=0",
     ]  # fmt: skip
-    folds = load_task(settings.data, task).splits
+    folds = load_set(settings.data, task).splits
     if len(folds) > 1:
         words.append(f"fold={folds[seed].name.split(' ')[-1]}")
     if kind == "pretrained":

@@ -21,8 +21,8 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.files import write_atomic
 from ssmast.report.published_scores import POSTER, POSTER_ROWS
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.init_weights import find_weights, load_backbone_, read_weights
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> int:
         return 0
     out = Path(settings.out)
     rows = [_row(settings, asked, out) for asked in settings.encoders]
-    write_text(out / "lape.json", json.dumps(rows, indent=1) + "\n")
+    write_atomic(out / "lape.json", json.dumps(rows, indent=1) + "\n")
     text = table(rows, protocol=settings.protocol)
-    write_text(out / "lape.md", text)
+    write_atomic(out / "lape.md", text)
     sys.stdout.write(text)
     return 0
 
@@ -81,10 +81,10 @@ def _row(settings: Keys, asked: str, out: Path) -> dict[str, Any]:
                 protocol=settings.protocol,
                 seeds=settings.seeds,
                 epochs=settings.epochs,
-                baselines=False,
+                baselines="false",
             )
         )
-        seeds.append({result["task"]: result for result in results})
+        seeds.append({result.task: result.to_dict() for result in results})
     if len(set(names)) > 1:
         raise UsageError(f"{asked} joins rows of different kinds: {', '.join(sorted(set(names)))}")
     scores = {task: [found[task]["mean"] for found in seeds] for task in seeds[0]}

@@ -24,8 +24,8 @@ from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.files import write_atomic
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.inputs import built_in_corpus
 
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     found = {part: scored(settings, part, rows) for part, rows in plan.items()}
     out = Path(settings.out) / "results.json"
     known = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    write_text(out, json.dumps({**known, **found}, indent=1) + "\n")
+    write_atomic(out, json.dumps({**known, **found}, indent=1) + "\n")
     tables = {part: table(rows) for part, rows in found.items()}
     for part, markdown in tables.items():
         sys.stdout.write(f"\n{part}\n\n{markdown}")
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
         text = page.read_text(encoding="utf-8")
         for part, markdown in tables.items():
             text = replaced(text, part, markdown)
-        write_text(page, text)
+        write_atomic(page, text)
     return 0
 
 
@@ -183,10 +183,10 @@ def scored(
                     tasks=settings.tasks,
                     out=str(Path(settings.out) / "probe" / slug),
                     cache=str(Path(settings.out) / "embeddings"),
-                    baselines=False,
+                    baselines="false",
                 )
             )
-            for result in results:
+            for result in (one.to_dict() for one in results):
                 kept = (
                     "mean",
                     "ci95",

@@ -1,12 +1,11 @@
-"""A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
+"""Export a run's encoder: folder, model card with scores, ONNX, the Hugging Face Hub.
 
-    ssmast export runs/mine out=encoder                      the teacher of the newest checkpoint
-    ssmast export runs/mine out=encoder network=student onnx=true int8=true
+    ssmast export runs/mine out=encoder                      the network that the run chose
+    ssmast export runs/mine out=encoder network=teacher onnx=true int8=true
     ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
 
 A run that is not finished, or was broken off, is exported from its newest valid checkpoint; one of
-fine-tuning from its encoder/, head and classes included. objective=ssast has one network, its
-student.
+fine-tuning from its encoder/, head and classes included (in ONNX too: a second output).
 """
 
 import logging
@@ -21,7 +20,7 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
-from ssmast.report import read_results
+from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
@@ -45,7 +44,7 @@ class ExportConfig(Settings):
         "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"
     )
     layers: str = setting("", "layers that are pooled; empty: as the run says", choices=LAYERS)
-    chunk_seconds: float = setting(
+    window_seconds: float = setting(
         0.0,
         "longer audio is embedded in windows of this many seconds; 0: as the run says",
         range="[0, inf)",
@@ -55,6 +54,8 @@ class ExportConfig(Settings):
         False, "also write model.onnx (waveform to embedding), compared with PyTorch"
     )
     int8: bool = setting(False, "with onnx: also write model.int8.onnx, and what that changes")
+    license: str = setting("", "licence of the weights for the card, such as apache-2.0")
+    datasets: list[str] = setting([], "names on the Hub of the training data, for the card")
     push: str = setting("", "upload to the Hugging Face Hub as ORGANISATION/NAME")
     private: bool = setting(False, "with push: as a private repository")
 
@@ -88,6 +89,8 @@ def main(argv: list[str]) -> int:
 def export(config: ExportConfig, encoder: Encoder) -> Path:
     """Write the encoder folder that the settings ask for; returns it."""
     out = Path(config.out)
+    stated = {"license": config.license, "datasets": list(config.datasets)}
+    encoder.info |= {key: value for key, value in stated.items() if value}
     encoder.info["scores"] = matching_scores(
         Path(config.scores) if config.scores else Path(config.run) / "probe", encoder
     )
@@ -109,14 +112,14 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     scores = len(encoder.info["scores"])
     logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
     if config.push:
-        from ssmast.encoder.card import push_to_hub
+        from ssmast.encoder.folder import push_to_hub
 
         logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
     return out
 
 
 def find_encoder(config: ExportConfig) -> Encoder:
-    """The encoder that is asked for, from a checkpoint of the run or from an encoder folder.
+    """The encoder to export, from a checkpoint of the run or from an encoder folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -130,7 +133,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
     if is_encoder(run):
         return _of_folder(run, config)
     newest = newest_checkpoint(run / "checkpoints")
-    # Of fine-tuning the checkpoints hold what learns; what validated best is in the folder.
+    # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
     if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("objective")):
         if not is_encoder(run / "encoder"):
             raise FileNotFoundError(
@@ -171,7 +174,7 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
             f"checkpoints {__version__} does not read; export it with that version"
         )
     networks = list(state["encoders"])  # the usual one first
-    network = config.network or networks[0]
+    network = config.network or settings["export"]["network"] or networks[0]
     if network not in networks:
         raise ValueError(
             f"a run with objective={objective} has no {network}, only its "
@@ -205,7 +208,7 @@ def _of_weights(
         log_mel_of(front, mean=facts["mean"], std=facts["std"]),
         pooling=config.pooling or wanted["pooling"],
         layers=config.layers or wanted["layers"],
-        chunk_seconds=config.chunk_seconds or wanted["chunk_seconds"],
+        window_seconds=config.window_seconds or wanted["window_seconds"],
     )
     return encoder.eval()
 
@@ -222,15 +225,15 @@ def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
     return found.variant(
         pooling=config.pooling,
         layers=config.layers,
-        chunk_seconds=config.chunk_seconds,
+        window_seconds=config.window_seconds,
         info={key: value for key, value in found.info.items() if key not in ("onnx", "scores")},
     )
 
 
 def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:
-    """Probe results in a folder that are of this very encoder: weights, pooling, layers."""
+    """Probe results in a folder for exactly this encoder: weights, pooling, layers."""
     kept, others, sha256 = [], 0, encoder.sha256
-    for result in read_results(folder):
+    for result in (probe.to_dict() for probe in read_probes(folder)):
         same = (
             result.get("encoder_sha256") == sha256
             and result.get("pooling", encoder.pooling) == encoder.pooling

@@ -1,11 +1,11 @@
-"""Top classes of sound files, over each whole file and along it.
+"""Classify sound files: top classes of each whole file and of its windows.
 
     ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
     ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv
 
-A file is looked at through windows as long as those of the training; `hop` moves them by so many
-seconds. Text has the whole file first, then window by window. A file that cannot be read is named
-on the way, and the status is then 1.
+A file is cut into windows as long as those of the training, `hop` seconds apart. Text has the
+whole file first, then window by window. A file that cannot be read is named in a warning, and the
+exit status is then 1.
 """
 
 import csv
@@ -48,7 +48,7 @@ class PredictConfig(Settings):
 
 
 def main(argv: list[str]) -> int:
-    """`ssmast predict`: files among the words are what is looked at."""
+    """`ssmast predict`: words without = are files."""
     files = named_files(argv)
     words = [word for word in argv if word not in files]
     config = parse(
@@ -116,7 +116,7 @@ def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list
     Args:
         scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
         outputs: what they mean.
-        config: how many.
+        config: how many of them, and from which probability on.
     """
     rows = []
     for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):

@@ -1,11 +1,9 @@
 """Typed `key=value` settings: one dataclass is the schema, the checks, the help and the recipe.
 
 A command is `parse(Schema, argv)`, where Schema is a frozen dataclass under `Settings` whose fields
-are made by `setting`. Values come, later ones winning, from the defaults, from a recipe (YAML,
-safely loaded), and from `key=value` words. Whatever `setting` says of a field is checked wherever a
-Schema is made: by `parse`, in Python, and by `dataclasses.replace`.
-
-yaml is imported where it is used, so that `ssmast doctor` starts without it.
+are made by `setting`. Values come, later ones winning, from the defaults, a recipe (YAML, safely
+loaded), and `key=value` words. What `setting` says of a field is checked wherever a Schema is made:
+by `parse`, in Python, by `dataclasses.replace`. `ssmast doctor` must start without yaml.
 """
 
 import dataclasses
@@ -29,6 +27,8 @@ AUTO = "auto"
 RENAMED = {
     "method": "objective",
     "max_bad_share": "max_bad_fraction",
+    "chunk_seconds": "window_seconds",
+    "export.chunk_seconds": "export.window_seconds",
     "optim.accumulate": "optim.gradient_accumulation_steps",
     "optim.clip_norm": "optim.max_grad_norm",
     "optim.between": "optim.wise_ft_alphas",
@@ -37,6 +37,8 @@ RENAMED = {
     "loss.queue_share": "loss.queue_fraction",
 }
 """Keys of 0.1.0 -> their names now. An old one is refused with the new one, not read."""
+
+Schema = TypeVar("Schema")
 
 
 class UsageError(ValueError):
@@ -51,8 +53,8 @@ class Key:
         type: int, float, bool, str, a list of one of them, or a union with None.
         default: its value where nothing is said.
         help: what it means, one sentence without a capital.
-        range: numbers that it may be, as intervals and numbers joined by " or ": "[0, 1)" is from
-            0 to below 1, "0 or [2, inf)" is 0 or at least 2. Of a list: each of its numbers.
+        range: numbers that it may be, as intervals and numbers joined by " or ": "[0, 1)" is at
+            least 0 and below 1, "0 or [2, inf)" is 0 or at least 2. Of a list: each of its numbers.
         choices: words that it may be; the empty default too. Of a list: each of its words.
         length: how many values a list must hold; 0 for any number.
         required: `parse` refuses an empty value.
@@ -79,9 +81,12 @@ class Key:
         return f"{words} or {AUTO}" if words and self.auto else words
 
     def allows(self, value: Any) -> bool:
-        """Whether it may be this value of the right type; NaN is in no range."""
-        if value is None:
-            return self.auto
+        """Whether it may be this value: the type, range, choices and length; NaN is no number."""
+        try:
+            if value is None or _convert(value, _without_none(self.type)) != value:
+                return value is None and self.auto
+        except (TypeError, ValueError):
+            return False
         values = value if isinstance(value, list) else [value]
         if self.range and not all(_is_in(self.range, number) for number in values):
             return False
@@ -108,14 +113,12 @@ def setting(
     ...     rate: float = setting(0.2, "fraction of patches dropped", range="[0, 1)")
     >>> Example(rate=1.0)
     Traceback (most recent call last):
-    ssmast.settings.UsageError: rate must be from 0 to below 1, got 1.0
+    ssmast.settings.UsageError: rate must be at least 0 and below 1, got 1.0
     """
     if isinstance(default, type):
         return dataclasses.field(default_factory=default)
-    facts = {
-        "help": help, "range": range, "choices": tuple(choices), "length": length,
-        "required": required, "auto": auto,
-    }  # fmt: skip
+    facts = {"help": help, "range": range, "choices": tuple(choices), "length": length}
+    facts |= {"required": required, "auto": auto}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
@@ -126,26 +129,15 @@ class Settings:
     """What every schema is: frozen, and never outside of what its fields allow."""
 
     def __post_init__(self) -> None:
-        """Refuse what no call can mean; deeper checks stand where a value is used.
-
-        Raises:
-            UsageError: naming the first key that is not what it may be.
-        """
+        """Refuse by a `UsageError` the first key that is not what it may be."""
         for name, key in flat_fields(type(self)).items():
             value = operator.attrgetter(name)(self)
-            shown = repr(value) if key.choices and isinstance(value, str) else value
-            require(key.allows(value), name, shown, key.wanted or f"of type {_type_name(key)}")
-
-
-Schema = TypeVar("Schema")
+            shown = repr(value) if isinstance(value, str) else value
+            require(key.allows(value), name, shown, key.wanted or _type_name(key))
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a setting that is not what was wanted.
-
-    Raises:
-        UsageError: naming both.
-    """
+    """Refuse a setting that is not what was wanted by a `UsageError` that names both."""
     if not holds:
         raise UsageError(f"{key} must be {wanted}, got {value}")
 
@@ -207,8 +199,6 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: if there is no such recipe, or it is not a plain mapping.
     """
-    import yaml
-
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = folder / f"{name}.yaml"
@@ -216,14 +206,12 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UsageError(f"recipe {name!r} was not found; give a .yaml file or one of: {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"recipe {path} cannot be read as plain YAML: {reason}") from error
+        content = _from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"recipe {path} cannot be read as plain YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(
-            f"recipe {path} must hold `key: value` lines, got {type(content).__name__}"
-        )
+        kind = type(content).__name__
+        raise UsageError(f"recipe {path} must hold `key: value` lines, got {kind}")
     return content
 
 
@@ -291,15 +279,7 @@ def named_files(argv: list[str]) -> list[str]:
 
 
 def refuse_renamed(names: Iterable[str], *, where: str) -> None:
-    """Refuse keys that an older version wrote.
-
-    Args:
-        names: dotted.
-        where: what holds them, for the message.
-
-    Raises:
-        UsageError: naming the first that has another name now.
-    """
+    """Refuse dotted keys of an older version by a `UsageError` that names `where` they are."""
     for name in names:
         if name in RENAMED:
             raise UsageError(f"{name} in {where} is now {RENAMED[name]}; use that name")
@@ -313,19 +293,15 @@ def _split_words(
     for word in argv:
         if word in {"--print-config", "--dry-run"}:
             flags.add(word)
-        elif (
-            positional and positional not in words and not word.startswith("-") and "=" not in word
-        ):
+        elif not word.startswith("-") and "=" in word:
+            key, _, words[key] = word.partition("=")
+        elif positional and positional not in words and not word.startswith("-"):
             words[positional] = word
-        elif word.startswith("-") or "=" not in word:
+        else:
             bare = word.lstrip("-")
             hint = f"write {bare}" if "=" in bare.strip("=") else f"see `{command} --help`"
-            raise UsageError(
-                f"`{command}` takes key=value words without spaces, got {word!r}; {hint}"
-            )
-        else:
-            key, _, text = word.partition("=")
-            words[key] = text
+            said = f"`{command}` takes key=value words without spaces, got {word!r}"
+            raise UsageError(f"{said}; {hint}")
     return words, flags
 
 
@@ -338,11 +314,7 @@ def _converted(
         flat: values by their dotted names.
         keys: of the schema.
         where: what holds them, for messages.
-        as_yaml: they are texts still, to be read as YAML; a text key is not, for a path may hold
-            any character.
-
-    Raises:
-        UsageError: for an unknown key, or a value that does not fit.
+        as_yaml: read them as YAML, except text: a path may hold any character.
     """
     values = {}
     for name, value in flat.items():
@@ -358,18 +330,14 @@ def _converted(
             plain = _from_yaml(value) if as_yaml and key.type is not str else value
             is_open = key.auto and plain == AUTO
             values[name] = None if is_open else _convert(plain, _without_none(key.type))
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError) as error:
             reason = f"does not fit: wanted {_type_name(key)}"
             raise UsageError(f"{name}={value} in {where} {reason}") from error
     return values
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """The value as int, float, bool, str, or list of those.
-
-    Raises:
-        TypeError, ValueError, OverflowError: if it is none.
-    """
+    """The value as int, float, bool, str, or list of those; TypeError, ValueError if it is none."""
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [_convert(item, *typing.get_args(kind)) for item in value]
     if kind is str and isinstance(value, list):
@@ -382,9 +350,9 @@ def _convert(value: Any, kind: Any) -> Any:
     if kind is str:
         return str(value)
     number = float(value)  # YAML reads 1e-3 without a dot as text
-    if math.isnan(number) or (kind is int and number != int(number)):
+    if math.isnan(number) or (kind is int and not number.is_integer()):
         raise ValueError
-    return (value if isinstance(value, int) else int(number)) if kind is int else number
+    return kind(value if isinstance(value, int) else number)
 
 
 def _made(schema: type[Schema], values: dict[str, Any], prefix: str = "") -> Schema:
@@ -401,7 +369,7 @@ def _made(schema: type[Schema], values: dict[str, Any], prefix: str = "") -> Sch
 def _as_text(value: Any) -> str:
     """A value as a word of the command line holds it."""
     if value is None or isinstance(value, str):
-        return value or (AUTO if value is None else "")
+        return AUTO if value is None else value
     import yaml
 
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
@@ -414,7 +382,7 @@ def _from_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError from error
+        raise ValueError(str(error).replace("\n", " ")) from error
 
 
 def _without_none(kind: Any) -> Any:
@@ -442,29 +410,24 @@ def _is_in(range: str, number: float) -> bool:
 def _in_words(range: str) -> str:
     """A range as people say it.
 
-    >>> [_in_words(each) for each in ("[0, inf)", "(0, 1)", "[0, 1)", "0 or [2, inf)")]
-    ['at least 0', 'above 0 and below 1', 'from 0 to below 1', '0 or at least 2']
+    >>> [_in_words(each) for each in ("[0, inf)", "(0, 1)", "[0, 1]", "0 or [2, inf)")]
+    ['at least 0', 'above 0 and below 1', 'from 0 to 1', '0 or at least 2']
     """
     said = []
     for left, low, high, right in _intervals(range):
-        if high == "inf":
-            said.append(f"{'at least' if left == '[' else 'above'} {low}")
-        elif low == high:
-            said.append(low)
-        elif left == "[":
-            said.append(f"from {low} to {'' if right == ']' else 'below '}{high}")
-        else:
-            said.append(f"above {low} and {'at most' if right == ']' else 'below'} {high}")
+        above = f"{'at least' if left == '[' else 'above'} {low}"
+        below = "" if high == "inf" else f" and {'at most' if right == ']' else 'below'} {high}"
+        closed = low if low == high else f"from {low} to {high}"
+        said.append(closed if left + right == "[]" else above + below)
     return " or ".join(said)
 
 
 def _type_name(key: Key) -> str:
-    names = {
-        str: "text", int: "a whole number", float: "a number", bool: "true or false",
-        list[str]: "a list such as [a, 'no']", list[int]: "a list such as [1, 2]",
-        list[float]: "a list such as [0.5, 1]",
-    }  # fmt: skip
-    return names[_without_none(key.type)] + (f" or {AUTO}" if key.auto else "")
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    lists = {list[str]: "[a, 'no']", list[int]: "[1, 2]", list[float]: "[0.5, 1]"}
+    kind = _without_none(key.type)
+    name = plain[kind] if kind in plain else f"a list such as {lists[kind]}"
+    return name + (f" or {AUTO}" if key.auto else "")
 
 
 def _help(schema: type, *, usage: str, description: str) -> str:

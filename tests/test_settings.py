@@ -2,6 +2,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 
+from ssmast.export import ExportConfig
 from ssmast.settings import (
     RENAMED,
     Settings,
@@ -123,8 +124,8 @@ def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):
         ("words=[no]", r"wanted a list such as \[a, 'no'\]"),
         ("words=['no', so]", r"words must be no or go, got \['no', 'so'\]"),
         ("optim.lr=0", "optim.lr must be above 0 and below 10, got 0"),
-        ("optim.betas=[0.5]", "optim.betas must be 2 numbers, each from 0 to below 1, got"),
-        ("optim.betas=[0.5, 1]", "optim.betas must be 2 numbers, each from 0 to below 1, got"),
+        ("optim.betas=[0.5]", "optim.betas must be 2 numbers, each at least 0 and below 1, got"),
+        ("optim.betas=[0.5, 1]", "optim.betas must be 2 numbers, each at least 0 and below 1, got"),
         ("optim.betas=0.5", "wanted a list such as"),
         ("steps", "takes key=value words without spaces, got 'steps'; see `ssmast test --help`"),
         ("--steps=3", "takes key=value words without spaces, got '--steps=3'; write steps=3"),
@@ -197,9 +198,14 @@ def test_settings_as_words_are_those_settings_again():
     assert to_words(Config()) == []
 
 
-def test_a_schema_is_checked_in_python_too_and_frozen():
+def test_a_schema_is_checked_in_python_too_and_frozen(tmp_path):
     with pytest.raises(UsageError, match=r"optim\.lr must be above 0"):
         Config(optim=Optim(lr=-1.0))
+    for wrong in ("3", 2.5, True, None):
+        with pytest.raises(UsageError, match="steps must be 0 or at least 2, got"):
+            Config(steps=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="data must be text, got"):
+        Config(data=tmp_path)
     config = Config(rate=None, steps=0, words=["go"])
     with pytest.raises(UsageError, match="rate must be from 0 to 1 or auto, got nan"):
         replace(config, rate=float("nan"))
@@ -227,7 +233,7 @@ def test_help_says_what_a_key_may_be(capsys):
         "part part [one of train, valid, test]",
         "optim: Optimiser.",
         "optim.lr peak learning rate [number, above 0 and below 10; default 0.001]",
-        "optim.betas decay rates [list, 2 numbers, each from 0 to below 1; default [0.9, 0.95]]",
+        "optim.betas decay rates [list, 2 numbers, each at least 0 and below 1; default [0.9, ",
     ):
         assert text in said
     assert parse(Needy, ["--help"], command="t") is None
@@ -245,7 +251,7 @@ def test_no_schema_takes_a_word_for_another_type(tmp_path):
 
 
 def test_an_old_key_is_refused_with_its_new_name(tmp_path):
-    config = [PretrainConfig, FinetuneConfig]
+    config = [PretrainConfig, FinetuneConfig, ExportConfig]
     for old, new in RENAMED.items():
         schema = next(each for each in config if new in flat_fields(each))
         with pytest.raises(UsageError, match=f"{old} in `t` is now {new}"):

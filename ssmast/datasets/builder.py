@@ -6,7 +6,6 @@ Nothing is copied: `metadata.csv` has paths below the root, and `task.json` says
 
 import csv
 import difflib
-import hashlib
 import os
 import shlex
 from collections import Counter
@@ -14,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
@@ -35,6 +36,7 @@ from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, published_of
 from ssmast.datasets.task import LABEL_SEPARATOR, BuildNotes, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
+from ssmast.splits import Split, group_folds, ids_sha256, named_parts, rarest_labels
 from ssmast.version import __version__
 
 _SPLITS = ("train", "valid", "test")
@@ -54,7 +56,7 @@ class SetStatistics:
         self.missing: Counter[str] = Counter()
         self.lost: list[tuple[str, str]] = []
         self.labels: Counter[str] = Counter()
-        self.lines: list[str] = []
+        self.clips: list[tuple[str, str, str, str]] = []  # path, part, labels, group
         self.seen: set[str] = set()
         self.splits_of: dict[str, int] = {}  # one bit a split: sets would take a gigabyte
         self.bits: dict[str, int] = {}
@@ -63,7 +65,9 @@ class SetStatistics:
         """Count a row whose file is there."""
         self.found[row.split] += 1
         self.labels.update(row.labels)
-        self.lines.append(f"{row.path}\t{row.split}\n")
+        group = self.definition.group
+        of_group = row.extra[self.definition.columns.index(group)] if group else ""
+        self.clips.append((row.path, row.split, LABEL_SEPARATOR.join(row.labels), of_group))
         if self.definition.disjoint_by:
             value = row.extra[self.definition.columns.index(self.definition.disjoint_by)]
             if value:
@@ -72,11 +76,26 @@ class SetStatistics:
 
     @property
     def ids_sha256(self) -> str:
-        """Hash of the sorted (path, split) lines."""
-        digest = hashlib.sha256()
-        for line in sorted(self.lines):
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        """That of a probe of the set, see `ssmast.splits`; clips without a label take no part."""
+        labelled = self.definition.labelled
+        clips = [clip for clip in self.clips if clip[2] or not labelled]
+        paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
+        if self.definition.multi_label:
+            labels = rarest_labels(labels, LABEL_SEPARATOR)
+        try:
+            if self.definition.folds:
+                splits = group_folds(parts)
+            else:
+                splits = [
+                    named_parts(
+                        paths, labels, parts, groups=groups if self.definition.group else None
+                    )
+                ]
+        except ValueError:  # too few folds or groups to be split, so no probe has a hash either
+            order, splits = np.array(parts), []
+            for part in sorted(set(parts)):
+                splits.append(Split.of_test(part, np.flatnonzero(order == part)))
+        return ids_sha256(paths, splits)
 
 
 def facts_of(

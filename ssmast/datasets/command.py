@@ -1,11 +1,11 @@
-"""The papers' data sets: an official, unpacked layout -> a labelled set that points at it.
+"""Build a labelled set from the official, unpacked layout of one of the papers' data sets.
 
     ssmast prepare task=esc50 root=DATA/ESC-50-master
     ssmast prepare task=voxforge root=DATA/voxforge options=rule=archive
     ssmast prepare task=nsynth_family root=DATA/nsynth download=true
 
-Nothing is copied: `out` gets metadata.csv, task.json (split rule, published counts, differences)
-and missing.csv. `ssmast probe data=sets` then scores on all sets in `sets`.
+No audio is copied: it writes metadata.csv, task.json (split rule, published counts, differences)
+and missing.csv to `out`. `ssmast probe data=sets` then scores on all sets in `sets`.
 """
 
 import logging

@@ -1,10 +1,10 @@
-"""Is this machine ready? Versions, decoders, devices, memory, disks, and a short self-test.
+"""Check this machine: packages, decoders, devices, memory, disks, two steps of pretraining.
 
-    ssmast doctor                  a line a finding: ok, note, or problem with its cure
+    ssmast doctor                  one line for each finding: ok, note, or problem with its cure
     ssmast doctor format=json      the same as one JSON object
 
-Ends with status 1 when there is a problem. Nothing is sent anywhere; what is written goes into
-temporary folders. It starts without any package but Python's own, so it also says what is missing.
+The exit status is 1 if there is a problem. Nothing is sent over the network, and files are written
+to temporary folders only. It starts even if packages are missing or broken, and names them.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import check_caches, check_cores, check_folders, check_gpus, check_memory
 from ssmast.doctor.packages import check_extras, check_packages, check_python, check_torch_family
-from ssmast.doctor.selftest import check_decoders, check_pieces
+from ssmast.doctor.selftest import check_decoders, check_self_tests
 from ssmast.settings import Settings, parse, setting
 
 __all__ = ["CHECKS", "CURES", "Finding", "main"]
@@ -29,12 +29,12 @@ CHECKS: tuple[Check, ...] = (
     check_memory,
     check_folders,
     check_caches,
-    check_torch_family,  # before what imports torch itself, so that the fault has its own name
+    check_torch_family,  # before other checks import torch, so that its fault is named as such
     check_packages,
     check_extras,
     check_gpus,
     check_decoders,
-    check_pieces,
+    check_self_tests,
 )
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if config is None:
         return 0
     if sys.stderr is sys.__stderr__:
-        faulthandler.enable()  # a package that crashes Python is named by the stack it leaves
+        faulthandler.enable()  # if a package crashes Python, the traceback names it
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
-    """What the checks find, one after the other; a check that fails is a finding too."""
+    """Findings of the checks in order; a check that fails is a finding too."""
     for check in checks:
         try:
             yield from check()

@@ -1,26 +1,34 @@
-"""Score a frozen encoder on labelled sets, beside an untrained twin and log-mel statistics.
+"""Score a frozen encoder on labelled sets, beside an untrained encoder and log-mel statistics.
 
     ssmast probe encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS
-    python linear_eval/run.py encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
-    python linear_eval/run.py encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker
+    ssmast probe encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
+    ssmast probe encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker baselines=all
 
-One JSON file a task, results.md and report.html go to `out`; tasks done there are not done again.
+It writes a JSON file for each task, results.md and report.html to `out`; tasks that have a result
+there are not scored again.
 """
 
-import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ssmast.evaluation.baselines import BEST, make_columns
-from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names
+from ssmast.evaluation.baselines import BASELINES, BEST, UNTRAINED, make_columns
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
-from ssmast.evaluation.results import beside, read_done, result_file, results_table, write_text
+from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.evaluation.results import (
+    Result,
+    beside,
+    read_result,
+    result_file,
+    results_table,
+    write_result,
+)
 from ssmast.evaluation.scorer import Scorer
+from ssmast.files import write_atomic
 from ssmast.report import write_report
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
@@ -33,7 +41,7 @@ class ProbeConfig(Settings):
 
     encoder: str = setting(
         "",
-        "encoder folder, Hub name, or log_mel for log-mel statistics in place of an encoder",
+        f"encoder folder, Hub name, or a baseline in place of an encoder: {', '.join(UNTRAINED)}",
         required=True,
     )
     data: str = setting(
@@ -47,8 +55,11 @@ class ProbeConfig(Settings):
     )
     seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
     seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
-    baselines: bool = setting(
-        True, "also score the same encoder untrained (random weights) and log-mel statistics"
+    baselines: str = setting(
+        "true",
+        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+        "fixed random convolution too",
+        choices=BASELINES,
     )
     shuffled: bool = setting(
         False, "permute the labels, as a control: scores must then be at chance"
@@ -85,9 +96,10 @@ class ProbeConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse keys that do not go together."""
         super().__post_init__()
-        if self.lr and self.protocol not in ("evar_strict", "xares", "lape_finetune"):
+        protocol = PROTOCOLS[self.protocol]
+        if self.lr and not protocol.fixed_rate:
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
-        if self.protocol == "lape_finetune" and BEST in (self.pooling, self.layers):
+        if protocol.updates_encoder and BEST in (self.pooling, self.layers):
             raise UsageError("pooling=best and layers=best need a protocol with a frozen encoder")
 
 
@@ -99,12 +111,13 @@ def main(argv: list[str]) -> int:
     if config is None:
         return 0
     if wants_dry_run(argv):
-        for task in _load_tasks(config):
-            parts = " + ".join(
-                f"{len(split.train)}/{len(split.valid)}/{len(split.test)}" for split in task.splits
+        for labelled in _load_sets(config):
+            counts = " + ".join(
+                "/".join(str(len(part)) for part in split.parts().values())
+                for split in labelled.splits
             )
             sys.stdout.write(
-                f"{task.spec}: {len(task.classes)} classes, train/valid/test {parts}\n"
+                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}\n"
             )
         return 0
     results = run_suite(config)
@@ -113,24 +126,25 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
+def run_suite(config: ProbeConfig) -> list[Result]:
     """Score the encoder on every task; returns what the JSON files hold.
 
-    Under `accelerate launch` the processes share the embedding; the first one probes and has the
+    Under `accelerate launch` the processes divide the embedding; the first one probes and has the
     results, the others return an empty list.
 
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    tasks = _load_tasks(config)
-    state, out = process_state(), out_folder(config)
+    sets = _load_sets(config)
+    state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     columns = make_columns(
-        config.encoder, protocol=config.protocol, pooling=config.pooling, layers=config.layers,
+        config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
         baselines=config.baselines, seed=config.seed, device=state.device,
     )  # fmt: skip
     scorer = Scorer(
         columns,
-        protocol=config.protocol,
+        protocol=protocol,
+        cache=Path(config.cache) if config.cache else out / "embeddings",
         metric=config.metric,
         num_seeds=config.seeds,
         seed=config.seed,
@@ -138,35 +152,46 @@ def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
         crop_seconds=config.crop_seconds,
         num_epochs=config.epochs,
         shuffle=config.shuffled,
-        cache=Path(config.cache) if config.cache else out / "embeddings",
         workers=config.workers,
         batch_seconds=config.batch_seconds,
     )
-    if state.size > 1 and not get_protocol(config.protocol).updates_encoder:
+    jobs = [scorer.job(labelled) for labelled in sets]
+    if state.size > 1 and not protocol.updates_encoder:
         # Embed all first: nobody then waits for the first process to fit its probes.
-        for task in tasks:
-            scorer.embed_all(task, state)
+        for job in jobs:
+            scorer.embed_all(job, state)
     if not state.is_main:
         return []
     results = []
-    for number, task in enumerate(tasks, start=1):
-        inputs = scorer.inputs_sha256(task, encoder=config.encoder)
-        file = result_file(out, task, config.protocol + ("-shuffled" if config.shuffled else ""))
-        result = read_done(file, inputs)
-        if result is not None and scorer.can_be_read_now(task, result["rejected"]):
+    for number, job in enumerate(jobs, start=1):
+        spec = job.labelled.spec
+        inputs = scorer.inputs_sha256(job, encoder=config.encoder)
+        name = protocol.name + ("-shuffled" if config.shuffled else "")
+        file = result_file(out, job.labelled, name)
+        result = _read_done(file, inputs)
+        if result is not None and scorer.can_be_read_now(job, result.rejected):
             result = None
         done = "" if result is None else ", done before"
-        logger.info("task %d of %d: %s%s", number, len(tasks), task.spec, done)
+        logger.info("task %d of %d: %s%s", number, len(jobs), spec, done)
         if result is None:
-            scored = scorer.score(task)
-            asked = {"encoder": config.encoder, "data": config.data}
-            result = {**scored, **asked, "inputs_sha256": inputs}
-            write_text(file, json.dumps(result, indent=1) + "\n")
+            result = replace(
+                scorer.score(job), encoder=config.encoder, data=config.data, inputs_sha256=inputs
+            )
+            write_result(file, result)
         results.append(result)
-    write_text(out / "results.md", results_table(results))
+    write_atomic(out / "results.md", results_table(results))
     write_report(out / "report.html", results=results, title=f"Probe of {config.encoder}")
     logger.info("results: %s", out)
     return results
+
+
+def _read_done(file: Path, inputs: str) -> Result | None:
+    """The result of an earlier run with the very same inputs, if there is one."""
+    try:
+        result = read_result(file)
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, Result) and result.inputs_sha256 == inputs else None
 
 
 def out_folder(config: ProbeConfig) -> Path:
@@ -174,8 +199,8 @@ def out_folder(config: ProbeConfig) -> Path:
     return Path(config.out) if config.out else beside(config.encoder, "probe")
 
 
-def _load_tasks(config: ProbeConfig) -> list[Task]:
-    names = find_tasks(config.data) if config.tasks == "all" else split_names(config.tasks)
+def _load_sets(config: ProbeConfig) -> list[LabelledSet]:
+    names = find_sets(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")
-    return [load_task(config.data, name) for name in dict.fromkeys(names)]
+    return [load_set(config.data, name) for name in dict.fromkeys(names)]

@@ -1,4 +1,4 @@
-"""What a model is: its blocks, parameters and cost, read from the live model."""
+"""List the blocks of a model with parameters and cost, measured on the model itself."""
 
 import copy
 import sys

@@ -1,11 +1,11 @@
-"""Any audio -> tar shards of short, clean, unique clips with a manifest, for training at any size.
+"""Prepare audio for training: tar shards of short, clean, unique clips, with a manifest.
 
     ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
-    ssmast prepare task=NAME root=DIR        a published data set -> a labelled set
+    ssmast prepare task=NAME root=DIR        a published data set to a labelled set
 
-Interrupted at any point, the same command resumes. DIR gets shard-*.tar (WebDataset
-reads them too), manifest.parquet, rejected.csv, corpus.json and report.html; `ssmast pretrain
-data=DIR` trains on it.
+If interrupted, the same command resumes. It writes shard-*.tar (WebDataset reads them too),
+manifest.parquet, rejected.csv, corpus.json and report.html to DIR; `ssmast pretrain data=DIR`
+trains on it.
 """
 
 import importlib

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.files import write_atomic
-from ssmast.html import details, key_table, page, section, text, tiles
+from ssmast.html import details, key_table, page, section, table, text, tiles
 
 _EXAMPLES = 20  # rejected clips shown of each kind
 _BARS = 24
@@ -87,10 +87,7 @@ def _counts(column: pa.ChunkedArray) -> str:
     """Rows of a value and its number of clips, the most frequent first."""
     found: list[dict[str, Any]] = column.value_counts().to_pylist()
     found.sort(key=lambda row: (-row["counts"], str(row["values"])))
-    rows = "".join(
-        f"<tr><td>{text(str(row['values']))}</td><td>{row['counts']:,}</td></tr>" for row in found
-    )
-    return f'<div class="wide"><table><tr><th></th><th>clips</th></tr>{rows}</table></div>'
+    return table([(str(row["values"]), f"{row['counts']:,}") for row in found], head=("", "clips"))
 
 
 def _rejected(path: Path) -> str:

@@ -1,16 +1,15 @@
-"""Sound files -> embeddings in one .npz or .parquet file.
+"""Compute embeddings of sound files, in one .npz or .parquet file.
 
     ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
 
 An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
-embedding. Broken off, the same command goes on: finished parts lie in OUT.parts until all is done.
-Files that cannot be used are left out and written down in OUT.quarantine.csv.
+embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
+end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
 """
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ import numpy as np
 
 from ssmast.audio import Corpus, Quarantine, open_corpus
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.embed import cache_key, embed_window, read_windows
+from ssmast.evaluation.embed import cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.files import replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
     Settings,
@@ -113,7 +113,7 @@ def join_files(argv: list[str]) -> list[str]:
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
     """Embed a corpus a part at a time, each kept on disk until all are done.
 
-    Under `accelerate launch` the processes share the parts; the first one gets the whole, the
+    Under `accelerate launch` the processes divide the parts; the first one gets the whole, the
     others None.
 
     Raises:
@@ -125,7 +125,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
-        bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
+        bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
     quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
@@ -157,9 +157,9 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers, stream=True)
+    batches = read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     seconds = config.batch_seconds or scoring_seconds()
-    made = [embed_window(encoder, corpus, window, batch_seconds=seconds) for window in windows]
+    made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
     return joined(made, dim=encoder.dim)
 
 
@@ -179,13 +179,11 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
     """
     names = [corpus.name(int(row)) for row in found.rows]
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as partial:
         if out.suffix == ".parquet":
-            _write_parquet(temporary, names, found.values.numpy(), about)
+            _write_parquet(partial, names, found.values.numpy(), about)
         else:
-            with temporary.open("wb") as file:
+            with partial.open("wb") as file:
                 np.savez(
                     file,
                     embeddings=found.values.numpy(),
@@ -193,9 +191,6 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
                     rejected=np.array(found.rejected, dtype=np.str_).reshape(-1, 2),
                     encoder=np.array(about),
                 )
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The sounds in an index that are most like one.
+"""Find the sounds in an index that are most similar to one.
 
 ssmast search QUERY.wav index=DIR top=10
 """

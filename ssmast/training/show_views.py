@@ -1,4 +1,4 @@
-"""A picture of what training shows the networks: clips, their views, and the dropped patches.
+"""Draw what the networks get in training: clips, their views, and the dropped patches.
 
     ssmast show-views data=FOLDER recipe=real_nano out=views.png
     ssmast show-views run=runs/mine step=500             a run's own settings, mean and std
@@ -64,7 +64,9 @@ def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
     """
     schema = ShowViewsConfig
     if kind is not None and kind.settings is not PretrainConfig:
-        schema = make_dataclass("ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings))
+        schema = make_dataclass(
+            "ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings), frozen=True, kw_only=True
+        )
     words = [] if kind is None else [f"objective={kind.__name__}"]
     config = parse(
         cast(type[ShowViewsConfig], schema),

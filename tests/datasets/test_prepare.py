@@ -12,10 +12,15 @@ from ssmast.settings import UsageError
 from tests.datasets.test_sounds import esc
 
 
-def test_the_hash_of_the_ids_is_that_of_sorted_paths_and_parts(mini):
+def test_the_hash_of_the_ids_is_that_of_sorted_paths_splits_and_parts(mini):
     esc(mini)
     rows, facts = mini.build("esc50")
-    lines = sorted(f"{row['path']}\t{row['fold']}\n" for row in rows)
+    lines = []
+    for test in range(1, 6):
+        for row in rows:
+            part = {test: "test", test % 5 + 1: "valid"}.get(int(row["fold"]), "train")
+            lines.append(f"{row['path']}\tfold {test}\t{part}\n")
+    lines.sort()
     assert facts["ids_sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     table = mini.root / "meta/esc50.csv"
     header, *listed = table.read_text().splitlines()

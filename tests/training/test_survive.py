@@ -248,7 +248,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(audio, tmp_path):
     group = Group(2, script, *words)
     assert group.wait() == [0, 0], group.said[0]
     assert "step 4: the checkpoint could not be written" in group.said[0]
-    assert "earlier ones are untouched and the run goes on" in group.said[0]
+    assert "earlier ones are untouched and the run continues" in group.said[0]
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["00000002", "00000006"]
     script.write_text("FULL = (6, 6)\n" + code)
     last = Group(2, script, *words[:-1], f"run={tmp_path / 'last'}")

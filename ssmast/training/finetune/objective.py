@@ -1,10 +1,9 @@
 """Fine-tuning as an objective: an encoder with heads on labelled clips."""
 
 import copy
-import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,7 @@ from ssmast.contrastive import ema_update_
 from ssmast.encoder import Encoder
 from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers, result_of
 from ssmast.evaluation.processes import scoring_seconds
-from ssmast.files import write_atomic
+from ssmast.evaluation.results import write_result
 from ssmast.model import Backbone, LoadReport, create_model
 from ssmast.report import write_report
 from ssmast.settings import to_dict
@@ -385,7 +384,6 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             "score": best.score,
             "step": best.step,
             "n": len(setup.split.valid),
-            "ids_sha256": setup.found.ids_sha256(setup.split.valid),
         }
         encoder = self.encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
         encoder.save(run / "encoder")
@@ -397,8 +395,15 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             encoder=str(run / "encoder"),
             sha256=encoder.sha256,
         )
-        result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
-        write_atomic(run / RESULT, json.dumps(result, indent=1) + "\n")
+        result = replace(
+            result,
+            valid=best.score,
+            chosen=[{"split": setup.split.name, "step": best.step}],
+            seed=self.config.seed,
+            init=self.config.init,
+            data=self.config.data,
+        )
+        write_result(run / RESULT, result)
         write_report(run / "report.html", run=run, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
 
@@ -435,7 +440,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             exported(self.scored),
             self.log_mel,
             pooling="mean" if before is None else before.pooling,
-            chunk_seconds=10.0 if before is None else before.chunk_seconds,
+            window_seconds=10.0 if before is None else before.window_seconds,
             info={
                 **facts,
                 "network": "fine-tuned",
