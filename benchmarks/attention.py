@@ -29,13 +29,13 @@ from ssmast.command import run_command
 from ssmast.model import Grid, create_model
 from ssmast.model import block as block_room
 from ssmast.model.attention import choose_path, relative_attention
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 
 Call = Callable[..., Tensor]
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     model: str = setting("mast_base", "MAST of which size")
@@ -89,7 +89,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_freq: Tensor, bias_time: Tensor) 
     return out
 
 
-def attention_inputs(shape: Shape, settings: Settings) -> list[Tensor]:
+def attention_inputs(shape: Shape, settings: Keys) -> list[Tensor]:
     """q, k, v and the two biases, at random."""
     keys = shape.freq * shape.time
     sizes = [(shape.queries, shape.dim), (keys, shape.dim), (keys, shape.dim)]
@@ -112,7 +112,7 @@ class PoolNorm(nn.Module):
 
 
 def measured(
-    calls: dict[str, Call], inputs: list[Tensor], settings: Settings, *, backward: bool
+    calls: dict[str, Call], inputs: list[Tensor], settings: Keys, *, backward: bool
 ) -> dict[str, float | str]:
     """Median milliseconds of each call, one after the other in turn; why not, where it cannot.
 
@@ -172,7 +172,7 @@ def table(
 
 def main(argv: list[str]) -> int:
     """Print both tables."""
-    settings = parse(Settings, argv, command="benchmarks/attention.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="benchmarks/attention.py", description=__doc__ or "")
     if settings is None:
         return 0
     torch.set_num_threads(settings.threads)
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _pooled(shape: Shape, settings: Settings, *, backward: bool) -> dict[str, float | str]:
+def _pooled(shape: Shape, settings: Keys, *, backward: bool) -> dict[str, float | str]:
     """Pooling and norm of keys from a grid of the queries' size, as it is and compiled."""
     factor = int((shape.queries / (shape.freq * shape.time)) ** 0.5)
     grid = Grid(shape.freq * factor, shape.time * factor)

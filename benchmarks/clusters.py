@@ -22,11 +22,11 @@ import torch
 
 from ssmast.command import run_command
 from ssmast.evaluation.clusters import kmeans, normalise, score_clusters, silhouette
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     clips: int = setting(13_000, "embeddings")
@@ -39,7 +39,7 @@ class Settings:
 
 
 def main(argv: list[str]) -> int:
-    settings = parse(Settings, argv, command="benchmarks/clusters.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="benchmarks/clusters.py", description=__doc__ or "")
     if settings is None:
         return 0
     import faiss
@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
     scores = score_clusters(features, labels, num_seeds=settings.seeds)
     total = time.perf_counter() - start
     unit = normalise(features, "l2")
-    rows["silhouette, Euclidean"] = timed(
-        lambda: silhouette(unit, [labels], distance="euclidean")[0]
-    )
+    rows["silhouette, Euclidean"] = timed(lambda: silhouette(unit, labels, distance="euclidean"))
     rows["k-means, one beginning"] = timed(lambda: kmeans(unit, settings.classes, seed=0).inertia)
     rivals = sklearn_rows(settings, unit.numpy(), labels) if settings.rival else {}
     size = f"{settings.clips:,} x {settings.dim}, {settings.classes} classes"
@@ -78,7 +76,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def clouds(settings: Settings) -> tuple[torch.Tensor, np.ndarray]:
+def clouds(settings: Keys) -> tuple[torch.Tensor, np.ndarray]:
     """Classes as normal clouds that overlap."""
     generator = np.random.default_rng(0)
     labels = np.concatenate(
@@ -100,7 +98,7 @@ def timed(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def sklearn_rows(
-    settings: Settings, features: np.ndarray, labels: np.ndarray
+    settings: Keys, features: np.ndarray, labels: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """The same two steps by scikit-learn."""
     from sklearn import metrics

@@ -32,9 +32,10 @@ import soundfile
 import torch
 from huge import memory
 
-from ssmast.audio import Corpus, LogMel, Mixture, read_segments, sample_at
+from ssmast.audio import Corpus, LogMel, read_segments, sample_at
+from ssmast.audio.corpus.corpus import Mixture
 from ssmast.command import run_command
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 
 RATE = 16000
 CROP = 2 * RATE
@@ -46,8 +47,8 @@ FORMATS = {
 }
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     parts: list[str] = setting(["speed", "memory", "order"], "what to measure")
@@ -59,7 +60,7 @@ class Settings:
     out: str = setting("", "JSON file to write")
 
 
-def clips_of(settings: Settings, rate: int) -> list[np.ndarray]:
+def clips_of(settings: Keys, rate: int) -> list[np.ndarray]:
     """Clips of 10 s at a rate: cut from a recording, or made of gliding tones and noise."""
     if settings.audio:
         from ssmast.audio import read_audio
@@ -117,7 +118,7 @@ def librosa_pipeline(log_mel: LogMel) -> Callable[[Path, float], np.ndarray]:
     return run
 
 
-def speed(settings: Settings) -> list[dict[str, Any]]:
+def speed(settings: Keys) -> list[dict[str, Any]]:
     """Rows of rate and format: clips a second of both pipelines, and where our time goes."""
     log_mel = LogMel()
     pipelines = {"ssmast": ours(log_mel), "librosa": librosa_pipeline(log_mel)}
@@ -240,7 +241,7 @@ def report(found: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
-    settings = parse(Settings, argv, command="python benchmarks/data.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="python benchmarks/data.py", description=__doc__ or "")
     if settings is None:
         return 0
     unknown = set(settings.parts) - {"speed", "memory", "order"}

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from ssmast.command import run_command
 from ssmast.model import MAST, create_model
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     model: str = setting("mast_base", "MAST of which size")
@@ -50,7 +50,7 @@ class Settings:
     out: str = setting("", "JSON file to write")
 
 
-def contenders(settings: Settings, frames: int, batch: int) -> dict[str, tuple[nn.Module, Any]]:
+def contenders(settings: Keys, frames: int, batch: int) -> dict[str, tuple[nn.Module, Any]]:
     """Name -> (model, patch-drop draw or None), all on the CPU still."""
     mast = create_model(settings.model, num_classes=NUM_CLASSES, input_size=(MELS, frames))
     assert isinstance(mast, MAST)
@@ -92,7 +92,7 @@ def contenders(settings: Settings, frames: int, batch: int) -> dict[str, tuple[n
     return models
 
 
-def largest_batch(settings: Settings, frames: int, timer: Timer) -> int:
+def largest_batch(settings: Keys, frames: int, timer: Timer) -> int:
     """The largest power of two with which every contender takes a training step."""
     if timer.device.type != "cuda":
         raise ValueError(
@@ -114,7 +114,7 @@ def largest_batch(settings: Settings, frames: int, timer: Timer) -> int:
         batch *= 2
 
 
-def measure(settings: Settings, frames: int, batch: int, timer: Timer) -> list[dict[str, Any]]:
+def measure(settings: Keys, frames: int, batch: int, timer: Timer) -> list[dict[str, Any]]:
     """Rows of one input length and batch; every run times all contenders in turn."""
     batch = batch or largest_batch(settings, frames, timer)
     x = torch.randn(batch, 1, MELS, frames).to(timer.device)
@@ -185,9 +185,7 @@ def timm_seconds(rows: list[dict[str, Any]], row: dict[str, Any], kind: str) -> 
 
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
-    settings = parse(
-        Settings, argv, command="python benchmarks/encoder.py", description=__doc__ or ""
-    )
+    settings = parse(Keys, argv, command="python benchmarks/encoder.py", description=__doc__ or "")
     if settings is None:
         return 0
     if settings.dtype not in ("float32", "bfloat16"):

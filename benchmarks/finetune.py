@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.command import run_command
-from ssmast.evaluation.labelled_set import find_tasks, load_task, split_names
 from ssmast.evaluation.metrics import t_interval
-from ssmast.settings import parse, setting
+from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import run
 from ssmast.training.finetune.config import FinetuneConfig
 
 
-@dataclass
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """What to compare."""
 
     encoder: str = setting("", "pretrained encoder folder")
@@ -43,10 +43,10 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Run what is missing, then print the table."""
-    settings = parse(Settings, argv, command="benchmarks/finetune.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="benchmarks/finetune.py", description=__doc__ or "")
     if settings is None:
         return 0
-    tasks = find_tasks(settings.data) if settings.tasks == "all" else split_names(settings.tasks)
+    tasks = find_sets(settings.data) if settings.tasks == "all" else split_names(settings.tasks)
     started = time.monotonic()
     for seed in range(settings.seeds):
         for task in tasks:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _folder(settings: Settings, task: str, kind: str, seed: int) -> Path:
+def _folder(settings: Keys, task: str, kind: str, seed: int) -> Path:
     return Path(settings.out) / f"{task}-{kind}-{seed}"
 
 
@@ -66,7 +66,7 @@ def _taken(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.seconds.json")
 
 
-def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
+def _once(settings: Keys, task: str, kind: str, seed: int) -> None:
     folder = _folder(settings, task, kind, seed)
     if (folder / "report.html").is_file():
         return
@@ -75,7 +75,7 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
         f"data={settings.data}", f"task={task}", f"run={folder}", f"seed={seed}", "resume=auto",
         "recipe=finetune_small", "tensorboard=false", "keep_checkpoints=1", "checkpoint_every=0",
     ]  # fmt: skip
-    folds = load_task(settings.data, task).splits
+    folds = load_set(settings.data, task).splits
     if len(folds) > 1:
         words.append(f"fold={folds[seed].name.split(' ')[-1]}")
     if kind == "pretrained":
@@ -97,7 +97,7 @@ def _once(settings: Settings, task: str, kind: str, seed: int) -> None:
         taken.write_text(json.dumps(before + time.monotonic() - began))
 
 
-def _table(settings: Settings, tasks: list[str]) -> str:
+def _table(settings: Keys, tasks: list[str]) -> str:
     names = ["set", "train / valid / test", "fine-tuned", "from scratch", "frozen probe", "s a run"]
     lines = ["| " + " | ".join(names) + " |", "|---|---|---:|---:|---:|---:|"]
     for task in tasks:
@@ -120,7 +120,7 @@ def _table(settings: Settings, tasks: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _frozen(settings: Settings, task: str) -> str:
+def _frozen(settings: Keys, task: str) -> str:
     """The probe's score, of the folds that were run."""
     file = Path(settings.probe) / f"{task}.linear.json"
     if not settings.probe or not file.is_file():

@@ -34,7 +34,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder
 from ssmast.model import create_model
 from ssmast.model.attention import relative_attention
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import Settings, UsageError, parse, setting
 
 Row = dict[str, Any]
 
@@ -61,8 +61,8 @@ PATHS = ("augmented", "mask", "reference")
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     model: str = setting("mast_base", "MAST of which size")
@@ -77,7 +77,7 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Run the parts, write after each, print the tables."""
-    settings = parse(Settings, argv, command="benchmarks/gpu.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="benchmarks/gpu.py", description=__doc__ or "")
     if settings is None:
         return 0
     if not torch.cuda.is_available():
@@ -85,8 +85,7 @@ def main(argv: list[str]) -> int:
     if unknown := set(settings.parts) - set(PARTS):
         raise UsageError(f"parts must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     if settings.tiny:
-        settings.model, settings.frames, settings.batches = "mast_nano", 32, [4]
-        settings.workers = 0
+        settings = replace(settings, model="mast_nano", frames=32, batches=[4], workers=0)
     logging.getLogger("ssmast").setLevel(logging.WARNING)
     started, out = time.monotonic(), Path(settings.out)
     found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _rows(part: Callable[[Settings], Iterator[Row]], settings: Settings) -> list[Row]:
+def _rows(part: Callable[[Keys], Iterator[Row]], settings: Keys) -> list[Row]:
     """The rows of a part; the last one says why it ended early, if it did."""
     rows: list[Row] = []
     try:
@@ -149,7 +148,7 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "/")
 
 
-def _milliseconds(call: Callable[[], object], settings: Settings) -> float:
+def _milliseconds(call: Callable[[], object], settings: Keys) -> float:
     """Median by the card's own clock."""
     times = []
     for number in range(2 if settings.tiny else 8):
@@ -182,7 +181,7 @@ def _tf32(on: bool) -> Iterator[None]:
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def machine(settings: Settings) -> Iterator[Row]:
+def machine(settings: Keys) -> Iterator[Row]:
     """What card, driver and libraries; what it reaches in products of bfloat16."""
     card = torch.cuda.get_device_properties(0)
     size = 64 if settings.tiny else 8192
@@ -209,7 +208,7 @@ def _driver() -> str:
         return "unknown"
 
 
-def exactness(settings: Settings) -> Iterator[Row]:
+def exactness(settings: Keys) -> Iterator[Row]:
     """Norm of the difference to the CPU over the norm, forward and gradient."""
     torch.manual_seed(0)
     x = torch.randn(2, 1, MELS, settings.frames)
@@ -325,7 +324,7 @@ class Steps:
         raise ValueError(f"`ssmast pretrain` ended with status {status} after {self.moves} steps")
 
 
-def step(settings: Settings) -> Iterator[Row]:
+def step(settings: Keys) -> Iterator[Row]:
     """`ssmast pretrain` by batch size, micro-batches and patch-drop."""
     peak, products = 0.0, 0
     timer = Timer(torch.device("cuda"), torch.bfloat16)
@@ -370,7 +369,7 @@ def step(settings: Settings) -> Iterator[Row]:
             yield row | found
 
 
-def attention(settings: Settings) -> Iterator[Row]:
+def attention(settings: Keys) -> Iterator[Row]:
     """Milliseconds forward and backward of every path by every kernel of PyTorch."""
     batch = 1 if settings.tiny else 64
     for shape in shapes_of(settings.model, settings.frames):
@@ -404,7 +403,7 @@ class AttentionInputs:
     dtype: str = "bfloat16"
 
 
-def compile_(settings: Settings) -> Iterator[Row]:
+def compile_(settings: Keys) -> Iterator[Row]:
     """A step eager and compiled; depthwise pooling in both layouts of memory."""
     batch = 1 if settings.tiny else 64
     image = torch.randn(batch * 4, 96, 16, 64, device="cuda", dtype=torch.bfloat16)
@@ -434,7 +433,7 @@ def compile_(settings: Settings) -> Iterator[Row]:
     yield {"what": f"{settings.model}, batch {batch}, compiled", "ms": took, "compiling, s": first}
 
 
-def embedding(settings: Settings) -> Iterator[Row]:
+def embedding(settings: Keys) -> Iterator[Row]:
     """Seconds of sound a second, and what each kind changes of the embedding."""
     backbone = create_model(settings.model, num_classes=0, input_size=(MELS, settings.frames))
     encoder = Encoder(backbone, LogMel(mean=-8.0, std=4.0)).to("cuda")
@@ -453,7 +452,7 @@ def embedding(settings: Settings) -> Iterator[Row]:
         yield row | {"difference": _difference(out, first)}
 
 
-def commands(settings: Settings) -> Iterator[Row]:
+def commands(settings: Keys) -> Iterator[Row]:
     """Each command's exit status and time; whether two runs of one command give the same bits."""
     steps = 2 if settings.tiny else 40
     few = [f"steps={steps}", "front_end.stats_clips=8"]
@@ -486,7 +485,7 @@ def _command(folder: str, *words: str) -> Row:
     return row | {"last line": last}
 
 
-def scaling(settings: Settings) -> Iterator[Row]:
+def scaling(settings: Keys) -> Iterator[Row]:
     """Clips a second of one and of two processes on the same batch."""
     if torch.cuda.device_count() < 2:
         return
@@ -510,7 +509,7 @@ def scaling(settings: Settings) -> Iterator[Row]:
             yield {"processes": size, "clips/s": rate, "loss": logged["loss"]}
 
 
-PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[Keys], Iterator[Row]]] = {
     "machine": machine,
     "exactness": exactness,
     "step": step,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio import Corpus
-from ssmast.audio.corpus.index import IndexFile, write_index
+from ssmast.audio.corpus.entries import IndexFile, write_index
 
 
 def huge_index(path: Path, entries: int) -> None:
@@ -28,7 +28,7 @@ def huge_index(path: Path, entries: int) -> None:
         offset=(numbers % 1000) * 150_528 + 512,
         shards=[f"shard-{number:06d}.tar" for number in range(entries // 1000 + 1)],
         suffixes=[".flac"],
-        fingerprint="0" * 64,
+        listing_hash="0" * 64,
     )
 
 

@@ -21,10 +21,10 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.files import write_atomic
 from ssmast.report.published_scores import POSTER, POSTER_ROWS
-from ssmast.settings import UsageError, parse, setting
+from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.init_weights import find_weights, load_backbone_, read_weights
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,13 @@ logger = logging.getLogger(__name__)
 STARTS = ("random", "imagenet")
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
-    encoders: list[str] = setting([], "rows: FOLDER, random:FOLDER, imagenet:FOLDER; seeds by +")
+    encoders: list[str] = setting(
+        [], "rows: FOLDER, random:FOLDER, imagenet:FOLDER; seeds by +", required=True
+    )
     data: str = setting("", "folder of labelled sets, as `ssmast probe` takes it")
     tasks: str = setting("all", "all or [a,b:label=COLUMN]")
     protocol: str = setting(
@@ -50,21 +52,19 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Fill the table."""
-    settings = parse(Settings, argv, command="lape.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="lape.py", description=__doc__ or "")
     if settings is None:
         return 0
-    if not settings.encoders:
-        raise UsageError("encoders= is missing; give run folders, such as [random:runs/a,runs/a]")
     out = Path(settings.out)
     rows = [_row(settings, asked, out) for asked in settings.encoders]
-    write_text(out / "lape.json", json.dumps(rows, indent=1) + "\n")
+    write_atomic(out / "lape.json", json.dumps(rows, indent=1) + "\n")
     text = table(rows, protocol=settings.protocol)
-    write_text(out / "lape.md", text)
+    write_atomic(out / "lape.md", text)
     sys.stdout.write(text)
     return 0
 
 
-def _row(settings: Settings, asked: str, out: Path) -> dict[str, Any]:
+def _row(settings: Keys, asked: str, out: Path) -> dict[str, Any]:
     """Score the encoders of one row on every task."""
     seeds, names = [], []
     for number, word in enumerate(asked.split("+")):
@@ -81,10 +81,10 @@ def _row(settings: Settings, asked: str, out: Path) -> dict[str, Any]:
                 protocol=settings.protocol,
                 seeds=settings.seeds,
                 epochs=settings.epochs,
-                baselines=False,
+                baselines="false",
             )
         )
-        seeds.append({result["task"]: result for result in results})
+        seeds.append({result.task: result.to_dict() for result in results})
     if len(set(names)) > 1:
         raise UsageError(f"{asked} joins rows of different kinds: {', '.join(sorted(set(names)))}")
     scores = {task: [found[task]["mean"] for found in seeds] for task in seeds[0]}

@@ -26,7 +26,7 @@ import torch
 
 from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 from ssmast.training import pretrain, run
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.objectives import ss_mast
@@ -39,8 +39,8 @@ PARTS = (
 ENCODER_AND_HEADS = ("student forward", "heads and loss", "backward", "teacher")
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     recipe: str = setting("real_nano", "recipe to time")
@@ -123,7 +123,7 @@ class _Done(Exception):  # noqa: N818 (no error)
     """The timed steps are over."""
 
 
-def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> dict[str, float]:
+def measure(config: PretrainConfig, settings: Keys, *, with_parts: bool) -> dict[str, float]:
     """Seconds of each part over the timed steps; without parts only the wait for data and rest."""
     found: dict[str, float] = {}
     run_loop = run.run_loop
@@ -163,7 +163,7 @@ def measure(config: PretrainConfig, settings: Settings, *, with_parts: bool) -> 
     raise ValueError(f"the run ended before {settings.warmup + settings.steps} steps")
 
 
-def measure_row(settings: Settings, data: Path, runs: Path, *, workers: int, threads: int) -> Any:
+def measure_row(settings: Keys, data: Path, runs: Path, *, workers: int, threads: int) -> Any:
     """One row of the table: clips a second and the share of each part."""
     steps = settings.warmup + settings.steps + 1  # the last one is never reached
     words = [
@@ -209,9 +209,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
-    settings = parse(
-        Settings, argv, command="python benchmarks/pretrain.py", description=__doc__ or ""
-    )
+    settings = parse(Keys, argv, command="python benchmarks/pretrain.py", description=__doc__ or "")
     if settings is None:
         return 0
     logging.getLogger("ssmast").setLevel(logging.WARNING)

@@ -32,11 +32,11 @@ from ssmast.command import run_command
 from ssmast.evaluation.fitting import Part
 from ssmast.evaluation.linear import GRID, LR_GRID, fit_linear
 from ssmast.evaluation.metrics import get_metric
-from ssmast.settings import parse, setting
+from ssmast.settings import Settings, parse, setting
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     clips: int = setting(100_000, "clips of the training part")
@@ -55,7 +55,7 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
-    config = parse(Settings, argv, command="benchmarks/probe.py", description=__doc__ or "")
+    config = parse(Keys, argv, command="benchmarks/probe.py", description=__doc__ or "")
     if config is None:
         return 0
     if config.threads:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_parts(config: Settings) -> tuple[Part, Part, Part]:
+def make_parts(config: Keys) -> tuple[Part, Part, Part]:
     """Training, validation and test part, standardised on the first."""
     generator = torch.Generator().manual_seed(0)
     sizes = (config.clips, config.clips // 10, config.clips // 10)
@@ -89,7 +89,7 @@ def make_parts(config: Settings) -> tuple[Part, Part, Part]:
     return one, two, three
 
 
-def ours(config: Settings, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
+def ours(config: Keys, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
     """The whole grid at once."""
     on_device = [(x.to(config.device), y.to(config.device)) for x, y in parts]
     train, valid, test = on_device
@@ -107,7 +107,7 @@ def ours(config: Settings, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sklearns(config: Settings, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
+def sklearns(config: Keys, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
     """One fit for each C."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -134,7 +134,7 @@ def sklearns(config: Settings, parts: tuple[Part, Part, Part]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def table(config: Settings, rows: list[dict[str, Any]]) -> str:
+def table(config: Keys, rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
         f"{config.clips:,} x {config.dim} embeddings, {config.classes} classes, "
@@ -158,7 +158,7 @@ def table(config: Settings, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(config: Settings) -> dict[str, Any]:
+def machine(config: Keys) -> dict[str, Any]:
     """What was measured on."""
     return {
         "processor": platform.processor() or platform.machine(),

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import write_text
 from ssmast.evaluation.suite import ProbeConfig, run_suite
-from ssmast.settings import UsageError, parse, setting
+from ssmast.files import write_atomic
+from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.inputs import built_in_corpus
 
 logger = logging.getLogger(__name__)
@@ -59,14 +59,14 @@ PARTS: dict[str, dict[str, list[str]]] = {
 }
 
 
-@dataclass(kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
     """Keys of this benchmark."""
 
     pool: str = setting("", "audio to pretrain on, as `ssmast pretrain data=` takes it")
     data: str = setting("", "folder of labelled sets; empty, as pool: the built-in corpus")
     tasks: str = setting("all", "all or [a,b:label=COLUMN], as `ssmast probe` takes them")
-    parts: list[str] = setting(list(PARTS), "tables to make: modes, settings, long")
+    parts: list[str] = setting(list(PARTS), "tables to make", choices=PARTS)
     steps: int = setting(150, "optimiser steps of a row of modes and settings")
     long_steps: int = setting(3200, "steps of part long")
     seeds: int = setting(3, "pretraining seeds of a row of modes; settings have one")
@@ -86,14 +86,13 @@ class Run:
 
 def main(argv: list[str]) -> int:
     """Make the tables."""
-    settings = parse(Settings, argv, command="results.py", description=__doc__ or "")
+    settings = parse(Keys, argv, command="results.py", description=__doc__ or "")
     if settings is None:
         return 0
     if bool(settings.pool) != bool(settings.data):
         raise UsageError("pool= (audio to pretrain on) and data= (labelled sets) go together")
-    settings.data = settings.data or str(built_in_corpus(Path(settings.out)))
-    if unknown := set(settings.parts) - set(PARTS):
-        raise UsageError(f"parts must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    data = settings.data or str(built_in_corpus(Path(settings.out)))
+    settings = replace(settings, data=data)
     plan = {part: planned(settings, part) for part in settings.parts}
     # The long run first: the short ones fill the other places beside it.
     order = sorted(plan, key=lambda part: part != "long")
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> int:
     found = {part: scored(settings, part, rows) for part, rows in plan.items()}
     out = Path(settings.out) / "results.json"
     known = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    write_text(out, json.dumps({**known, **found}, indent=1) + "\n")
+    write_atomic(out, json.dumps({**known, **found}, indent=1) + "\n")
     tables = {part: table(rows) for part, rows in found.items()}
     for part, markdown in tables.items():
         sys.stdout.write(f"\n{part}\n\n{markdown}")
@@ -112,11 +111,11 @@ def main(argv: list[str]) -> int:
         text = page.read_text(encoding="utf-8")
         for part, markdown in tables.items():
             text = replaced(text, part, markdown)
-        write_text(page, text)
+        write_atomic(page, text)
     return 0
 
 
-def planned(settings: Settings, part: str) -> dict[str, list[Run]]:
+def planned(settings: Keys, part: str) -> dict[str, list[Run]]:
     """The pretraining runs of each row; rows with the same words share theirs."""
     steps = settings.long_steps if part == "long" else settings.steps
     seeds = {"modes": settings.seeds, "long": settings.long_seeds}.get(part, 1)
@@ -156,7 +155,7 @@ def pretrain(run: Run) -> None:
 
 
 def scored(
-    settings: Settings, part: str, rows: dict[str, list[Run]]
+    settings: Keys, part: str, rows: dict[str, list[Run]]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Row -> task -> result of each seed; the untrained encoder and log-mel statistics first."""
     first = next(iter(rows.values()))
@@ -184,10 +183,10 @@ def scored(
                     tasks=settings.tasks,
                     out=str(Path(settings.out) / "probe" / slug),
                     cache=str(Path(settings.out) / "embeddings"),
-                    baselines=False,
+                    baselines="false",
                 )
             )
-            for result in results:
+            for result in (one.to_dict() for one in results):
                 kept = (
                     "mean",
                     "ci95",

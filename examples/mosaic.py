@@ -10,21 +10,21 @@ python examples/mosaic.py show-views run=runs/mosaic out=views.png
 import sys
 from dataclasses import dataclass
 
-import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 
 import ssmast
+from ssmast.contrastive.monitors import matched_fraction
 from ssmast.settings import setting
 from ssmast.training.config import PretrainConfig
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MosaicConfig(PretrainConfig):
     """What the objective adds to the keys of `ssmast pretrain`."""
 
-    columns: float = setting(0.6, "fraction of the time columns that view 1 loses")
-    rows: float = setting(0.4, "fraction of the frequency rows that view 2 loses")
+    columns: float = setting(0.6, "fraction of the time columns that view 1 loses", range="[0, 1)")
+    rows: float = setting(0.4, "fraction of the frequency rows that view 2 loses", range="[0, 1)")
 
 
 class Mosaic(ssmast.Objective):
@@ -50,9 +50,8 @@ class Mosaic(ssmast.Objective):
     def loss(self, embeddings, targets, step):
         """Embeddings (G, 2, E) of all clips of the step."""
         p_1, p_2 = self.head(embeddings.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
-        found = torch.nn.functional.cosine_similarity(p_1[:, None], p_2, dim=2).argmax(dim=1)
-        right = (found == torch.arange(len(p_1), device=found.device)).float().mean()
-        return ssmast.StepLoss(loss=self.contrast(p_1, p_2), accuracy=right)
+        accuracy = matched_fraction(p_1, p_2)
+        return ssmast.StepLoss(loss=self.contrast(p_1, p_2), accuracy=accuracy)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Classifier: waveform -> class scores, from a fine-tuned encoder folder.
 
-The folder is an encoder folder whose backbone has a classification head; config.json says in
-`ssmast.info.classifier` what its outputs mean and how long a window it was trained on.
+The folder is an encoder folder whose backbone has a classification head; in config.json,
+`ssmast.info.classifier` holds the names of its classes and the length of its training windows.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.chunks import evaluating
+from ssmast.encoder.windows import evaluating
 
 
 class Outputs(NamedTuple):
@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
         return [len(classes) for _, classes in self.heads]
 
 
-class Windows(NamedTuple):
+class WindowScores(NamedTuple):
     """Scores along a clip.
 
     Attributes:
@@ -53,8 +53,8 @@ class Windows(NamedTuple):
 class Classifier:
     """Clips of any length through a network with a head; an `Embedder` whose vectors are scores.
 
-    A clip is seen through windows of the training's length, evenly spread over it; of their
-    probabilities the mean is taken. A shorter clip is seen as it is, as in training.
+    A clip is cut into windows of the training's length, evenly spread over it, and their
+    probabilities are averaged. A shorter clip is taken as it is, as in training.
 
     Args:
         network: log-mel (B, 1, F, T) -> logits (B, classes of all heads), with `lengths` where
@@ -95,7 +95,7 @@ class Classifier:
         return self.log_mel.samples(self.frames) / self.sample_rate
 
     def settings(self) -> dict[str, Any]:
-        """What besides the weights decides a score, plain JSON values."""
+        """Settings that decide a score beside the weights, plain JSON values."""
         return {
             "front_end": self.log_mel.settings(),
             "frames": self.frames,
@@ -115,13 +115,13 @@ class Classifier:
             Float32 (n, `dim`) on the CPU: log-probabilities of each head, or the logit of each
             class where clips may have several.
         """
-        pieces = self.each_window(waveforms, batch_seconds=batch_seconds)
-        return torch.stack([log_mean_probability(piece, self.outputs) for piece in pieces]).float()
+        clips = self.each_window(waveforms, batch_seconds=batch_seconds)
+        return torch.stack([log_mean_probability(clip, self.outputs) for clip in clips]).float()
 
     def each_window(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> list[Tensor]:
-        """What the network gives for the windows of each clip (S,), float32 (K, C) on the CPU."""
+        """Logits of the windows of each clip (S,), float32 (K, C) on the CPU."""
         starts = [self._starts(len(waveform)) for waveform in waveforms]
         windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
         logits = self._logits(waveforms, windows, batch_seconds=batch_seconds)
@@ -129,7 +129,7 @@ class Classifier:
 
     def windows(
         self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
-    ) -> Windows:
+    ) -> WindowScores:
         """Scores of one window after the other.
 
         Args:
@@ -144,8 +144,8 @@ class Classifier:
 
     def windows_and_whole(
         self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
-    ) -> tuple[Windows, Tensor]:
-        """What `windows` and `embed_clips` (C,) give, of a clip that is read once.
+    ) -> tuple[WindowScores, Tensor]:
+        """Results of `windows` and of `embed_clips` (C,), for a clip that is read once.
 
         Args:
             waveform: as `windows`, as all that follow.
@@ -160,11 +160,11 @@ class Classifier:
         windows = self._windows_at(along, logits[[at[start] for start in along]], len(waveform))
         return windows, whole.float()
 
-    def _windows_at(self, starts: list[int], logits: Tensor, samples: int) -> Windows:
+    def _windows_at(self, starts: list[int], logits: Tensor, samples: int) -> WindowScores:
         scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
         first = np.array(starts)
         last = np.minimum(first + self.log_mel.samples(self.frames), samples)
-        return Windows(first / self.sample_rate, last / self.sample_rate, scores.float())
+        return WindowScores(first / self.sample_rate, last / self.sample_rate, scores.float())
 
     def _hops(self, samples: int, hop_seconds: float) -> list[int]:
         """First sample of each window along a clip; the last one ends where the clip ends."""
@@ -256,7 +256,7 @@ def log_mean_probability(logits: Tensor, outputs: Outputs) -> Tensor:
 
     Returns:
         Log-probabilities of each head; for several labels the logit of each class. Worked out in
-        logarithms, so that very sure classes are told apart as well as others.
+        logarithms, so that probabilities near 0 and 1 keep their order.
     """
     logits = logits.double()
     if outputs.multi_label:
@@ -267,7 +267,7 @@ def log_mean_probability(logits: Tensor, outputs: Outputs) -> Tensor:
 
 
 def classifier_info(outputs: Outputs, *, frames: int, max_windows: int) -> dict[str, Any]:
-    """What a fine-tuned folder's config.json says of its head, plain JSON values."""
+    """The entry about the head in a fine-tuned folder's config.json, plain JSON values."""
     return {
         "heads": [{"name": name, "classes": classes} for name, classes in outputs.heads],
         "multi_label": outputs.multi_label,
@@ -290,10 +290,10 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
-    """The classifier that an encoder with a head is.
+    """A classifier from an encoder with a head.
 
     Raises:
-        ValueError: if its folder says nothing of a head.
+        ValueError: if its folder describes no head.
     """
     info = encoder.info.get("classifier") or {}
     try:

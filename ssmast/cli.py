@@ -8,27 +8,24 @@ from ssmast.command import run_command
 from ssmast.settings import UsageError
 from ssmast.version import __version__
 
-# name -> module with main(argv) -> int, and the line `ssmast --help` shows.
+# name -> module with main(argv) -> int, and the line that `ssmast --help` shows.
 COMMANDS = {
-    "doctor": ("ssmast.doctor", "is this machine ready? every problem with its cure"),
-    "demo": ("ssmast.demo", "the whole way in a few minutes, on sounds made here"),
-    "prepare": (
-        "ssmast.prepare.command",
-        "any audio -> shards with a manifest, for training at any size",
-    ),
+    "doctor": ("ssmast.doctor", "check this machine and installation; name each problem's cure"),
+    "demo": ("ssmast.demo", "pretrain, score and report in minutes, on audio made here"),
+    "prepare": ("ssmast.prepare.command", "pack audio into shards, or build a published data set"),
     "pretrain": ("ssmast.training.pretrain", "pretrain an encoder on unlabelled audio"),
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
-    "finetune": ("ssmast.training.finetune.command", "labels and an encoder -> a classifier"),
+    "finetune": ("ssmast.training.finetune.command", "train a classifier from an encoder"),
     "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
-    "predict": ("ssmast.predict", "top classes of any sound file, with timestamps"),
-    "embed": ("ssmast.retrieval.embed_files", "files -> embeddings (.npz, .parquet)"),
-    "index": ("ssmast.retrieval.index", "files or embeddings -> an index to search in"),
-    "search": ("ssmast.retrieval.search", "a sound -> the nearest ones of an index"),
-    "export": ("ssmast.export", "a run's encoder -> folder with model card, ONNX, the Hub"),
-    "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and draw them"),
-    "report": ("ssmast.report", "one HTML page from a run or from results"),
-    "show-views": ("ssmast.training.show_views", "draw the views that training makes of clips"),
-    "describe": ("ssmast.model.describe", "layers, parameters and MACs of a model"),
+    "predict": ("ssmast.predict", "classify sound files, with timestamps"),
+    "embed": ("ssmast.retrieval.embed_files", "compute embeddings of files (.npz, .parquet)"),
+    "index": ("ssmast.retrieval.index", "build a search index of files or embeddings"),
+    "search": ("ssmast.retrieval.search", "find the sounds in an index nearest to a sound"),
+    "export": ("ssmast.export", "write a run's encoder: folder, model card, ONNX, the Hub"),
+    "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and map them"),
+    "report": ("ssmast.report", "write one HTML page about runs and results"),
+    "show-views": ("ssmast.training.show_views", "draw the augmented views made in pretraining"),
+    "describe": ("ssmast.model.describe", "list layers, parameters and MACs of a model"),
 }
 
 
@@ -53,15 +50,16 @@ def _dispatch(name: str, argv: list[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name][0])
     except Exception as error:
-        error.add_note("`ssmast doctor` says what is wrong with this installation, and its cure")
+        error.add_note("`ssmast doctor` names what is wrong with this installation, and its cure")
         raise
     return module.main(argv)
 
 
 def _help() -> str:
-    lines = ["ssmast COMMAND [key=value ...]", "", "Commands (each explains its keys by --help):"]
+    lines = ["ssmast COMMAND [key=value ...]", "", "Commands (`ssmast COMMAND --help` lists keys):"]
     lines += [f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += ["", "Several processes: accelerate launch -m ssmast COMMAND [key=value ...]"]
+    several = "accelerate launch --multi_gpu --num_processes N -m ssmast COMMAND [key=value ...]"
+    lines += ["", "Several processes, on GPUs or CPUs:", f"  {several}"]
     return "\n".join(lines)
 
 

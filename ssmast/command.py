@@ -1,4 +1,4 @@
-"""What every command does around its work: log lines, errors for people, exit status."""
+"""What is common to all commands: logging, errors in one sentence, exit status."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from ssmast.settings import UsageError
 
 
 class StoppedError(BaseException):
-    """A signal asked the command to stop. As KeyboardInterrupt, it is nobody's to swallow."""
+    """A signal asked the command to stop. Like KeyboardInterrupt, it is no Exception."""
 
     def __init__(self, signal_number: int, outcome: str = "") -> None:
         self.signal_number = signal_number
@@ -28,7 +28,7 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
 
     Returns:
         0 if it worked; 2 for a wrong command line; 1 for wrong input; 130 / 143 after Ctrl-C /
-        SIGTERM; 141 where nobody reads what is printed. Errors of ours (anything else) keep their
+        SIGTERM; 141 if the output pipe was closed. Any other exception is a bug and keeps its
         traceback.
     """
     _repair_streams()
@@ -37,13 +37,13 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
         format="%(message)s",
         stream=sys.stderr,
     )
-    # Lines that every launch prints and nobody can act on.
+    # Messages of every launch that need no action.
     for noisy in ("torch.distributed.elastic", "faiss", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         os.getcwd()
-    except FileNotFoundError:  # oneMKL, for one, would end the process without a word of sense
-        return _say(name, "the folder that you are in was deleted; go to another one", status=1)
+    except FileNotFoundError:  # oneMKL, for one, would end the process without a clear message
+        return _say(name, "the current folder was deleted; change to another one", status=1)
     try:
         with _sigterm_raises():
             status = main(argv)
@@ -52,7 +52,7 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     except UsageError as error:
         return _say(name, error, status=2)
     except BrokenPipeError as error:
-        return 128 + signal.SIGPIPE if _nobody_reads() else _say(name, error, status=1)
+        return 128 + signal.SIGPIPE if _pipe_is_closed() else _say(name, error, status=1)
     except (ValueError, OSError) as error:
         return _say(name, error, status=1)
     except KeyboardInterrupt:
@@ -62,38 +62,38 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
 
 
 def _repair_streams() -> None:
-    """Give output somewhere to go: results of hours must not be lost over how they are printed."""
+    """Make every stream writable: results of hours must not be lost by printing them."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed by `>&-`; the next file would take its number
+        if getattr(sys, name) is None:  # closed by `>&-`; the next opened file would get its number
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks are spelled out
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that its encoding lacks are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of our output has gone, as `| head` does: no error of ours."""
+def _pipe_is_closed() -> bool:
+    """Whether the reader of the output has closed the pipe, as `| head` does."""
     try:
         number = sys.stdout.fileno()
     except OSError:
-        return False  # a stand-in, as tests have
+        return False  # a stream without a file, as in tests
     poll = select.poll()
     poll.register(number, 0)
     if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still held fails no second time
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # flushing must not fail again
     return True
 
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: through every `finally`."""
+    """Make SIGTERM end the command as Ctrl-C does: through every `finally`."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         raise StoppedError(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may ask for signals
+        yield  # only the main thread may handle signals
         return
     before = signal.signal(signal.SIGTERM, on_signal)
     try:
@@ -103,9 +103,9 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _leave(status: int) -> int:
-    """The status; but where a thread hangs in a read, leave at once, or Python would wait for it.
+    """The status; but exit at once if a thread does not end, since Python would wait for it.
 
-    A mount that went away can block a read for ever.
+    A mount that has gone away can block a read for ever.
     """
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
@@ -124,7 +124,7 @@ def _is_main_process() -> bool:
 def _say(name: str, message: object, *, status: int) -> int:
     text = str(message)
     if "Original Traceback (most recent call last):" in text:
-        # What a DataLoader's worker raised: its sentence is the last line, after the kind.
+        # Raised in a DataLoader's worker: the message is the last line, after the exception's name.
         text = text.strip().splitlines()[-1].partition(": ")[2]
     sys.stderr.write(f"{name}: {text}\n")
     return status

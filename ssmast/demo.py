@@ -1,8 +1,8 @@
-"""The whole way in a few minutes: make sounds, pretrain on them, score the encoder, draw a page.
+"""From audio to scores in a few minutes: make a corpus, pretrain on it, score the encoder, report.
 
-    ssmast demo [key=value ...]        any key of `ssmast pretrain`, over the smoke recipe
+    ssmast demo [key=value ...]        any key of `ssmast pretrain`, on top of the smoke recipe
 
-No data, no network, no GPU. The same command gives the same numbers.
+It needs no data, no network and no GPU. The same command gives the same numbers.
 """
 
 import logging

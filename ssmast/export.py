@@ -1,12 +1,11 @@
-"""A run's encoder for use elsewhere: folder, model card with scores, ONNX, the Hugging Face Hub.
+"""Export a run's encoder: folder, model card with scores, ONNX, the Hugging Face Hub.
 
-    ssmast export runs/mine out=encoder                      the teacher of the newest checkpoint
-    ssmast export runs/mine out=encoder network=student onnx=true int8=true
+    ssmast export runs/mine out=encoder                      the network that the run chose
+    ssmast export runs/mine out=encoder network=teacher onnx=true int8=true
     ssmast export runs/mine/encoder out=small pooling=mean   another pooling of an encoder folder
 
 A run that is not finished, or was broken off, is exported from its newest valid checkpoint; one of
-fine-tuning from its encoder/, head and classes included. objective=ssast has one network, its
-student.
+fine-tuning from its encoder/, head and classes included (in ONNX too: a second output).
 """
 
 import logging
@@ -21,8 +20,8 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
 from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
-from ssmast.report import read_results
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.report import read_probes
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
 from ssmast.training.init_weights import backbone_weights
@@ -33,27 +32,36 @@ from ssmast.version import __version__
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class ExportConfig:
-    """`ssmast export`: run -> encoder folder."""
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """`ssmast export`: a run to an encoder folder."""
 
-    run: str = setting("", "run folder, or an encoder folder")
-    out: str = setting("", "encoder folder to write")
-    network: str = setting("", "teacher or student; empty: the objective's usual one")
+    run: str = setting("", "run folder, or an encoder folder", required=True)
+    out: str = setting("", "encoder folder to write", required=True)
+    network: str = setting("", "network to export, such as student; empty: as the run says")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
-    pooling: str = setting("", "mean, mean+max, freq+max, of AST also cls; empty: the run's own")
-    layers: str = setting("", "last, stages or blocks; empty: the run's own")
-    chunk_seconds: float = setting(0.0, "longest piece of long audio; 0: the run's own")
+    pooling: str = setting(
+        "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"
+    )
+    layers: str = setting("", "layers that are pooled; empty: as the run says", choices=LAYERS)
+    window_seconds: float = setting(
+        0.0,
+        "longer audio is embedded in windows of this many seconds; 0: as the run says",
+        range="[0, inf)",
+    )
     scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
-    onnx: bool = setting(False, "write model.onnx, waveform -> embedding, checked in onnxruntime")
-    int8: bool = setting(False, "with onnx: model.int8.onnx too, and what that changes")
-    push: str = setting("", "upload to the Hugging Face Hub as org/name")
-    private: bool = setting(False, "with push: nobody else sees it")
+    onnx: bool = setting(
+        False, "also write model.onnx (waveform to embedding), compared with PyTorch"
+    )
+    int8: bool = setting(False, "with onnx: also write model.int8.onnx, and what that changes")
+    license: str = setting("", "licence of the weights for the card, such as apache-2.0")
+    datasets: list[str] = setting([], "names on the Hub of the training data, for the card")
+    push: str = setting("", "upload to the Hugging Face Hub as ORGANISATION/NAME")
+    private: bool = setting(False, "with push: as a private repository")
 
     def __post_init__(self) -> None:
-        """Refuse what no export can mean."""
-        if self.layers and self.layers not in LAYERS:
-            raise UsageError(f"layers must be one of {', '.join(LAYERS)}, got {self.layers!r}")
+        """Refuse keys that do not go together."""
+        super().__post_init__()
         if self.int8 and not self.onnx:
             raise UsageError("int8=true needs onnx=true")
 
@@ -70,8 +78,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.run or not config.out:
-        raise UsageError("usage: ssmast export RUN out=DIR; see `ssmast export --help`")
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
@@ -83,6 +89,8 @@ def main(argv: list[str]) -> int:
 def export(config: ExportConfig, encoder: Encoder) -> Path:
     """Write the encoder folder that the settings ask for; returns it."""
     out = Path(config.out)
+    stated = {"license": config.license, "datasets": list(config.datasets)}
+    encoder.info |= {key: value for key, value in stated.items() if value}
     encoder.info["scores"] = matching_scores(
         Path(config.scores) if config.scores else Path(config.run) / "probe", encoder
     )
@@ -104,14 +112,14 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     scores = len(encoder.info["scores"])
     logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
     if config.push:
-        from ssmast.encoder.card import push_to_hub
+        from ssmast.encoder.folder import push_to_hub
 
         logger.info("pushed: %s", push_to_hub(out, config.push, private=config.private))
     return out
 
 
 def find_encoder(config: ExportConfig) -> Encoder:
-    """The encoder that is asked for, from a checkpoint of the run or from an encoder folder.
+    """The encoder to export, from a checkpoint of the run or from an encoder folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -125,7 +133,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
     if is_encoder(run):
         return _of_folder(run, config)
     newest = newest_checkpoint(run / "checkpoints")
-    # Of fine-tuning the checkpoints hold what learns; what validated best is in the folder.
+    # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
     if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("objective")):
         if not is_encoder(run / "encoder"):
             raise FileNotFoundError(
@@ -166,7 +174,7 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
             f"checkpoints {__version__} does not read; export it with that version"
         )
     networks = list(state["encoders"])  # the usual one first
-    network = config.network or networks[0]
+    network = config.network or settings["export"]["network"] or networks[0]
     if network not in networks:
         raise ValueError(
             f"a run with objective={objective} has no {network}, only its "
@@ -200,7 +208,7 @@ def _of_weights(
         log_mel_of(front, mean=facts["mean"], std=facts["std"]),
         pooling=config.pooling or wanted["pooling"],
         layers=config.layers or wanted["layers"],
-        chunk_seconds=config.chunk_seconds or wanted["chunk_seconds"],
+        window_seconds=config.window_seconds or wanted["window_seconds"],
     )
     return encoder.eval()
 
@@ -217,15 +225,15 @@ def _of_folder(folder: Path, config: ExportConfig) -> Encoder:
     return found.variant(
         pooling=config.pooling,
         layers=config.layers,
-        chunk_seconds=config.chunk_seconds,
+        window_seconds=config.window_seconds,
         info={key: value for key, value in found.info.items() if key not in ("onnx", "scores")},
     )
 
 
 def matching_scores(folder: Path, encoder: Encoder) -> list[dict[str, Any]]:
-    """Probe results in a folder that are of this very encoder: weights, pooling, layers."""
+    """Probe results in a folder for exactly this encoder: weights, pooling, layers."""
     kept, others, sha256 = [], 0, encoder.sha256
-    for result in read_results(folder):
+    for result in (probe.to_dict() for probe in read_probes(folder)):
         same = (
             result.get("encoder_sha256") == sha256
             and result.get("pooling", encoder.pooling) == encoder.pooling

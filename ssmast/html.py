@@ -1,10 +1,10 @@
-"""Pieces of a page: escaped text, sections, tables, and the document around them."""
+"""HTML pages: escaped text, sections, tables, tiles, pictures, and the document around them."""
 
 import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -28,12 +28,37 @@ def details(title: str, body: str, *, is_open: bool = False) -> str:
     return f"<details{state}><summary>{text(title)}</summary>{body}</details>" if body else ""
 
 
+def table(
+    rows: Iterable[Sequence[object]],
+    *,
+    head: Sequence[object] = (),
+    first_is_head: bool = False,
+    name: str = "",
+    style: str = "",
+) -> str:
+    """A table that scrolls sideways where it is wider than the page; nothing without a row.
+
+    Args:
+        rows: cells of each, escaped here.
+        head: cells of the first row.
+        first_is_head: the first cell of every row names it.
+        name: for screen readers.
+        style: class of the table.
+    """
+    lines = [_table_row(head, "th", "th")] if head else []
+    body = [_table_row(row, "th" if first_is_head else "td", "td") for row in rows]
+    if not body:
+        return ""
+    kind = f' class="{style}"' if style else ""
+    label = f' role="region" aria-label="{text(name)}"' if name else ""
+    return (
+        f'<div class="wide" tabindex="0"{label}><table{kind}>{"".join(lines + body)}</table></div>'
+    )
+
+
 def key_table(values: dict[str, Any]) -> str:
     """Nested settings as rows of dotted key and value."""
-    rows = "".join(
-        f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in _flat(values)
-    )
-    return f'<div class="wide"><table>{rows}</table></div>' if rows else ""
+    return table(_flat(values), first_is_head=True)
 
 
 def tiles(values: dict[str, str]) -> str:
@@ -70,16 +95,24 @@ def page(title: str, *sections: str, scripts: Sequence[str] = ()) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{asset('report.css')}</style></head>\n<body>\n"
+        f"<title>{text(title)}</title>\n<style>{_style()}</style></head>\n<body>\n"
         f"<h1>{text(title)}</h1>\n"
         + "\n".join(filter(None, sections))
         + f"\n{code}</body></html>\n"
     )
 
 
-def asset(name: str) -> str:
-    """A file of this package as text."""
-    return resources.files("ssmast.report").joinpath(name).read_text(encoding="utf-8")
+def _table_row(cells: Sequence[object], first: str, other: str) -> str:
+    tags = [first] + [other] * (len(cells) - 1)
+    return (
+        "<tr>"
+        + "".join(f"<{tag}>{text(c)}</{tag}>" for tag, c in zip(tags, cells, strict=True))
+        + "</tr>"
+    )
+
+
+def _style() -> str:
+    return resources.files("ssmast").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def _sha256(script: str) -> str:

@@ -1,11 +1,11 @@
-"""Top classes of sound files, over each whole file and along it.
+"""Classify sound files: top classes of each whole file and of its windows.
 
     ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
     ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv
 
-A file is looked at through windows as long as those of the training; `hop` moves them by so many
-seconds. Text has the whole file first, then window by window. A file that cannot be read is named
-on the way, and the status is then 1.
+A file is cut into windows as long as those of the training, `hop` seconds apart. Text has the
+whole file first, then window by window. A file that cannot be read is named in a warning, and the
+exit status is then 1.
 """
 
 import csv
@@ -23,34 +23,32 @@ from torch import Tensor
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import ANY, SHARE, UsageError, in_range, named_files, parse, setting
+from ssmast.settings import Settings, UsageError, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("text", "json", "csv")
 
 
-@dataclass
-class PredictConfig:
-    """`ssmast predict FILES...`: sound files -> classes."""
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Settings):
+    """`ssmast predict FILES...`: sound files to classes."""
 
-    encoder: str = setting("", "fine-tuned encoder folder, or its run folder")
-    top: int = setting(5, "classes named of each head; 0: all")
-    hop: float = setting(0.0, "seconds from one window to the next; 0: a window's length")
-    threshold: float = setting(0.0, "leave out classes below this probability")
-    format: str = setting("text", "text, json or csv")
+    encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
+    top: int = setting(5, "classes printed for each head; 0: all", range="[0, inf)")
+    hop: float = setting(
+        0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
+    )
+    threshold: float = setting(0.0, "leave out classes of a lower probability", range="[0, 1]")
+    format: str = setting("text", "format of the output", choices=FORMATS)
     out: str = setting("", "file to write; empty: the terminal")
-    batch_seconds: float = setting(20.0, "audio that goes through the network at once")
-
-    def __post_init__(self) -> None:
-        """Refuse what no call can mean."""
-        if self.format not in FORMATS:
-            raise UsageError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        in_range(self, {"top": ANY, "hop": ANY, "threshold": SHARE, "batch_seconds": ANY})
+    batch_seconds: float = setting(
+        20.0, "seconds of audio that go through the network at once", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
-    """`ssmast predict`: files among the words are what is looked at."""
+    """`ssmast predict`: words without = are files."""
     files = named_files(argv)
     words = [word for word in argv if word not in files]
     config = parse(
@@ -58,8 +56,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.encoder:
-        raise UsageError("encoder= is missing; give a fine-tuned encoder folder")
     if not files:
         raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
     if config.out and not Path(config.out).absolute().parent.is_dir():
@@ -120,7 +116,7 @@ def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list
     Args:
         scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
         outputs: what they mean.
-        config: how many.
+        config: how many of them, and from which probability on.
     """
     rows = []
     for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a long job: a bar on a terminal, elsewhere a log line every few seconds."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ class Progress:
     """Counts clips towards `total`.
 
     Args:
-        title: what is done.
+        title: of the job.
         total: clips.
         enabled: False on all but the main process.
         plain_every: seconds between plain lines.
@@ -31,7 +31,7 @@ class Progress:
         )
 
     def advance(self, clips: int) -> None:
-        """So many more are done."""
+        """Count clips that are done."""
         self._done += clips
         self._bar.update(clips)
         now = time.monotonic()
@@ -45,7 +45,7 @@ class Progress:
             )
 
     def __enter__(self) -> "Progress":
-        """The bar stands already."""
+        """The bar is shown already."""
         return self
 
     def __exit__(
@@ -54,5 +54,5 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()

@@ -1,10 +1,9 @@
-"""Typed `key=value` settings: one dataclass is the schema, the help text and the file format.
+"""Typed `key=value` settings: one dataclass is the schema, the checks, the help and the recipe.
 
-A command is `parse(Schema, argv)`. Values come, later ones winning, from the defaults of the
-dataclass, from a recipe (YAML, safely loaded), and from `key=value` words.
-yaml and omegaconf are imported where they are used, so that `ssmast doctor` starts without them.
-
-Settings that no run can mean, refused in one sentence before any audio is read.
+A command is `parse(Schema, argv)`, where Schema is a frozen dataclass under `Settings` whose fields
+are made by `setting`. Values come, later ones winning, from the defaults, a recipe (YAML, safely
+loaded), and `key=value` words. What `setting` says of a field is checked wherever a Schema is made:
+by `parse`, in Python, by `dataclasses.replace`. `ssmast doctor` must start without yaml.
 """
 
 import dataclasses
@@ -13,28 +12,23 @@ import functools
 import math
 import operator
 import os
-import re
+import shutil
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-if typing.TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-Schema = TypeVar("Schema")
-
-
-class UsageError(ValueError):
-    """The command line or a recipe asks for something that does not exist; exit status 2."""
-
+AUTO = "auto"
+"""The word for a value that is left open (None) until what decides it is known."""
 
 RENAMED = {
     "method": "objective",
     "max_bad_share": "max_bad_fraction",
+    "chunk_seconds": "window_seconds",
+    "export.chunk_seconds": "export.window_seconds",
     "optim.accumulate": "optim.gradient_accumulation_steps",
     "optim.clip_norm": "optim.max_grad_norm",
     "optim.between": "optim.wise_ft_alphas",
@@ -44,83 +38,144 @@ RENAMED = {
 }
 """Keys of 0.1.0 -> their names now. An old one is refused with the new one, not read."""
 
+Schema = TypeVar("Schema")
 
-def refuse_renamed(keys: Iterable[str], *, where: str) -> None:
-    """Refuse settings that an older version wrote.
 
-    Args:
-        keys: dotted names.
-        where: what holds them, for the message.
+class UsageError(ValueError):
+    """The command line or a recipe asks for something that does not exist; exit status 2."""
 
-    Raises:
-        UsageError: naming the first that has another name now.
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a schema.
+
+    Attributes:
+        type: int, float, bool, str, a list of one of them, or a union with None.
+        default: its value where nothing is said.
+        help: what it means, one sentence without a capital.
+        range: numbers that it may be, as intervals and numbers joined by " or ": "[0, 1)" is at
+            least 0 and below 1, "0 or [2, inf)" is 0 or at least 2. Of a list: each of its numbers.
+        choices: words that it may be; the empty default too. Of a list: each of its words.
+        length: how many values a list must hold; 0 for any number.
+        required: `parse` refuses an empty value.
+        auto: None is a value, written `auto`, of what is decided later.
     """
-    for key in keys:
-        if key in RENAMED:
-            raise UsageError(f"{key} in {where} is now {RENAMED[key]}; write it so")
+
+    type: Any
+    default: Any
+    help: str
+    range: str = ""
+    choices: tuple[str, ...] = ()
+    length: int = 0
+    required: bool = False
+    auto: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """What it may be, in words: "at least 0", "one of a, b, c"; empty for anything."""
+        named = [choice for choice in self.choices if choice]
+        words = " or ".join(named) if len(named) < 3 else f"one of {', '.join(named)}"
+        words = _in_words(self.range) if self.range else words
+        if self.length:
+            words = f"{self.length} numbers{', each ' if words else ''}{words}"
+        return f"{words} or {AUTO}" if words and self.auto else words
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be this value: the type, range, choices and length; NaN is no number."""
+        try:
+            if value is None or _convert(value, _without_none(self.type)) != value:
+                return value is None and self.auto
+        except (TypeError, ValueError):
+            return False
+        values = value if isinstance(value, list) else [value]
+        if self.range and not all(_is_in(self.range, number) for number in values):
+            return False
+        if self.choices and value != self.default and not set(values) <= set(self.choices):
+            return False
+        return not self.length or len(values) == self.length
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied per instance.
+def setting(
+    default: Any,
+    help: str = "",
+    *,
+    range: str = "",
+    choices: Iterable[str] = (),
+    length: int = 0,
+    required: bool = False,
+    auto: bool = False,
+) -> Any:
+    """A dataclass field that is a key, see `Key`; or, of a dataclass, a section of keys.
 
-    A field of type `float | None` and the like may be left open by the word `auto`.
+    >>> import dataclasses
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Example(Settings):
+    ...     rate: float = setting(0.2, "fraction of patches dropped", range="[0, 1)")
+    >>> Example(rate=1.0)
+    Traceback (most recent call last):
+    ssmast.settings.UsageError: rate must be at least 0 and below 1, got 1.0
     """
-    metadata = {"help": help}
-    if dataclasses.is_dataclass(default) and isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default)
+    facts = {"help": help, "range": range, "choices": tuple(choices), "length": length}
+    facts |= {"required": required, "auto": auto}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
+    return dataclasses.field(default=default, metadata=facts)
 
 
-def flat_fields(schema: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
-    """Every leaf of a nested dataclass by its dotted name, in the order of its definition."""
-    leaves: dict[str, dataclasses.Field[Any]] = {}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every schema is: frozen, and never outside of what its fields allow."""
+
+    def __post_init__(self) -> None:
+        """Refuse by a `UsageError` the first key that is not what it may be."""
+        for name, key in flat_fields(type(self)).items():
+            value = operator.attrgetter(name)(self)
+            shown = repr(value) if isinstance(value, str) else value
+            require(key.allows(value), name, shown, key.wanted or _type_name(key))
+
+
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Refuse a setting that is not what was wanted by a `UsageError` that names both."""
+    if not holds:
+        raise UsageError(f"{key} must be {wanted}, got {value}")
+
+
+@functools.cache
+def flat_fields(schema: type, prefix: str = "") -> dict[str, Key]:
+    """Every key of a schema by its dotted name, in the order of its definition."""
+    keys: dict[str, Key] = {}
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        kind = hints[field.name]
+        kind, factory = hints[field.name], field.default_factory
         if dataclasses.is_dataclass(kind):
-            leaves |= flat_fields(typing.cast(type, kind), f"{prefix}{field.name}.")
+            keys |= flat_fields(typing.cast(type, kind), f"{prefix}{field.name}.")
         else:
-            field.type = kind
-            leaves[prefix + field.name] = field
-    return leaves
+            default = field.default if factory is dataclasses.MISSING else factory()
+            keys[prefix + field.name] = Key(kind, default, **field.metadata)
+    return keys
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The settings as plain nested dicts, lists, numbers and strings; `auto` where left open."""
+    return dataclasses.asdict(
+        settings, dict_factory=lambda items: {k: AUTO if v is None else v for k, v in items}
+    )
 
 
 def to_yaml(settings: Any) -> str:
     """The settings as YAML, every key written out, as a recipe holds them."""
     import yaml
 
-    tree = to_dict(settings)
-    for name, field in flat_fields(type(settings)).items():
-        *parents, key = name.split(".")
-        branch = functools.reduce(operator.getitem, parents, tree)
-        if branch[key] is None and _may_be_open(field):
-            branch[key] = "auto"
-    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
-
-
-def to_dict(settings: Any) -> dict[str, Any]:
-    """The settings as plain nested dicts, lists, numbers and strings."""
-    return dataclasses.asdict(settings)
+    return yaml.safe_dump(to_dict(settings), allow_unicode=True, sort_keys=False)
 
 
 def to_words(settings: Any) -> list[str]:
     """The `key=value` words that make these settings out of the defaults."""
-    import yaml
-
-    usual, words = flatten(to_dict(type(settings)())), []
-    for key, value in flatten(to_dict(settings)).items():
-        if value != usual[key]:
-            text = (
-                value
-                if isinstance(value, str)
-                else yaml.safe_dump(value, default_flow_style=True, width=10**9)
-                .removesuffix("...\n")
-                .strip()
-            )
-            words.append(f"{key}={text}")
-    return words
+    keys = flat_fields(type(settings))
+    values = {name: operator.attrgetter(name)(settings) for name in keys}
+    return [f"{k}={_as_text(v)}" for k, v in values.items() if v != keys[k].default]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,8 +199,6 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: if there is no such recipe, or it is not a plain mapping.
     """
-    import yaml
-
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = folder / f"{name}.yaml"
@@ -153,14 +206,12 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UsageError(f"recipe {name!r} was not found; give a .yaml file or one of: {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"recipe {path} cannot be read as plain YAML: {reason}") from error
+        content = _from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"recipe {path} cannot be read as plain YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(
-            f"recipe {path} must hold `key: value` lines, got {type(content).__name__}"
-        )
+        kind = type(content).__name__
+        raise UsageError(f"recipe {path} must hold `key: value` lines, got {kind}")
     return content
 
 
@@ -178,7 +229,7 @@ def parse(
     """Settings from `key=value` words; None when `--help` or `--print-config` was all.
 
     Args:
-        schema: dataclass whose fields (made by `setting`) name, type and explain every key.
+        schema: frozen dataclass whose fields (made by `setting`) name, check and explain every key.
         argv: words after the command.
         command: what the user typed, for messages.
         description: shown above the keys by `--help`.
@@ -188,38 +239,32 @@ def parse(
         dry_run: the command knows `--dry-run`; see `wants_dry_run`.
 
     Raises:
-        UsageError: for an unknown key (naming the nearest), a value of the wrong type, a word
-            without `=`, or an unknown flag.
+        UsageError: for an unknown key (naming the nearest), a value of the wrong type or out of
+            range, a required key that is empty, a word without `=`, or an unknown flag.
     """
-    from omegaconf import OmegaConf
-
-    leaves = flat_fields(schema)
+    keys = flat_fields(schema)
     if {"-h", "--help"} & set(argv):
         flags = "[--print-config] [--dry-run]" if dry_run else "[--print-config]"
-        usage = f"{command} [key=value ...] {flags}"
-        sys.stdout.write(_help(leaves, schema, usage=usage, description=description))
+        word = f" [{positional.upper()}]" if positional else ""
+        usage = f"{command}{word} [key=value ...] {flags}"
+        sys.stdout.write(_help(schema, usage=usage, description=description))
         return None
     words, flags = _split_words(argv, command=command, positional=positional)
     if "--dry-run" in flags and not dry_run:
-        raise UsageError(f"`{command}` has no --dry-run; leave the word out")
-    layers: list[dict[str, Any]] = []
-    if recipes is not None:
-        recipe = words.get("recipe", default_recipe)
-        if recipe:
-            layers.append({**load_recipe(recipe, recipes), "recipe": recipe})
-    config = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(config, False)
-    for layer in layers:
-        flat = flatten(layer)
-        _check_keys(flat, leaves, where="the recipe")
-        flat = {k: None if v == "auto" and _may_be_open(leaves[k]) else v for k, v in flat.items()}
-        config = _merge(config, flat, where="the recipe")
-    values = {key: _value(key, text, leaves, command=command) for key, text in words.items()}
-    config = _merge(config, values, where=f"`{command}`")
-    settings = typing.cast(Schema, OmegaConf.to_object(config))
+        raise UsageError(f"`{command}` has no --dry-run; leave it out")
+    values: dict[str, Any] = {}
+    recipe = words.get("recipe", default_recipe) if recipes else ""
+    if recipes and recipe:
+        flat = flatten({**load_recipe(recipe, recipes), "recipe": recipe})
+        values |= _converted(flat, keys, where="the recipe")
+    values |= _converted(words, keys, where=f"`{command}`", as_yaml=True)
+    settings = _made(schema, values)
     if "--print-config" in flags:
         sys.stdout.write(to_yaml(settings))
         return None
+    for name, key in keys.items():
+        if key.required and not operator.attrgetter(name)(settings):
+            raise UsageError(f"{name}= is missing; wanted: {key.help}; see `{command} --help`")
     return settings
 
 
@@ -233,6 +278,13 @@ def named_files(argv: list[str]) -> list[str]:
     return [w for w in argv if os.path.isfile(w) or not (w.startswith("-") or "=" in w)]
 
 
+def refuse_renamed(names: Iterable[str], *, where: str) -> None:
+    """Refuse dotted keys of an older version by a `UsageError` that names `where` they are."""
+    for name in names:
+        if name in RENAMED:
+            raise UsageError(f"{name} in {where} is now {RENAMED[name]}; use that name")
+
+
 def _split_words(
     argv: list[str], *, command: str, positional: str = ""
 ) -> tuple[dict[str, str], set[str]]:
@@ -241,154 +293,162 @@ def _split_words(
     for word in argv:
         if word in {"--print-config", "--dry-run"}:
             flags.add(word)
-        elif (
-            positional and positional not in words and not word.startswith("-") and "=" not in word
-        ):
+        elif not word.startswith("-") and "=" in word:
+            key, _, words[key] = word.partition("=")
+        elif positional and positional not in words and not word.startswith("-"):
             words[positional] = word
-        elif word.startswith("-") or "=" not in word:
+        else:
             bare = word.lstrip("-")
             hint = f"write {bare}" if "=" in bare.strip("=") else f"see `{command} --help`"
-            raise UsageError(
-                f"`{command}` takes key=value words without spaces, got {word!r}; {hint}"
-            )
-        else:
-            key, _, text = word.partition("=")
-            words[key] = text
+            said = f"`{command}` takes key=value words without spaces, got {word!r}"
+            raise UsageError(f"{said}; {hint}")
     return words, flags
 
 
-def _check_keys(
-    flat: dict[str, Any], leaves: dict[str, dataclasses.Field[Any]], *, where: str
-) -> None:
-    for key in flat:
-        if key not in leaves:
-            if RENAMED.get(key) in leaves:
-                refuse_renamed([key], where=where)
-            # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
-            tails = {name.rpartition(".")[2]: name for name in leaves}
-            near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)
-            near = near or [
-                tails[t] for t in difflib.get_close_matches(key, tails, n=1, cutoff=0.6)
-            ]
-            hint = f"; did you mean {near[0]!r}?" if near else "; --help lists the keys"
-            raise UsageError(f"unknown key {key!r} in {where}{hint}")
-
-
-def _value(key: str, text: str, leaves: dict[str, dataclasses.Field[Any]], *, command: str) -> Any:
-    import yaml
-
-    _check_keys({key: text}, leaves, where=f"`{command}`")
-    kind: Any = leaves[key].type
-    if kind is str:
-        return text  # a path may hold any character, so YAML must not read it
-    if isinstance(kind, types.UnionType):
-        (kind,) = set(typing.get_args(kind)) - {types.NoneType}
-        if text in ({"", "null", "none"} if kind is str else {"auto"}):
-            return None
-        if kind is str:
-            return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{key}={text} cannot be read as a value") from error
-    if isinstance(value, str) and kind in (int, float):
-        try:  # YAML reads 1e-3 without a dot as text
-            value = float(value)
-        except ValueError:
-            return value
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _merge(config: "DictConfig", flat: dict[str, Any], *, where: str) -> "DictConfig":
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    for key, value in flat.items():
-        if isinstance(value, list) and isinstance(OmegaConf.select(config, key), str):
-            # A mixture written out in a recipe: kept as the text that a command line would hold.
-            value = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
-        if isinstance(value, float) and math.isnan(value):
-            raise UsageError(f"{key}={value} in {where} does not fit: it is no number")
-        if isinstance(value, str):
-            value = _taken_literally(value)
-        try:
-            OmegaConf.update(config, key, value)
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{key}={value} in {where} does not fit: {reason}") from error
-    return config
-
-
-def _taken_literally(text: str) -> str:
-    """The text with every `${` escaped: omegaconf would put another key, or a variable, there."""
-    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
-
-
-def _may_be_open(field: dataclasses.Field[Any]) -> bool:
-    kinds = typing.get_args(field.type)
-    return isinstance(field.type, types.UnionType) and str not in kinds
-
-
-def _type_name(kind: Any) -> str:
-    if isinstance(kind, types.UnionType):
-        return str(kind).replace("None", "auto")
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-
-
-def _help(
-    leaves: dict[str, dataclasses.Field[Any]], schema: type, *, usage: str, description: str
-) -> str:
-    defaults = flatten(dataclasses.asdict(schema()))
-    lines = [usage, "", description.strip(), ""]
-    width = max(len(name) for name in leaves)
-    for name, field in leaves.items():
-        default = defaults.get(name)
-        default = "auto" if default is None and _may_be_open(field) else default
-        shown = "" if default in ("", None, []) else f" [{default}]"
-        text = field.metadata.get("help", "")
-        lines.append(f"  {name:<{width}}  {text}{shown} ({_type_name(field.type)})")
-    return "\n".join(lines) + "\n"
-
-
-SHARE, ANY, COUNT = (0.0, 1.0), (0.0, math.inf), (1.0, math.inf)
-"""Ranges for `in_range`: a share of a whole; any number that is not negative; one or more."""
-
-
-def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a setting that is not what was wanted.
-
-    Raises:
-        UsageError: naming both.
-    """
-    if not holds:
-        raise UsageError(f"{key} must be {wanted}, got {value}")
-
-
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of those allowed.
-
-    Raises:
-        UsageError: naming them.
-    """
-    require(value in allowed, key, repr(value), " or ".join(allowed))
-
-
-def in_range(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse numbers out of their range; NaN is out of every one.
+def _converted(
+    flat: Mapping[str, Any], keys: dict[str, Key], *, where: str, as_yaml: bool = False
+) -> dict[str, Any]:
+    """The values in the types of their keys.
 
     Args:
-        settings: a dataclass of them.
-        ranges: dotted key -> smallest and largest; of a list, of each of its numbers. A key that
-            is left open (None) has none.
-
-    Raises:
-        UsageError: naming the first that is not.
+        flat: values by their dotted names.
+        keys: of the schema.
+        where: what holds them, for messages.
+        as_yaml: read them as YAML, except text: a path may hold any character.
     """
-    for key, (low, high) in ranges.items():
-        value = attrgetter(key)(settings)
-        numbers = value if isinstance(value, list) else [] if value is None else [value]
-        wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        require(all(low <= number <= high for number in numbers), key, value, wanted)
+    values = {}
+    for name, value in flat.items():
+        if name not in keys:
+            refuse_renamed([name] if RENAMED.get(name) in keys else [], where=where)
+            # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
+            tails = {known.rpartition(".")[2]: known for known in keys} | {k: k for k in keys}
+            near = difflib.get_close_matches(name, tails, n=1)
+            hint = f"; did you mean {tails[near[0]]!r}?" if near else "; --help lists the keys"
+            raise UsageError(f"unknown key {name!r} in {where}{hint}")
+        key = keys[name]
+        try:
+            plain = _from_yaml(value) if as_yaml and key.type is not str else value
+            is_open = key.auto and plain == AUTO
+            values[name] = None if is_open else _convert(plain, _without_none(key.type))
+        except (TypeError, ValueError) as error:
+            reason = f"does not fit: wanted {_type_name(key)}"
+            raise UsageError(f"{name}={value} in {where} {reason}") from error
+    return values
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """The value as int, float, bool, str, or list of those; TypeError, ValueError if it is none."""
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [_convert(item, *typing.get_args(kind)) for item in value]
+    if kind is str and isinstance(value, list):
+        return _as_text(value)  # a mixture written out in a recipe: text as on a command line
+    if kind is bool and isinstance(value, bool):
+        return value
+    # YAML reads yes, no, on and off as truth values: which word it was is lost.
+    if kind not in (str, int, float) or value is None or isinstance(value, bool | list | dict):
+        raise TypeError
+    if kind is str:
+        return str(value)
+    number = float(value)  # YAML reads 1e-3 without a dot as text
+    if math.isnan(number) or (kind is int and not number.is_integer()):
+        raise ValueError
+    return kind(value if isinstance(value, int) else number)
+
+
+def _made(schema: type[Schema], values: dict[str, Any], prefix: str = "") -> Schema:
+    hints, found = typing.get_type_hints(schema), {}
+    for field in dataclasses.fields(typing.cast(Any, schema)):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            found[field.name] = _made(hints[field.name], values, f"{name}.")
+        elif name in values:
+            found[field.name] = values[name]
+    return schema(**found)
+
+
+def _as_text(value: Any) -> str:
+    """A value as a word of the command line holds it."""
+    if value is None or isinstance(value, str):
+        return AUTO if value is None else value
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _from_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).replace("\n", " ")) from error
+
+
+def _without_none(kind: Any) -> Any:
+    """X of `X | None`."""
+    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+
+
+def _intervals(range: str) -> Iterator[tuple[str, str, str, str]]:
+    for part in range.split(" or "):
+        if part[0] in "[(":
+            low, high = part[1:-1].split(", ")
+            yield part[0], low, high, part[-1]
+        else:
+            yield "[", part, part, "]"
+
+
+def _is_in(range: str, number: float) -> bool:
+    return any(
+        (float(low) <= number if left == "[" else float(low) < number)
+        and (number <= float(high) if right == "]" else number < float(high))
+        for left, low, high, right in _intervals(range)
+    )
+
+
+def _in_words(range: str) -> str:
+    """A range as people say it.
+
+    >>> [_in_words(each) for each in ("[0, inf)", "(0, 1)", "[0, 1]", "0 or [2, inf)")]
+    ['at least 0', 'above 0 and below 1', 'from 0 to 1', '0 or at least 2']
+    """
+    said = []
+    for left, low, high, right in _intervals(range):
+        above = f"{'at least' if left == '[' else 'above'} {low}"
+        below = "" if high == "inf" else f" and {'at most' if right == ']' else 'below'} {high}"
+        closed = low if low == high else f"from {low} to {high}"
+        said.append(closed if left + right == "[]" else above + below)
+    return " or ".join(said)
+
+
+def _type_name(key: Key) -> str:
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    lists = {list[str]: "[a, 'no']", list[int]: "[1, 2]", list[float]: "[0.5, 1]"}
+    kind = _without_none(key.type)
+    name = plain[kind] if kind in plain else f"a list such as {lists[kind]}"
+    return name + (f" or {AUTO}" if key.auto else "")
+
+
+def _help(schema: type, *, usage: str, description: str) -> str:
+    """Usage, description, and of each key its meaning, what it may be, and its default."""
+    keys, hints = flat_fields(schema), typing.get_type_hints(schema)
+    lines, section = [usage, "", description.strip(), ""], ""
+    margin = 4 + min(28, max(len(name) for name in keys))
+    wrapper = textwrap.TextWrapper(
+        width=max(80, min(120, shutil.get_terminal_size((100, 24)).columns)),
+        subsequent_indent=" " * margin, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    for name, key in sorted(keys.items(), key=lambda item: "." in item[0]):  # sections last
+        if name.rpartition(".")[0] != section:
+            section = name.rpartition(".")[0]
+            about = (hints[section].__doc__ or "").splitlines()[0]
+            lines += ["", f"  {section}: {about}"]
+        kind = _type_name(key).partition(" such as")[0].removeprefix("a ")
+        if key.wanted:
+            kind = key.wanted if key.choices else f"{kind.partition(' or ')[0]}, {key.wanted}"
+        default = "" if key.default in ("", []) else f"; default {_as_text(key.default)}"
+        facts = f"[{kind}{'; required' if key.required else default}]"
+        wrapper.initial_indent = f"  {name}  ".ljust(margin)
+        lines += wrapper.wrap(f"{key.help} {facts}")
+    return "\n".join(lines) + "\n"

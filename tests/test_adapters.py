@@ -18,7 +18,7 @@ from tests.encoder.test_encoder import RATE, make_encoder, noise
 @pytest.fixture(scope="module", params=["mast_nano", "ast_nano"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "encoder"
-    make_encoder(request.param, chunk_seconds=1.5).save(folder)
+    make_encoder(request.param, window_seconds=1.5).save(folder)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_xares_makes_an_encoder_without_arguments(folder):
 
 def test_xares_keeps_what_two_encoders_give_apart(folder, tmp_path):
     ours = load_encoder(folder)
-    ours.variant(chunk_seconds=0.7).save(tmp_path / "shorter")
+    ours.variant(window_seconds=0.7).save(tmp_path / "shorter")
     ours.variant(pooling="mean").save(tmp_path / "pooled")
     paths = [folder, folder, tmp_path / "shorter", tmp_path / "pooled"]
     names = [type(xares_encoder(path)()).__name__ for path in paths]

@@ -32,7 +32,7 @@ def test_shapes_are_those_of_the_papers_table(attention):
 
 
 def test_calls_that_differ_are_not_timed(attention):
-    settings = attention.Settings(runs=1)
+    settings = attention.Keys(runs=1)
     calls = {"first": torch.sin, "second": torch.cos}
     with pytest.raises(ValueError, match=r"second differs by 1\.0e"):
         attention.measured(calls, [torch.zeros(3)], settings, backward=False)

@@ -1,12 +1,21 @@
 """What stands around every command: where its output goes, and its exit status."""
 
+import ast
+import logging
+import os
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+import ssmast
 from ssmast.command import run_command
 from ssmast.settings import UsageError
+from ssmast.training import pretrain
+from tests.training.processes import SMALL, write_tones
 
 _PRINTS = (
     "import sys\n"
@@ -58,7 +67,7 @@ def test_a_working_folder_that_was_deleted_is_said(tmp_path, monkeypatch, capsys
     (tmp_path / "gone").rmdir()
     assert run_command(lambda argv: pytest.fail("begun"), [], name="ssmast test") == 1
     said = capsys.readouterr().err
-    assert said == "ssmast test: the folder that you are in was deleted; go to another one\n"
+    assert said == "ssmast test: the current folder was deleted; change to another one\n"
 
 
 def test_another_broken_pipe_is_an_error(capsys):
@@ -76,3 +85,41 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert "unknown command 'prob'; did you mean 'probe'?" in capsys.readouterr().err
     with pytest.raises(UsageError, match="unknown command 'zzz'; the commands are doctor"):
         cli._dispatch("zzz", [])
+
+
+def test_a_misspelt_name_is_an_error_for_people_and_for_type_checkers():
+    with pytest.raises(AttributeError, match="no attribute 'load_encodr'; did you mean 'load_enc"):
+        ssmast.load_encodr  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    # A module's __getattr__ that a type checker sees makes every name one of Any.
+    tree = ast.parse(Path(ssmast.__file__).read_text(encoding="utf-8"))
+    assert not [each for each in tree.body if getattr(each, "name", "") == "__getattr__"]
+
+
+@pytest.mark.parametrize("module", ["ssmast.training.pretrain", "ssmast.training.finetune.command"])
+def test_a_module_of_training_that_is_run_does_something(module, tmp_path):
+    """As `accelerate launch -m MODULE` runs it: it must not end with status 0 and nothing done."""
+    line = [sys.executable, "-m", module, "no_such_key=1"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    assert done.returncode == 2
+    assert "unknown key 'no_such_key'" in done.stderr
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path, caplog):
+    """As in a sweep, a notebook's worker or a web server."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    data, run = write_tones(tmp_path / "audio"), tmp_path / "run"
+    statuses: list[int] = []
+    words = [*SMALL, f"data={data}", f"run={run}", "steps=2"]
+    with caplog.at_level(logging.WARNING, logger="ssmast"):
+        thread = threading.Thread(
+            target=lambda: statuses.append(
+                run_command(pretrain.main, words, name="ssmast pretrain")
+            )
+        )
+        thread.start()
+        thread.join()
+    assert statuses == [0]
+    assert (run / "encoder" / "checksums.json").is_file()
+    assert "training in a thread" in caplog.text
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from ssmast import export
 from ssmast.classifier import load_classifier
 from ssmast.command import run_command
 from ssmast.encoder import load_encoder
+from ssmast.encoder.graph import OnnxEncoder
 from ssmast.settings import UsageError
 from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints
@@ -36,6 +38,30 @@ def test_the_teacher_is_what_the_run_itself_exported(run, tmp_path):
     assert torch.equal(ours.embed(noise(9000), RATE), theirs.embed(noise(9000), RATE))
     assert ours.info["network"] == "teacher"
     assert (ours.info["steps"], ours.info["planned_steps"]) == (6, 6)
+
+
+def test_the_network_that_the_run_chose_and_scored_is_what_is_exported(run, tmp_path):
+    chosen = tmp_path / "chosen"
+    shutil.copytree(run, chosen)
+    settings = yaml.safe_load((chosen / "config.yaml").read_text())
+    settings["export"]["network"] = "student"
+    (chosen / "config.yaml").write_text(yaml.safe_dump(settings))
+    export.main([str(run), f"out={tmp_path / 'student'}", "network=student"])
+    student = load_encoder(tmp_path / "student")
+    result = {"task": "t", "protocol": "linear", "metric": "accuracy", "mean": 0.773, "splits": []}
+    result |= {"encoder_sha256": student.sha256, "pooling": student.pooling}
+    (chosen / "probe").mkdir()
+    (chosen / "probe" / "t.json").write_text(json.dumps(result))
+    assert export.main([str(chosen), f"out={tmp_path / 'e'}"]) == 0
+    found = load_encoder(tmp_path / "e")
+    assert (found.sha256, found.info["network"]) == (student.sha256, "student")
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "| t | linear | accuracy | 77.3 |" in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.773
+    assert (metadata["library_name"], metadata["pipeline_tag"]) == ("ssmast", "feature-extraction")
+    assert metadata["tags"] == ["audio", "ssmast", "timm", "mast"]
+    assert "No licence was stated" in card
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(run, tmp_path):
@@ -120,11 +146,53 @@ def test_a_fine_tuned_run_gives_its_classifier(tuned, tmp_path):
     assert load_classifier(tmp_path / "e").outputs == load_classifier(tuned).outputs
 
 
+def test_the_card_of_a_classifier_is_one_of_a_classifier(tuned, tmp_path):
+    words = [f"out={tmp_path / 'e'}", "license=cc-by-4.0", "datasets=[org/tones,org/more]"]
+    assert export.main([str(tuned), *words]) == 0
+    facts = json.loads((tuned / "test.json").read_text())
+    for folder in (tuned / "encoder", tmp_path / "e"):
+        card = (folder / "README.md").read_text()
+        metadata = yaml.safe_load(card.split("---")[1])
+        assert metadata["pipeline_tag"] == "audio-classification"
+        assert "# Audio classifier" in card
+        assert 'ssmast.load_classifier("THIS FOLDER")' in card
+        assert "ot scored yet" not in card
+        assert "not been scored" not in card
+        assert "one vector out" not in card
+        assert f"| accuracy | {facts['numbers']['accuracy']:.4f} |" in card
+        for _, classes in load_classifier(folder).outputs.heads:
+            assert f"({len(classes)}): {', '.join(classes)}" in card
+        (results,) = metadata["model-index"]
+        named = {r["metrics"][0]["name"]: r["metrics"][0]["value"] for r in results["results"]}
+        assert named["accuracy"] == facts["numbers"]["accuracy"]
+    assert (metadata["license"], metadata["datasets"]) == ("cc-by-4.0", ["org/tones", "org/more"])
+    assert "No licence was stated" not in card
+
+
+def test_a_classifier_leaves_python_with_its_head_and_classes(tuned, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert export.main([str(tuned), f"out={tmp_path / 'e'}", "onnx=true"]) == 0
+    graph = OnnxEncoder(tmp_path / "e" / "model.onnx")
+    classifier = load_classifier(tmp_path / "e")
+    heads = [(head["name"], head["classes"]) for head in json.loads(graph.facts["classes"])]
+    assert heads == classifier.outputs.heads
+    assert graph.facts["multi_label"] == "false"
+    length = int(graph.facts["classifier_samples"])
+    assert length == classifier.log_mel.samples(classifier.frames)
+    clips = torch.stack([noise(length, seed=n) for n in range(3)])
+    wanted = classifier.embed_clips(list(clips)).exp()
+    torch.testing.assert_close(graph.probabilities(clips), wanted, atol=1e-4, rtol=0)
+    encoder = load_encoder(tmp_path / "e")
+    torch.testing.assert_close(graph(clips), encoder.embed(clips, RATE), atol=1e-4, rtol=0)
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "`embeddings` (batch, D) and `probabilities` (batch, C)" in card
+
+
 def test_a_fine_tuning_that_is_not_finished_says_how_to_go_on(tuned, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tuned, broken)
     shutil.rmtree(broken / "encoder")
-    sentence = "no encoder yet; go on with the same command and resume=auto"
+    sentence = "no encoder yet; finish it by the same command and resume=auto"
     with pytest.raises(ValueError, match=sentence):
         export.main([str(broken), f"out={tmp_path / 'e'}"])
     newest = checkpoints(tuned / "checkpoints")[-1]
@@ -207,5 +275,5 @@ def test_what_is_not_there_is_said(run, tmp_path):
         export.main([str(run / "encoder"), f"out={tmp_path / 'x'}", "network=student"])
     with pytest.raises(UsageError, match="needs onnx=true"):
         export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])
-    with pytest.raises(UsageError, match=r"export RUN out=DIR"):
+    with pytest.raises(UsageError, match="out= is missing"):
         export.main([str(run)])

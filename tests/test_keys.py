@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-import ssmast.encoder.card
+import ssmast.encoder.folder
 import ssmast.prepare
 from ssmast import export, predict, report
 from ssmast.classifier import Outputs
@@ -64,7 +64,7 @@ def test_the_cells_that_a_query_looks_into_reach_the_index(monkeypatch, tmp_path
 
 @pytest.mark.parametrize("private", [True, False])
 def test_an_encoder_is_pushed_where_and_as_it_is_asked_for(private, monkeypatch, tmp_path):
-    seen = _seen_by(monkeypatch, ssmast.encoder.card, "push_to_hub")
+    seen = _seen_by(monkeypatch, ssmast.encoder.folder, "push_to_hub")
     monkeypatch.setattr(Encoder, "save", lambda self, out, extra: None)
     encoder = Encoder.__new__(Encoder)
     encoder.info = {}
@@ -86,7 +86,7 @@ def test_classes_below_the_threshold_are_left_out():
 
 
 def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
-    seen = _seen_by(monkeypatch, evaluate, "load_labelled")
+    seen = _seen_by(monkeypatch, evaluate, "load_set")
 
     class Classifier:
         outputs = Outputs([("label", ["a", "b"])], False)
@@ -96,7 +96,7 @@ def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
     with pytest.raises(StoppedError):
         evaluate.main(words)
     assert seen["args"] == ("sets", "tones")
-    assert (seen["labels"], seen["share"]) == (["pitch"], 0.4)
+    assert (seen["labels"], seen["held_out"]) == (["pitch"], 0.4)
 
 
 def test_the_page_of_an_evaluation_tells_every_key_that_was_set():

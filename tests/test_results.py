@@ -23,7 +23,7 @@ def results():
 
 
 def test_every_row_is_a_run_that_the_recipe_can_make(results):
-    settings = results.Settings(pool="here", data="there")
+    settings = results.Keys(pool="here", data="there")
     folders = {}
     for part in results.PARTS:
         for name, runs in results.planned(settings, part).items():
@@ -78,7 +78,7 @@ def test_missing_words_and_a_failing_run_are_one_sentence(results, tmp_path, cap
     data = write_set(tmp_path / "tones", num_clips=24)
     for words, sentence in (
         (["pool=a", "data="], "go together"),
-        (["pool=a", "parts=[modus]"], "parts must be of modes"),
+        (["pool=a", "parts=[modus]"], "parts must be one of modes"),
         (["pool=nowhere", "parts=[long]", "long_steps=1"], "nowhere"),
     ):
         words = [f"data={data}", *words, f"out={tmp_path}/out"]

@@ -1,9 +1,11 @@
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 
+from ssmast.export import ExportConfig
 from ssmast.settings import (
     RENAMED,
+    Settings,
     UsageError,
     flat_fields,
     parse,
@@ -16,21 +18,31 @@ from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.run_folder import RunFolder
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Optim:
-    lr: float = setting(1e-3, "peak learning rate")
-    betas: list[float] = setting([0.9, 0.95], "decay rates")
+    """Optimiser."""
+
+    lr: float = setting(1e-3, "peak learning rate", range="(0, 10)")
+    betas: list[float] = setting([0.9, 0.95], "decay rates", range="[0, 1)", length=2)
 
 
-@dataclass
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     recipe: str = setting("", "recipe")
     data: str = setting("", "folder of audio")
-    steps: int = setting(100, "optimiser steps")
+    steps: int = setting(100, "optimiser steps", range="0 or [2, inf)")
     verbose: bool = setting(False, "say more")
-    rate: float | None = setting(0.5, "share")
-    label: str | None = setting(None, "column")
-    optim: Optim = setting(Optim, "")
+    rate: float | None = setting(0.5, "fraction", range="[0, 1]", auto=True)
+    part: str = setting("", "part", choices=("train", "valid", "test"))
+    words: list[str] = setting([], "words", choices=("no", "go"))
+    free: float = setting(0.0, "any number")
+    optim: Optim = setting(Optim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needy(Settings):
+    data: str = setting("", "folder of audio", required=True)
+    items: list[int] = setting([], "numbers", required=True)
 
 
 def _parse(*words, **kwargs):
@@ -49,7 +61,6 @@ def test_a_number_may_be_left_open(tmp_path, capsys):
     open_ = _parse("recipe=open", recipes=tmp_path)
     assert (open_.rate, open_.data) == (None, "auto")
     assert "rate: auto" in to_yaml(open_)
-    assert "label: null" in to_yaml(open_)
     (tmp_path / "again.yaml").write_text(to_yaml(open_))
     assert _parse("recipe=again", recipes=tmp_path).rate is None
     assert _parse(*to_words(open_), "rate=auto").rate is None
@@ -64,13 +75,11 @@ def test_a_path_is_taken_as_it_stands():
     odd = "/mnt/a b/{x}: [1]#'"
     assert _parse(f"data={odd}").data == odd
     assert _parse("data=2024-01-01").data == "2024-01-01"
-    assert _parse("label=null").label is None
-    assert _parse("label=speaker").label == "speaker"
 
 
 @pytest.mark.parametrize("text", ["a${b}c", "${oc.env:HOME}", "${", "a\\${steps}", "a\\b"])
 def test_a_path_is_taken_literally(text, capsys, tmp_path):
-    """omegaconf would put other keys and variables of the environment there."""
+    """Nothing is put in the place of another key or a variable of the environment."""
     config = _parse(f"data={text}")
     assert config is not None
     assert config.data == text
@@ -102,10 +111,25 @@ def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):
         ("zzz=1", "--help lists the keys"),
         ("steps=many", "steps=many .* does not fit"),
         ("steps=1.5", "steps=1.5 .* does not fit"),
-        ("optim.lr={", "cannot be read as a value"),
+        ("optim.lr={", "optim.lr={ .* does not fit: wanted a number"),
+        ("verbose=1", "verbose=1 in `ssmast test` does not fit: wanted true or false"),
+        ("steps=true", "wanted a whole number"),
+        ("steps=inf", "wanted a whole number"),
+        ("steps=1", "steps must be 0 or at least 2, got 1"),
+        ("steps=-1", "steps must be 0 or at least 2, got -1"),
+        ("free=inf0", "wanted a number"),
+        ("rate=1.01", "rate must be from 0 to 1 or auto, got 1.01"),
+        ("rate=inf", "rate must be from 0 to 1 or auto, got inf"),
+        ("part=all", "part must be one of train, valid, test, got 'all'"),
+        ("words=[no]", r"wanted a list such as \[a, 'no'\]"),
+        ("words=['no', so]", r"words must be no or go, got \['no', 'so'\]"),
+        ("optim.lr=0", "optim.lr must be above 0 and below 10, got 0"),
+        ("optim.betas=[0.5]", "optim.betas must be 2 numbers, each at least 0 and below 1, got"),
+        ("optim.betas=[0.5, 1]", "optim.betas must be 2 numbers, each at least 0 and below 1, got"),
+        ("optim.betas=0.5", "wanted a list such as"),
         ("steps", "takes key=value words without spaces, got 'steps'; see `ssmast test --help`"),
         ("--steps=3", "takes key=value words without spaces, got '--steps=3'; write steps=3"),
-        ("optim.lr=nan", "optim.lr=nan .* does not fit: it is no number"),
+        ("optim.lr=nan", "optim.lr=nan .* does not fit: wanted a number"),
     ],
 )
 def test_mistakes_are_one_sentence(word, message):
@@ -162,7 +186,11 @@ def test_a_dry_run_is_refused_where_the_command_knows_none(capsys):
 
 def test_settings_as_words_are_those_settings_again():
     config = Config(
-        data="a b/[c]: d", steps=7, verbose=True, label="x", optim=Optim(lr=1e-4, betas=[0.5, 0.6])
+        data="a b/[c]: d",
+        steps=7,
+        verbose=True,
+        words=["no"],
+        optim=Optim(lr=1e-4, betas=[0.5, 0.6]),
     )
     words = to_words(config)
     assert words[0] == "data=a b/[c]: d"
@@ -170,8 +198,60 @@ def test_settings_as_words_are_those_settings_again():
     assert to_words(Config()) == []
 
 
+def test_a_schema_is_checked_in_python_too_and_frozen(tmp_path):
+    with pytest.raises(UsageError, match=r"optim\.lr must be above 0"):
+        Config(optim=Optim(lr=-1.0))
+    for wrong in ("3", 2.5, True, None):
+        with pytest.raises(UsageError, match="steps must be 0 or at least 2, got"):
+            Config(steps=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="data must be text, got"):
+        Config(data=tmp_path)
+    config = Config(rate=None, steps=0, words=["go"])
+    with pytest.raises(UsageError, match="rate must be from 0 to 1 or auto, got nan"):
+        replace(config, rate=float("nan"))
+    with pytest.raises(FrozenInstanceError):
+        config.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_required_key_is_asked_for_unless_only_the_settings_are_printed(capsys):
+    for words in ([], ["data="], ["items=[1]"]):
+        with pytest.raises(UsageError, match="data= is missing; wanted: folder of audio; see `t -"):
+            parse(Needy, words, command="t")
+    with pytest.raises(UsageError, match="items= is missing"):
+        parse(Needy, ["data=x"], command="t")
+    assert parse(Needy, ["data=x", "items=[1]"], command="t") == Needy(data="x", items=[1])
+    assert parse(Needy, ["--print-config"], command="t") is None
+    assert "items: []" in capsys.readouterr().out
+
+
+def test_help_says_what_a_key_may_be(capsys):
+    assert _parse("--help") is None
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "steps optimiser steps [whole number, 0 or at least 2; default 100]",
+        "rate fraction [number, from 0 to 1 or auto; default 0.5]",
+        "part part [one of train, valid, test]",
+        "optim: Optimiser.",
+        "optim.lr peak learning rate [number, above 0 and below 10; default 0.001]",
+        "optim.betas decay rates [list, 2 numbers, each at least 0 and below 1; default [0.9, ",
+    ):
+        assert text in said
+    assert parse(Needy, ["--help"], command="t") is None
+    assert "data   folder of audio [text; required]" in capsys.readouterr().out
+
+
+def test_no_schema_takes_a_word_for_another_type(tmp_path):
+    """YAML reads `off` as false: a text key must not turn that into a folder named False."""
+    (tmp_path / "r.yaml").write_text("data: off\n")
+    with pytest.raises(UsageError, match="data=False in the recipe does not fit: wanted text"):
+        _parse("recipe=r", recipes=tmp_path)
+    (tmp_path / "r.yaml").write_text("data: 7\nsteps: 1e3\n")
+    config = _parse("recipe=r", recipes=tmp_path)
+    assert (config.data, config.steps) == ("7", 1000)
+
+
 def test_an_old_key_is_refused_with_its_new_name(tmp_path):
-    config = [PretrainConfig, FinetuneConfig]
+    config = [PretrainConfig, FinetuneConfig, ExportConfig]
     for old, new in RENAMED.items():
         schema = next(each for each in config if new in flat_fields(each))
         with pytest.raises(UsageError, match=f"{old} in `t` is now {new}"):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from paper import LIGHT, arrow, board, box, inset, note
 
-from ssmast.evaluation.splits import leave_one_out
+from ssmast.splits import leave_one_out
 
 
 def probe() -> Figure:

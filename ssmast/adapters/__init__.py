@@ -1,1 +1,1 @@
-"""Encoders in the clothes that other people's evaluation tools ask for; see docs/use.md."""
+"""Encoders behind the interfaces of other evaluation tools; see docs/use.md."""

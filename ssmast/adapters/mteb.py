@@ -34,10 +34,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb files results under, and that this model takes audio.
-
-        Without it mteb takes a model for one of text, and refuses it every task of audio.
-        """
+        """Name for results and kind of input: mteb refuses audio tasks to a model without it."""
         meta = importlib.import_module("mteb.models.model_meta")
         parameters = sum(parameter.numel() for parameter in self.encoder.backbone.parameters())
         sha256 = self.encoder.sha256
@@ -69,7 +66,7 @@ class MtebEncoder:
         Args:
             inputs: batches with "audio": a list of {"array", "sampling_rate"}, or of objects with
                 `get_all_samples()`, as datasets' audio columns give them.
-            task_metadata: unused, as all that follow: sound is embedded alike in every task.
+            task_metadata: unused, as all that follow: the embedding does not depend on the task.
             hf_split: unused.
             hf_subset: unused.
             prompt_type: unused.

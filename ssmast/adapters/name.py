@@ -1,4 +1,4 @@
-"""What other tools call an encoder when they keep its embeddings."""
+"""The name under which other tools keep an encoder's embeddings."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ def name_of(encoder: Encoder, **further: object) -> str:
 
     Args:
         encoder: to name.
-        further: what else decides what a tool is given, plain JSON values.
+        further: settings of the tool's own that change the vectors, plain JSON values.
     """
     settings = json.dumps({**encoder.settings(), **further}, sort_keys=True).encode()
     digest = hashlib.sha256(settings).hexdigest()

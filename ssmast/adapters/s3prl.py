@@ -1,6 +1,6 @@
 """An s3prl-style upstream: hidden states of all stages at one frame rate and one width.
 
-`hubconf.py` of an upstream folder of s3prl holds, beside the import, one line more:
+`hubconf.py` of an upstream folder of s3prl needs the import and one line:
 `def ssmast(ckpt, *args, **kwargs): return UpstreamExpert(ckpt, *args, **kwargs)`.
 """
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.encoder import load_encoder
-from ssmast.encoder.chunks import Chunk
+from ssmast.encoder.windows import Window
 from ssmast.model.patch import Grid
 
 
 class UpstreamExpert(nn.Module):
-    """What SUPERB's downstream models read: a weighted sum over layers needs equal shapes.
+    """Layers for SUPERB's downstream models, whose weighted sum over layers needs equal shapes.
 
     MAST's stages grow coarser in time and wider: coarser ones are repeated up to the first one's
     rate, and of each the frequency rows are averaged in groups until rows x channels is the
@@ -26,7 +26,7 @@ class UpstreamExpert(nn.Module):
 
     Args:
         ckpt: encoder folder or Hub name.
-        model_config: unused, as whatever else s3prl's runner hands to an upstream (`refresh`).
+        model_config: unused, as is all else that s3prl's runner passes to an upstream (`refresh`).
     """
 
     def __init__(self, ckpt: str | Path, model_config: Any = None, **_: Any) -> None:
@@ -65,18 +65,19 @@ class UpstreamExpert(nn.Module):
         return {"hidden_states": layers, "last_hidden_state": layers[-1], **each}
 
     def _clip(self, wav: Tensor) -> list[Tensor]:
-        """Layers (T, D) of one clip, piece by piece."""
-        cutter = self.encoder._chunks()
-        pieces = [self._piece(wav, chunk) for chunk in cutter.cut(0, cutter.frames(len(wav)))]
-        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        """Layers (T, D) of one clip, window by window."""
+        cutter = self.encoder.window_cutter()
+        windows = cutter.cut(0, cutter.frames(len(wav)))
+        layers = [self._window(wav, window) for window in windows]
+        return [torch.cat(layer) for layer in zip(*layers, strict=True)]
 
-    def _piece(self, wav: Tensor, chunk: Chunk) -> list[Tensor]:
-        cutter = self.encoder._chunks()
-        log_mel, _ = cutter.log_mels([wav], [chunk])
+    def _window(self, wav: Tensor, window: Window) -> list[Tensor]:
+        cutter = self.encoder.window_cutter()
+        log_mel, _ = cutter.log_mels([wav], [window])
         outcomes = self.encoder.backbone.encode_blocks(log_mel)
-        stem = self.encoder.backbone.patch_embed.length(1, chunk.length)
-        if chunk.start + chunk.length < cutter.frames(len(wav)):
-            stem = cutter.columns(chunk.length) * (cutter.stride // self._stride)
+        stem = self.encoder.backbone.patch_embed.length(1, window.length)
+        if window.start + window.length < cutter.frames(len(wav)):
+            stem = cutter.columns(window.length) * (cutter.stride // self._stride)
         return [self._level(*outcomes[layer][:2], stem) for layer in self._layers]
 
     def _level(self, tokens: Tensor, grid: Grid, columns: int) -> Tensor:

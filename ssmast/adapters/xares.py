@@ -1,4 +1,4 @@
-"""X-ARES: a class of an encoder that is made without arguments and gives frames."""
+"""X-ARES: an encoder of frames, as a class that is made without arguments."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ HOP_MS = 50.0
 
 
 class SsmastEncoder(nn.Module):
-    """What X-ARES asks of an encoder; `xares_encoder` makes one that needs no argument.
+    """X-ARES' encoder interface; `xares_encoder` binds it to one folder.
 
     Args:
         path: encoder folder or Hub name.
@@ -29,7 +29,7 @@ class SsmastEncoder(nn.Module):
         self._hop_ms = hop_ms
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Samples (B, S) or (S,) -> frames (B, N, `output_dim`); cut into pieces inside."""
+        """Samples (B, S) or (S,) -> frames (B, N, `output_dim`); long clips in windows."""
         audio = torch.atleast_2d(audio)
         frames, _ = self.encoder.embed_frames(audio, self.sampling_rate, hop_ms=self._hop_ms)
         return frames.to(audio.device)

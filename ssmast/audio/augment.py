@@ -1,89 +1,97 @@
-"""Two views of a clip, made on the log-mel: mixup, random resized crop, fader, masks, noise.
+"""Augmentations of log-mels: all clips of a batch at once on the device, each by its own draws.
 
-All clips of a batch at once on the device, each by its own row of uniform draws.
-
-Changes to a labelled clip's log-mel that leave its label in place: shift, noise, masks.
-
-Log-mels of earlier batches, kept on the device as backgrounds for mixup.
+`ViewAugment` makes the views of pretraining, `Augmentations` the inputs of fine-tuning; both apply
+a list of augmentations, of which those in use are here. `MixupMemory` holds the backgrounds.
 """
+
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class ViewAugment:
-    """Make a view of each clip out of its log-mel, its own draws and a background clip.
+class Augmentation(Protocol):
+    """One change to a batch of normalised log-mels.
 
-    In this order: normalisation, mixup with the background, random resized crop, linear fader,
-    noise, masks. Draws of a clip, each uniform in [0, 1):
+    All that is random about it comes from draws, uniform in [0, 1), which follow from the seed and
+    the clip's place in the stream: a run resumes to the same bits. It leaves other clips alone, and
+    changes nothing at strength 0.
+    """
 
-        0      share of the background, in [0, mixup_rate)
-        1, 2   height and width of the crop, within crop_freq and crop_time
-        3, 4   place of the crop's lowest bin and first frame, within the canvas
-        5, 6   gain of the fader at the first and the last frame, within +- fader
-        7, 8   width and place of the frequency mask
-        9, 10  width and place of the time mask
-        11     seed of the noise
+    @property
+    def num_draws(self) -> int:
+        """How many draws it takes for each clip."""
+        ...
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """The batch, changed.
+
+        Args:
+            log_mel: (B, 1, F, T), normalised.
+            draws: (B, num_draws), on the same device.
+            lengths: frames of each clip, int64 (B,), where they differ; a clip is changed as it
+                would be alone, and what lies behind it does not matter.
+
+        Returns:
+            (B, 1, F, T).
+        """
+        ...
+
+
+class Augmentations:
+    """Augmentations one after the other, each with the next draws of every clip.
 
     Args:
-        mixup_rate: largest share of the background, in the exp domain of normalised values.
-        crop_freq: least and greatest height of the crop, as a factor of F.
-        crop_time: least and greatest width of the crop, as a factor of T.
-        canvas: height and width of the canvas that the log-mel lies in the middle of, as factors of
-            F and T, at least 1; the rest of it is the corpus mean. A crop is cut down to it.
-        fader: greatest gain of the linear ramp along time, in standard deviations; 0 for none.
-        freq_mask: most mel bins set to the corpus mean; 0 for none.
-        time_mask: most frames set to the corpus mean; 0 for none.
-        noise_std: of white noise added to every cell, in standard deviations; 0 for none.
+        *steps: in this order.
+    """
+
+    def __init__(self, *steps: Augmentation) -> None:
+        self.steps = steps
+        self.num_draws = sum(step.num_draws for step in steps)
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """As `Augmentation`; the draws may lie on another device.
+
+        Raises:
+            ValueError: if the draws do not fit.
+        """
+        _check_draws(log_mel, draws, self.num_draws)
+        draws, first = draws.to(log_mel.device), 0
+        for step in self.steps:
+            last = first + step.num_draws
+            log_mel = step(log_mel, draws[:, first:last], lengths=lengths)
+            first = last
+        return log_mel
+
+
+class ViewAugment:
+    """Make a view of each clip: normalise it, mix a background in, then augment it.
+
+    Draw 0 of a clip is the fraction of the background; the augmentations take the next ones. Draws
+    that are left are spare, so a further augmentation moves no draw of anything else.
+
+    Args:
+        *steps: augmentations, in this order.
+        mixup_rate: largest fraction of the background, in the exp domain of normalised values.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if `mixup_rate` is not in [0, 1], or the augmentations need too many draws.
 
-    Source: Niizumi et al. 2021 (BYOL-A) for mixup and crop; 2023 (BYOL-A v2) for the fader; Park et
-    al. 2019 (SpecAugment) for the masks.
-
-    Differs from BYOL-A: the crop is resized with align_corners=False, so that a crop of the whole
-    is the input.
+    Source: Niizumi et al. 2021 (BYOL-A).
     """
 
     num_draws = 12
 
-    def __init__(
-        self,
-        *,
-        mixup_rate: float = 0.4,
-        crop_freq: tuple[float, float] = (0.6, 1.5),
-        crop_time: tuple[float, float] = (0.6, 1.5),
-        canvas: tuple[float, float] = (1.0, 1.5),
-        fader: float = 0.0,
-        freq_mask: int = 0,
-        time_mask: int = 0,
-        noise_std: float = 0.0,
-    ) -> None:
+    def __init__(self, *steps: Augmentation, mixup_rate: float = 0.4) -> None:
         if not 0.0 <= mixup_rate <= 1.0:
             raise ValueError(f"mixup_rate must lie in [0, 1], got {mixup_rate}")
-        for what, (low, high) in (("crop_freq", crop_freq), ("crop_time", crop_time)):
-            if not 0.0 < low <= high:
-                raise ValueError(f"{what} must be two rising factors above 0, got {(low, high)}")
-        if min(canvas) < 1.0:
-            raise ValueError(f"canvas must be at least (1, 1), got {tuple(canvas)}")
-        for what, value in (
-            ("fader", fader),
-            ("freq_mask", freq_mask),
-            ("time_mask", time_mask),
-            ("noise_std", noise_std),
-        ):
-            if value < 0:
-                raise ValueError(f"{what} must not be negative, got {value}")
-        self.mixup_rate = mixup_rate
-        self.crop_freq = crop_freq
-        self.crop_time = crop_time
-        self.canvas = canvas
-        self.fader = fader
-        self.freq_mask = freq_mask
-        self.time_mask = time_mask
-        self.noise_std = noise_std
+        self.mixup_rate, self.augmentations = mixup_rate, Augmentations(*steps)
+        if self.augmentations.num_draws >= self.num_draws:
+            raise ValueError(
+                f"augmentations of a view must take at most {self.num_draws - 1} draws, got "
+                f"{self.augmentations.num_draws}; leave one out"
+            )
 
     def __call__(
         self,
@@ -98,7 +106,7 @@ class ViewAugment:
 
         Args:
             log_mel: (B, 1, F, T), not normalised.
-            draws: uniform (B, num_draws), as laid out above.
+            draws: uniform (B, num_draws).
             background: (B, 1, F, T), not normalised, mixed in; None for no mixup.
             mean: of the corpus's log-mel.
             std: of the corpus's log-mel.
@@ -111,10 +119,7 @@ class ViewAugment:
         """
         if log_mel.ndim != 4 or log_mel.shape[1] != 1:
             raise ValueError(f"log_mel must be (B, 1, F, T), got {tuple(log_mel.shape)}")
-        if draws.shape != (len(log_mel), self.num_draws):
-            raise ValueError(
-                f"draws must be {(len(log_mel), self.num_draws)}, got {tuple(draws.shape)}"
-            )
+        _check_draws(log_mel, draws, self.num_draws)
         if background is not None and background.shape != log_mel.shape:
             raise ValueError(
                 f"background must have the shape of log_mel, {tuple(log_mel.shape)}, got "
@@ -123,95 +128,209 @@ class ViewAugment:
         with torch.autocast(log_mel.device.type, enabled=False):
             x, u = (log_mel.float() - mean) / std, draws.to(log_mel.device, torch.float32)
             if background is not None and self.mixup_rate > 0:
-                # On normalised values: the same shares of the true powers, whose range is wider
+                # On normalised values: the same fractions of the true powers, whose range is wider
                 # by the factor std, would bury every quiet clip under a loud one. Measured with
                 # mast_nano: 4 % instead of 13 % of positives found after 60 steps.
                 background = (background.float() - mean) / std
-                x = log_mixup(x, background, share=self.mixup_rate * u[:, 0])
-            x = self._cropped(x, u)
-            if self.fader > 0:
-                x = x + linear_fader(x.shape[-1], gains=self.fader * (2 * u[:, 5:7] - 1))
-            if self.noise_std > 0:
-                x = x + self.noise_std * white_noise(u[:, 11], x.shape)
-            if self.freq_mask > 0:
-                keep = outside_mask(x.shape[2], self.freq_mask, u[:, 7], u[:, 8])
-                x = x * keep[:, None, :, None]
-            if self.time_mask > 0:
-                keep = outside_mask(x.shape[3], self.time_mask, u[:, 9], u[:, 10])
-                x = x * keep[:, None, None, :]
-        return x
-
-    def _cropped(self, x: Tensor, u: Tensor) -> Tensor:
-        canvas_freq, canvas_time = (
-            int(factor * size) for factor, size in zip(self.canvas, x.shape[2:], strict=True)
-        )
-        height = _crop_size(u[:, 1], self.crop_freq, x.shape[2], canvas_freq)
-        width = _crop_size(u[:, 2], self.crop_time, x.shape[3], canvas_time)
-        bottom = (u[:, 3] * (canvas_freq - height + 1)).long() - (canvas_freq - x.shape[2]) // 2
-        left = (u[:, 4] * (canvas_time - width + 1)).long() - (canvas_time - x.shape[3]) // 2
-        return resized_crop(x, bottom=bottom, left=left, height=height, width=width)
+                x = log_mixup(x, background, fraction=self.mixup_rate * u[:, 0])
+            return self.augmentations(x, u[:, 1 : 1 + self.augmentations.num_draws])
 
 
-def log_mixup(log_mel: Tensor, background: Tensor, *, share: Tensor) -> Tensor:
-    """log((1 - share) exp(x) + share exp(background)), without overflow.
+def log_mixup(log_mel: Tensor, background: Tensor, *, fraction: Tensor) -> Tensor:
+    """log((1 - fraction) exp(x) + fraction exp(background)), without overflow.
 
     Args:
         log_mel: (B, 1, F, T).
         background: (B, 1, F, T).
-        share: of the background (B,), in [0, 1].
+        fraction: of the background (B,), in [0, 1].
 
     Source: Niizumi et al. 2021 (BYOL-A), log-mixup-exp.
     """
-    share = share[:, None, None, None]
-    # A share of 0 makes the logarithm -inf, which logaddexp takes as "nothing to add".
-    return torch.logaddexp(log_mel + torch.log1p(-share), background + share.log())
+    fraction = fraction[:, None, None, None]
+    # At a fraction of 0 the logarithm is -inf, which logaddexp takes as "nothing to add".
+    return torch.logaddexp(log_mel + torch.log1p(-fraction), background + fraction.log())
+
+
+class ResizedCrop:
+    """Cut a box out of a larger canvas around each clip and stretch it back to the full size.
+
+    Draws: height and width of the box, its lowest bin and its first frame.
+
+    Args:
+        freq: least and greatest height of the box, as a factor of F.
+        time: least and greatest width of the box, as a factor of T.
+        canvas: height and width of the canvas that the log-mel lies in the middle of, as factors of
+            F and T, at least 1; the rest of it is the corpus mean. The box is cut down to it.
+
+    Raises:
+        ValueError: if a factor is out of its range.
+
+    Source: Niizumi et al. 2021 (BYOL-A).
+    Differs from BYOL-A: resized with align_corners=False, so that a crop of the whole is the input.
+    """
+
+    num_draws = 4
+
+    def __init__(
+        self,
+        *,
+        freq: tuple[float, float] = (0.6, 1.5),
+        time: tuple[float, float] = (0.6, 1.5),
+        canvas: tuple[float, float] = (1.0, 1.5),
+    ) -> None:
+        for what, (low, high) in (("crop_freq", freq), ("crop_time", time)):
+            if not 0.0 < low <= high:
+                raise ValueError(f"{what} must be two rising factors above 0, got {(low, high)}")
+        if min(canvas) < 1.0:
+            raise ValueError(f"canvas must be at least (1, 1), got {tuple(canvas)}")
+        self.freq, self.time, self.canvas = freq, time, canvas
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """As `Augmentation`; of clips of one length alone.
+
+        Raises:
+            ValueError: if there are lengths.
+        """
+        if lengths is not None:
+            raise ValueError("clips of different lengths cannot be cropped and resized; pad them")
+        num_freq, num_time = log_mel.shape[2:]
+        canvas_freq, canvas_time = int(self.canvas[0] * num_freq), int(self.canvas[1] * num_time)
+        height = _crop_size(draws[:, 0], self.freq, num_freq, canvas_freq)
+        width = _crop_size(draws[:, 1], self.time, num_time, canvas_time)
+        bottom = (draws[:, 2] * (canvas_freq - height + 1)).long() - (canvas_freq - num_freq) // 2
+        left = (draws[:, 3] * (canvas_time - width + 1)).long() - (canvas_time - num_time) // 2
+        return resized_crop(log_mel, bottom=bottom, left=left, height=height, width=width)
+
+
+def _crop_size(draw: Tensor, factors: tuple[float, float], size: int, most: int) -> Tensor:
+    low, high = factors
+    return ((low + (high - low) * draw) * size).long().clamp(1, most)
 
 
 def resized_crop(
     log_mel: Tensor, *, bottom: Tensor, left: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
-    """Cut one window out of each clip and stretch it back to the full size, bicubic.
+    """Cut one box out of each clip and stretch it back to the full size, bicubic.
 
-    A window may reach beyond the clip, where everything is 0. Equal to slicing the zero-padded clip
+    A box may reach beyond the clip, where everything is 0. Equal to slicing the zero-padded clip
     and `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`, except that the
-    outermost cells are interpolated with what lies beyond the window's edge.
+    outermost cells are interpolated with what lies beyond the edge of the box.
 
     Args:
         log_mel: (B, 1, F, T).
-        bottom: lowest mel bin of each window, int64 (B,); may be negative.
-        left: first frame of each window, int64 (B,); may be negative.
-        height: mel bins of each window, int64 (B,).
-        width: frames of each window, int64 (B,).
+        bottom: lowest mel bin of each box, int64 (B,); may be negative.
+        left: first frame of each box, int64 (B,); may be negative.
+        height: mel bins of each box, int64 (B,).
+        width: frames of each box, int64 (B,).
 
     Returns:
         (B, 1, F, T).
     """
-    freq = _places(log_mel.shape[2], bottom, height)[:, :, None]  # (B, F, 1)
-    time = _places(log_mel.shape[3], left, width)[:, None, :]  # (B, 1, T)
+    freq = _coordinates(log_mel.shape[2], bottom, height)[:, :, None]  # (B, F, 1)
+    time = _coordinates(log_mel.shape[3], left, width)[:, None, :]  # (B, 1, T)
     grid = torch.stack(torch.broadcast_tensors(time, freq), dim=-1)  # (B, F, T, 2)
     return functional.grid_sample(
         log_mel, grid, mode="bicubic", padding_mode="zeros", align_corners=False
     )
 
 
-def _places(num: int, start: Tensor, size: Tensor) -> Tensor:
-    """Where `num` cells look into a window, (B, num); -1 and 1 are the clip's outer edges."""
+def _coordinates(num: int, start: Tensor, size: Tensor) -> Tensor:
+    """Centres of `num` cells inside a box, (B, num); -1 and 1 are the clip's outer edges."""
     along = torch.arange(num, device=start.device) + 0.5
     return (start[:, None] + along * (size[:, None] / num)) * (2 / num) - 1
 
 
-def linear_fader(num_frames: int, *, gains: Tensor) -> Tensor:
-    """Straight ramp along time, (B, 1, 1, T), to be added to a normalised log-mel.
+class TimeShift:
+    """Roll each clip along time; what leaves one end enters at the other.
+
+    Draw: the number of frames, from -frames to frames, all equally likely.
 
     Args:
-        num_frames: T.
-        gains: at the first and the last frame (B, 2).
+        frames: most frames, either way.
 
-    Source: Niizumi et al. 2023 (BYOL-A v2), random linear fader.
+    Source: Gong et al. 2021 (AST).
     """
-    along = torch.linspace(0, 1, num_frames, device=gains.device)
-    ramp = gains[:, :1] * (1 - along) + gains[:, 1:] * along
-    return ramp[:, None, None, :]
+
+    num_draws = 1
+
+    def __init__(self, frames: int) -> None:
+        _check_not_negative("time_shift", frames)
+        self.frames = frames
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """As `Augmentation`."""
+        if not self.frames:
+            return log_mel
+        frames = (draws[:, 0] * (2 * self.frames + 1)).long() - self.frames
+        return roll_time(log_mel, frames, lengths=lengths)
+
+
+class Noise:
+    """Add white noise to every cell.
+
+    Draws: the noise's standard deviation, up to `std`, and its seed.
+
+    Args:
+        std: greatest standard deviation, in standard deviations of the corpus.
+
+    Source: Gong et al. 2021 (AST).
+    Differs from AST: the noise is normal, so that it has no mean of its own to be learnt.
+    """
+
+    num_draws = 2
+
+    def __init__(self, std: float) -> None:
+        _check_not_negative("noise_std", std)
+        self.std = std
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """As `Augmentation`."""
+        if not self.std:
+            return log_mel
+        std = (self.std * draws[:, 0])[:, None, None, None]
+        batch, channels, bins, frames = log_mel.shape  # time first: longer clips begin alike
+        noise = white_noise(draws[:, 1], (batch, frames, channels, bins)).permute(0, 2, 3, 1)
+        return log_mel + std * noise
+
+
+class Mask:
+    """Set a band of mel bins, or a run of frames, to the corpus mean, 0 here.
+
+    Draws: its width and its place, all equally likely.
+
+    Args:
+        axis: "freq" or "time".
+        size: greatest width.
+
+    Source: Park et al. 2019 (SpecAugment).
+    """
+
+    num_draws = 2
+
+    def __init__(self, axis: Literal["freq", "time"], size: int) -> None:
+        _check_not_negative(f"{axis}_mask", size)
+        self.axis, self.size = axis, size
+
+    def __call__(self, log_mel: Tensor, draws: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """As `Augmentation`."""
+        if not self.size:
+            return log_mel
+        width, place = draws[:, 0], draws[:, 1]
+        if self.axis == "freq":
+            keep = outside_mask(log_mel.shape[2], self.size, width, place)
+            return log_mel * keep[:, None, :, None]
+        keep = outside_mask(log_mel.shape[3], self.size, width, place, lengths=lengths)
+        return log_mel * keep[:, None, None, :]
+
+
+def _check_not_negative(what: str, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{what} must not be negative, got {value}")
+
+
+def _check_draws(log_mel: Tensor, draws: Tensor, num: int) -> None:
+    if draws.shape != (len(log_mel), num):
+        raise ValueError(f"draws must be {(len(log_mel), num)}, got {tuple(draws.shape)}")
 
 
 def white_noise(draws: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -243,11 +362,6 @@ def _hash32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _crop_size(draw: Tensor, factors: tuple[float, float], size: int, most: int) -> Tensor:
-    low, high = factors
-    return ((low + (high - low) * draw) * size).long().clamp(1, most)
-
-
 def outside_mask(
     num: int, most: int, width_draw: Tensor, place_draw: Tensor, *, lengths: Tensor | None = None
 ) -> Tensor:
@@ -261,81 +375,6 @@ def outside_mask(
     along = torch.arange(num, device=width.device)
     inside = (along >= start[:, None]) & (along < (start + width)[:, None])
     return (~inside).float()
-
-
-class ClipAugment:
-    """Shift, noise and masks on a batch of normalised log-mels, each clip by its own draws.
-
-    In this order. Draws of a clip, each uniform in [0, 1):
-
-        0      frames of the shift, from -time_shift to time_shift, all equally likely
-        1, 2   std of the noise, up to noise_std, and its seed
-        3, 4   width and place of the frequency mask
-        5, 6   width and place of the time mask
-
-    Args:
-        time_shift: most frames that a clip is rolled by, either way; what leaves one end enters at
-            the other.
-        noise_std: greatest std of the noise, in corpus standard deviations.
-        freq_mask: most mel bins set to the corpus mean.
-        time_mask: most frames set to the corpus mean.
-
-    Raises:
-        ValueError: if a number is negative.
-
-    Source: Park et al. 2019 (SpecAugment); Gong et al. 2021 (AST) for roll and noise.
-    Differs from AST: the noise is normal, so that it has no mean of its own to be learnt.
-    """
-
-    num_draws = 7
-
-    def __init__(
-        self,
-        *,
-        time_shift: int = 0,
-        noise_std: float = 0.0,
-        freq_mask: int = 0,
-        time_mask: int = 0,
-    ) -> None:
-        for what, value in (
-            ("time_shift", time_shift),
-            ("noise_std", noise_std),
-            ("freq_mask", freq_mask),
-            ("time_mask", time_mask),
-        ):
-            if value < 0:
-                raise ValueError(f"{what} must not be negative, got {value}")
-        self.time_shift, self.noise_std = time_shift, noise_std
-        self.freq_mask, self.time_mask = freq_mask, time_mask
-
-    def __call__(self, log_mel: Tensor, *, draws: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, 1, F, T), normalised, and draws (B, num_draws) -> the same shape.
-
-        With `lengths`, the frames of each clip int64 (B,), a clip is changed as it would be alone;
-        what lies behind it does not matter.
-
-        Raises:
-            ValueError: if the draws do not fit.
-        """
-        if draws.shape != (len(log_mel), self.num_draws):
-            raise ValueError(
-                f"draws must be ({len(log_mel)}, {self.num_draws}), got {tuple(draws.shape)}"
-            )
-        x, u = log_mel, draws.to(log_mel.device)
-        if self.time_shift:
-            frames = (u[:, 0] * (2 * self.time_shift + 1)).long() - self.time_shift
-            x = roll_time(x, frames, lengths=lengths)
-        if self.noise_std:
-            std = (self.noise_std * u[:, 1])[:, None, None, None]
-            batch, channels, bins, frames = x.shape  # time first: longer clips begin alike
-            noise = white_noise(u[:, 2], (batch, frames, channels, bins)).permute(0, 2, 3, 1)
-            x = x + std * noise
-        if self.freq_mask:
-            x = x * outside_mask(x.shape[2], self.freq_mask, u[:, 3], u[:, 4])[:, None, :, None]
-        if self.time_mask:
-            keep = outside_mask(x.shape[3], self.time_mask, u[:, 5], u[:, 6], lengths=lengths)
-            x = x * keep[:, None, None, :]
-        return x
 
 
 def roll_time(log_mel: Tensor, frames: Tensor, *, lengths: Tensor | None = None) -> Tensor:

@@ -1,12 +1,8 @@
-"""Opening and decoding sound files with libsndfile, and saying what is wrong with one.
+"""Decoding of sound files: libsndfile, and torchcodec (FFmpeg) for m4a, WebM and videos.
 
-What was measured of libsndfile 1.2.2 shapes this module: a headerless variable-bitrate mp3 reads
-short, because its length is guessed from the first frame, so the length of an mp3 is counted and
-never asked for; cut WAV, AIFF and Ogg files decode to what is there, a cut FLAC raises.
-
-mp3: decoded to its last frame, whatever length libsndfile guesses.
-
-m4a, aac, webm, wma and the sound tracks of videos, through torchcodec where it is installed.
+Measured with libsndfile 1.2.2: an mp3 without a header reads short, since its length is guessed
+from the first frame, so an mp3 is decoded to its last frame and counted; cut WAV, AIFF and Ogg
+files decode to what is there (`truncation`), a cut FLAC raises.
 """
 
 import importlib
@@ -139,7 +135,7 @@ def decode(file: Decoder, label: str, frames: int | None) -> np.ndarray:
 
 
 def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np.ndarray]:
-    """What `decode` gives, block by block.
+    """As `decode`, block by block.
 
     Args:
         file: from `opened`.
@@ -186,7 +182,7 @@ class _Bytes(io.BytesIO):
 
 
 def label_of(source: Source, name: str | None) -> str:
-    """What to call a source in an error: its name, its path, or how long it is."""
+    """The name of a source in an error: as given, its path, or its number of bytes."""
     if name is not None:
         return name
     if isinstance(source, bytes):
@@ -195,7 +191,7 @@ def label_of(source: Source, name: str | None) -> str:
 
 
 def _check_path(path: str | os.PathLike[str], label: str) -> None:
-    """Refuse what is no file before the decoder sees it: a named pipe would block it for good."""
+    """Refuse what is no regular file: a named pipe would block the decoder for ever."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -218,7 +214,7 @@ def _head(source: Source, label: str) -> bytes:
 
 
 def _foreign_kind(source: Source, head: bytes) -> str:
-    """What a source is that FFmpeg may decode, by its first bytes; else empty.
+    """The format of a source that FFmpeg may decode, by its first bytes; else empty.
 
     Never by its name alone: FFmpeg reads text such as playlists too, and what they point at.
     """
@@ -234,7 +230,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _why_unreadable(head: bytes, error: Exception) -> str:
-    """What is wrong with a source that the decoder refused, from its first bytes."""
+    """Why the decoder refused a source, from its first bytes."""
     if not head:
         return "is empty: it holds zero bytes"
     if head.startswith(b"version https://git-lfs"):
@@ -292,7 +288,7 @@ def decode_mp3(file: Decoder, source: Source, label: str) -> np.ndarray:
 
 
 def mp3_blocks(file: Decoder, source: Source, label: str) -> Iterator[np.ndarray]:
-    """What `decode_mp3` gives, block by block.
+    """As `decode_mp3`, block by block.
 
     Args:
         file: open decoder of the source.
@@ -375,10 +371,10 @@ _INSTALL = "install torchcodec (pip install 'ssmast[codecs]') and FFmpeg, or con
 
 
 def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, int]:
-    """Decode all of what libsndfile does not know.
+    """Decode a file of a format that libsndfile does not know.
 
-    Whole, whatever part is wanted: windows that torchcodec cuts out of mp3, AAC and WebM itself
-    came out up to 1105 samples off.
+    Whole, whatever range is wanted: ranges that torchcodec seeks in mp3, AAC and WebM came out up
+    to 1105 samples off.
 
     Args:
         source: path of a file, or its bytes.

@@ -1,6 +1,6 @@
-"""Long files to one channel at one rate, block by block: never held at their own rate.
+"""Long files, decoded and resampled block by block, so that they are never held at their own rate.
 
-`read_long` gives all samples, `open_long` pieces of them one after the other.
+`read_long` returns all samples, `open_long` a `LongSound` to be read from front to back.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +21,7 @@ from ssmast.audio.decode import (
 from ssmast.audio.resample import check_samples, positive, resampled_length
 from ssmast.audio.truncation import check_container, check_last_frame, source_size
 
-# From here on a file is read block by block: its samples at their own rate would not fit beside
+# Longer files are read block by block: its samples at their own rate would not fit beside
 # the result. Shorter ones are resampled at once; both give the same bits.
 LONG_SECONDS = 60.0
 _SHORT_BYTES = 600_000
@@ -52,12 +52,12 @@ class LongSound:
         return self._length
 
     def close(self) -> None:
-        """Give up what is held; nothing can be read after it."""
+        """Free the samples held; nothing can be read after this."""
         self._held, self._first = np.zeros(0, dtype=np.float32), self._length
         self._blocks.close()
 
     def __getitem__(self, where: slice) -> Waveform:
-        """Samples [start, stop), at most those that there are.
+        """Samples [start, stop), cut off at the end of the sound.
 
         Raises:
             ValueError: if they begin before an earlier slice did.
@@ -69,7 +69,7 @@ class LongSound:
                 f"{self._label} is read from front to back: wanted samples from {start} on, those "
                 f"before {self._first} are gone"
             )
-        pieces, end = [self._held[start - self._first :]], self._first + len(self._held)
+        blocks, end = [self._held[start - self._first :]], self._first + len(self._held)
         while end < stop:
             block = next(self._blocks, None)
             if block is None:
@@ -77,12 +77,12 @@ class LongSound:
                     f"{self._label} holds {end} samples where {self._length} were found before; "
                     "was it changed while it was read?"
                 )
-            pieces.append(block[max(start - end, 0) :])  # what lies before is not kept
+            blocks.append(block[max(start - end, 0) :])  # what lies before is not kept
             end += len(block)
         if stop == self._length:  # the file is closed, and checked as far as it goes
             for _ in self._blocks:
                 pass
-        self._held = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        self._held = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
         self._first = start
         return self._held[: stop - start]
 
@@ -92,9 +92,9 @@ def open_long(
     *,
     sample_rate: int,
     name: str | None = None,
-    again: Callable[[], Source] | None = None,
+    reopen: Callable[[], Source] | None = None,
 ) -> LongSound | None:
-    """A file of over a minute, to be read piece by piece; None for any other.
+    """A file of over a minute, to be read from front to back; None for any other.
 
     Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
     decoded once to count it.
@@ -103,8 +103,8 @@ def open_long(
         source: path of a file, or its bytes.
         sample_rate: rate of the samples in Hz.
         name: what to call the source in an error; the path by default.
-        again: gives the source once more when the first slice is asked for, so that bytes need
-            not be held until then.
+        reopen: returns the source again at the first slice, so that its bytes need not be held
+            until then.
 
     Raises:
         AudioError: as `read_audio`, where that shows before all is decoded.
@@ -117,7 +117,7 @@ def open_long(
     if not known:
         frames = sum(map(len, _blocks(lambda: source, label)))
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
-    blocks = _resampled(_blocks(again or (lambda: source), label), rate, sample_rate, label=label)
+    blocks = _resampled(_blocks(reopen or (lambda: source), label), rate, sample_rate, label=label)
     return LongSound(blocks, length=length, label=label)
 
 
@@ -146,7 +146,7 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
         if source_size(source) < _SHORT_BYTES:
             return None
     except (OSError, ValueError):
-        return None  # who reads it says what is wrong
+        return None  # the reader says what is wrong
     try:
         with opened(source, label) as file:
             if file.frames <= LONG_SECONDS * file.samplerate:
@@ -183,7 +183,7 @@ def _resampled(
 
 
 def _joined(blocks: Iterable[np.ndarray], *, expected: int) -> Waveform:
-    """Blocks put together; a wrong guess of their samples costs memory and nothing else."""
+    """Blocks joined; `expected` samples too many or too few cost memory and nothing else."""
     # Memory that is never written to is never taken, so a generous guess is free; but a damaged
     # header may promise years.
     samples = np.empty(min(expected + expected // 20 + 1, _MOST_AT_FIRST), dtype=np.float32)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 EPS = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon."""
 
-# Clips are transformed so many frames at a time. On a CPU spectra of that size stay in the cache
-# and in memory that is there already: 2.5 times the speed of 2^15 frames on one core. Elsewhere
-# the number bounds memory, at 16 kB a frame in float64.
+# Frames that are transformed at once. On a CPU spectra of that size stay in the cache, at 2.5 times
+# the speed of 2^15 frames. Elsewhere the number bounds memory, at 16 kB a frame in float64.
 _FRAMES_AT_ONCE = {"cpu": 1 << 9, "else": 1 << 15}
 
 
@@ -19,9 +18,9 @@ class LogMel(nn.Module):
     """Log-mel spectrogram with its normalisation.
 
     The power spectrogram of librosa (periodic Hann window, centred frames, zeros beyond the ends)
-    through Slaney's mel filters of unit area, then the natural logarithm. Autocast does not reach
-    in here: the transform is worked out in float64 as librosa's is (in float32, quiet bins beside a
-    loud tone come out 2e-3 off; on devices without float64, that is taken), the rest in float32.
+    through Slaney's mel filters of unit area, then the natural logarithm. Autocast has no effect
+    here: the transform is computed in float64 as librosa's is (in float32, quiet bins beside a loud
+    tone come out 2e-3 off; devices without float64 use it), the rest in float32.
 
     Args:
         sample_rate: rate of the waveforms in Hz.
@@ -110,7 +109,7 @@ class LogMel(nn.Module):
                 return self._log_mel(waveform, fast)
             at_once = _FRAMES_AT_ONCE.get(waveform.device.type, _FRAMES_AT_ONCE["else"])
             clips = max(1, at_once // self.frames(waveform.shape[1]))
-            return torch.cat([self._log_mel(part, fast) for part in waveform.split(clips)])
+            return torch.cat([self._log_mel(some, fast) for some in waveform.split(clips)])
 
     def _log_mel(self, waveform: Tensor, fast: bool) -> Tensor:
         device = waveform.device
@@ -140,11 +139,11 @@ class LogMel(nn.Module):
         return self.normalize(self.log_mel(waveform))
 
     def frames(self, samples: int) -> int:
-        """Number of frames that a waveform of so many samples gives."""
+        """Number of frames of a waveform of `samples` samples."""
         return 1 + samples // self.hop_length
 
     def samples(self, frames: int) -> int:
-        """Fewest samples that give so many frames: 15,200 (0.95 s) for 96 at the defaults."""
+        """Fewest samples that make `frames` frames: 15,200 (0.95 s) for 96 at the defaults."""
         return (frames - 1) * self.hop_length
 
     def centres_hz(self) -> Tensor:
@@ -172,7 +171,7 @@ class LogMel(nn.Module):
 def mel_filterbank(
     sample_rate: int, n_fft: int, num_mels: int, f_min: float, f_max: float
 ) -> Tensor:
-    """Triangular mel filters of unit area (F, n_fft // 2 + 1), float32, worked out in float64.
+    """Triangular mel filters of unit area (F, n_fft // 2 + 1), float32, computed in float64.
 
     Args:
         sample_rate: in Hz.
@@ -185,6 +184,9 @@ def mel_filterbank(
         ValueError: if a filter falls between two frequencies of the transform.
 
     Source: Slaney 1998 (Auditory Toolbox), as in librosa.filters.mel.
+    Differs from torchaudio.functional.melscale_fbanks: float64 without changing the default dtype
+    of the whole process (in float32 a log-mel comes out up to 1e-4 off, in float64 the bits are
+    equal), and right at odd rates, which it rounds (11025 Hz: up to 0.4 off).
     """
     edges = _mel_edges(num_mels, f_min, f_max)
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft

@@ -1,4 +1,4 @@
-"""Which clip comes when: a shuffled, endless order that is computed, not stored.
+"""The order of training: a shuffled, endless stream of clips that is computed, not stored.
 
 The clip at position t of the stream depends on (seed, t, number of clips) alone. Ranks and workers
 only choose which t they read, so a run resumes from its step, with any number of either.
@@ -117,7 +117,7 @@ class BalancedOrder:
     An epoch has as many positions as there are clips. The weights are laid end to end over that
     length; every position draws one point in a cell of its own of length one, so in each epoch a
     clip comes its expected number of times, rounded down or up. Its n-th time in an epoch counts as
-    an epoch of its own for all that is drawn for it, so that it never comes twice in one guise.
+    an epoch of its own for all that is drawn for it, so that it is never augmented twice alike.
 
     Args:
         weights: one a clip (n,), none negative, not all zero.
@@ -126,7 +126,7 @@ class BalancedOrder:
         ValueError: if a weight is negative or not finite, or all are zero.
 
     Source: Kong et al. 2020 (PANNs) and Gong et al. 2021 (PSLA) for balanced sampling.
-    Differs from PSLA: cells instead of independent draws, so that an epoch's shares do not scatter.
+    Differs from PSLA: cells instead of independent draws, so that proportions hold each epoch.
     """
 
     def __init__(self, weights: np.ndarray) -> None:
@@ -163,7 +163,7 @@ def keyed_uniform(
     view: int | np.ndarray,
     num: int,
 ) -> np.ndarray:
-    """Uniform numbers that belong to (seed, epoch, clip, view), whoever asks and in whatever batch.
+    """Uniform numbers that follow from (seed, epoch, clip, view) alone, in any batch and process.
 
     Args:
         seed: of the run.
@@ -187,7 +187,7 @@ class StepSampler:
     """Positions of the stream that one rank reads, step by step: a `batch_sampler`.
 
     Step s consists of positions [s * batch_size, (s + 1) * batch_size), whatever the number of
-    ranks; rank r takes the r-th of `num_ranks` equal parts. Its whole state is the step.
+    ranks; rank r takes the r-th of `num_ranks` equal slices. Its whole state is the step.
 
     Args:
         start: first step.
@@ -215,7 +215,7 @@ class StepSampler:
         self.start = start
         self.stop = stop
         self.batch_size = batch_size
-        self.share = batch_size // num_ranks
+        self.local_batch_size = batch_size // num_ranks
         self.rank = rank
 
     def __len__(self) -> int:
@@ -223,5 +223,5 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
-            first = step * self.batch_size + self.rank * self.share
-            yield list(range(first, first + self.share))
+            first = step * self.batch_size + self.rank * self.local_batch_size
+            yield list(range(first, first + self.local_batch_size))

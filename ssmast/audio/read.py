@@ -4,22 +4,25 @@ Seeking with libsndfile 1.2.2 is exact to the bit in PCM and FLAC files, not in 
 off, even with a second of lead-in) nor in Vorbis (the last page may come out shifted): those are
 decoded from the start.
 
-A sound as its samples, or, where it is long, to be read piece by piece.
-
-Which sound formats decode on this machine, found by trying.
+A source is a path, the bytes of a file, or an excerpt of a longer file that is a clip of its own,
+`P01_01.wav#t=12.5,14.25`: W3C Media Fragments, in seconds from the start of the file, the first
+moment included and the second not. `&id=NAME` after it names clips that share an excerpt.
 """
 
-import io
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import soundfile
 
-from ssmast.audio.corpus.index import Span
 from ssmast.audio.decode import (
     AUDIO_EXTENSIONS,
     FOREIGN_EXTENSIONS,
+    SOUND_EXTENSIONS,
     AudioError,
     Decoder,
     ForeignError,
@@ -39,28 +42,92 @@ from ssmast.audio.truncation import check_container, check_last_frame
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FOREIGN_EXTENSIONS",
+    "SOUND_EXTENSIONS",
     "AudioError",
+    "Excerpt",
     "Source",
-    "crop",
     "decode_whole",
+    "excerpt_name",
     "read_audio",
     "read_segments",
     "resample",
+    "segment_at",
     "segment_start",
+    "split_excerpt",
+    "swing",
+    "unpadded",
 ]
+
+_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)(?:&id=[^&#]+)?$")
 
 _EXACT_SEEK = frozenset(
     ["PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
 )
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """What `read_audio` and `read_segments` take for an excerpt of a file.
+
+    Attributes:
+        path: of the file.
+        start: its first moment in seconds.
+        stop: its end in seconds; one beyond the end of the file means the end of the file.
+    """
+
+    path: Path
+    start: float
+    stop: float
+
+    def __str__(self) -> str:
+        return excerpt_name(str(self.path), self.start, self.stop)
+
+    def samples(self, total: int, sample_rate: int) -> tuple[int, int]:
+        """First sample and end of the excerpt in a file of `total` samples; equal if empty."""
+        last = min(math.floor(self.stop * sample_rate + 0.5), total)
+        return min(math.floor(self.start * sample_rate + 0.5), last), last
+
+
+def excerpt_name(path: str, start: float, stop: float, *, clip: str = "") -> str:
+    """The name of an excerpt.
+
+    Args:
+        path: of the file.
+        start: in seconds.
+        stop: in seconds.
+        clip: what else names the clip, where several share an excerpt; no `&` or `#`.
+
+    >>> excerpt_name("a.wav", 0.5, 2)
+    'a.wav#t=0.5,2'
+    """
+    name = f"{path}#t={_seconds(start)},{_seconds(stop)}"
+    return f"{name}&id={clip}" if clip else name
+
+
+def split_excerpt(name: str) -> tuple[str, tuple[float, float] | None]:
+    """The file of a clip and its (start, stop) in seconds, or None if the clip is a whole file.
+
+    >>> split_excerpt("a.wav#t=0.5,2&id=x"), split_excerpt("a#1.wav")
+    (('a.wav', (0.5, 2.0)), ('a#1.wav', None))
+    """
+    found = _FRAGMENT.search(name)
+    if found is None:
+        return name, None
+    return name[: found.start()], (float(found[1]), float(found[2]))
+
+
+def _seconds(value: float) -> str:
+    # Microseconds are finer than a sample; trailing zeros would give one excerpt two names.
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
 def read_audio(
-    source: Source | Span, *, sample_rate: int = 16000, name: str | None = None
+    source: Source | Excerpt, *, sample_rate: int = 16000, name: str | None = None
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """Decode a whole sound file to one channel at one rate.
 
     Args:
-        source: path of a file, its bytes, or a span of a file, which then is the clip.
+        source: path of a file, its bytes, or an excerpt of a file.
         sample_rate: rate of the result in Hz; other rates are resampled (soxr, high quality).
         name: what to call the source in an error; the path by default.
 
@@ -69,29 +136,31 @@ def read_audio(
 
     Raises:
         AudioError: if the source is missing, empty, truncated, not audio, or holds NaN, infinity or
-            a sample beyond 1e10 (full scale is 1), or the file ends before the span begins.
+            a sample beyond 1e10 (full scale is 1), or the file ends before the excerpt begins.
     """
     base, label = _base(source, name)
     positive(sample_rate, "sample_rate")
-    if not isinstance(source, Span):
+    if not isinstance(source, Excerpt):
         long = read_long(base, label, sample_rate)
         if long is not None:
             return long
         audio, rate, _ = decode_whole(source, name=label)
         return finished(audio, rate, sample_rate, label)
 
-    def cut(frames: int, rate: int, parts: Parts) -> np.ndarray:
+    def cut(frames: int, rate: int, read: _FrameReader) -> np.ndarray:
         limits = _limits(source, resampled_length(frames, rate, sample_rate), sample_rate, label)
-        return _read_spans(frames, rate, parts, [limits], sample_rate, label)[0]
+        return _read_ranges(frames, rate, read, [limits], sample_rate, label)[0]
 
     return _with_sound(base, label, cut, check=True)
 
 
-def decode_whole(source: Source | Span, *, name: str | None = None) -> tuple[np.ndarray, int, str]:
-    """Decode a whole sound file at its own rate, without a look at its samples.
+def decode_whole(
+    source: Source | Excerpt, *, name: str | None = None
+) -> tuple[np.ndarray, int, str]:
+    """Decode a whole sound file at its own rate, its samples not checked.
 
     Args:
-        source: path of a file, its bytes, or a span of a file, which then is the clip.
+        source: path of a file, its bytes, or an excerpt of a file.
         name: what to call the source in an error; the path by default.
 
     Returns:
@@ -113,7 +182,7 @@ def decode_whole(source: Source | Span, *, name: str | None = None) -> tuple[np.
 
 
 def read_segments(
-    source: Source | Span,
+    source: Source | Excerpt,
     *,
     sample_rate: int,
     num_samples: int,
@@ -130,7 +199,7 @@ def read_segments(
     and Opus are decoded up to the end of the last segment; an mp3 is decoded whole.
 
     Args:
-        source: path of a file, its bytes, or a span of a file, which then is the clip.
+        source: path of a file, its bytes, or an excerpt of a file.
         sample_rate: rate of the segments in Hz.
         num_samples: length of a segment.
         positions: one number in [0, 1) a segment.
@@ -154,73 +223,73 @@ def read_segments(
     if not all(0.0 <= position < 1.0 for position in positions):
         raise ValueError(f"positions must lie in [0, 1), got {list(positions)}")
 
-    def cut(frames: int, rate: int, parts: Parts) -> np.ndarray:
+    def cut(frames: int, rate: int, read: _FrameReader) -> np.ndarray:
         total = resampled_length(frames, rate, sample_rate)
         first, last = _limits(source, total, sample_rate, label)
         width = num_samples if pad else min(num_samples, last - first)
         starts = [first + segment_start(last - first, width, p) for p in positions]
-        spans = [(max(start, first), min(start + width, last)) for start in starts]
-        pieces = _read_spans(frames, rate, parts, spans, sample_rate, label)
+        ranges = [(max(start, first), min(start + width, last)) for start in starts]
+        found = _read_ranges(frames, rate, read, ranges, sample_rate, label)
         segments = np.zeros((len(starts), width), dtype=np.float32)
-        for segment, piece, start in zip(segments, pieces, starts, strict=True):
-            segment[max(first - start, 0) :][: len(piece)] = piece
+        for segment, samples, start in zip(segments, found, starts, strict=True):
+            segment[max(first - start, 0) :][: len(samples)] = samples
         return segments
 
     return _with_sound(base, label, cut, check=check)
 
 
-Parts = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
-"""What gives the frames [first, last) of a clip, at its own rate."""
+_FrameReader = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
+"""Reads ranges of frames [first, last) of a file, at its own rate."""
 
 
 def _with_sound(
-    source: Source, label: str, cut: Callable[[int, int, Parts], np.ndarray], *, check: bool
+    source: Source, label: str, cut: Callable[[int, int, _FrameReader], np.ndarray], *, check: bool
 ) -> np.ndarray:
-    """What `cut(frames, rate, parts)` makes of a file, decoded no further than it asks."""
+    """What `cut(frames, rate, read)` makes of a file, decoded no further than it asks."""
     try:
         with opened(source, label) as file:
             if length_is_known(file):
                 check_container(file, source, label)
                 if check:
                     check_last_frame(file, label)
-                return cut(file.frames, file.samplerate, _parts(file, label))
+                return cut(file.frames, file.samplerate, _frame_reader(file, label))
     except ForeignError:
         pass
     audio, rate, _ = decode_whole(source, name=label)
     return cut(len(audio), rate, lambda regions: (audio[a:b] for a, b in regions))
 
 
-def _read_spans(
+def _read_ranges(
     frames: int,
     rate: int,
-    parts: Parts,
-    spans: Sequence[tuple[int, int]],
+    read: _FrameReader,
+    ranges: Sequence[tuple[int, int]],
     sample_rate: int,
     label: str,
 ) -> list[np.ndarray]:
-    """Samples [start, stop) of the resampled clip for every span, read with context around each."""
-    regions = [region_of(start, stop, rate, sample_rate, frames) for start, stop in spans]
-    pieces: list[np.ndarray] = []
-    for (start, stop), (first, _), part in zip(spans, regions, parts(regions), strict=True):
-        resampled = finished(part, rate, sample_rate, label)
+    """Samples [start, stop) of the resampled clip for every range, read with context around it."""
+    regions = [region_of(start, stop, rate, sample_rate, frames) for start, stop in ranges]
+    found: list[np.ndarray] = []
+    for (start, stop), (first, _), audio in zip(ranges, regions, read(regions), strict=True):
+        resampled = finished(audio, rate, sample_rate, label)
         skip = start - first * sample_rate // rate  # exact: `first` is a multiple of the period
-        piece = np.zeros(stop - start, dtype=np.float32)
-        found = resampled[skip : skip + stop - start]
-        piece[: len(found)] = found
-        pieces.append(piece)
-    return pieces
+        samples = np.zeros(stop - start, dtype=np.float32)
+        there = resampled[skip : skip + stop - start]
+        samples[: len(there)] = there
+        found.append(samples)
+    return found
 
 
-def _base(source: Source | Span, name: str | None) -> tuple[Source, str]:
+def _base(source: Source | Excerpt, name: str | None) -> tuple[Source, str]:
     """The file (or bytes) that a source lies in, and what to call the source in an error."""
-    if isinstance(source, Span):
+    if isinstance(source, Excerpt):
         return source.path, name or str(source)
     return source, label_of(source, name)
 
 
-def _limits(source: Source | Span, total: int, sample_rate: int, label: str) -> tuple[int, int]:
+def _limits(source: Source | Excerpt, total: int, sample_rate: int, label: str) -> tuple[int, int]:
     """First sample and end of a source in its file of `total` samples."""
-    if not isinstance(source, Span):
+    if not isinstance(source, Excerpt):
         return 0, total
     first, last = source.samples(total, sample_rate)
     if first >= last:
@@ -243,19 +312,40 @@ def segment_start(length: int, num_samples: int, position: float) -> int:
     return offset if length >= num_samples else -offset
 
 
-def crop(audio: np.ndarray, num_samples: int, position: float) -> np.ndarray:
-    """Cut one segment out of a decoded clip (S,), as `read_segments` does; zeros where it is short.
+def segment_at(audio: np.ndarray, start: int, num_samples: int) -> np.ndarray:
+    """Float32 samples [start, start + num_samples) of a clip (S,), zeros beyond its ends.
 
     Args:
         audio: samples of the clip.
+        start: first sample; may be negative.
         num_samples: samples of the segment.
-        position: number in [0, 1).
     """
-    start = segment_start(len(audio), num_samples, position)
-    piece = audio[max(start, 0) : max(start, 0) + num_samples]
     segment = np.zeros(num_samples, dtype=np.float32)
-    segment[max(-start, 0) :][: len(piece)] = piece
+    inside = audio[max(start, 0) : max(start + num_samples, 0)]
+    segment[max(-start, 0) :][: len(inside)] = inside
     return segment
+
+
+def swing(waveform: np.ndarray) -> np.ndarray:
+    """Half the distance between the lowest and the highest sample, (..., S) -> (...).
+
+    Args:
+        waveform: samples; S >= 1.
+    """
+    # In float64: the difference of two 16-bit integers, or of two wild floats, would overflow.
+    return (waveform.max(axis=-1).astype(np.float64) - waveform.min(axis=-1)) / 2
+
+
+def unpadded(segment: np.ndarray) -> np.ndarray:
+    """A segment (S,) without the zeros at its ends, so that a padded constant is still constant.
+
+    Args:
+        segment: of a clip that may have been shorter.
+    """
+    if segment[0] and segment[-1]:
+        return segment
+    sounding = np.flatnonzero(segment)
+    return segment[sounding[0] : sounding[-1] + 1] if len(sounding) else segment[:1]
 
 
 def _whole(file: Decoder, source: Source, label: str) -> np.ndarray:
@@ -269,13 +359,11 @@ def _whole(file: Decoder, source: Source, label: str) -> np.ndarray:
     return audio
 
 
-def _parts(
-    file: Decoder, label: str
-) -> Callable[[Sequence[tuple[int, int]]], Iterator[np.ndarray]]:
+def _frame_reader(file: Decoder, label: str) -> _FrameReader:
     """Regions of an open file, sought where that is exact, and decoded from its start elsewhere."""
 
     def read(regions: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-        # Seeking pays when the regions are a part of the clip; else one decode serves them all.
+        # Seeking pays when the regions are less than the clip; else one decode serves them all.
         wanted = sum(last - first for first, last in regions)
         if file.can_seek and file.subtype in _EXACT_SEEK and wanted < file.frames:
             for first, last in regions:
@@ -289,59 +377,27 @@ def _parts(
 
 
 def open_audio(
-    source: Source | Span,
+    source: Source | Excerpt,
     *,
     sample_rate: int = 16000,
     name: str | None = None,
-    again: Callable[[], Source | Span] | None = None,
+    reopen: Callable[[], Source | Excerpt] | None = None,
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]] | LongSound:
-    """What `read_audio` gives; of a file of over a minute to be read from front to back.
+    """As `read_audio`; a file of over a minute is opened to be read from front to back.
 
     Args:
         source: as `read_audio`.
         sample_rate: as `read_audio`.
         name: as `read_audio`.
-        again: gives the source once more, so that the bytes of a long sound are not held until it
-            is read.
+        reopen: returns the source again when a long sound is read, so that its bytes need not be
+            held until then.
 
     Raises:
         AudioError: as `read_audio`; of a long sound some faults show only while it is read.
     """
-    if not isinstance(source, Span):
-        reopened = cast(Callable[[], Source] | None, again)
-        long = open_long(source, sample_rate=sample_rate, name=name, again=reopened)
+    if not isinstance(source, Excerpt):
+        whole = cast(Callable[[], Source] | None, reopen)
+        long = open_long(source, sample_rate=sample_rate, name=name, reopen=whole)
         if long is not None:
             return long
     return read_audio(source, sample_rate=sample_rate, name=name)
-
-
-_WRITTEN = {  # format -> libsndfile's names of container and coding
-    "wav": ("WAV", "PCM_16"),
-    "flac": ("FLAC", "PCM_16"),
-    "ogg": ("OGG", "VORBIS"),
-    "opus": ("OGG", "OPUS"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
-}
-
-
-def try_formats() -> dict[str, str]:
-    """Format -> why it does not work here, empty if it does; a written tone must come back."""
-    return {name: _why_not(name) for name in _WRITTEN}
-
-
-def _why_not(name: str) -> str:
-    container, coding = _WRITTEN[name]
-    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
-    buffer = io.BytesIO()
-    try:
-        soundfile.write(buffer, tone, 16000, format=container, subtype=coding)
-        audio = read_audio(buffer.getvalue(), name=f"a {name} tone")
-    except (ValueError, RuntimeError, OSError, TypeError) as error:
-        return str(error).strip().split("\n")[0]
-    spectrum = np.abs(np.fft.rfft(audio))
-    peak = np.argmax(spectrum) * 16000 / len(audio)
-    if abs(peak - 1000) > 5 or abs(len(audio) - 16000) > 3000:  # mp3 pads both ends
-        return (
-            f"a tone of 1000 Hz and 1 s came back as {peak:.0f} Hz and {len(audio) / 16000:.2f} s"
-        )
-    return ""

@@ -1,4 +1,4 @@
-"""One rate to another, of a whole clip or of a part that comes out as within the whole."""
+"""Resampling of a whole clip, or of a region that comes out as it does within the whole."""
 
 import math
 
@@ -17,8 +17,8 @@ From 3e16 on the power of a tone overflows float32, and an embedding with it.
 def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -> tuple[int, int]:
     """Input frames that decide output samples [start, stop), from a whole number of periods on.
 
-    Resampling a:b repeats its phase every a / gcd input frames; starting there, a part comes out as
-    it would within the whole. 256 frames (times a/b going down) cover soxr's filter.
+    Resampling a:b repeats its phase every a / gcd input frames; starting there, a region comes out
+    as it would within the whole. 256 frames (times a/b going down) cover soxr's filter.
 
     Args:
         start: first output sample.

@@ -1,9 +1,9 @@
 """Training items: segments of clips, each fixed by (seed, epoch, clip, segment) alone.
 
-Training items of labelled clips: one segment each, now and then mixed with another clip's.
+`SegmentDataset` gives the segments of pretraining; `MixedSegments` mixes two for fine-tuning.
 """
 
-import random
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypedDict
@@ -14,9 +14,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ssmast.audio.corpus.open import Corpus
+from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.order import keyed_uniform, sample_at
-from ssmast.audio.read import AudioError, read_audio, read_segments, segment_start
+from ssmast.audio.read import (
+    AudioError,
+    read_audio,
+    read_segments,
+    segment_at,
+    segment_start,
+    swing,
+    unpadded,
+)
+from ssmast.audio.transforms import WaveformAugment
 
 _MAX_FAILURES = 32
 
@@ -91,6 +100,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         same_segment: cut one segment and give it `num_segments` times (each with its own waveform
             augmentation).
         waveform_augment: probability that a segment goes through the augmentation of the waveform.
+        transforms: file of that augmentation (`WaveformAugment`); None for the built-in one.
         min_peak: a segment is silent if its samples swing less than this about their middle, so
             that a constant is silence too.
         max_abs: a clip is wild if a sample exceeds this.
@@ -111,6 +121,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         num_segments: int = 2,
         same_segment: bool = False,
         waveform_augment: float = 0.0,
+        transforms: str | os.PathLike[str] | None = None,
         min_peak: float = 1e-4,
         max_abs: float = 100.0,
         order: Callable[..., tuple[int, int]] | None = None,
@@ -127,7 +138,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         self.waveform_augment = waveform_augment
         self.min_peak, self.max_abs = min_peak, max_abs
         self.order, self.pad = order or corpus.sample_at, pad
-        self._augment: Callable[..., np.ndarray] | None = None
+        self._augment = WaveformAugment(transforms)
         self._whole = bytearray()
 
     @staticmethod
@@ -140,7 +151,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         return len(self.corpus)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_augment": None, "_whole": bytearray()}  # built where needed
+        return {**self.__dict__, "_whole": bytearray()}
 
     def __getitem__(self, position: int) -> SegmentItem:
         """Item at a position of the endless stream.
@@ -159,7 +170,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         )
 
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """Segments (num_segments, S) of a clip or its stand-in, which it is, and what was rejected.
+        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
 
         Args:
             epoch: that the draws belong to.
@@ -199,7 +210,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         if silent.any():
             audio = read_audio(source, sample_rate=self.sample_rate, name=name)
             for k in np.flatnonzero(silent):
-                waveform[k] = self._where_it_sounds(audio, draws[k], name)
+                waveform[k] = self._sounding_segment(audio, draws[k], name)
             self._check_peak(waveform, name)
         if self.same_segment:
             waveform = np.repeat(waveform, self.num_segments, axis=0)
@@ -208,7 +219,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         return waveform
 
     def _is_whole(self, clip: int) -> bool:
-        """Whether this process has found a clip to be all there: one bit a clip."""
+        """Whether this process has found a clip not to be truncated: one bit a clip."""
         if not self._whole:
             self._whole = bytearray(len(self.corpus) // 8 + 1)
         return bool(self._whole[clip >> 3] & 1 << (clip & 7))
@@ -218,7 +229,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         if peak > self.max_abs:
             raise AudioError(f"{name} has a sample of {peak:.3g}, above {self.max_abs:g}")
 
-    def _where_it_sounds(self, audio: np.ndarray, draws: np.ndarray, name: str) -> np.ndarray:
+    def _sounding_segment(self, audio: np.ndarray, draws: np.ndarray, name: str) -> np.ndarray:
         """Segment around one sample, drawn evenly from those that are loud enough."""
         loud = np.flatnonzero(np.abs(audio) >= self.min_peak)
         if not len(loud):
@@ -230,12 +241,9 @@ class SegmentDataset(Dataset[SegmentItem]):
         start = min(max(anchor - int(draws[1] * num), 0), slack)
         if slack <= 0:
             start = segment_start(len(audio), num, float(draws[1]))
-        segment = np.zeros(num, dtype=np.float32)
-        piece = audio[max(start, 0) : max(start, 0) + num]
-        segment[max(-start, 0) :][: len(piece)] = piece
-        if swing(piece) < self.min_peak:
+        if swing(audio[max(start, 0) : max(start, 0) + num]) < self.min_peak:
             raise AudioError(f"{name} holds a constant, no sound")
-        return segment
+        return segment_at(audio, start, num)
 
     def _augmented(self, segment: np.ndarray, epoch: int, clip: int, number: int) -> np.ndarray:
         if self.waveform_augment == 0.0:
@@ -244,85 +252,9 @@ class SegmentDataset(Dataset[SegmentItem]):
         draws = keyed_uniform(self.seed, epoch, clip, -1 - number, 3)
         if draws[0] >= self.waveform_augment:
             return segment
-        if self._augment is None:
-            self._augment = waveform_augmentation()
-        with_seed = int(draws[1] * 2**24) << 8 | int(draws[2] * 2**8)
-        out = _seeded(with_seed, self._augment, samples=segment, sample_rate=self.sample_rate)
+        seed = int(draws[1] * 2**24) << 8 | int(draws[2] * 2**8)
+        out = self._augment(segment, sample_rate=self.sample_rate, seed=seed)
         return np.clip(out, -self.max_abs, self.max_abs)
-
-
-def swing(waveform: np.ndarray) -> np.ndarray:
-    """Half of what lies between the lowest and the highest sample, (..., S) -> (...).
-
-    Args:
-        waveform: samples; S >= 1.
-    """
-    # In float64: the difference of two 16-bit integers, or of two wild floats, would overflow.
-    return (waveform.max(axis=-1).astype(np.float64) - waveform.min(axis=-1)) / 2
-
-
-def unpadded(segment: np.ndarray) -> np.ndarray:
-    """A segment (S,) without the zeros at its ends, so that a padded constant is one still.
-
-    Args:
-        segment: of a clip that may have been shorter.
-    """
-    if segment[0] and segment[-1]:
-        return segment
-    sounding = np.flatnonzero(segment)
-    return segment[sounding[0] : sounding[-1] + 1] if len(sounding) else segment[:1]
-
-
-def waveform_augmentation() -> Callable[..., np.ndarray]:
-    """Cheap changes to a waveform that leave what is heard in place: level, phase, tone, noise.
-
-    All cost at most about 2 ms for 6 s. Pitch shift and time stretch (12-17 ms) are left out.
-
-    Returns:
-        audiomentations.Compose, called with (samples, sample_rate). It draws from the global states
-        of both `random` and `numpy.random`.
-    """
-    from audiomentations import (
-        AddGaussianSNR,
-        Compose,
-        Gain,
-        GainTransition,
-        HighPassFilter,
-        LowPassFilter,
-        PolarityInversion,
-        Shift,
-        TanhDistortion,
-    )
-
-    return Compose(
-        [
-            PolarityInversion(p=0.5),
-            Shift(min_shift=-0.1, max_shift=0.1, rollover=False, p=0.3),
-            LowPassFilter(min_cutoff_freq=2000.0, max_cutoff_freq=7500.0, p=0.1),
-            HighPassFilter(min_cutoff_freq=60.0, max_cutoff_freq=600.0, p=0.1),
-            TanhDistortion(min_distortion=0.01, max_distortion=0.2, p=0.1),
-            AddGaussianSNR(min_snr_db=15.0, max_snr_db=40.0, p=0.3),
-            GainTransition(min_gain_db=-9.0, max_gain_db=3.0, p=0.2),
-            Gain(min_gain_db=-9.0, max_gain_db=6.0, p=0.7),
-        ]
-    )
-
-
-def _seeded(
-    seed: int, augment: Callable[..., np.ndarray], *, samples: np.ndarray, sample_rate: int
-) -> np.ndarray:
-    """Run an augmentation in a state of both global generators that only `seed` decides.
-
-    Both states are put back afterwards, so nobody else's draws move.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed)
-        return augment(samples=samples, sample_rate=sample_rate)
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
@@ -353,7 +285,7 @@ class MixedItem(TypedDict):
     waveform: Tensor
     clip: int
     partner: int
-    share: float
+    partner_weight: float
     epoch: int
     position: int
     rejected: list[tuple[str, str]]
@@ -366,24 +298,24 @@ class MixedBatch(SegmentBatch):
     Attributes:
         samples: length of each waveform, int64 (B,); zeros follow.
         partner: number of the clip that is mixed in, int64 (B,).
-        share: how much of the item is the partner's, float32 (B,).
+        partner_weight: how much of the item is the partner's, float32 (B,).
     """
 
     samples: Tensor
     partner: Tensor
-    share: Tensor
+    partner_weight: Tensor
 
 
 class MixedSegments(Dataset[MixedItem]):
     """One segment a clip; with some probability the waveform of another clip is mixed in.
 
-    `share` of an item is how much of it, and of its label, is the partner's. Whether, with whom and
-    how much follows from (seed, epoch, clip) and the position alone.
+    `partner_weight` of an item is the fraction of it, and of its label, that is the partner's. It,
+    the partner and whether there is one follow from (seed, epoch, clip) and the position alone.
 
     Args:
         segments: with one segment a clip.
         rate: probability that an item is mixed.
-        alpha: the share is drawn from Beta(alpha, alpha); 10 keeps it near one half.
+        alpha: the weight is drawn from Beta(alpha, alpha); 10 keeps it near one half.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -418,42 +350,42 @@ class MixedSegments(Dataset[MixedItem]):
         item = self.segments[position]
         waveform, seed = item["waveform"][0], self.segments.seed
         draws = keyed_uniform(seed, item["epoch"], item["clip"], _MIX_STREAM, 2)
-        partner, share, rejected = item["clip"], 0.0, item["rejected"]
+        partner, weight, rejected = item["clip"], 0.0, item["rejected"]
         if draws[0] < self.rate:
             place = sample_at(int(position), size=len(self.segments), seed=seed ^ _PARTNER_SEED)
             other, partner, more = self.segments.read(*place)
-            share, rejected = self._share(float(draws[1])), rejected + more
-            waveform = mix(waveform, torch.from_numpy(other[0]), share=share)
+            weight, rejected = self._weight(float(draws[1])), rejected + more
+            waveform = mix(waveform, torch.from_numpy(other[0]), weight=weight)
         return MixedItem(
             waveform=waveform,
             clip=item["clip"],
             partner=partner,
-            share=share,
+            partner_weight=weight,
             epoch=item["epoch"],
             position=item["position"],
             rejected=rejected,
         )
 
-    def _share(self, draw: float) -> float:
+    def _weight(self, draw: float) -> float:
         from scipy.special import betaincinv
 
         return float(betaincinv(self.alpha, self.alpha, np.float64(draw)))
 
 
-def mix(waveform: Tensor, other: Tensor, *, share: float) -> Tensor:
-    """(1 - share) waveform + share other, each less its mean, both from the first sample on.
+def mix(waveform: Tensor, other: Tensor, *, weight: float) -> Tensor:
+    """(1 - weight) waveform + weight other, each less its mean, both from the first sample on.
 
     Args:
         waveform: (S,).
         other: (R,).
-        share: of the other, in [0, 1].
+        weight: of the other, in [0, 1].
 
     Returns:
         As long as the longer of the two.
     """
     mixed = waveform.new_zeros(max(len(waveform), len(other)))
-    mixed[: len(waveform)] += (1 - share) * (waveform - waveform.mean())
-    mixed[: len(other)] += share * (other - other.mean())
+    mixed[: len(waveform)] += (1 - weight) * (waveform - waveform.mean())
+    mixed[: len(other)] += weight * (other - other.mean())
     return mixed
 
 
@@ -473,7 +405,7 @@ def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
     return MixedBatch(
         waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
         samples=torch.tensor([len(item["waveform"]) for item in items]),
-        share=torch.tensor([item["share"] for item in items]),
+        partner_weight=torch.tensor([item["partner_weight"] for item in items]),
         rejected=[pair for item in items for pair in item["rejected"]],
         clip=numbers["clip"],
         partner=numbers["partner"],

@@ -1,17 +1,15 @@
-"""Mean and standard deviation of the log-mel over a corpus: known, or from a sample of clips."""
+"""Mean and standard deviation of the log-mel of a corpus: as prepared, or measured on clips."""
 
 import logging
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from ssmast.audio.corpus.open import Corpus
+from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
-from ssmast.audio.read import AudioError, read_segments
-from ssmast.audio.segments import swing, unpadded
+from ssmast.audio.read import AudioError, read_segments, swing, unpadded
 
 _log = logging.getLogger(__name__)
 
@@ -22,11 +20,10 @@ _MAX_ABS = 100.0
 def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | None:
     """Mean and std that `ssmast prepare` measured over all of a corpus; None where it did not.
 
-    They are of the pieces as they are: without the silence that fills up what is shorter than an
-    input.
+    They are of the clips without padding.
 
     Args:
-        corpus: of the clips; a part or a mixture of prepared ones knows nothing.
+        corpus: of the clips; a selection or a mixture of prepared ones knows nothing.
         log_mel: front end, which must be the one that they were measured with; its own mean and
             std do not matter.
     """
@@ -45,7 +42,6 @@ def measure_mean_std(
     num_samples: int,
     seed: int,
     max_clips: int = 1000,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, float]:
     """Mean and standard deviation over all cells of the log-mel of one segment a clip.
 
@@ -57,7 +53,6 @@ def measure_mean_std(
         num_samples: length of a segment, as in training.
         seed: chooses clips and segments.
         max_clips: how many clips at most, the first that training with this seed would draw.
-        progress: called with (clips done, clips in all) after each clip.
 
     Returns:
         (mean, std) of the log-mel before normalisation.
@@ -70,7 +65,7 @@ def measure_mean_std(
     positions = keyed_uniform(seed, epoch, clips, 0, 1)
     device = log_mel.filterbank.device
     count, sum_, sum_of_squares, num_bad, last = 0, 0.0, 0.0, 0, ""
-    for done, (clip, position) in enumerate(zip(clips.tolist(), positions, strict=True), start=1):
+    for clip, position in zip(clips.tolist(), positions, strict=True):
         try:
             waveform = read_segments(
                 corpus.source(clip),
@@ -90,10 +85,8 @@ def measure_mean_std(
             count += cells.numel()
             sum_ += float(cells.sum())
             sum_of_squares += float(cells.square().sum())
-        if progress is not None:
-            progress(done, total)
     if num_bad:
-        _log.warning("%d of %d clips left out of mean and std, the last: %s", num_bad, total, last)
+        _log.warning("%d of %d clips not used for mean and std, the last: %s", num_bad, total, last)
     if not count:
         raise ValueError(f"none of {total} clips could be used to measure mean and std; {last}")
     mean = sum_ / count

@@ -1,9 +1,8 @@
-"""A labelled corpus out of nothing: what tests, demo and smoke run learn from.
-
-Twelve kinds of synthetic sound, told apart by what happens in them, not by their colour.
+"""A synthetic labelled corpus of twelve classes, for tests, the demo and the smoke recipe.
 
 Pitch, timbre, level, tempo, onset, room and background are drawn for each clip alone, the same way
-for every class; three pairs differ in the order of time only (up and down, even and paired).
+for every class, so only what happens in a sound tells its class; three pairs of classes differ in
+the order of time alone (up and down, even and paired).
 """
 
 import csv
@@ -11,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -258,7 +256,7 @@ def _colour(
 
 _FORMAT = 1  # raise it when the sounds change, so that an old corpus is not taken for this one
 _MARKER = "synthetic.json"
-_SHARES = (("train", 0.60), ("valid", 0.15), ("test", 0.25))
+_SPLITS = (("train", 0.60), ("valid", 0.15), ("test", 0.25))
 
 
 def write_synthetic_corpus(
@@ -268,13 +266,12 @@ def write_synthetic_corpus(
     seed: int,
     seconds: float = 2.0,
     sample_rate: int = 16000,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a labelled set of twelve classes of synthetic sound.
 
     Clips are FLAC files with `metadata.csv` (path, label, split: about 60 % train, 15 % valid,
-    25 % test of every class). The same arguments give the same samples. The folder appears at once
-    when all is written; one that holds the same corpus already is checked and kept.
+    25 % test of every class). The same arguments give the same samples. The folder appears when all
+    is written; one that holds the same corpus already is checked and kept.
 
     Args:
         out: folder to write.
@@ -282,7 +279,6 @@ def write_synthetic_corpus(
         seed: of everything drawn.
         seconds: length of a clip.
         sample_rate: in Hz.
-        progress: called with (clips done, clips in all) after each clip.
 
     Returns:
         The folder.
@@ -307,17 +303,18 @@ def write_synthetic_corpus(
     if _is_there(out, settings):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        _write(partial, settings, progress)
-        partial.chmod(0o755)
+    # Not `files.new_folder`: it waits for the disk after each of many files, and would replace the
+    # corpus of a process that was first.
+    name = {"prefix": f".{out.name}.", "suffix": ".partial"}
+    with tempfile.TemporaryDirectory(**name, dir=out.parent, ignore_cleanup_errors=True) as folder:
+        partial = Path(folder) / out.name
+        partial.mkdir()
+        _write(partial, settings)
         try:
             partial.rename(out)  # one step, and only onto nothing or an empty folder
         except OSError:
             if not _is_there(out, settings):  # another process may have been first
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -339,9 +336,7 @@ def _is_there(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _write(
-    folder: Path, settings: dict[str, Any], progress: Callable[[int, int], None] | None
-) -> None:
+def _write(folder: Path, settings: dict[str, Any]) -> None:
     num_clips, sample_rate = settings["num_clips"], settings["sample_rate"]
     rows = _rows(num_clips, settings["seed"])
     (folder / "audio").mkdir()
@@ -356,8 +351,6 @@ def _write(
         encoded = io.BytesIO()  # written to a path, libsndfile would wait for the disk each time
         soundfile.write(encoded, samples, sample_rate, format="FLAC", subtype="PCM_16")
         (folder / path).write_bytes(encoded.getvalue())
-        if progress is not None:
-            progress(i + 1, num_clips)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
     (folder / "metadata.csv").write_text(text.getvalue(), encoding="utf-8")
@@ -373,8 +366,8 @@ def _rows(num_clips: int, seed: int) -> list[tuple[str, str, str]]:
     split = np.empty(num_clips, dtype=object)
     for of_class in range(len(labels)):
         members = rng.permutation(np.flatnonzero(number == of_class))
-        edges = np.round(np.cumsum([0.0, *(share for _, share in _SHARES)]) * len(members))
-        for (name, _), first, last in zip(_SHARES, edges[:-1], edges[1:], strict=True):
+        edges = np.round(np.cumsum([0.0, *(fraction for _, fraction in _SPLITS)]) * len(members))
+        for (name, _), first, last in zip(_SPLITS, edges[:-1], edges[1:], strict=True):
             split[members[int(first) : int(last)]] = name
     return [(f"audio/{i:06d}.flac", labels[number[i]], split[i]) for i in range(num_clips)]
 

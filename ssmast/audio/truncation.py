@@ -1,6 +1,6 @@
-"""Whether a sound file is all there: libsndfile decodes a cut WAV, Ogg or mp3 to what is left.
+"""Truncation checks for sound files: libsndfile decodes a cut WAV, Ogg or mp3 without an error.
 
-A length that the header does not know (a stream, an mp3 without a Xing tag) is taken as it is.
+A file whose header states no length (a stream, an mp3 without a Xing tag) is not checked.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""Two views of a clip -> one number: heads, InfoNCE, queue of negatives, student and teacher."""
+"""What losses are made of: heads, InfoNCE, queue, student and teacher, masked patches, monitors."""
 
 from ssmast.contrastive.heads import build_predictor, build_projector
 from ssmast.contrastive.info_nce import info_nce

@@ -36,9 +36,9 @@ def build_projector(
         dim: size of the projection.
         num_layers: linear layers of the "mlp"; 3 in MoCo v3.
         norm: "batch", "layer" or "none" before each activation. BatchNorm spreads the keys of an
-            untrained encoder, which nearly coincide, over the sphere: with it a small batch is
-            told apart within ten steps, with LayerNorm not within fifty. It wants the batch of all
-            processes and micro-batches at once.
+            untrained encoder, which nearly coincide, over the sphere: with it the clips of a small
+            batch are distinguished within ten steps, with LayerNorm not within fifty. It wants the
+            batch of all processes and micro-batches at once.
 
     Source: Chen et al. 2021 (MoCo v3), section 4.
     """

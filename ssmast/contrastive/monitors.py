@@ -60,6 +60,22 @@ def uniformity(projections: Tensor) -> float:
 
 
 @torch.no_grad()
+def matched_fraction(projections_1: Tensor, projections_2: Tensor) -> Tensor:
+    """Share (0..1) of clips whose view 1 is nearer to their own view 2 than to any other's.
+
+    A tie (up to rounding) is a miss: one point for all clips must not score.
+
+    Args:
+        projections_1: (B, P) of view 1, of any length.
+        projections_2: (B, P) of view 2.
+    """
+    near = F.normalize(projections_1.float(), dim=1) @ F.normalize(projections_2.float(), dim=1).T
+    own = torch.eye(len(near), dtype=torch.bool, device=near.device)
+    others = near.masked_fill(own, float("-inf")).amax(dim=1)
+    return (near.diagonal() > others + 1e-6).float().mean()
+
+
+@torch.no_grad()
 def feature_std(embeddings: Tensor) -> float:
     """Mean std of the unit-length embeddings' dimensions times sqrt(D): 1 spread, 0 collapsed.
 
@@ -83,7 +99,7 @@ def relative_distance(weights: Iterable[Tensor], average: Iterable[Tensor]) -> f
 
 
 def chance_loss(num_negatives: int) -> float:
-    """Both terms of the symmetric loss when nothing is told apart: 2 log(1 + negatives), nats."""
+    """Both terms of the symmetric loss with no clip found: 2 log(1 + negatives), in nats."""
     return 2 * math.log1p(num_negatives)
 
 

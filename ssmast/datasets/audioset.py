@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ssmast.datasets.dataset_files import DatasetFiles, YouTubeClips
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Builder, DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree, YouTubeClips
+from ssmast.datasets.task import Builder, BuildNotes, DataTask, Row
 
 BALANCED, UNBALANCED, EVAL = (
     f"{name}_segments.csv" for name in ("balanced_train", "unbalanced_train", "eval")
@@ -24,42 +24,42 @@ class Segment:
     mids: tuple[str, ...]
 
 
-def segments(tree: Tree, table: str) -> Iterator[Segment]:
+def segments(files: DatasetFiles, table: str) -> Iterator[Segment]:
     """The lines of a segment list: `YTID, start, end, "mid,mid"` below `#` comments.
 
     Args:
-        tree: of the root.
+        files: of the root.
         table: name of the list, which may lie in csv/ or metadata/.
 
     Raises:
         FileNotFoundError, ValueError: if it is not there or has other lines.
     """
-    path = tree.first(*(place + table for place in _PLACES))
-    for row in tree.fields(path, comment="#"):
+    path = files.first(*(place + table for place in _PLACES))
+    for row in files.fields(path, comment="#"):
         try:
             video, start, stop, mids = (value.strip() for value in row)
             yield Segment(video, float(start), float(stop), tuple(mids.split(",")))
         except ValueError as error:
             raise ValueError(
-                f'{tree.root / path} must have lines of YTID, start, end, "mid,mid", got {row}'
+                f'{files.root / path} must have lines of YTID, start, end, "mid,mid", got {row}'
             ) from error
 
 
-def class_names(tree: Tree) -> dict[str, str]:
+def class_names(files: DatasetFiles) -> dict[str, str]:
     """Display name of each class id, in the order of the index."""
-    path = tree.first(*(place + _CLASSES for place in _PLACES))
+    path = files.first(*(place + _CLASSES for place in _PLACES))
     return {
         record["mid"]: record["display_name"]
-        for record in tree.records(path, ("index", "mid", "display_name"))
+        for record in files.records(path, ("index", "mid", "display_name"))
     }
 
 
-def _builder(parts: Mapping[str, str]) -> Builder:
-    def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
-        names, clips = class_names(tree), YouTubeClips(tree)
-        ledger.classes += names.values()
-        for table, part in parts.items():
-            for segment in segments(tree, table):
+def _builder(splits: Mapping[str, str]) -> Builder:
+    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
+        names, clips = class_names(files), YouTubeClips(files)
+        notes.classes += names.values()
+        for table, split in splits.items():
+            for segment in segments(files, table):
                 unknown = [mid for mid in segment.mids if mid not in names]
                 if unknown:
                     raise ValueError(
@@ -69,7 +69,7 @@ def _builder(parts: Mapping[str, str]) -> Builder:
                 yield Row(
                     path=clip_path(clips, segment, table),
                     labels=tuple(names[mid] for mid in segment.mids),
-                    part=part,
+                    split=split,
                     extra=(segment.video,),
                 )
 
@@ -103,21 +103,21 @@ def remotes(*tables: str) -> tuple[Remote, ...]:
     return tuple(Remote(url=_URLS[name]) for name in (*tables, _CLASSES))
 
 
-def _task(name: str, parts: Mapping[str, str]) -> DataTask:
+def _task(name: str, splits: Mapping[str, str]) -> DataTask:
     return DataTask(
         name=name,
         title="AudioSet",
         page="audioset",
         homepage=HOMEPAGE,
         licence="CC BY 4.0 (labels), CC BY-SA 4.0 (ontology); the sound is from YouTube",
-        markers=markers(*parts),
-        layout=f"{', '.join(parts)}, {_CLASSES} and the clips, each named by its video",
-        build=_builder(parts),
+        markers=markers(*splits),
+        layout=f"{', '.join(splits)}, {_CLASSES} and the clips, each named by its video",
+        build=_builder(splits),
         columns=("video",),
-        apart="video",
+        disjoint_by="video",
         metric="map",
         multi_label=True,
-        downloads=remotes(*parts),
+        downloads=remotes(*splits),
         request=REQUEST,
     )
 

@@ -1,11 +1,11 @@
-"""The papers' data sets: an official, unpacked layout -> a labelled set that points at it.
+"""Build a labelled set from the official, unpacked layout of one of the papers' data sets.
 
     ssmast prepare task=esc50 root=DATA/ESC-50-master
     ssmast prepare task=voxforge root=DATA/voxforge options=rule=archive
     ssmast prepare task=nsynth_family root=DATA/nsynth download=true
 
-Nothing is copied: `out` gets metadata.csv, task.json (split rule, published counts, differences)
-and missing.csv. `ssmast probe data=sets` then scores on all sets in `sets`.
+No audio is copied: it writes metadata.csv, task.json (split rule, published counts, differences)
+and missing.csv to `out`. `ssmast probe data=sets` then scores on all sets in `sets`.
 """
 
 import logging
@@ -13,21 +13,21 @@ import sys
 import time
 from dataclasses import dataclass
 
-from ssmast.datasets.build import TASKS, get_task, out_folder, prepare_task
-from ssmast.settings import UsageError, parse, setting, wants_dry_run
+from ssmast.datasets.builder import TASKS, get_task, out_folder, prepare_task
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class PrepareTaskConfig:
-    """`ssmast prepare task=NAME`: official layout -> labelled set."""
+@dataclass(frozen=True, kw_only=True)
+class PrepareTaskConfig(Settings):
+    """`ssmast prepare task=NAME`: a published data set to a labelled set."""
 
-    task: str = setting("", "what to build: " + ", ".join(TASKS))
-    root: str = setting("", "folder of the data set as its archives unpack")
+    task: str = setting("", f"data set to build: {', '.join(TASKS)}", required=True)
+    root: str = setting("", "folder of the data set as its archives unpack", required=True)
     out: str = setting("", "folder of the labelled set; empty: sets/TASK")
-    options: str = setting("", "choices of the task, NAME=VALUE with commas between")
-    download: bool = setting(False, "fetch what is openly there into root first")
+    options: str = setting("", "options of the data set: NAME=VALUE, joined by commas")
+    download: bool = setting(False, "download into root first what is freely available")
 
 
 def main(argv: list[str]) -> int:
@@ -44,13 +44,9 @@ def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
     """Build the set of a task and print the report.
 
     Raises:
-        UsageError: if a key is missing, or the task or an option is unknown.
+        UsageError: if the task or an option is unknown.
         ValueError, OSError: one sentence saying what to change.
     """
-    if not config.task:
-        raise UsageError(f"task= is missing; the tasks are {', '.join(TASKS)}")
-    if not config.root:
-        raise UsageError("root= is missing; give the folder of the unpacked data set")
     options = parse_options(config.options)
     try:
         definition = get_task(config.task)
@@ -102,5 +98,5 @@ class _Lines:
         if time.monotonic() - self._last < 5:
             return
         self._last = time.monotonic()
-        share = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
-        logger.info("%s: %s%s", what, f"{done:,}", share)
+        of = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
+        logger.info("%s: %s%s", what, f"{done:,}", of)

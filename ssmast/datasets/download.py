@@ -1,7 +1,6 @@
-"""Fetching files over HTTP: resumed where they stopped, checked, never unpacked.
+"""Downloads over HTTP: resumed, checked, never unpacked.
 
-An archive can write anywhere and be anything, so unpacking stays with the user's own tools; the
-command to type is printed.
+Unpacking is left to the user, since an archive can write anywhere; the command is printed.
 """
 
 import hashlib
@@ -35,7 +34,7 @@ class Remote:
         url: http or https.
         checksum: "md5:..." or "sha256:..."; empty where none is published.
         unpack: the command that unpacks it, with {file} and {root}; empty if it is no archive, or
-            if it is one part of several and not the last.
+            not the last file of one.
         name: of the file; that of the URL by default.
     """
 
@@ -53,10 +52,10 @@ class Remote:
 def fetch(
     remote: Remote, folder: Path, *, progress: Progress | None = None, pause_seconds: float = 2.0
 ) -> Path:
-    """Fetch a file, or find it already there and whole.
+    """Fetch a file, unless it exists and is whole.
 
-    What has arrived is kept as NAME.partial; the next call goes on from there (HTTP Range). The
-    file gets its name only after its checksum was found right.
+    What has arrived is kept as NAME.partial, where the next call resumes (HTTP Range). The file
+    gets its name once its checksum is right.
 
     Args:
         remote: what to fetch.
@@ -75,7 +74,7 @@ def fetch(
     if path.is_file():
         if remote.checksum and not _is_whole(path, remote, progress):
             raise ValueError(
-                f"{path} is there but its checksum is not {remote.checksum}; move it away to fetch "
+                f"{path} exists but its checksum is not {remote.checksum}; move it away to fetch "
                 f"it again"
             )
         return path
@@ -90,31 +89,25 @@ def fetch(
             if attempt == _ATTEMPTS - 1:
                 raise OSError(
                     f"{remote.url} cannot be fetched: {error}; what arrived is kept, run the same "
-                    f"command again to go on"
+                    f"command again to resume"
                 ) from error
             time.sleep(pause_seconds * 2**attempt)
     if remote.checksum and not _is_whole(partial, remote, progress):
         partial.unlink()
         raise ValueError(
             f"{remote.url} arrived with a wrong checksum (wanted {remote.checksum}) and was "
-            f"deleted; run the same command again, and if it stays wrong the file has changed there"
+            f"deleted; run the same command again, and if it stays wrong the file has changed"
         )
     os.replace(partial, path)
     return path
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _RefusedError(Exception):
-    """An answer that asking again will not change."""
+    """An answer that no retry will change."""
 
 
 def _append(remote: Remote, partial: Path, progress: Progress | None) -> None:
-    """Ask for what is missing and write it behind what is there."""
+    """Ask for the missing bytes and append them."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "ssmast"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(remote.url, headers=headers)  # noqa: S310 - scheme is checked
@@ -122,9 +115,9 @@ def _append(remote: Remote, partial: Path, progress: Progress | None) -> None:
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == 416 and _total(error.headers.get("Content-Range")) == have:
-            return  # all of it is there already
+            return  # it is complete
         if error.code == 416:
-            partial.unlink(missing_ok=True)  # another file than the one begun
+            partial.unlink(missing_ok=True)  # not the file that was begun
         elif 400 <= error.code < 500:
             raise _RefusedError(f"{error.code} {error.reason}") from error
         raise

@@ -2,42 +2,46 @@
 
 from collections.abc import Iterator, Mapping
 
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 
-def build_urbansound8k(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_urbansound8k(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Slices in the ten official folds, which keep the slices of a recording together.
 
     Source: Salamon et al. 2014. `start` and `end` of the official table are places in the original
     Freesound recording, not in the slice, and so are not taken over.
     """
     columns = ("slice_file_name", "fsID", "salience", "fold", "class")
-    for record in tree.records("metadata/UrbanSound8K.csv", columns):
+    for record in files.records("metadata/UrbanSound8K.csv", columns):
         fold = record["fold"]
         yield Row(
             path=f"audio/fold{fold}/{record['slice_file_name']}",
             labels=(record["class"],),
-            part=fold,
+            split=fold,
             extra=(record["fsID"], record["salience"]),
         )
 
 
-def build_esc50(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_esc50(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Clips in the five official folds, which keep the clips of a recording together.
 
     Source: Piczak 2015.
     """
     columns = ("filename", "fold", "category", "esc10", "src_file")
-    for record in tree.records("meta/esc50.csv", columns):
+    for record in files.records("meta/esc50.csv", columns):
         if options["subset"] == "esc10" and record["esc10"].lower() != "true":
-            ledger.left_out["not in ESC-10"] += 1
+            notes.left_out["not in ESC-10"] += 1
             continue
         yield Row(
             path=f"audio/{record['filename']}",
             labels=(record["category"],),
-            part=record["fold"],
+            split=record["fold"],
             extra=(record["src_file"], record["esc10"]),
         )
 
@@ -54,7 +58,7 @@ TASKS = (
         build=build_urbansound8k,
         folds=True,
         columns=("fsID", "salience"),
-        apart="fsID",
+        disjoint_by="fsID",
         downloads=(
             Remote(
                 url="https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz?download=1",
@@ -79,7 +83,7 @@ TASKS = (
                 default="all", allowed=("all", "esc10"), help="50 classes, or the 10 of ESC-10"
             )
         },
-        apart="src_file",
+        disjoint_by="src_file",
         downloads=(
             Remote(
                 url="https://github.com/karoldvl/ESC-50/archive/master.zip",

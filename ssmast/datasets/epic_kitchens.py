@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from ssmast.audio.corpus.index import span_name
+from ssmast.audio.read import excerpt_name
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Builder, DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import Builder, BuildNotes, DataTask, Row
 
 _TABLES = {"train": "EPIC_100_train.csv", "test": "EPIC_100_validation.csv"}
 _PLACES = ("", "annotations/", "epic-kitchens-100-annotations/")
@@ -31,38 +31,38 @@ def seconds(timestamp: str) -> float:
 def _builder(kind: str) -> Builder:
     """Rows labelled by "verb" or "noun"; both classes are columns as well.
 
-    Source: Damen et al. 2022; the validation part is what papers report on, since the labels of
-    the test part are not published.
+    Source: Damen et al. 2022; the validation split is what papers report on, since the labels of
+    the test split are not published.
     """
 
-    def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
-        place = tree.first(*(place + _TABLES["train"] for place in _PLACES))
+    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
+        place = files.first(*(place + _TABLES["train"] for place in _PLACES))
         place = place.removesuffix(_TABLES["train"])
         names = {
             what: {
                 record["id"]: record["key"]
-                for record in tree.records(f"{place}EPIC_100_{what}_classes.csv", ("id", "key"))
+                for record in files.records(f"{place}EPIC_100_{what}_classes.csv", ("id", "key"))
             }
             for what in ("verb", "noun")
         }
-        ledger.classes += names[kind].values()
+        notes.classes += names[kind].values()
         columns = ("narration_id", "participant_id", "video_id", "start_timestamp",
                    "stop_timestamp", "verb_class", "noun_class")  # fmt: skip
-        for part, table in _TABLES.items():
-            for record in tree.records(place + table, columns):
+        for split, table in _TABLES.items():
+            for record in files.records(place + table, columns):
                 start = seconds(record["start_timestamp"])
                 stop = seconds(record["stop_timestamp"])
                 if stop <= start:
-                    ledger.left_out["of no length"] += 1
+                    notes.left_out["of no length"] += 1
                     continue
                 video, clip = record["video_id"], record["narration_id"]
-                file = tree.with_stem(video) or f"{record['participant_id']}/{video}.wav"
+                file = files.with_stem(video) or f"{record['participant_id']}/{video}.wav"
                 verb = names["verb"][record["verb_class"]]
                 noun = names["noun"][record["noun_class"]]
                 yield Row(
-                    path=span_name(file, start, stop, clip=clip),
+                    path=excerpt_name(file, start, stop, clip=clip),
                     labels=(verb if kind == "verb" else noun,),
-                    part=part,
+                    split=split,
                     extra=(video, record["participant_id"], verb, noun),
                 )
 
@@ -88,7 +88,7 @@ def _task(kind: str) -> DataTask:
         build=_builder(kind),
         columns=("video", "participant", "verb", "noun"),
         group="video",
-        apart="video",
+        disjoint_by="video",
         downloads=tuple(Remote(url=f"{_HOST}/{name}") for name in (*_TABLES.values(), *_CLASSES)),
         request="the videos come with the downloader of the project; take the sound out of them",
     )

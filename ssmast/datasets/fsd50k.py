@@ -2,49 +2,49 @@
 
 from collections.abc import Iterator, Mapping
 
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import BuildNotes, DataTask, Row
 
 TRUTH = "FSD50K.ground_truth"
-_PARTS = {"train": "train", "val": "valid"}
+_SPLITS = {"train": "train", "val": "valid"}
 
 
-def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
-    """The official train, validation and evaluation parts with all labels up to the root.
+def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
+    """The official train, validation and evaluation splits with all labels up to the root.
 
     Labels are looked up by their ids in vocabulary.csv, not split at the commas of their names.
 
     Source: Fonseca et al. 2022; the labels in dev.csv and eval.csv are propagated upwards already.
     """
-    names = vocabulary(tree)
-    ledger.classes += names.values()
+    names = vocabulary(files)
+    notes.classes += names.values()
     for kind, columns in (("dev", ("fname", "mids", "split")), ("eval", ("fname", "mids"))):
         table = f"{TRUTH}/{kind}.csv"
-        for record in tree.records(table, columns):
-            part = record["split"] if kind == "dev" else "test"
-            if kind == "dev" and part not in _PARTS:
+        for record in files.records(table, columns):
+            split = record["split"] if kind == "dev" else "test"
+            if kind == "dev" and split not in _SPLITS:
                 raise ValueError(
-                    f"{tree.root / table} must have train or val as split, got {part!r}"
+                    f"{files.root / table} must have train or val as split, got {split!r}"
                 )
             mids = [mid.strip() for mid in record["mids"].split(",") if mid.strip()]
             unknown = [mid for mid in mids if mid not in names]
             if unknown:
                 raise ValueError(
-                    f"{tree.root / table}: clip {record['fname']} has the label {unknown[0]}, "
+                    f"{files.root / table}: clip {record['fname']} has the label {unknown[0]}, "
                     "which vocabulary.csv lacks"
                 )
             yield Row(
                 path=f"FSD50K.{kind}_audio/{record['fname']}.wav",
                 labels=tuple(names[mid] for mid in mids),
-                part=_PARTS.get(part, part),
+                split=_SPLITS.get(split, split),
             )
 
 
-def vocabulary(tree: Tree) -> dict[str, str]:
+def vocabulary(files: DatasetFiles) -> dict[str, str]:
     """Class name of each id, in the official order."""
     names = {}
-    for row in tree.fields(f"{TRUTH}/vocabulary.csv"):
+    for row in files.fields(f"{TRUTH}/vocabulary.csv"):
         if len(row) != 3:
             raise ValueError(f"vocabulary.csv must have rows of index,label,mid, got {row}")
         names[row[2].strip()] = row[1].strip()
@@ -60,7 +60,7 @@ def _remote(name: str, md5: str, unpack: str = "") -> Remote:
 
 
 def _joined(kind: str) -> str:
-    """Several parts make one archive, which must be joined before it can be unpacked."""
+    """Several files make one archive, which must be joined before it can be unpacked."""
     whole = f"{{root}}/{kind}-joined.zip"
     return f"zip -s 0 {{file}} --out {whole} && unzip -q {whole} -d {{root}}"
 

@@ -3,35 +3,35 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.dataset_files import DatasetFiles
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 _LINE = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(Ses0\dF?M?_\w+)\s+(\w+)\s")
 _CLASSES = {"ang": "ang", "hap": "hap", "exc": "hap", "neu": "neu", "sad": "sad"}
 _OTHERS = ("dis", "fea", "fru", "oth", "sur", "xxx")
 
 
-def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
     """Turns whose majority label is angry, happy or excited (one class), neutral or sad.
 
     Source: the four-class subset used since Busso et al. 2008 and by SUPERB (Yang et al. 2021):
     excited counts as happy, frustrated and the rare labels are left out.
     Differs from SUPERB: the session after the one tested on is for validation, instead of a random
-    fifth of the rest, so that no speaker of the training part is validated on.
+    fifth of the rest, so that no speaker of the training split is validated on.
     """
-    ledger.classes += sorted(set(_CLASSES.values()))
-    for session in [name for name in tree.folders() if re.fullmatch(r"Session\d", name)]:
+    notes.classes += sorted(set(_CLASSES.values()))
+    for session in [name for name in files.folders() if re.fullmatch(r"Session\d", name)]:
         folder = f"{session}/dialog/EmoEvaluation"
-        for name in tree.files(folder):
+        for name in files.names(folder):
             if name.endswith(".txt") and name.startswith("Ses"):
-                for turn, emotion in _turns(tree, f"{folder}/{name}"):
-                    row = _row(session, turn, emotion, options["utterances"], ledger)
+                for turn, emotion in _turns(files, f"{folder}/{name}"):
+                    row = _row(session, turn, emotion, options["utterances"], notes)
                     if row:
                         yield row
 
 
-def _turns(tree: Tree, path: str) -> Iterator[tuple[str, str]]:
-    for line in tree.lines(path):
+def _turns(files: DatasetFiles, path: str) -> Iterator[tuple[str, str]]:
+    for line in files.lines(path):
         if not line.startswith("["):
             continue
         found = _LINE.match(line)
@@ -39,24 +39,24 @@ def _turns(tree: Tree, path: str) -> Iterator[tuple[str, str]]:
             yield found[3], found[4]
         elif not line.startswith("[START_TIME"):
             raise ValueError(
-                f"{tree.root / path} has the line {line!r}; wanted '[start - end] turn emotion ...'"
+                f"{files.root / path} has the line {line!r}; wanted '[start - end] turn emotion'"
             )
 
 
-def _row(session: str, turn: str, emotion: str, kind: str, ledger: Ledger) -> Row | None:
+def _row(session: str, turn: str, emotion: str, kind: str, notes: BuildNotes) -> Row | None:
     dialog, _, tail = turn.rpartition("_")
     style = "improvised" if "impro" in dialog else "scripted"
     if emotion not in _CLASSES:
         known = emotion if emotion in _OTHERS else f"{emotion} (unknown)"
-        ledger.left_out[f"labelled {known}"] += 1
+        notes.left_out[f"labelled {known}"] += 1
         return None
     if kind not in ("all", style):
-        ledger.left_out[style] += 1
+        notes.left_out[style] += 1
         return None
     return Row(
         path=f"{session}/sentences/wav/{dialog}/{turn}.wav",
         labels=(_CLASSES[emotion],),
-        part=session.removeprefix("Session"),
+        split=session.removeprefix("Session"),
         # The letter in the dialog's name says who wore the motion capture, that in the tail who
         # speaks.
         extra=(turn[:5] + tail[:1], emotion, style),
@@ -82,7 +82,7 @@ TASKS = (
                 help="which turns",
             )
         },
-        apart="speaker",
+        disjoint_by="speaker",
         request="IEMOCAP is given on request: fill in the form",
     ),
 )

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 FAMILIES = (
     "bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string",
@@ -15,48 +15,52 @@ FAMILIES = (
 _KEYS = ("instrument_str", "instrument_family_str", "pitch", "velocity")
 
 
-def build_family(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_family(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Notes by instrument family, in the official split.
 
-    Source: Engel et al. 2017; instruments of the training part are in no other part, and
-    synth_lead is in the training part only.
+    Source: Engel et al. 2017; instruments of the training split are in no other split, and
+    synth_lead is in the training split only.
     """
-    ledger.classes += FAMILIES
-    for part, note in _notes(tree):
-        yield _row(part, note, note["instrument_family_str"])
+    notes.classes += FAMILIES
+    for split, note in _notes(files):
+        yield _row(split, note, note["instrument_family_str"])
 
 
-def build_pitch(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_pitch(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Notes by MIDI pitch, by default those of a piano as in HEAR.
 
     Source: Engel et al. 2017; the range 21 to 108 is HEAR's (Turian et al. 2022).
     """
     low, high = _range(options["pitches"])
-    for part, note in _notes(tree):
+    for split, note in _notes(files):
         if low <= int(note["pitch"]) <= high:
-            yield _row(part, note, str(note["pitch"]))
+            yield _row(split, note, str(note["pitch"]))
         else:
-            ledger.left_out[f"{part} notes outside the pitches {low} to {high}"] += 1
+            notes.left_out[f"{split} notes outside the pitches {low} to {high}"] += 1
 
 
-def _notes(tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
-    for part in ("train", "valid", "test"):
-        index = tree.json(f"nsynth-{part}/examples.json")
+def _notes(files: DatasetFiles) -> Iterator[tuple[str, dict[str, Any]]]:
+    for split in ("train", "valid", "test"):
+        index = files.json(f"nsynth-{split}/examples.json")
         for name in sorted(index):
             note = index[name]
             lacking = [key for key in _KEYS if key not in note]
             if lacking:
                 raise ValueError(
-                    f"{tree.root}/nsynth-{part}/examples.json: {name} lacks {', '.join(lacking)}"
+                    f"{files.root}/nsynth-{split}/examples.json: {name} lacks {', '.join(lacking)}"
                 )
-            yield part, {**note, "name": name}
+            yield split, {**note, "name": name}
 
 
-def _row(part: str, note: dict[str, Any], label: str) -> Row:
+def _row(split: str, note: dict[str, Any], label: str) -> Row:
     return Row(
-        path=f"nsynth-{part}/audio/{note['name']}.wav",
+        path=f"nsynth-{split}/audio/{note['name']}.wav",
         labels=(label,),
-        part=part,
+        split=split,
         extra=(
             note["instrument_str"],
             note["instrument_family_str"],
@@ -75,10 +79,10 @@ def _range(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _remote(part: str, md5: str) -> Remote:
+def _remote(split: str, md5: str) -> Remote:
     return Remote(
         url="https://storage.googleapis.com/magentadata/datasets/nsynth/"
-        f"nsynth-{part}.jsonwav.tar.gz",
+        f"nsynth-{split}.jsonwav.tar.gz",
         checksum=f"md5:{md5}",
         unpack="tar -xzf {file} -C {root}",
     )
@@ -96,7 +100,7 @@ def _task(name: str, build: Any, options: dict[str, Option]) -> DataTask:
         build=build,
         columns=("instrument", "family", "pitch", "velocity"),
         options=options,
-        apart="instrument",
+        disjoint_by="instrument",
         downloads=(
             _remote("train", "fde6665a93865503ba598b9fac388660"),
             _remote("valid", "87e94a00a19b6dbc99cf6d4c0c0cae87"),

@@ -3,24 +3,24 @@
 from collections.abc import Iterator, Mapping
 
 from ssmast.datasets import audioset
+from ssmast.datasets.dataset_files import DatasetFiles, YouTubeClips, keyed_order
 from ssmast.datasets.fsd50k import TRUTH
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree, YouTubeClips, keyed_order
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 
-def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
-    """A share of the AudioSet training lists, drawn by a hash of the video ids, and FSD50K.
+def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
+    """A fraction of the AudioSet training lists, drawn by a hash of the video ids, and FSD50K.
 
-    The draw is made among all listed clips, so it does not depend on which of them one has.
+    The draw is made among all listed clips, so it does not depend on which of them were found.
 
     Source: the SS-MAST poster (Ghosh et al. 2022). Which tenth it took is not published.
     """
-    share = _number(options["share"], "share")
-    names = {name.lower(): name for name in tree.folders()}
+    fraction = _number(options["fraction"], "fraction")
+    names = {name.lower(): name for name in files.folders()}
     for wanted in ("audioset", "fsd50k"):
         if wanted not in names:
-            raise FileNotFoundError(f"{tree.root} must hold the folders audioset and fsd50k")
-    one = Tree(tree.root / names["audioset"])
+            raise FileNotFoundError(f"{files.root} must hold the folders audioset and fsd50k")
+    one = DatasetFiles(files.root / names["audioset"])
     listed = {
         segment.video: (table, segment)
         for table in (audioset.UNBALANCED, audioset.BALANCED)
@@ -28,15 +28,15 @@ def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Ro
     }
     clips = YouTubeClips(one)
     drawn = keyed_order(listed, seed=int(_number(options["seed"], "seed")))
-    for video in sorted(drawn[: round(share * len(drawn))]):
+    for video in sorted(drawn[: round(fraction * len(drawn))]):
         table, segment = listed[video]
         path = audioset.clip_path(clips, segment, table)
-        yield Row(path=f"{names['audioset']}/{path}", labels=(), part="train", extra=("audioset",))
-    two = Tree(tree.root / names["fsd50k"])
+        yield Row(path=f"{names['audioset']}/{path}", labels=(), split="train", extra=("audioset",))
+    two = DatasetFiles(files.root / names["fsd50k"])
     for kind in ("dev", "eval") if options["fsd50k"] == "all" else ("dev",):
         for record in two.records(f"{TRUTH}/{kind}.csv", ("fname",)):
             path = f"{names['fsd50k']}/FSD50K.{kind}_audio/{record['fname']}.wav"
-            yield Row(path=path, labels=(), part="train", extra=("fsd50k",))
+            yield Row(path=path, labels=(), split="train", extra=("fsd50k",))
 
 
 def _number(text: str, what: str) -> float:
@@ -44,8 +44,8 @@ def _number(text: str, what: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if value < 0 or (what == "share" and value > 1):
-        raise ValueError(f"option {what} must be a number, 0 to 1 for share, got {text!r}")
+    if value < 0 or (what == "fraction" and value > 1):
+        raise ValueError(f"option {what} must be a number, 0 to 1 for fraction, got {text!r}")
     return value
 
 
@@ -66,12 +66,12 @@ TASKS = (
         build=build,
         columns=("source",),
         options={
-            "share": Option(default="0.1", help="of the AudioSet training lists"),
+            "fraction": Option(default="0.1", help="of the AudioSet training lists"),
             "seed": Option(default="0", help="another one draws another tenth"),
             "fsd50k": Option(
                 default="dev",
                 allowed=("dev", "all"),
-                help="its development part, or the evaluation part too",
+                help="its development split, or the evaluation split too",
             ),
         },
         labelled=False,

@@ -10,8 +10,8 @@ class Published:
     """What a data set should hold.
 
     Attributes:
-        counts: clips of each part (or fold) that a published number is known of.
-        num_classes: classes over all parts; 0 where it is not to be checked.
+        counts: clips of each split (or fold) whose number is published.
+        num_classes: classes over all splits; 0 where it is not to be checked.
         labels: clips of each class, where that is published.
         source: where the numbers come from.
     """
@@ -26,7 +26,7 @@ class Published:
         return asdict(self)
 
 
-def _parts(train: int, valid: int, test: int) -> dict[str, int]:
+def _splits(train: int, valid: int, test: int) -> dict[str, int]:
     counts = {"train": train, "valid": valid, "test": test}
     return {name: count for name, count in counts.items() if count}
 
@@ -34,19 +34,19 @@ def _parts(train: int, valid: int, test: int) -> dict[str, int]:
 # Task, and where its counts depend on an option: task,option=value.
 PUBLISHED: dict[str, Published] = {
     "speech_commands_v1": Published(
-        counts=_parts(51_088, 6_798, 6_835), num_classes=30, source="Warden 2018; EVAR"
+        counts=_splits(51_088, 6_798, 6_835), num_classes=30, source="Warden 2018; EVAR"
     ),
     "speech_commands_v2": Published(
-        counts=_parts(84_843, 9_981, 11_005), num_classes=35, source="Warden 2018; EVAR"
+        counts=_splits(84_843, 9_981, 11_005), num_classes=35, source="Warden 2018; EVAR"
     ),
     "speech_commands_v2_12,recipe=tfds": Published(
-        counts=_parts(85_511, 10_102, 4_890), num_classes=12, source="TensorFlow Datasets"
+        counts=_splits(85_511, 10_102, 4_890), num_classes=12, source="TensorFlow Datasets"
     ),
     "speech_commands_v2_12,recipe=tensorflow": Published(
-        counts=_parts(36_923, 4_445, 4_890), num_classes=12, source="Warden 2018, section 7.1"
+        counts=_splits(36_923, 4_445, 4_890), num_classes=12, source="Warden 2018, section 7.1"
     ),
     "voxceleb1": Published(
-        counts=_parts(138_361, 6_904, 8_251),
+        counts=_splits(138_361, 6_904, 8_251),
         num_classes=1_251,
         source="Nagrani et al. 2017, identification",
     ),
@@ -60,10 +60,10 @@ PUBLISHED: dict[str, Published] = {
     "voxforge,rule=archive": Published(num_classes=6, source="EVAR"),
     "voxforge,rule=utterance": Published(num_classes=6, source="LAPE"),
     "nsynth_family": Published(
-        counts=_parts(289_205, 12_678, 4_096), num_classes=11, source="Engel et al. 2017"
+        counts=_splits(289_205, 12_678, 4_096), num_classes=11, source="Engel et al. 2017"
     ),
     "nsynth_pitch,pitches=all": Published(
-        counts=_parts(289_205, 12_678, 4_096), source="Engel et al. 2017"
+        counts=_splits(289_205, 12_678, 4_096), source="Engel et al. 2017"
     ),
     "nsynth_pitch,pitches=21-108": Published(
         num_classes=88, source="HEAR (Turian et al. 2022): the 88 keys of a piano"
@@ -90,25 +90,25 @@ PUBLISHED: dict[str, Published] = {
         counts={str(fold): 80 for fold in range(1, 6)}, num_classes=10, source="Piczak 2015"
     ),
     "fsd50k": Published(
-        counts=_parts(36_796, 4_170, 10_231), num_classes=200, source="Fonseca et al. 2022"
+        counts=_splits(36_796, 4_170, 10_231), num_classes=200, source="Fonseca et al. 2022"
     ),
     "audioset_full": Published(
-        counts=_parts(2_041_789 + 22_160, 0, 20_371),
+        counts=_splits(2_041_789 + 22_160, 0, 20_371),
         num_classes=527,
         source="the segment lists themselves (Gemmeke et al. 2017)",
     ),
     "audioset_balanced": Published(
-        counts=_parts(22_160, 0, 20_371),
+        counts=_splits(22_160, 0, 20_371),
         num_classes=527,
         source="the segment lists themselves (Gemmeke et al. 2017)",
     ),
     "audioset_eval": Published(
-        counts=_parts(0, 0, 20_371),
+        counts=_splits(0, 0, 20_371),
         num_classes=527,
         source="the segment lists themselves (Gemmeke et al. 2017)",
     ),
     "vggsound": Published(
-        counts=_parts(0, 0, 15_446), num_classes=309, source="test.csv of Chen et al. 2020"
+        counts=_splits(0, 0, 15_446), num_classes=309, source="test.csv of Chen et al. 2020"
     ),
     "kinetics_sounds_31": Published(num_classes=31, source="IBM/AdaMML, issue 3"),
     "kinetics_sounds_32": Published(num_classes=32, source="pritamqu/CrissCross, issue 4"),
@@ -116,16 +116,16 @@ PUBLISHED: dict[str, Published] = {
         num_classes=34, source="Arandjelovic and Zisserman 2017, appendix"
     ),
     "epic_kitchens_verb": Published(
-        counts=_parts(67_217, 0, 9_668), num_classes=97, source="EPIC-KITCHENS-100 annotations"
+        counts=_splits(67_217, 0, 9_668), num_classes=97, source="EPIC-KITCHENS-100 annotations"
     ),
     "epic_kitchens_noun": Published(
-        counts=_parts(67_217, 0, 9_668), num_classes=300, source="EPIC-KITCHENS-100 annotations"
+        counts=_splits(67_217, 0, 9_668), num_classes=300, source="EPIC-KITCHENS-100 annotations"
     ),
     "audioset10_fsd50k,fsd50k=dev": Published(
-        counts=_parts(206_395 + 40_966, 0, 0), source="10 % of the AudioSet lists; FSD50K dev"
+        counts=_splits(206_395 + 40_966, 0, 0), source="10 % of the AudioSet lists; FSD50K dev"
     ),
     "audioset10_fsd50k,fsd50k=all": Published(
-        counts=_parts(206_395 + 51_197, 0, 0), source="10 % of the AudioSet lists; all of FSD50K"
+        counts=_splits(206_395 + 51_197, 0, 0), source="10 % of the AudioSet lists; all of FSD50K"
     ),
 }  # fmt: skip
 

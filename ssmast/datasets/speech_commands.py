@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ssmast.audio.corpus.index import span_name
 from ssmast.audio.decode import opened
+from ssmast.audio.read import excerpt_name
+from ssmast.datasets.dataset_files import DatasetFiles, keyed_order, keyed_unit
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree, keyed_order, keyed_unit
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 SILENCE, UNKNOWN, NOISE = "_silence_", "_unknown_", "_background_noise_"
@@ -19,112 +19,118 @@ _VALID_NOISE = "running_tap.wav"
 _SPEAKER = re.compile(r"(?:^|_)([0-9a-f]{8})_nohash_")
 
 
-def build_words(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_words(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Every word, split by the lists that come with the archive.
 
     Source: the README of the archive; validation_list.txt and testing_list.txt hold all clips of a
     speaker or none, and what neither names is for training.
     """
-    yield from _words(tree, "")
+    yield from _words(files, "")
 
 
-def build_twelve(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_twelve(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Ten words, unknown and silence; tested on the official test archive.
 
     Source: Warden 2018, section 7.1; `recipe=tfds` as TensorFlow Datasets builds it,
-    `recipe=tensorflow` with the shares of TensorFlow's own training script.
+    `recipe=tensorflow` with the fractions of TensorFlow's own training script.
     """
-    ledger.classes += [*WORDS, SILENCE, UNKNOWN]
-    spoken = [row for row in _words(tree, _MAIN) if row.part != "test"]
+    notes.classes += [*WORDS, SILENCE, UNKNOWN]
+    spoken = [row for row in _words(files, _MAIN) if row.split != "test"]
     wanted = [row for row in spoken if row.labels[0] in WORDS]
     others = [_as_unknown(row) for row in spoken if row.labels[0] not in WORDS]
     yield from wanted
     if options["recipe"] == "tfds":
         yield from others
-        yield from _windows(tree)
+        yield from _regular_silence(files)
     else:
-        for part in ("train", "valid"):
-            share = math.ceil(0.1 * sum(row.part == part for row in wanted))
-            rows = {row.path: row for row in others if row.part == part}
-            yield from (rows[path] for path in sorted(keyed_order(rows, seed=0)[:share]))
-            yield from _draws(tree, part, share)
-        ledger.notes.append(
+        for split in ("train", "valid"):
+            count = math.ceil(0.1 * sum(row.split == split for row in wanted))
+            rows = {row.path: row for row in others if row.split == split}
+            yield from (rows[path] for path in sorted(keyed_order(rows, seed=0)[:count]))
+            yield from _drawn_silence(files, split, count)
+        notes.remarks.append(
             "unknown words and silence are drawn by a hash of their names: TensorFlow's own draw "
             "depends on the order of its file system"
         )
     for label in (*WORDS, SILENCE, UNKNOWN):
-        for name in tree.files(f"{_TEST_SET}/{label}"):
+        for name in files.names(f"{_TEST_SET}/{label}"):
             if name.endswith(".wav"):  # some end .wav.wav
                 yield Row(
                     path=f"{_TEST_SET}/{label}/{name}",
                     labels=(label,),
-                    part="test",
+                    split="test",
                     extra=(_speaker(name),),
                 )
 
 
-def _words(tree: Tree, main: str) -> Iterator[Row]:
+def _words(files: DatasetFiles, main: str) -> Iterator[Row]:
     prefix = f"{main}/" if main else ""
-    parts = dict.fromkeys(tree.lines(f"{prefix}validation_list.txt"), "valid")
-    parts |= dict.fromkeys(tree.lines(f"{prefix}testing_list.txt"), "test")
+    splits = dict.fromkeys(files.lines(f"{prefix}validation_list.txt"), "valid")
+    splits |= dict.fromkeys(files.lines(f"{prefix}testing_list.txt"), "test")
     found = [
         f"{word}/{name}"
-        for word in tree.folders(main)
+        for word in files.folders(main)
         if not word.startswith("_")
-        for name in tree.files(f"{prefix}{word}")
+        for name in files.names(f"{prefix}{word}")
         if name.endswith(".wav")
     ]
-    for path in sorted({*found, *parts}):
+    for path in sorted({*found, *splits}):
         word, _, name = path.partition("/")
         yield Row(
             path=prefix + path,
             labels=(word,),
-            part=parts.get(path, "train"),
+            split=splits.get(path, "train"),
             extra=(_speaker(name),),
         )
 
 
 def _as_unknown(row: Row) -> Row:
-    return Row(path=row.path, labels=(UNKNOWN,), part=row.part, extra=row.extra)
+    return Row(path=row.path, labels=(UNKNOWN,), split=row.split, extra=row.extra)
 
 
-def _noises(tree: Tree, part: str) -> list[tuple[str, int, int]]:
-    """(path, frames, rate) of the noises of a part: running_tap.wav is for validation."""
+def _noises(files: DatasetFiles, split: str) -> list[tuple[str, int, int]]:
+    """(path, frames, rate) of the noises of a split: running_tap.wav is for validation."""
     noises = []
-    for name in tree.files(f"{_MAIN}/{NOISE}"):
-        if name.endswith(".wav") and (name == _VALID_NOISE) == (part == "valid"):
+    for name in files.names(f"{_MAIN}/{NOISE}"):
+        if name.endswith(".wav") and (name == _VALID_NOISE) == (split == "valid"):
             path = f"{_MAIN}/{NOISE}/{name}"
-            with opened(tree.root / path, path) as file:
+            with opened(files.root / path, path) as file:
                 noises.append((path, file.frames, file.samplerate))
     return noises
 
 
-def _windows(tree: Tree) -> Iterator[Row]:
-    """Silence as in TensorFlow Datasets: windows of 1 s every 0.5 s, the last full one left out."""
-    for part in ("train", "valid"):
-        for path, frames, rate in _noises(tree, part):
+def _regular_silence(files: DatasetFiles) -> Iterator[Row]:
+    """Silence as in TensorFlow Datasets: 1 s every 0.5 s, the last full second left out."""
+    for split in ("train", "valid"):
+        for path, frames, rate in _noises(files, split):
             for start in range(0, frames - rate, rate // 2):
-                yield _silence(path, start / rate, part)
+                yield _silence(path, start / rate, split)
 
 
-def _draws(tree: Tree, part: str, count: int) -> Iterator[Row]:
-    """Silence in TensorFlow's share: windows of 1 s at drawn places, the noises taking turns."""
-    noises = [noise for noise in _noises(tree, part) if noise[1] > noise[2]]
+def _drawn_silence(files: DatasetFiles, split: str, count: int) -> Iterator[Row]:
+    """Silence as in TensorFlow: `count` excerpts of 1 s at drawn times, the noises taking turns."""
+    noises = [noise for noise in _noises(files, split) if noise[1] > noise[2]]
     taken: set[str] = set()
     number = 0
     while noises and len(taken) < count and number < 50 * count + 50:
         path, frames, rate = noises[number % len(noises)]
-        # Steps of 1 ms: fine enough for thousands of different windows of a minute.
+        # Steps of 1 ms: fine enough for thousands of different excerpts of a minute.
         start = int(np.floor(keyed_unit(f"{path} {number}", seed=0) * (frames / rate - 1) * 1000))
-        row = _silence(path, start / 1000, part)
+        row = _silence(path, start / 1000, split)
         number += 1
         if row.path not in taken:
             taken.add(row.path)
             yield row
 
 
-def _silence(path: str, start: float, part: str) -> Row:
-    return Row(path=span_name(path, start, start + 1), labels=(SILENCE,), part=part, extra=("",))
+def _silence(path: str, start: float, split: str) -> Row:
+    return Row(
+        path=excerpt_name(path, start, start + 1), labels=(SILENCE,), split=split, extra=("",)
+    )
 
 
 def _speaker(name: str) -> str:
@@ -169,7 +175,7 @@ def _task(name: str, title: str, remote: Remote) -> DataTask:
         layout="a folder a word, validation_list.txt and testing_list.txt",
         build=build_words,
         columns=("speaker",),
-        apart="speaker",
+        disjoint_by="speaker",
         downloads=(remote,),
     )
 
@@ -191,10 +197,10 @@ TASKS = (
             "recipe": Option(
                 default="tfds",
                 allowed=("tfds", "tensorflow"),
-                help="all unknown words and every window of noise, or 10 % of each",
+                help="all unknown words and all noise, or 10 % of each",
             )
         },
-        apart="speaker",
+        disjoint_by="speaker",
         downloads=(_V2, _TEST),
     ),
 )

@@ -1,58 +1,58 @@
-"""What a builder of a labelled set is: rows out of an official layout, and what is known of it."""
+"""Types of the builders: a task, the rows of its clips, its options, and notes on a set."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.tree import Tree
 
 LABEL_SEPARATOR = ";"
-"""Between the labels of a clip; class names hold commas, so a comma cannot be it."""
+"""Between the labels of a clip; not a comma, which is in class names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One clip that the official lists name, whether its file is there or not.
+    """One clip of the official lists, whether its file exists or not.
 
     Attributes:
-        path: below the root, with `/`, perhaps with a span.
+        path: below the root, with `/`, perhaps of an excerpt.
         labels: one, of a multi-label set any number, of an unlabelled set none.
-        part: train, valid or test, or the name of the fold.
+        split: train, valid or test, or the name of the fold.
         extra: values of the further columns, in the order of `DataTask.columns`.
     """
 
     path: str
     labels: tuple[str, ...]
-    part: str
+    split: str
     extra: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
-class Ledger:
-    """What a builder says besides its rows.
+class BuildNotes:
+    """What a builder reports besides its rows.
 
     Attributes:
         left_out: clips that the rules of the task leave out, by reason.
-        notes: sentences for the reader of the report.
+        remarks: sentences for the reader of the report.
         classes: all class names in the official order; empty for those of the rows, sorted.
     """
 
     left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
 
 
-Builder = Callable[[Tree, Mapping[str, str], Ledger], Iterator[Row]]
+Builder = Callable[[DatasetFiles, Mapping[str, str], BuildNotes], Iterator[Row]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A choice the user has in building a set.
+    """A choice of the user in building a set.
 
     Attributes:
-        default: its value where nothing is said.
+        default: its value if none is given.
         help: what it decides.
         allowed: its values; empty for any text.
     """
@@ -76,16 +76,16 @@ class DataTask:
             must be there; the root is the folder given or a folder in it.
         layout: the layout in a line, for the error.
         build: makes the rows.
-        folds: parts are folds, each tested on in turn, instead of train, valid and test.
+        folds: splits are folds, each tested on in turn, instead of train, valid and test.
         columns: names of the further columns.
         options: choices by name.
         group: column that hold-out validation clips must not share with training.
-        apart: column no value of which should be in two parts (speakers), checked and reported.
+        disjoint_by: column no value of which should be in two splits (speakers); it is reported.
         metric: what the papers report.
         multi_label: a clip has any number of labels.
         labelled: False for a set to pretrain on.
-        downloads: files that are openly there to fetch.
-        request: how to get what `downloads` does not bring; empty if it brings all.
+        downloads: files that can be fetched openly.
+        request: how to get the rest; empty if there is none.
     """
 
     name: str
@@ -100,7 +100,7 @@ class DataTask:
     columns: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
     group: str = ""
-    apart: str = ""
+    disjoint_by: str = ""
     metric: str = "accuracy"
     multi_label: bool = False
     labelled: bool = True
@@ -126,7 +126,7 @@ class DataTask:
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 
     def locate(self, root: Path) -> Path:
-        """The folder that holds the layout: the one given, or the one folder in it that does.
+        """The folder that holds the layout: the one given, or the only one in it that does.
 
         Raises:
             FileNotFoundError: if none does.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from ssmast.datasets.dataset_files import DatasetFiles, YouTubeClips
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Builder, DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree, YouTubeClips
+from ssmast.datasets.task import Builder, BuildNotes, DataTask, Row
 
 # The 31 of AdaMML; with strumming guitar the 32 of CrissCross; with typing and patting the 34 of
 # Arandjelovic and Zisserman, seven of which Kinetics-400 as published calls otherwise or lacks.
@@ -32,36 +32,38 @@ _TABLES = {"train": ("train.csv",), "test": ("val.csv", "validate.csv", "validat
 _PLACES = ("", "annotations/", "kinetics400/")
 
 
-def build_vggsound(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build_vggsound(
+    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
+) -> Iterator[Row]:
     """Clips of 10 s in the official split.
 
     Source: vggsound.csv of Chen et al. 2020: `video,start,label,split`, no header, labels with
     commas in quotes.
     """
-    clips = YouTubeClips(tree)
-    for row in tree.fields("vggsound.csv"):
+    clips = YouTubeClips(files)
+    for row in files.fields("vggsound.csv"):
         if len(row) != 4 or row[3] not in ("train", "test") or not row[1].isdecimal():
             raise ValueError(
-                f"{tree.root / 'vggsound.csv'} must have rows of video,start,label,split with "
+                f"{files.root / 'vggsound.csv'} must have rows of video,start,label,split with "
                 f"train or test, got {row}"
             )
-        video, start, label, part = row
+        video, start, label, split = row
         name = f"{video}_{int(start):06d}"
         yield Row(
             path=clips.path(video, int(start), int(start) + 10) or f"audio/{name}.wav",
             labels=(label,),
-            part=part,
+            split=split,
             extra=(video,),
         )
 
 
 def _kinetics(classes: tuple[str, ...]) -> Builder:
-    def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
-        ledger.classes += classes
-        clips = YouTubeClips(tree)
-        for part, names in _TABLES.items():
-            table = tree.first(*(place + name for place in _PLACES for name in names))
-            for record in tree.records(table, ("label", "youtube_id", "time_start", "time_end")):
+    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
+        notes.classes += classes
+        clips = YouTubeClips(files)
+        for split, names in _TABLES.items():
+            table = files.first(*(place + name for place in _PLACES for name in names))
+            for record in files.records(table, ("label", "youtube_id", "time_start", "time_end")):
                 label = record["label"].replace("_", " ")
                 label = RENAMED.get(label, label)
                 if label not in classes:
@@ -70,9 +72,9 @@ def _kinetics(classes: tuple[str, ...]) -> Builder:
                 start, stop = int(float(record["time_start"])), int(float(record["time_end"]))
                 name = f"{video}_{start:06d}_{stop:06d}"
                 yield Row(
-                    path=clips.path(video, start, stop) or f"{part}/{name}.wav",
+                    path=clips.path(video, start, stop) or f"{split}/{name}.wav",
                     labels=(label,),
-                    part=part,
+                    split=split,
                     extra=(video,),
                 )
 
@@ -92,7 +94,7 @@ def _kinetics_task(name: str, classes: tuple[str, ...]) -> DataTask:
         layout="train.csv and val.csv of Kinetics-400 and the sound of its clips, named as there",
         build=_kinetics(classes),
         columns=("video",),
-        apart="video",
+        disjoint_by="video",
         request="annotations and clips of Kinetics-400 are at its page, the sound is inside the "
         "videos",
     )
@@ -109,7 +111,7 @@ TASKS = (
         layout="vggsound.csv and the clips, named <video>_<start, 6 digits>",
         build=build_vggsound,
         columns=("video",),
-        apart="video",
+        disjoint_by="video",
         downloads=(Remote(url="https://www.robots.ox.ac.uk/~vgg/data/vggsound/vggsound.csv"),),
         request="the sound of VGGSound has to be gathered from YouTube or from who has done so",
     ),

@@ -2,33 +2,33 @@
 
 from collections.abc import Iterator, Mapping
 
+from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import BuildNotes, DataTask, Row
 
-_PARTS = {"1": "train", "2": "valid", "3": "test"}
+_SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _FOLDERS = ("wav", "dev/wav", "test/wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "")
 
 
-def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
     """The identification split; dev and test archives may be merged into wav/ or lie apart.
 
     Source: iden_split.txt of Nagrani et al. 2017, lines of `<1, 2 or 3> <speaker>/<video>/<clip>`.
     """
-    folders = [place for place in _FOLDERS if not place or tree.folders(place)]
-    for number, line in enumerate(tree.lines("iden_split.txt"), start=1):
-        part, _, path = line.partition(" ")
+    folders = [place for place in _FOLDERS if not place or files.folders(place)]
+    for number, line in enumerate(files.lines("iden_split.txt"), start=1):
+        split, _, path = line.partition(" ")
         words = path.strip().split("/")
-        if part not in _PARTS or len(words) != 3:
+        if split not in _SPLITS or len(words) != 3:
             raise ValueError(
-                f"{tree.root / 'iden_split.txt'} must have lines such as "
+                f"{files.root / 'iden_split.txt'} must have lines such as "
                 f"'3 id10003/na8-QEFmj44/00003.wav', got {line!r} in line {number}"
             )
         candidates = [f"{place}/{path.strip()}".lstrip("/") for place in folders]
         yield Row(
-            path=tree.first(*candidates),
+            path=files.first(*candidates),
             labels=(words[0],),
-            part=_PARTS[part],
+            split=_SPLITS[split],
             extra=("/".join(words[:2]),),
         )
 
@@ -44,7 +44,7 @@ TASKS = (
         layout="iden_split.txt and wav/<speaker>/<video>/<clip>.wav of the dev and test archives",
         build=build,
         columns=("video",),
-        apart="video",
+        disjoint_by="video",
         downloads=(
             Remote(url="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"),
         ),

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ssmast.datasets.dataset_files import DatasetFiles, keyed_order
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import DataTask, Ledger, Option, Row
-from ssmast.datasets.tree import Tree, keyed_order
+from ssmast.datasets.task import BuildNotes, DataTask, Option, Row
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "ru")
 _LIST = "voxforge_urls.txt"
@@ -20,103 +20,103 @@ Archive = tuple[str, str]
 """(language, name)."""
 
 
-def build(tree: Tree, options: Mapping[str, str], ledger: Ledger) -> Iterator[Row]:
+def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
     """Clips of the unpacked archives, split by speaker, by archive or by utterance.
 
     Source: `rule=speaker` is TensorFlow Datasets' split, speaker for speaker, if the list of
     archives is there (numpy's RandomState(0) shuffles the sorted speakers of the list).
     Differs from EVAR (`rule=archive`) and LAPE (`rule=utterance`): their draws are not published,
-    so the same shares are drawn by a hash of the names.
+    so the same fractions are drawn by a hash of the names.
     """
-    ledger.classes += LANGUAGES
-    listed = _listed(tree)
+    notes.classes += LANGUAGES
+    listed = _listed(files)
     if listed is None:
-        ledger.notes.append(
-            f"no {_LIST} in the root: the split is drawn among the archives that are there"
-        )
-    folders = _folders(tree, listed, ledger)
-    part_of = _parts(options["rule"], listed or sorted(folders), folders, tree)
+        notes.remarks.append(f"no {_LIST} in the root: the split is drawn among the archives found")
+    folders = _folders(files, listed, notes)
+    split_of = _splits(options["rule"], listed or sorted(folders), folders, files)
     lost = len(set(listed or ()) - set(folders))
     if lost:
-        ledger.notes.append(f"{lost:,} of {len(listed or ()):,} listed archives are not there")
+        notes.remarks.append(f"{lost:,} of {len(listed or ()):,} listed archives not found")
     for archive in sorted(folders):
         language, name = archive
         speaker = _speaker(name)
-        for path in _clips(tree, folders[archive]):
+        for path in _clips(files, folders[archive]):
             key = path if options["rule"] == "utterance" else archive
-            yield Row(path=path, labels=(language,), part=part_of[key], extra=(speaker, name))
+            yield Row(path=path, labels=(language,), split=split_of[key], extra=(speaker, name))
 
 
-def _listed(tree: Tree) -> list[Archive] | None:
+def _listed(files: DatasetFiles) -> list[Archive] | None:
     """The archives of the official list, in its order; None if it is not there."""
-    if not tree.has(_LIST):
+    if not files.has(_LIST):
         return None
     archives = []
-    for line in tree.lines(_LIST):
+    for line in files.lines(_LIST):
         folder, _, name = line.strip("\"'").rpartition("/")
         place = folder.find("/Trunk")
         archives.append((folder[max(place - 2, 0) : place].lower(), name.removesuffix(".tgz")))
     return archives
 
 
-def _folders(tree: Tree, listed: list[Archive] | None, ledger: Ledger) -> dict[Archive, str]:
+def _folders(
+    files: DatasetFiles, listed: list[Archive] | None, notes: BuildNotes
+) -> dict[Archive, str]:
     """Folder of each unpacked archive; its language is a folder above it, or in the list."""
     languages: dict[str, set[str]] = defaultdict(set)
     for language, name in listed or ():
         languages[name].add(language)
     found: dict[Archive, str] = {}
-    for below, names in tree.walk():
+    for below, names in files.walk():
         folder, _, last = below.rpartition("/")
         if last != "wav" or not any(name.lower().endswith(".wav") for name in names):
             continue
-        above = [part for part in folder.lower().split("/")[:-1] if part in LANGUAGES]
+        above = [name for name in folder.lower().split("/")[:-1] if name in LANGUAGES]
         name = folder.rpartition("/")[2]
         known = {above[-1]} if above else languages[name]
         if len(known) == 1:
             found[known.copy().pop(), name] = folder
         else:
-            ledger.left_out["in an archive of no known language"] += len(names)
+            notes.left_out["in an archive of no known language"] += len(names)
     return found
 
 
-def _parts(
-    rule: str, archives: list[Archive], folders: dict[Archive, str], tree: Tree
+def _splits(
+    rule: str, archives: list[Archive], folders: dict[Archive, str], files: DatasetFiles
 ) -> dict[Archive | str, str]:
     """Part of every archive, or for `rule=utterance` of every clip."""
     if rule == "speaker":
         speakers = sorted({_speaker(name) for _, name in archives})
         np.random.RandomState(0).shuffle(speakers)
-        part = _cut(speakers, _RULES[rule])
-        # An archive that is not in the list goes where the rest of its speaker is, else to train.
+        cut = _cut(speakers, _RULES[rule])
+        # An archive that is not in the list joins the rest of its speaker, or train.
         return {
-            archive: part.get(_speaker(archive[1]), "train") for archive in {*archives, *folders}
+            archive: cut.get(_speaker(archive[1]), "train") for archive in {*archives, *folders}
         }
-    parts: dict[Archive | str, str] = {}
+    splits: dict[Archive | str, str] = {}
     for language in LANGUAGES:
         mine = [archive for archive in {*archives, *folders} if archive[0] == language]
         if rule == "archive":
             names = keyed_order((name for _, name in mine), seed=0)
             cut = _cut(names, _RULES[rule])
-            parts |= {(language, name): cut[name] for name in names}
+            splits |= {(language, name): cut[name] for name in names}
         else:
-            clips = [path for a in mine if a in folders for path in _clips(tree, folders[a])]
-            parts |= _cut(keyed_order(clips, seed=0), _RULES[rule])
-    return parts
+            clips = [path for a in mine if a in folders for path in _clips(files, folders[a])]
+            splits |= _cut(keyed_order(clips, seed=0), _RULES[rule])
+    return splits
 
 
-def _cut(names: list[str], shares: Mapping[str, float]) -> dict[str, str]:
-    """Consecutive shares of a list; boundaries are rounded down, the last part takes the rest."""
-    parts, start, total = {}, 0, 0.0
-    for part, share in shares.items():
-        total += share
-        stop = len(names) if part == list(shares)[-1] else int(total * len(names))
-        parts |= dict.fromkeys(names[start:stop], part)
+def _cut(names: list[str], fractions: Mapping[str, float]) -> dict[str, str]:
+    """Consecutive fractions of a list; bounds are rounded down, the last split takes the rest."""
+    splits, start, total = {}, 0, 0.0
+    for split, fraction in fractions.items():
+        total += fraction
+        stop = len(names) if split == list(fractions)[-1] else int(total * len(names))
+        splits |= dict.fromkeys(names[start:stop], split)
         start = stop
-    return parts
+    return splits
 
 
-def _clips(tree: Tree, folder: str) -> list[str]:
-    names = tree.files(f"{folder}/wav")
+def _clips(files: DatasetFiles, folder: str) -> list[str]:
+    names = files.names(f"{folder}/wav")
     return [f"{folder}/wav/{name}" for name in names if name.lower().endswith(".wav")]
 
 
@@ -143,7 +143,7 @@ TASKS = (
                 help="what is kept whole when splitting; only by speaker does no speaker recur",
             )
         },
-        apart="speaker",
+        disjoint_by="speaker",
         downloads=(
             Remote(url="https://storage.googleapis.com/tfds-data/downloads/voxforge/" + _LIST),
         ),

@@ -1,10 +1,10 @@
-"""Is this machine ready? Versions, decoders, devices, memory, disks, and a short self-test.
+"""Check this machine: packages, decoders, devices, memory, disks, two steps of pretraining.
 
-    ssmast doctor                  a line a finding: ok, note, or problem with its cure
+    ssmast doctor                  one line for each finding: ok, note, or problem with its cure
     ssmast doctor format=json      the same as one JSON object
 
-Ends with status 1 when there is a problem. Nothing is sent anywhere; what is written goes into
-temporary folders. It starts without any package but Python's own, so it also says what is missing.
+The exit status is 1 if there is a problem. Nothing is sent over the network, and files are written
+to temporary folders only. It starts even if packages are missing or broken, and names them.
 """
 
 import faulthandler
@@ -12,12 +12,13 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import check_caches, check_cores, check_folders, check_gpus, check_memory
 from ssmast.doctor.packages import check_extras, check_packages, check_python, check_torch_family
-from ssmast.doctor.selftest import check_decoders, check_pieces
+from ssmast.doctor.selftest import check_decoders, check_self_tests
+from ssmast.settings import Settings, parse, setting
 
 __all__ = ["CHECKS", "CURES", "Finding", "main"]
 
@@ -28,29 +29,29 @@ CHECKS: tuple[Check, ...] = (
     check_memory,
     check_folders,
     check_caches,
-    check_torch_family,  # before what imports torch itself, so that the fault has its own name
+    check_torch_family,  # before other checks import torch, so that its fault is named as such
     check_packages,
     check_extras,
     check_gpus,
     check_decoders,
-    check_pieces,
+    check_self_tests,
 )
 
 
-@dataclass
-class DoctorConfig:
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Settings):
     """`ssmast doctor`."""
 
-    format: str = field(default="text", metadata={"help": "text or json"})
+    format: str = setting("text", "format of the output", choices=("text", "json"))
 
 
 def main(argv: list[str]) -> int:
     """`ssmast doctor`: 0 if nothing is a problem, else 1."""
-    config = _parse(argv)
+    config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
     if config is None:
         return 0
     if sys.stderr is sys.__stderr__:
-        faulthandler.enable()  # a package that crashes Python is named by the stack it leaves
+        faulthandler.enable()  # if a package crashes Python, the traceback names it
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
-    """What the checks find, one after the other; a check that fails is a finding too."""
+    """Findings of the checks in order; a check that fails is a finding too."""
     for check in checks:
         try:
             yield from check()
@@ -77,19 +78,6 @@ def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
             area = check.__name__.removeprefix("check_").replace("_", " ")
             text = f"the check itself failed: {reason(error)}"
             yield problem(area, "selftest_failed", text)
-
-
-def _parse(argv: list[str]) -> DoctorConfig | None:
-    """The settings, also where the packages that read settings are broken."""
-    try:
-        from ssmast.settings import UsageError, parse
-
-        config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
-    except ImportError:
-        return DoctorConfig(format="json" if "format=json" in argv else "text")
-    if config is not None and config.format not in ("text", "json"):
-        raise UsageError(f"format must be text or json, got {config.format!r}")
-    return config
 
 
 def _line(finding: Finding) -> str:

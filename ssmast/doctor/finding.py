@@ -1,45 +1,59 @@
-"""What doctor finds, and the cure of each problem it can name."""
+"""Findings of doctor, and the cure of each problem."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-CURES = {
-    "python_old": "Install Python 3.11 or newer and make a new virtual environment with it.",
-    "package_missing": "Install it with the tested versions: pip install -c constraints.txt . "
-    "in the clone.",
-    "package_version": "Install a version in that range: pip install -c constraints.txt . "
-    "in the clone.",
-    "package_broken": "Install it again in a fresh virtual environment: "
-    "pip install -c constraints.txt . in the clone.",
-    "torch_family": "Install the three together from one index, as built for one another: "
-    "pip install -c constraints.txt torch torchvision torchaudio.",
-    "decoder_missing": "Install soundfile from its wheel, which brings a whole libsndfile: "
-    "pip install --force-reinstall soundfile.",
-    "codecs_broken": "Install FFmpeg 4 to 9 with its shared libraries (apt install ffmpeg, or "
-    "conda install ffmpeg), or uninstall torchcodec if no m4a, webm or video is to be read.",
-    "gpu_unused": "Install a torch built for CUDA and a driver that is new enough for it; "
-    "nvidia-smi shows the driver.",
-    "gpu_failed": "Start again with nothing else on that GPU, and if it fails again choose another "
-    "one by CUDA_VISIBLE_DEVICES or update the driver.",
-    "launch_size": "Launch with accelerate launch --multi_gpu --num_processes N, which on a "
-    "machine without GPUs starts N processes over gloo, or run accelerate config again.",
-    "threads": "Unset OMP_NUM_THREADS, or set it to a number no larger than the cores.",
-    "memory_low": "Close other programs, give the container more memory, or lower batch_size.",
-    "shm_small": "Start the container with --shm-size=2g (or --ipc=host), or train with workers=0.",
-    "disk_full": "Free some space, or choose a run folder on another disk by run=.",
-    "folder_unwritable": "Change to a folder that you may write to, or give one by run=.",
-    "cache_unwritable": "Make it writable, or name another cache folder by the variable shown.",
-    "selftest_failed": "If nothing above is a problem, install the tested versions (pip install -c "
-    "constraints.txt .) and report what stands here if it stays.",
-}
-"""Code of a problem -> its cure, one sentence; docs/troubleshooting.md has one section each."""
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+def cures(*, in_checkout: bool) -> dict[str, str]:
+    """Code of a problem -> its cure, one sentence; docs/troubleshooting.md has a section for each.
+
+    Args:
+        in_checkout: constraints.txt, the tested versions, is there; a wheel has none.
+    """
+    install = "install ssmast again in a new virtual environment"
+    together = "Install torch, torchvision and torchaudio together, from one package index"
+    if in_checkout:
+        install = "run pip install -c constraints.txt . in the checkout"
+        together += ": pip install -c constraints.txt torch torchvision torchaudio"
+    return {
+        "python_old": "Install Python 3.11 or newer and make a new virtual environment with it.",
+        "package_missing": f"To install the tested versions, {install}.",
+        "package_version": f"To install a version in that range, {install}.",
+        "package_broken": f"To install it again, {install}.",
+        "torch_family": f"{together}.",
+        "decoder_missing": "Install soundfile from its wheel, which contains libsndfile: "
+        "pip install --force-reinstall soundfile.",
+        "codecs_broken": "Install FFmpeg 4 to 9 with its shared libraries (apt install ffmpeg, or "
+        "conda install ffmpeg), or uninstall torchcodec if no m4a, webm or video is to be read.",
+        "gpu_unused": "Install a torch built for CUDA and a driver that is new enough for it; "
+        "nvidia-smi shows the driver.",
+        "gpu_failed": "Try again with nothing else on that GPU; if it fails again, choose another "
+        "one by CUDA_VISIBLE_DEVICES or update the driver.",
+        "launch_size": "Launch with accelerate launch --multi_gpu --num_processes N, which without "
+        "GPUs starts N processes over gloo, or run accelerate config again.",
+        "threads": "Unset OMP_NUM_THREADS, or set it to at most the number of cores.",
+        "memory_low": "Close other programs, give the container more memory, or lower batch_size.",
+        "shm_small": "Start the container with --shm-size=2g (or --ipc=host), or train with "
+        "workers=0.",
+        "disk_full": "Free some space, or choose a run folder on another disk by run=.",
+        "folder_unwritable": "Change to a folder that you may write to, or give one by run=.",
+        "cache_unwritable": "Make it writable, or set the variable shown to another folder.",
+        "selftest_failed": f"If nothing above is a problem, {install}; if it still fails, report "
+        "this line.",
+    }
+
+
+CURES = cures(in_checkout=CONSTRAINTS.is_file())
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of doctor's answer.
+    """One line of doctor's output.
 
     Args:
-        area: what was looked at.
+        area: what was checked.
         status: "ok", "note" or "problem".
         text: what was found.
         code: of a problem, a key of `CURES`.
@@ -58,17 +72,17 @@ class Finding:
 
 
 def ok(area: str, text: str) -> Finding:
-    """All is well."""
+    """Nothing is wrong."""
     return Finding(area, "ok", text)
 
 
 def note(area: str, text: str) -> Finding:
-    """Nothing is wrong, but it is good to know."""
+    """Nothing is wrong, but worth knowing."""
     return Finding(area, "note", text)
 
 
 def problem(area: str, code: str, text: str) -> Finding:
-    """Something will fail; `code` names its cure."""
+    """Something will fail; `code` is the key of its cure."""
     return Finding(area, "problem", text, code, CURES[code])
 
 

@@ -41,12 +41,12 @@ def num_cores() -> int:
 
 
 def check_gpus() -> Iterator[Finding]:
-    """The GPUs torch sees, whether each computes, and how to launch on them."""
+    """The GPUs that torch sees, whether each computes, and how to train on them."""
     try:
         torch = importlib.import_module("torch")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     except Exception as error:
-        yield note("gpu", f"not looked at, since torch cannot be used ({reason(error)})")
+        yield note("gpu", f"not checked: torch cannot be used ({reason(error)})")
         return
     if not count:
         if _NVIDIA.exists():
@@ -54,7 +54,7 @@ def check_gpus() -> Iterator[Finding]:
             text = f"an NVIDIA driver is here, but torch (built for {built}) sees no GPU"
             yield problem("gpu", "gpu_unused", text)
         else:
-            yield note("gpu", "none; training runs on the CPU: accelerate launch pretrain/run.py")
+            yield note("gpu", "none; training runs on the CPU")
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         shown = f"{number}: {about.name}, {about.total_memory / _GIB:.0f} GiB"
@@ -69,13 +69,13 @@ def check_gpus() -> Iterator[Finding]:
             wrong = problem("gpu", "gpu_failed", f"{shown}, multiplies wrongly")
             yield ok("gpu", f"{shown}, {bf16}") if right else wrong
     if count > 1:
-        command = f"accelerate launch --multi_gpu --num_processes {count} pretrain/run.py"
-        yield note("gpu", f"all of them: {command}")
+        command = f"accelerate launch --multi_gpu --num_processes {count} -m ssmast pretrain"
+        yield note("gpu", f"to train on all of them: {command}")
     yield from check_launch(count)
 
 
 def check_launch(gpus: int) -> Iterator[Finding]:
-    """What `accelerate config` saved: would `accelerate launch` start so many processes?"""
+    """Whether `accelerate launch` would start the processes that `accelerate config` saved."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     file = home / "accelerate" / "default_config.yaml"
     try:
@@ -88,7 +88,7 @@ def check_launch(gpus: int) -> Iterator[Finding]:
         return
     shown = f"{file} asks for {wanted} process(es)"
     if wanted > 1 and (saved.get("use_cpu") or saved.get("distributed_type") == "NO"):
-        yield problem("launch", "launch_size", f"{shown} in a way that starts only one")
+        yield problem("launch", "launch_size", f"{shown} with settings that start only one")
     elif gpus and wanted > gpus * int(saved.get("num_machines") or 1):
         yield problem("launch", "launch_size", f"{shown}, but there are {gpus} GPU(s)")
     else:
@@ -100,7 +100,7 @@ def check_memory() -> Iterator[Finding]:
     try:
         free = importlib.import_module("psutil").virtual_memory().available
     except Exception as error:
-        yield note("memory", f"not looked at: {reason(error)}")
+        yield note("memory", f"not checked: {reason(error)}")
     else:
         shown = f"{free / _GIB:.1f} GiB available"
         if free < _LEAST_MEMORY:

@@ -1,14 +1,14 @@
-"""Packages: there, in range, importable, and built for one another."""
+"""Packages: installed, in range, importable, and working together."""
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 from ssmast.doctor.finding import Finding, note, ok, problem, reason
 
-# Packages whose module has another name; lightly's part that is used loads torchvision.
+# Packages whose module has another name; the part of lightly that is used imports torchvision.
 _MODULES = {
     "faiss-cpu": "faiss",
     "scikit-learn": "sklearn",
@@ -22,7 +22,6 @@ _EXTRAS = {
     "umap": ("umap-learn", "the picture of ssmast cluster"),
 }
 _PYTHON = (3, 11)
-_FAMILY = ("torch", "torchvision", "torchaudio")
 
 
 def check_python() -> Iterator[Finding]:
@@ -56,7 +55,7 @@ def check_packages() -> Iterator[Finding]:
     try:
         wanted = requirements()
     except metadata.PackageNotFoundError:
-        text = "ssmast is used from a folder and not installed, so its requirements are not known"
+        text = "ssmast is not installed but used from a folder, so its requirements are not known"
         yield problem("packages", "package_missing", text)
         return
     except ImportError as error:  # packaging itself
@@ -83,8 +82,8 @@ def _fault(name: str, versions: str) -> Finding | None:
     if not SpecifierSet(versions).contains(found, prereleases=True):
         text = f"{name} is {found}, ssmast needs {versions}"
         return problem("packages", "package_version", text)
-    if name in _FAMILY:
-        return None  # imported, and used, together
+    if name in _CALLS:
+        return None  # check_torch_family imports and uses them together
     try:
         importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:
@@ -94,9 +93,12 @@ def _fault(name: str, versions: str) -> Finding | None:
 
 
 def check_torch_family() -> Iterator[Finding]:
-    """Torch, torchvision and torchaudio: do they load, and were they built for the same CUDA?"""
+    """Torch, torchvision and torchaudio: do they import together, and does a call of each work?
+
+    Builds for different CUDA versions often work together, so version strings decide nothing.
+    """
     loaded: dict[str, Any] = {}
-    for name in _FAMILY:
+    for name, call in _CALLS.items():
         try:
             loaded[name] = importlib.import_module(name)
         except Exception as error:
@@ -107,35 +109,38 @@ def check_torch_family() -> Iterator[Finding]:
             yield problem("torch", code, f"{name} cannot be imported: {reason(error)}")
             if name == "torch":
                 return
-    versions = ", ".join(f"{name} {module.__version__}" for name, module in loaded.items())
-    builds = {_build(module.__version__) for module in loaded.values()} - {""}
-    if len(builds) > 1:
-        yield problem("torch", "torch_family", f"builds for different CUDA versions: {versions}")
-    elif "torchvision" in loaded and (why := _nms_fails(loaded)):
-        yield problem(
-            "torch", "torch_family", f"torchvision does not fit torch ({versions}): {why}"
-        )
-    elif len(loaded) == len(_FAMILY):
-        yield ok("torch", versions)
+            continue
+        try:
+            call(loaded)
+        except Exception as error:
+            text = f"{name} does not work ({_versions(loaded)}): {reason(error)}"
+            yield problem("torch", "torch_family", text)
+            return
+    if len(loaded) == len(_CALLS):
+        yield ok("torch", _versions(loaded))
 
 
-def _build(version: str) -> str:
-    """What a wheel was built for, such as "cu130" or "cpu"; empty if it does not say."""
-    return version.partition("+")[2].partition(".")[0]
+def _versions(loaded: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {module.__version__}" for name, module in loaded.items())
 
 
-def _nms_fails(loaded: dict[str, Any]) -> str:
-    """Why torchvision's compiled part does not work; empty if it does."""
-    try:
-        boxes = loaded["torch"].tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
-        loaded["torchvision"].ops.nms(boxes, boxes[:, 3], 0.5)
-    except Exception as error:
-        return reason(error)
-    return ""
+def _nms(loaded: dict[str, Any]) -> None:
+    """Torchvision's compiled part."""
+    boxes = loaded["torch"].tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
+    loaded["torchvision"].ops.nms(boxes, boxes[:, 3], 0.5)
+
+
+_CALLS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "torch": lambda loaded: loaded["torch"].tensor([1.0]),
+    "torchvision": _nms,
+    "torchaudio": lambda loaded: loaded["torchaudio"].functional.melscale_fbanks(
+        n_freqs=9, f_min=0.0, f_max=4000.0, n_mels=2, sample_rate=8000
+    ),
+}
 
 
 def check_extras() -> Iterator[Finding]:
-    """What is optional: there or not, and what for."""
+    """Optional packages: installed or not, and what they are for."""
     for extra, (package, purpose) in _EXTRAS.items():
         try:
             found = metadata.version(package)
@@ -147,7 +152,7 @@ def check_extras() -> Iterator[Finding]:
             try:
                 importlib.import_module("torchcodec.decoders")
             except Exception as error:
-                text = f"torchcodec {found} finds no FFmpeg that it can use ({reason(error)})"
+                text = f"torchcodec {found} cannot load FFmpeg ({reason(error)})"
                 yield problem("extras", "codecs_broken", text)
                 continue
         yield ok("extras", f"{extra}: {package} {found}, for {purpose}")

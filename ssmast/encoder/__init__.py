@@ -1,4 +1,4 @@
-"""One folder -> log-mel + backbone + pooling: the encoder that is probed, fine-tuned and served."""
+"""The encoder that is probed, fine-tuned and served: log-mel, backbone and pooling."""
 
 from ssmast.encoder.encoder import Encoder, load_encoder
 

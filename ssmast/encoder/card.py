@@ -1,16 +1,16 @@
-"""The model card: what an encoder is, how to use it, what it has heard and what it is worth.
-
-Encoder folders to the Hugging Face Hub; `load_encoder("org/name")` brings them back.
-"""
+"""The model card: README.md of an encoder folder, with the metadata that the Hub reads."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from ssmast.encoder.folder import CARD, CHECKSUMS, CONFIG, WEIGHTS, read_folder
+import yaml
+
+from ssmast.model import IMAGENET
 from ssmast.settings import flatten
 
-# What an objective has of its own to say: name -> setting.
+# Settings that only one objective has: objective -> name on the card -> setting.
 _OBJECTIVES = {
     "ss_mast": {
         "patches dropped": "patch_drop.rate",
@@ -19,6 +19,8 @@ _OBJECTIVES = {
     },
     "ssast": {"patches masked": "ssast.masked"},
 }
+# Entries of `info` with a section of their own.
+_TOLD = ("scores", "onnx", "classifier", "test", "valid", "datasets")
 
 
 def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
@@ -30,41 +32,95 @@ def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
         num_parameters: of the backbone.
     """
     info = config["ssmast"]["info"]
-    parts = [
+    sections = [
+        _metadata(config),
         _head(config),
         _facts(config, dim=dim, num_parameters=num_parameters),
-        _recipe(info.get("settings")),
-        _scores(info.get("scores")),
+        _classes(info.get("classifier")),
+        _recipe(info),
+        _scores(info),
         _limits(config),
         _onnx(config),
         _others(info),
     ]
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _metadata(config: dict[str, Any]) -> list[str]:
+    """The YAML block that the Hub reads."""
+    info = config["ssmast"]["info"]
+    task = "audio-classification" if info.get("classifier") else "feature-extraction"
+    family = config["architecture"].partition("_")[0]
+    metadata = {
+        "library_name": "ssmast",
+        "pipeline_tag": task,
+        "license": info.get("license"),
+        "datasets": info.get("datasets"),
+        "base_model": _base_model(config),
+        "tags": ["audio", "ssmast", "timm", family],
+        "model-index": _results(info, task=task),
+    }
+    kept = {key: value for key, value in metadata.items() if value}
+    return ["---", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip(), "---"]
+
+
+def _base_model(config: dict[str, Any]) -> str | None:
+    """Name on the Hub of what the run started from, where it was on the Hub."""
+    init = str((config["ssmast"]["info"].get("settings") or {}).get("init") or "")
+    if init == "imagenet":
+        weights = IMAGENET.get(config["architecture"])
+        return weights and f"timm/{weights}"
+    name = init.removeprefix("hf-hub:").partition("@")[0]
+    is_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+    return name if is_name and (name != init or not Path(init).parent.exists()) else None
+
+
+def _results(info: dict[str, Any], *, task: str) -> list[dict[str, Any]]:
+    """Scores in the Hub's form, a "model-index"."""
+    found = [
+        (score["task"], f"{score['metric']} ({score['protocol']})", score["mean"])
+        for score in info.get("scores") or []
+    ]
+    data = str(info.get("data", "test part"))
+    found += [(data, name, value) for name, value in _test_numbers(info).items()]
+    results = [
+        {
+            "task": {"type": task},
+            "dataset": {"name": name, "type": re.sub(r"\W+", "-", name).strip("-") or "audio"},
+            "metrics": [{"type": metric.split(" ")[0], "name": metric, "value": value}],
+        }
+        for name, metric, value in found
+    ]
+    return [{"name": str(info.get("network", "encoder")), "results": results}] if results else []
 
 
 def _head(config: dict[str, Any]) -> list[str]:
+    info, rate = config["ssmast"]["info"], config["ssmast"]["front_end"]["sample_rate"]
     kind = "A Multiscale" if config["architecture"].startswith("mast_") else "An"
-    return [
-        "---",
-        "library_name: ssmast",
-        "pipeline_tag: feature-extraction",
-        "tags: [audio, ssmast, timm]",
-        "---",
-        "",
-        "# Audio encoder",
-        "",
-        f"{kind} Audio Spectrogram Transformer: sound in, one vector out.",
-        "",
-        "```python",
-        "import ssmast",
-        "",
+    kind = f"{kind} Audio Spectrogram Transformer"
+    several = (info.get("classifier") or {}).get("multi_label")
+    scale = "logits" if several else "log-probabilities"
+    embed = [
         'encoder = ssmast.load_encoder("THIS FOLDER")      # or org/name on the Hugging Face Hub',
         'encoder.embed("sound.wav")                        # float32 (1, D)',
         "encoder.embed(waveform, sample_rate)              # numpy or torch, (S,) or (B, S)",
         "encoder.embed_frames(waveform, sample_rate)       # (B, N, D), milliseconds (B, N)",
-        "",
-        'timm.create_model("local-dir:THIS FOLDER", pretrained=True)  # after `import ssmast`',
-        "```",
+    ]
+    if not info.get("classifier"):
+        return [
+            *("# Audio encoder", "", f"{kind}: waveform in, one vector out.", ""),
+            *("```python", "import ssmast", "", *embed, ""),
+            'timm.create_model("local-dir:THIS FOLDER", pretrained=True)  # after `import ssmast`',
+            "```",
+        ]
+    return [
+        *("# Audio classifier", "", f"{kind}, fine-tuned: waveform in, probabilities out.", ""),
+        *("```bash", 'ssmast predict sound.wav encoder="THIS FOLDER"', "```", ""),
+        *("```python", "import ssmast", ""),
+        'classifier = ssmast.load_classifier("THIS FOLDER")',
+        f"classifier.embed_clips([waveform])                # (S,) at {rate} Hz -> {scale} (1, C)",
+        "classifier.outputs.heads                          # names of the classes",
+        *("", "# without its head, as an encoder", *embed, "```"),
     ]
 
 
@@ -76,43 +132,94 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
         "front end": f"log-mel, {front['num_mels']} bins, {front['f_min']:g} to "
         f"{front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
         "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
-        "long audio": f"in pieces of {ours['chunk_seconds']:g} s, averaged",
+        "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
     info = {k: v for k, v in ours["info"].items() if not isinstance(v, dict | list)}
     return ["| | |", "|---|---|", *(_row(key, value) for key, value in {**facts, **info}.items())]
 
 
-def _recipe(settings: dict[str, Any] | None) -> list[str]:
-    """What the run was told, shortly; every key is among the details below."""
-    if not isinstance(settings, dict):
+def _classes(classifier: dict[str, Any] | None) -> list[str]:
+    if not classifier:
         return []
-    flat = flatten(settings)
+    several = "any number of them" if classifier["multi_label"] else "exactly one of each line"
+    lines = ["## Classes", "", f"A clip has {several}.", ""]
+    for head in classifier["heads"]:
+        names = ", ".join(_cell(name) for name in head["classes"])
+        lines.append(f"- {_cell(head['name'])} ({len(head['classes'])}): {names}")
+    return lines
+
+
+def _objective(info: dict[str, Any]) -> str:
+    """Name of what was trained for; "" for fine-tuning. 0.1.0 called it the method."""
+    settings = info.get("settings") or {}
+    named = (info.get("objective"), settings.get("objective"), settings.get("method"))
+    return next((str(name) for name in named if name), "")
+
+
+def _recipe(info: dict[str, Any]) -> list[str]:
+    """The settings that matter most; all of them are below."""
+    flat = flatten(info.get("settings") or {})
+    objective = _objective(info)
     wanted = {
-        "objective": "objective",
         "model": "model",
         "recipe": "recipe",
         "started from": "init",
         "clips a step": "batch_size",
         "frames of a view": "views.frames",
-        **_OBJECTIVES.get(flat.get("objective", ""), {}),
+        "frames of a clip": "clips.frames",
+        **_OBJECTIVES.get(objective, {}),
         "optimiser": "optim.name",
         "learning rate": "optim.lr",
         "weight decay": "optim.weight_decay",
         "seed": "seed",
     }
-    said = {name: flat.get(key) for name, key in wanted.items()}
-    rows = [_row(name, value) for name, value in said.items() if value not in (None, "")]
+    named = {name: flat.get(key) for name, key in wanted.items()}
+    rows = [_row(name, value) for name, value in named.items() if value not in (None, "")]
+    if objective:
+        rows.insert(0, _row("objective", objective))
     return ["## Recipe", "", "| | |", "|---|---|", *rows] if rows else []
 
 
-def _scores(scores: list[dict[str, Any]] | None) -> list[str]:
-    if not scores:
+def _test_numbers(info: dict[str, Any]) -> dict[str, float]:
+    """What fine-tuning measured on its test part: metric -> value."""
+    test = info.get("test")
+    numbers = test.items() if isinstance(test, dict) else ()
+    return {
+        name: float(value)
+        for name, value in numbers
+        if isinstance(value, int | float) and name not in ("n", "loss")
+    }
+
+
+def _is_scored(info: dict[str, Any]) -> bool:
+    return bool(info.get("scores") or _test_numbers(info))
+
+
+def _scores(info: dict[str, Any]) -> list[str]:
+    if not _is_scored(info):
         command = "`ssmast probe encoder=THIS_FOLDER data=LABELLED_SETS`"
         return ["## Scores", "", f"Not scored yet: {command}."]
+    lines = ["## Scores"]
+    if numbers := _test_numbers(info):
+        count = info["test"].get("n")
+        clips = f" of {count:g} clips" if count else ""
+        lines += ["", f"On the test part{clips}, which no choice was made on:", ""]
+        lines += ["| metric | value |", "|---|---:|"]
+        lines += [f"| {_cell(name)} | {value:.4f} |" for name, value in numbers.items()]
+        valid = info.get("valid")
+        if isinstance(valid, dict) and isinstance(valid.get("score"), int | float):
+            step = f"; weights of step {valid['step']}" if "step" in valid else ""
+            lines += ["", f"On the validation part: {valid['score']:.4f}{step}."]
+    if scores := info.get("scores"):
+        lines += ["", *_probes(scores)]
+    return lines
+
+
+def _probes(scores: list[dict[str, Any]]) -> list[str]:
     columns = sorted({name for score in scores for name in score.get("baselines", {})})
     head = ["task", "protocol", "metric", "this encoder", *columns]
     rule = "|---" * 3 + "|---:" * (1 + len(columns)) + "|"
-    lines = ["## Scores", "", "| " + " | ".join(head) + " |", rule]
+    lines = ["| " + " | ".join(head) + " |", rule]
     for score in scores:
         cells = [_cell(score[key]) for key in ("task", "protocol", "metric")]
         cells.append(_percent(score))
@@ -127,43 +234,57 @@ def _limits(config: dict[str, Any]) -> list[str]:
     ours = config["ssmast"]
     front, info = ours["front_end"], ours["info"]
     limits = [
-        f"It hears {front['f_min']:g} to {front['f_max']:g} Hz in one channel; direction and what "
-        "lies above are lost.",
-        f"Clips beyond {ours['chunk_seconds']:g} s are embedded in pieces that do not know of one "
-        "another.",
+        f"Its input is {front['f_min']:g} to {front['f_max']:g} Hz in one channel; direction and "
+        "what lies above are lost.",
+        f"Clips beyond {ours['window_seconds']:g} s are embedded in windows that are independent "
+        "of one another.",
     ]
+    classifier = info.get("classifier")
+    if classifier and not classifier.get("multi_label"):
+        limits.append(
+            "Every clip gets one of its classes, silence and sounds of no class too; a probability "
+            "says nothing about those."
+        )
     if info.get("clips"):
         limits.append(
             f"It was trained on {info['clips']} clips of {_cell(info.get('data', 'one corpus'))}; "
-            "sounds unlike those may be told apart badly, and what is over- or underrepresented "
-            "there is so here."
+            "it may work badly on other sounds, and shares the imbalances of those."
         )
-    frames = flatten(info.get("settings") or {}).get("views.frames")
-    if frames:
-        seconds = frames * front["hop_length"] / front["sample_rate"]
-        limits.append(f"Training views lasted {seconds:.2f} s: no longer context has been learnt.")
+    flat = flatten(info.get("settings") or {})
+    for key, what in (("views.frames", "Training views"), ("clips.frames", "Training clips")):
+        if frames := flat.get(key):
+            seconds = frames * front["hop_length"] / front["sample_rate"]
+            limits.append(f"{what} lasted {seconds:.2f} s: it has learnt no longer context.")
     done, planned = info.get("steps"), info.get("planned_steps")
     if planned and done != planned:
         limits.append(f"The run was not finished: {done} of {planned} steps.")
     if info.get("network") == "untrained":
-        limits.append("Its weights are random: it is here to be compared with.")
-    if not info.get("scores"):
+        limits.append("Its weights are random: it serves as a baseline.")
+    if not _is_scored(info):
         limits.append("It has not been scored.")
+    if not info.get("license"):
+        limits.append("No licence was stated; `ssmast export ... license=` states one.")
     limits.append("It has not been tested for decisions about people.")
     return ["## Limits", "", *(f"- {limit}" for limit in limits)]
 
 
 def _onnx(config: dict[str, Any]) -> list[str]:
-    facts = config["ssmast"]["info"].get("onnx")
+    info = config["ssmast"]["info"]
+    facts = info.get("onnx")
     if not facts:
         return []
     rate = config["ssmast"]["front_end"]["sample_rate"]
+    outputs, length = "`embeddings` (batch, D)", config["ssmast"]["window_seconds"]
+    if info.get("classifier"):
+        outputs += " and `probabilities` (batch, C), classes in the order above"
+        seconds = (info["classifier"]["frames"] - 1) * config["ssmast"]["front_end"]["hop_length"]
+        length = seconds / rate
     lines = [
         "## ONNX",
         "",
-        f"`model.onnx`: `waveform` float32 (batch, samples) at {rate} Hz -> `embeddings` "
-        f"(batch, D); {facts['min_samples']} samples or more, log-mel inside. Clips are not cut: "
-        f"keep them below {config['ssmast']['chunk_seconds']:g} s, or cut and average.",
+        f"`model.onnx`: `waveform` float32 (batch, samples) at {rate} Hz -> {outputs}; "
+        f"{facts['min_samples']} samples or more, log-mel inside. Clips are not cut: keep them "
+        f"below {length:g} s, or cut and average.",
         "",
         f"Largest difference of onnxruntime to PyTorch at {len(facts['checked_lengths'])} lengths: "
         f"{facts['largest_difference']:.1e}.",
@@ -183,7 +304,7 @@ def _others(info: dict[str, Any]) -> list[str]:
     rest = {
         key: value
         for key, value in info.items()
-        if isinstance(value, dict | list) and key not in ("scores", "onnx")
+        if isinstance(value, dict | list) and key not in _TOLD
     }
     lines: list[str] = []
     for key, value in rest.items():
@@ -207,51 +328,3 @@ def _row(key: object, value: object) -> str:
 def _cell(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def push_to_hub(
-    folder: str | Path,
-    repo: str,
-    *,
-    private: bool = False,
-    message: str = "Upload encoder",
-    token: str | None = None,
-) -> str:
-    """Upload an encoder folder in one commit, after checking it.
-
-    The repository is made if need be. Only what belongs to an encoder goes: configuration, weights,
-    card, checksums, ONNX.
-
-    Args:
-        folder: encoder folder.
-        repo: `org/name`.
-        private: nobody else sees it; of a repository that is made now.
-        message: of the commit.
-        token: of the Hub; by default the one that `hf auth login` keeps.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        FileNotFoundError, ValueError: if the folder is not a whole encoder.
-        ConnectionError: if the Hub refuses or cannot be reached.
-    """
-    from huggingface_hub import HfApi
-
-    _, weights = read_folder(folder)
-    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS]
-    names += sorted(file.name for file in weights.parent.glob("*.onnx"))
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=weights.parent,
-            allow_patterns=names,
-            commit_message=message,
-            repo_type="model",
-        )
-    except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
-        reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(f"{repo} could not be pushed to the Hub: {reason}") from error
-    return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""Encoder: waveform -> embedding, from one folder that holds all it takes.
+"""Encoder: waveform -> embedding, loaded from one folder.
 
 config.json          front end, architecture, pooling; timm reads it as `local-dir:FOLDER`
 model.safetensors    weights
@@ -17,22 +17,29 @@ from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder.card import model_card
-from ssmast.encoder.chunks import Chunks, embed_columns, embed_pieces, evaluating
 from ssmast.encoder.folder import (
     build_parts,
     check_config,
+    check_weights,
     config_of,
     read_folder,
     weights_of,
     write_folder,
 )
 from ssmast.encoder.input import Clip, read_clips, read_groups
-from ssmast.encoder.pooling import check_pooling, layer_dims, max_places, pool_layers
+from ssmast.encoder.pooling import (
+    check_pooling,
+    encode_layers,
+    layer_dims,
+    max_indices,
+    pool_layers,
+)
+from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
 
 
 class Encoder(nn.Module):
-    """Log-mel front end, backbone and pooling as one thing.
+    """Log-mel front end, backbone and pooling in one module.
 
     Args:
         backbone: a model of the family, made by `ssmast.create_model`.
@@ -42,7 +49,7 @@ class Encoder(nn.Module):
             token.
         layers: which tokens are pooled: "last", the ends of the "stages", or all "blocks"; their
             vectors are joined.
-        chunk_seconds: longer clips are cut into equal pieces of at most about this length; of
+        window_seconds: longer clips are cut into equal windows of at most about this length; of
             their vectors the means are averaged by length, of the maxima the largest is taken.
         info: facts for the model card, plain JSON values.
 
@@ -57,7 +64,7 @@ class Encoder(nn.Module):
         *,
         pooling: str = "freq+max",
         layers: str = "last",
-        chunk_seconds: float = 10.0,
+        window_seconds: float = 10.0,
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -66,14 +73,14 @@ class Encoder(nn.Module):
                 f"backbone must come from ssmast.create_model, got {type(backbone).__name__}"
             )
         check_pooling(backbone, pooling=pooling, layers=layers)
-        if not chunk_seconds > 0:
-            raise ValueError(f"chunk_seconds must be above 0, got {chunk_seconds}")
+        if not window_seconds > 0:
+            raise ValueError(f"window_seconds must be above 0, got {window_seconds}")
         self.backbone = backbone
         self.log_mel = log_mel
-        self.pooling, self.layers, self.chunk_seconds = pooling, layers, float(chunk_seconds)
+        self.pooling, self.layers, self.window_seconds = pooling, layers, float(window_seconds)
         self.info = dict(info or {})
 
-    # -- what it is ------------------------------------------------------------------------------
+    # -- settings ------------------------------------------------------------------------------
 
     @property
     def sample_rate(self) -> int:
@@ -98,11 +105,11 @@ class Encoder(nn.Module):
     @property
     def frame_dim(self) -> int:
         """Length of a vector of `embed_frames`."""
-        return self._chunks().column_dim
+        return self.window_cutter().column_dim
 
     def frame_hop_ms(self, hop_ms: float | None = None) -> float:
         """Milliseconds between vectors of `embed_frames`, where at most `hop_ms` are asked for."""
-        cutter = self._chunks()
+        cutter = self.window_cutter()
         return cutter.hop_ms(cutter.shifts(hop_ms))
 
     @property
@@ -111,11 +118,11 @@ class Encoder(nn.Module):
         return hashlib.sha256(weights_of(self.backbone)).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """What besides the weights decides an embedding, plain JSON values."""
+        """Settings that decide an embedding beside the weights, plain JSON values."""
         return {
             "front_end": self.log_mel.settings(),
             **self._pooled(),
-            "chunk_seconds": self.chunk_seconds,
+            "window_seconds": self.window_seconds,
         }
 
     def config(self) -> dict[str, Any]:
@@ -127,18 +134,18 @@ class Encoder(nn.Module):
         *,
         pooling: str = "",
         layers: str = "",
-        chunk_seconds: float = 0.0,
+        window_seconds: float = 0.0,
         backbone: nn.Module | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> "Encoder":
-        """Another encoder, alike in all that is not given; in eval mode, as are shared weights.
+        """A copy with other settings, in eval mode; it shares the weights.
 
         Args:
-            pooling: of the new one.
-            layers: of the new one.
-            chunk_seconds: of the new one.
-            backbone: of the new one; by default this one's, whose weights they then share.
-            info: of the new one.
+            pooling: of the copy; by default this one's, as all that follow.
+            layers: of the copy.
+            window_seconds: of the copy.
+            backbone: of the copy.
+            info: of the copy.
 
         Raises:
             ValueError: for what the backbone does not have.
@@ -148,7 +155,7 @@ class Encoder(nn.Module):
             copy.deepcopy(self.log_mel),
             pooling=pooling or self.pooling,
             layers=layers or self.layers,
-            chunk_seconds=chunk_seconds or self.chunk_seconds,
+            window_seconds=window_seconds or self.window_seconds,
             info=dict(self.info if info is None else info),
         )
         return made.eval()
@@ -185,12 +192,12 @@ class Encoder(nn.Module):
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
     ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
-        is_max = max_places(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
+        is_max = max_indices(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
         with evaluating(self):
-            return embed_pieces(
+            return embed_windows(
                 self.pool,
                 waveforms,
-                self._chunks(),
+                self.window_cutter(),
                 is_max=is_max,
                 batch_seconds=batch_seconds,
             )
@@ -227,7 +234,7 @@ class Encoder(nn.Module):
                 f"{type(waveform).__name__}; call it once a clip"
             )
         clips = read_clips(waveform, sample_rate, wanted=self.sample_rate)
-        cutter = self._chunks()
+        cutter = self.window_cutter()
         shifts = cutter.shifts(hop_ms)
         with evaluating(self):
             embeddings = embed_columns(clips, cutter, shifts=shifts, batch_seconds=batch_seconds)
@@ -246,10 +253,11 @@ class Encoder(nn.Module):
         """Vectors (B, `dim`) of normalised log-mels (B, 1, F, T), differentiable and not cut.
 
         Args:
-            log_mel: what the front end gives; for training, `embed` is not.
+            log_mel: of the front end.
             lengths: frames of each clip, where clips were padded to one width.
         """
-        return pool_layers(self.backbone, log_mel, lengths, **self._pooled())
+        layers = encode_layers(self.backbone, log_mel, lengths, layers=self.layers)
+        return pool_layers(layers, pooling=self.pooling)
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -262,12 +270,14 @@ class Encoder(nn.Module):
 
         Raises:
             FileExistsError: if the folder holds anything but an encoder.
-            ValueError: if the backbone was not made by `ssmast.create_model`.
+            ValueError: if the backbone was not made by `ssmast.create_model`, or was adapted since
+                so that the folder would not load.
         """
         config = self.config()
         parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         card = model_card(config, dim=self.dim, num_parameters=parameters)
         weights = weights_of(self.backbone)
+        check_weights(config, weights)
         write_folder(folder, config=config, weights=weights, card=card, extra=extra)
 
     # -- parts -----------------------------------------------------------------------------------
@@ -275,8 +285,9 @@ class Encoder(nn.Module):
     def _pooled(self) -> dict[str, str]:
         return {"pooling": self.pooling, "layers": self.layers}
 
-    def _chunks(self) -> Chunks:
-        return Chunks(self.backbone, self.log_mel, seconds=self.chunk_seconds)
+    def window_cutter(self) -> WindowCutter:
+        """Cuts long clips as this encoder's settings say."""
+        return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds)
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -296,7 +307,8 @@ def load_encoder(path: str | Path) -> Encoder:
             *build_parts(config),
             pooling=ours["pooling"],
             layers=ours["layers"],
-            chunk_seconds=ours["chunk_seconds"],
+            # 0.1.0 wrote chunk_seconds
+            window_seconds=ours.get("window_seconds") or ours["chunk_seconds"],
             info=ours.get("info", {}),
         )
         encoder.backbone.load_state_dict(load_file(weights))

@@ -1,21 +1,22 @@
-"""The encoder folder on disk: written whole or not at all, checked before it is used.
+"""The encoder folder, on disk and on the Hugging Face Hub: written whole, checked when read.
 
-What an encoder folder says in config.json, in timm's words and ours, and its weights.
+config.json is in timm's form, with what this package adds under "ssmast"; the weights are those of
+the backbone.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from timm.models import is_model
+from torch import Tensor
 
 from ssmast.audio import LogMel
+from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model
 
 CONFIG, WEIGHTS, CARD, CHECKSUMS = (
@@ -34,7 +35,7 @@ def write_folder(
     card: str,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write an encoder folder under a temporary name, then give it its own.
+    """Write an encoder folder, whole or not at all.
 
     Args:
         folder: may not exist, be empty, or hold an older encoder, which is replaced.
@@ -63,18 +64,9 @@ def write_folder(
     files[CARD] = card.encode()
     # Last of the files: without it a folder is not an encoder.
     files[CHECKSUMS] = (json.dumps(sums, indent=2) + "\n").encode()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())
+    with new_folder(folder) as partial:
         for name, content in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (partial / name).write_bytes(content)
 
 
 def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
@@ -109,7 +101,7 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
         # none of them.
         if Path(name).name == name and name.endswith(".onnx") and not file.exists():
             continue
-        if Path(name).name != name or not file.is_file() or _sha256(file) != wanted:
+        if Path(name).name != name or not file.is_file() or sha256_of(file) != wanted:
             raise ValueError(
                 f"{file} is damaged: it does not match {CHECKSUMS}; copy the encoder folder again"
             )
@@ -183,32 +175,52 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def push_to_hub(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    message: str = "Upload encoder",
+    token: str | None = None,
+) -> str:
+    """Upload an encoder folder in one commit, after checking it.
 
+    The repository is made if need be. Only what belongs to an encoder goes: configuration, weights,
+    card, checksums, ONNX.
 
-def put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; an older folder is moved aside first, so there is never half of one."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    Args:
+        folder: encoder folder.
+        repo: `org/name`.
+        private: nobody else sees it; of a repository that is made now.
+        message: of the commit.
+        token: of the Hub; by default the one that `hf auth login` keeps.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder is not a whole encoder.
+        ConnectionError: if the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    _, weights = read_folder(folder)
+    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS]
+    names += sorted(file.name for file in weights.parent.glob("*.onnx"))
+    api = HfApi(token=token)
     try:
-        folder.rename(aside / "old")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            (aside / "old").rename(folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=weights.parent,
+            allow_patterns=names,
+            commit_message=message,
+            repo_type="model",
+        )
+    except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(f"{repo} could not be pushed to the Hub: {reason}") from error
+    return str(commit.commit_url)
 
 
 FORMAT = 1
@@ -274,15 +286,57 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
 
 
 def build_parts(config: Mapping[str, Any]) -> tuple[Backbone, LogMel]:
-    """The backbone, with fresh weights, and the front end of what `config_of` gave."""
+    """The backbone, with fresh weights, and the front end that a config.json describes."""
+    return _backbone_of(config), LogMel(**config["ssmast"]["front_end"])
+
+
+def _backbone_of(config: Mapping[str, Any]) -> Backbone:
     args = json.loads(json.dumps(config["model_args"]))
-    backbone = cast(Backbone, create_model(config["architecture"], **args))
-    return backbone, LogMel(**config["ssmast"]["front_end"])
+    return cast(Backbone, create_model(config["architecture"], **args))
 
 
 def weights_of(backbone: Backbone) -> bytes:
-    """Content of model.safetensors."""
+    """Content of model.safetensors.
+
+    Raises:
+        ValueError: if a weight is not a tensor, as after quantisation.
+    """
     from safetensors.torch import save
 
-    state = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+    state = {}
+    for name, value in backbone.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(_adapted(f"{name} is of type {type(value).__name__}"))
+        # torch.compile puts a name of its own before those of the model that it compiles.
+        state[name.removeprefix("_orig_mod.")] = value.contiguous()
     return save(state, metadata={"format": "pt"})
+
+
+def check_weights(config: Mapping[str, Any], weights: bytes) -> None:
+    """Refuse weights that a model made from this config.json could not load.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    from safetensors.torch import load
+
+    with torch.device("meta"):
+        wanted = _backbone_of(config).state_dict()
+    found = load(weights)
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise ValueError(_adapted(f"{missing[0]} is missing"))
+    if further := sorted(found.keys() - wanted.keys()):
+        raise ValueError(_adapted(f"{further[0]} is not one of {config['architecture']}"))
+    for name, value in found.items():
+        own = wanted[name]
+        if value.shape != own.shape or value.is_floating_point() != own.is_floating_point():
+            raise ValueError(
+                _adapted(f"{name} is {value.dtype} {tuple(value.shape)}, wanted {tuple(own.shape)}")
+            )
+
+
+def _adapted(why: str) -> str:
+    return (
+        f"the encoder was adapted and would not load again: {why}; merge adapters, remove "
+        "parametrizations, or save before quantising"
+    )

@@ -1,11 +1,13 @@
 """An encoder as one graph, waveform -> embedding, for torch.export and ONNX.
 
-Batch and length stay free, the log-mel is inside. A graph sees its clip whole: cutting clips longer
-than `chunk_seconds`, and resampling, are left to whoever feeds it.
+A fine-tuned encoder has a second output, the probabilities of its classes. Batch and length stay
+free, the log-mel is inside. A graph sees its clip whole: cutting clips longer than a window, and
+resampling, are left to the caller.
 """
 
 import contextlib
 import importlib.util
+import json
 import logging
 import tempfile
 import warnings
@@ -19,12 +21,56 @@ from torch import Tensor, nn
 
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
-from ssmast.encoder.chunks import evaluating
+from ssmast.encoder.pooling import encode_layers, pool_layers
+from ssmast.encoder.windows import evaluating
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 18
 # How far onnxruntime may be from PyTorch in any number of an embedding.
 TOLERANCE = 1e-4
+
+
+class _Graph(nn.Module):
+    """The module that is exported: waveform (B, S) -> outputs, the backbone run once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = head_sizes(encoder)
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings (B, D), and probabilities (B, C) where there are classes."""
+        encoder, backbone = self.encoder, self.encoder.backbone
+        layers = encode_layers(backbone, encoder.log_mel(waveform), None, layers=encoder.layers)
+        embeddings = pool_layers(layers, pooling=encoder.pooling)
+        if not self.heads:
+            return (embeddings,)
+        logits = backbone.head(backbone.pool(layers[-1]))
+        if encoder.info["classifier"]["multi_label"]:
+            return embeddings, logits.sigmoid()
+        parts = [part.softmax(dim=1) for part in logits.split(self.heads, dim=1)]
+        return embeddings, torch.cat(parts, dim=1)
+
+
+def head_sizes(encoder: Encoder) -> list[int]:
+    """Classes of each head of a fine-tuned encoder; none for another.
+
+    Raises:
+        ValueError: if the names and the outputs of the backbone do not fit.
+    """
+    classifier = encoder.info.get("classifier")
+    sizes = [len(head["classes"]) for head in classifier["heads"]] if classifier else []
+    if classifier and sum(sizes) != encoder.backbone.num_classes:
+        raise ValueError(
+            f"the encoder has names for {sum(sizes)} classes and {encoder.backbone.num_classes} "
+            "outputs; export the folder that `ssmast finetune` wrote"
+        )
+    return sizes
+
+
+def output_names(encoder: Encoder) -> list[str]:
+    """Names of a graph's outputs."""
+    return ["embeddings", "probabilities"] if head_sizes(encoder) else ["embeddings"]
 
 
 def min_samples(encoder: Encoder) -> int:
@@ -38,21 +84,22 @@ def export_program(encoder: Encoder) -> torch.export.ExportedProgram:
     """The encoder as a torch.export program of any batch and any length.
 
     Returns:
-        A program of (waveform (B, S),) -> (B, `encoder.dim`), S at least `min_samples(encoder)`.
+        A program of (waveform (B, S),) -> (embeddings (B, `encoder.dim`),), of a fine-tuned encoder
+        with probabilities (B, C) after them; S at least `min_samples(encoder)`.
     """
     from torch.fx.experimental import _config
 
     shortest = min_samples(encoder)
-    # Sizes of an example must not look like any size of the network, or they are taken for it.
+    # No size of the example may equal one of the network, or the exporter takes it for that.
     example = torch.zeros(5, max(2 * shortest, encoder.sample_rate) + 7, device=encoder.device)
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("samples", min=shortest)}
-    # Without this a graph would be told from its example that no batch is ever 1.
+    # Without this the exporter concludes from the example that no batch is ever 1.
     patched = _config.patch(  # pyright: ignore[reportAttributeAccessIssue]
         backed_size_oblivious=True
     )
     with evaluating(encoder), torch.no_grad(), patched, _quiet():
         return torch.export.export(
-            encoder,
+            _Graph(encoder),
             (example,),
             dynamic_shapes=(sizes,),
             strict=False,
@@ -62,6 +109,8 @@ def export_program(encoder: Encoder) -> torch.export.ExportedProgram:
 
 def onnx_model(encoder: Encoder) -> bytes:
     """The encoder as an ONNX model: `waveform` (batch, samples) -> `embeddings` (batch, D).
+
+    A fine-tuned encoder's has `probabilities` (batch, C) too, and its classes as metadata.
 
     Raises:
         ValueError: if the extra `onnx` is not installed.
@@ -75,20 +124,25 @@ def onnx_model(encoder: Encoder) -> bytes:
             verbose=False,
             opset_version=OPSET,
             input_names=["waveform"],
-            output_names=["embeddings"],
+            output_names=output_names(encoder),
         )
     assert exported is not None
     proto = exported.model_proto
-    waveform, embeddings = proto.graph.input[0], proto.graph.output[0]
-    for value, names in ((waveform, ("batch", "samples")), (embeddings, ("batch",))):
+    named = [(proto.graph.input[0], ("batch", "samples"))]
+    named += [(output, ("batch",)) for output in proto.graph.output]
+    for value, names in named:
         for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
             axis.dim_param = name
     facts = {
         "sample_rate": encoder.sample_rate,
         "min_samples": min_samples(encoder),
-        "chunk_seconds": encoder.chunk_seconds,
+        "window_seconds": encoder.window_seconds,
         "encoder_sha256": encoder.sha256,
     }
+    if classifier := encoder.info.get("classifier"):
+        facts["classes"] = json.dumps(classifier["heads"])
+        facts["multi_label"] = json.dumps(classifier["multi_label"])
+        facts["classifier_samples"] = encoder.log_mel.samples(classifier["frames"])
     for key, fact in facts.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, str(fact)
@@ -98,12 +152,12 @@ def onnx_model(encoder: Encoder) -> bytes:
 def quantized(encoder: Encoder, model: bytes) -> bytes:
     """An ONNX model with the weights of its matrix products in int8.
 
-    Activations are scaled as they come. The mel filters stay: rounded to 8 bits they would be other
-    filters.
+    Activations are scaled dynamically. The mel filters stay in float32: in 8 bits they would be
+    other filters.
 
     Args:
         encoder: that the model is of.
-        model: what `onnx_model` gave.
+        model: of `onnx_model`.
     """
     _wants_onnx("onnx")
     import onnx
@@ -155,15 +209,22 @@ class OnnxEncoder:
 
     def __call__(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
         """Float32 samples (B, S) -> (B, D)."""
+        return self._run("embeddings", waveform)
+
+    def probabilities(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """Float32 samples (B, S) -> (B, C), of a fine-tuned encoder's graph."""
+        return self._run("probabilities", waveform)
+
+    def _run(self, output: str, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
         feed = {"waveform": np.asarray(waveform, dtype=np.float32)}
-        (embeddings,) = self._session.run(None, feed)
-        return torch.from_numpy(np.asarray(embeddings))
+        (found,) = self._session.run([output], feed)
+        return torch.from_numpy(np.asarray(found))
 
 
 def check_lengths(encoder: Encoder) -> list[int]:
     """Five lengths in samples that a graph is compared at, from its shortest on."""
     rate = encoder.sample_rate
-    longest = round(encoder.chunk_seconds * rate)
+    longest = round(encoder.window_seconds * rate)
     lengths = (min_samples(encoder), longest // 3 + 1, longest // 2 - 1, longest, 2 * longest + 77)
     return [max(length, min_samples(encoder)) for length in lengths]
 
@@ -177,13 +238,15 @@ def largest_difference(encoder: Encoder, model: bytes, *, lengths: Sequence[int]
         model: ONNX.
         lengths: of the clips, in samples.
     """
-    session = OnnxEncoder(model)
+    session, graph = OnnxEncoder(model), _Graph(encoder)
     largest = 0.0
     for number, length in enumerate(lengths):
         clips = _sounds(encoder.sample_rate, length, count=1 + number % 2)
         with evaluating(encoder):
-            wanted = encoder(clips.to(encoder.device)).cpu()
-        largest = max(largest, float((session(clips) - wanted).abs().max()))
+            wanted = [output.cpu() for output in graph(clips.to(encoder.device))]
+        found = [session(clips), session.probabilities(clips)] if graph.heads else [session(clips)]
+        for ours, theirs in zip(wanted, found, strict=True):
+            largest = max(largest, float((ours - theirs).abs().max()))
     return largest
 
 
@@ -241,7 +304,7 @@ def graph_files(encoder: Encoder, *, int8: bool = False) -> tuple[dict[str, byte
 
 
 def _sounds(rate: int, length: int, *, count: int) -> Tensor:
-    """(count, length) of the built-in corpus' sounds, as long as is asked."""
+    """Sounds of the built-in corpus (count, length)."""
     names = list(CLASSES)
     rows = []
     for number in range(count):
@@ -263,7 +326,7 @@ _LOUD = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "roo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own insides."""
+    """Silences the exporters' warnings about their own internals."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""What a caller may hand to an encoder -> clips at its rate."""
+"""Files, arrays and tensors of a caller -> clips at the encoder's rate."""
 
 import math
 import os
@@ -21,7 +21,7 @@ Clip = str | os.PathLike[str] | Samples | Tensor
 def read_clips(
     waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
 ) -> list[Tensor | LongSound]:
-    """Float32 clips (S,) at `wanted` Hz; files of over a minute to be read from front to back.
+    """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
     Args:
         waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Integers
@@ -57,12 +57,12 @@ def read_clips(
 def read_groups(
     waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
 ) -> Iterator[list[Tensor | LongSound]]:
-    """What `read_clips` gives, of a list some clips at a time: its files are not all held at once.
+    """`read_clips` in groups, so that the files of a long list are not all in memory.
 
     Args:
-        waveform: as `read_clips`, as all that follow.
-        sample_rate: see there.
-        wanted: see there.
+        waveform: as `read_clips` takes it.
+        sample_rate: Hz of the samples.
+        wanted: Hz of the clips.
 
     Raises:
         ValueError: as `read_clips`.
@@ -84,15 +84,12 @@ def read_groups(
 
 
 def _plain(clip: Samples) -> Samples:
-    """Memory that PyTorch takes: it refuses what runs backwards (`x[::-1]`).
-
-    And it warns of what may not be written, such as that of `np.frombuffer`.
-    """
+    """A copy where PyTorch refuses the memory (`x[::-1]`) or warns of it (`np.frombuffer`)."""
     return clip if clip.flags.writeable and clip.strides[0] > 0 else clip.copy()
 
 
 def _whole_hz(sample_rate: object) -> int:
-    """A rate that samples can have; one in kHz, or True, would make a second last for minutes."""
+    """A whole number of Hz; a rate in kHz, or True, would stretch a second to minutes."""
     rate = math.nan
     if isinstance(sample_rate, np.ndarray | Tensor) and sample_rate.ndim == 0:
         sample_rate = sample_rate.item()  # of an .npz, or of a DataLoader

@@ -1,11 +1,11 @@
-"""Which layers' tokens make an embedding, and how: log-mel -> vector (B, D)."""
+"""Log-mel -> embedding (B, D): which layers' tokens are pooled, and how."""
 
 from bisect import bisect_left
 
 import torch
 from torch import Tensor
 
-from ssmast.model import Backbone, pool_tokens, pooled_dim
+from ssmast.model import Backbone, Tokens, pool_tokens, pooled_dim
 from ssmast.model.pool import MAX_MODES
 
 # The last tokens, those at the end of every stage, or those of every block.
@@ -23,35 +23,40 @@ def check_pooling(backbone: Backbone, *, pooling: str, layers: str) -> None:
     backbone.check_pooling(pooling)
 
 
-def pool_layers(
-    backbone: Backbone, log_mel: Tensor, lengths: Tensor | None, *, pooling: str, layers: str
-) -> Tensor:
-    """Normalised log-mels (B, 1, F, T) -> the vectors of all layers, joined (B, D).
+def encode_layers(
+    backbone: Backbone, log_mel: Tensor, lengths: Tensor | None, *, layers: str
+) -> list[Tokens]:
+    """Tokens of normalised log-mels (B, 1, F, T) after each of the layers; the last is normed.
 
     Args:
         backbone: to run.
-        log_mel: what the front end gives.
+        log_mel: of the front end.
         lengths: frames of each clip, where clips were padded to one width.
-        pooling: one of `POOL_MODES`.
         layers: one of `LAYERS`.
     """
     if layers == "last":
-        outcomes = [backbone.encode(log_mel, lengths=lengths)]
-    else:
-        outcomes = backbone.encode_blocks(log_mel, lengths=lengths)
-        if layers == "stages":
-            outcomes = [outcomes[index] for index in backbone.stage_ends]
-    vectors = [pool_tokens(tokens, mode=pooling) for tokens in outcomes]
-    return torch.cat(vectors, dim=1)
+        return [backbone.encode(log_mel, lengths=lengths)]
+    blocks = backbone.encode_blocks(log_mel, lengths=lengths)
+    return blocks if layers == "blocks" else [blocks[index] for index in backbone.stage_ends]
+
+
+def pool_layers(layers: list[Tokens], *, pooling: str) -> Tensor:
+    """The vectors of all layers, joined (B, D).
+
+    Args:
+        layers: of `encode_layers`.
+        pooling: one of `POOL_MODES`.
+    """
+    return torch.cat([pool_tokens(tokens, mode=pooling) for tokens in layers], dim=1)
 
 
 def layer_dims(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) -> list[int]:
-    """Length of each layer's part of what `pool_layers` gives, in their order."""
+    """Length of each layer's part of an embedding, in their order."""
     return [pooled_dim(pooling, *sizes) for sizes in _layer_sizes(backbone, num_mels, layers)]
 
 
-def max_places(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) -> Tensor:
-    """Which numbers of what `pool_layers` gives are maxima over tokens, bool (D,)."""
+def max_indices(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) -> Tensor:
+    """Which numbers of an embedding are maxima over tokens, bool (D,)."""
     parts = []
     for rows, channels in _layer_sizes(backbone, num_mels, layers):
         part = torch.zeros(pooled_dim(pooling, rows, channels), dtype=torch.bool, device="cpu")

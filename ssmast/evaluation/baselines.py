@@ -1,28 +1,51 @@
-"""What an encoder must beat: itself untrained, and statistics of a log-mel spectrogram.
+"""What is scored side by side: an encoder, and the baselines that it must beat.
 
-What is scored beside each other: an encoder, its untrained twin, and log-mel statistics.
+The baselines are the encoder itself untrained, statistics of a log-mel spectrogram, and a fixed
+random convolution of it.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.audio import LongSound
+from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
 from ssmast.encoder.pooling import LAYERS
 from ssmast.evaluation.embed import Embedder
-from ssmast.evaluation.protocols import get_protocol
+from ssmast.evaluation.protocols import Protocol as ProbeProtocol
 from ssmast.model.pool import POOL_MODES
-from ssmast.settings import UsageError
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
+BEST = "best"
+BASELINES = ("true", "false", "all")
+
+
+class PooledEmbedder(Embedder, Protocol):
+    """What a probe scores: an `Encoder`, or a baseline that looks like one."""
+
+    @property
+    def pooling(self) -> str:
+        """How frames become one vector."""
+        ...
+
+    @property
+    def layers(self) -> str:
+        """Which layers are in it."""
+        ...
+
+    @property
+    def layer_dims(self) -> Sequence[int]:
+        """Lengths of the layers' vectors, which lie one after the other."""
+        ...
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
@@ -39,14 +62,15 @@ def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
     return twin.to(encoder.device)
 
 
-class LogMelStatistics(nn.Module):
-    """Mean and std over time of every mel bin: `num_mels` means, then as many stds.
+class LogMelBaseline(nn.Module):
+    """A vector computed from a log-mel spectrogram without any training.
 
     25 ms Hann window, 10 ms hop, FFT of 1024, 0-8 kHz, Slaney mel of the power, ln(x + 1e-6).
-    It takes clips and gives vectors as an `Encoder` does, so both are scored by one path.
+    It takes clips and gives vectors as an `Encoder` does, so both are scored by one path. A clip of
+    more than a minute is computed in windows.
 
     Args:
-        num_mels: mel bins; the vector has twice as many numbers.
+        num_mels: mel bins.
     """
 
     sample_rate = 16000
@@ -54,20 +78,25 @@ class LogMelStatistics(nn.Module):
     win_length = 400
     hop_length = 160
     eps = 1e-6
+    dim: int
+    pooling = ""
+    layers = ""
+    context = 0
+    """Frames that windows of a long clip have in common."""
 
     def __init__(self, *, num_mels: int = 128) -> None:
         super().__init__()
-        from torchaudio.functional import melscale_fbanks
-
         self.num_mels = num_mels
-        self.dim = 2 * num_mels
-        self.window: Tensor
+        self.hann: Tensor
         self.filters: Tensor
-        self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
-        filters = melscale_fbanks(
-            self.n_fft // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate, "slaney", "slaney"
-        )
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.win_length), persistent=False)
+        filters = mel_filterbank(self.sample_rate, self.n_fft, num_mels, 0.0, 8000.0)
+        self.register_buffer("filters", filters.T, persistent=False)
+
+    @property
+    def layer_dims(self) -> list[int]:
+        """One layer."""
+        return [self.dim]
 
     def settings(self) -> dict[str, Any]:
         """What makes the vectors what they are."""
@@ -76,14 +105,25 @@ class LogMelStatistics(nn.Module):
 
     @property
     def sha256(self) -> str:
-        """Hash of the settings; there are no weights."""
+        """Hash of the settings; there are no trained weights."""
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+
+    def summary(self, windows: Iterator[Tensor]) -> Tensor:
+        """Log-mel (T, num_mels) in one or more windows -> vector (`dim`,)."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
-        """(B, S) at 16 kHz -> (B, 2 * num_mels)."""
-        log_mel = self._log_mel(waveform)
-        return torch.cat([log_mel.mean(dim=1), log_mel.std(dim=1, correction=0)], dim=1)
+        """(B, S) at 16 kHz -> (B, `dim`)."""
+        return torch.stack([self.summary(iter([one])) for one in self._log_mel(waveform)])
+
+    @torch.no_grad()
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
+        """One vector for each clip (S,) at 16 kHz, on the CPU."""
+        # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
+        return torch.stack([self.summary(self._windows(clip)).float().cpu() for clip in waveforms])
 
     def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
         """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
@@ -92,7 +132,7 @@ class LogMelStatistics(nn.Module):
             n_fft=self.n_fft,
             hop_length=self.hop_length,
             win_length=self.win_length,
-            window=self.window,
+            window=self.hann,
             center=center,
             pad_mode="constant",
             return_complex=True,
@@ -100,40 +140,89 @@ class LogMelStatistics(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
         return (power.transpose(1, 2) @ self.filters + self.eps).log()
 
-    @torch.no_grad()
-    def _streamed(self, clip: Tensor | LongSound) -> Tensor:
-        """What `forward` gives for a clip (S,), from pieces of it; on the CPU."""
+    def _windows(self, clip: Tensor | LongSound) -> Iterator[Tensor]:
+        """Log-mel (t, num_mels) of a clip; each window begins with `context` frames of the last."""
+        if len(clip) <= _LONGEST * self.hop_length:
+            yield self._log_mel(torch.as_tensor(clip[:]).to(self.hann.device)[None])[0]
+            return
         half, hop, total = self.n_fft // 2, self.hop_length, 1 + len(clip) // self.hop_length
-        mean = torch.zeros(self.num_mels, dtype=torch.float64)
-        squares = torch.zeros_like(mean)  # summed about the mean
+        before = torch.zeros(0, self.num_mels, device=self.hann.device)
         for first in range(0, total, _LONGEST):
             stop = min(first + _LONGEST, total)
             begin, end = first * hop - half, (stop - 1) * hop + half  # zeros beyond the clip
             part = torch.as_tensor(clip[max(begin, 0) : min(end, len(clip))])
             padded = F.pad(part, (max(-begin, 0), max(end - len(clip), 0)))
-            log_mel = self._log_mel(padded.to(self.window.device)[None], center=False)[0]
-            log_mel = log_mel.cpu().double()  # (t, num_mels)
-            shift = log_mel.mean(dim=0) - mean
-            squares += (log_mel - log_mel.mean(dim=0)).square().sum(dim=0)
-            squares += shift.square() * (first * len(log_mel) / stop)
-            mean += shift * (len(log_mel) / stop)
-        return torch.cat([mean, (squares / total).sqrt()])[None].float()
-
-    def embed_clips(
-        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
-    ) -> Tensor:
-        """One vector for each clip (S,) at 16 kHz, on the CPU; a long one piece by piece."""
-        # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.cat([self._embed(clip) for clip in waveforms])
-
-    def _embed(self, clip: Tensor | LongSound) -> Tensor:
-        if len(clip) > _LONGEST * self.hop_length:
-            return self._streamed(clip)
-        return self(torch.as_tensor(clip[:]).to(self.window.device)[None]).cpu()
+            window = self._log_mel(padded.to(self.hann.device)[None], center=False)[0]
+            window = torch.cat([before, window])
+            before = window[len(window) - self.context :]
+            yield window
 
 
-LOG_MEL = "log_mel"
-BEST = "best"
+class LogMelStatistics(LogMelBaseline):
+    """Mean and std over time of every mel bin: `num_mels` means, then as many stds."""
+
+    pooling = "mean+std over time"
+
+    def __init__(self, *, num_mels: int = 128) -> None:
+        super().__init__(num_mels=num_mels)
+        self.dim = 2 * num_mels
+
+    def summary(self, windows: Iterator[Tensor]) -> Tensor:
+        """Log-mel in windows -> (2 * num_mels,)."""
+        first, second = next(windows), next(windows, None)
+        if second is None:
+            return torch.cat([first.mean(dim=0), first.std(dim=0, correction=0)])
+        mean = torch.zeros(self.num_mels, dtype=torch.float64)
+        squares, total = torch.zeros_like(mean), 0  # squares are summed about the mean
+        for window in itertools.chain((first, second), windows):
+            window = window.cpu().double()
+            total += len(window)
+            shift = window.mean(dim=0) - mean
+            squares += (window - window.mean(dim=0)).square().sum(dim=0)
+            squares += shift.square() * ((total - len(window)) * len(window) / total)
+            mean += shift * (len(window) / total)
+        return torch.cat([mean, (squares / total).sqrt()])
+
+
+class RandomConvolution(LogMelBaseline):
+    """One convolution with fixed random filters, ReLU, mean and max over time: 512 numbers.
+
+    256 filters over all mel bins and nine frames (90 ms), drawn with seed 0 as PyTorch initialises
+    a convolution. What no training at all reaches: a stronger baseline than the statistics.
+    """
+
+    pooling = "mean+max over time"
+    num_filters = 256
+    num_frames = 9
+    context = num_frames - 1
+
+    def __init__(self, *, num_mels: int = 128) -> None:
+        super().__init__(num_mels=num_mels)
+        self.dim = 2 * self.num_filters
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.convolution = nn.Conv1d(num_mels, self.num_filters, self.num_frames)
+        self.convolution.requires_grad_(False)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes the vectors what they are."""
+        own = {"num_filters": self.num_filters, "num_frames": self.num_frames, "seed": 0}
+        return {**super().settings(), **own}
+
+    def summary(self, windows: Iterator[Tensor]) -> Tensor:
+        """Log-mel in windows -> (512,)."""
+        total, highest, count = torch.zeros(()), torch.zeros(()), 0
+        for window in windows:
+            short = max(self.num_frames - len(window), 0)  # a clip of under 90 ms
+            padded = F.pad(window, (0, 0, 0, short), value=float(torch.tensor(self.eps).log()))
+            found = self.convolution(padded.T[None])[0].relu()  # (num_filters, t)
+            total = total.to(found.device) + found.double().sum(dim=1)
+            highest = torch.maximum(highest.to(found.device), found.amax(dim=1))
+            count += found.shape[1]
+        return torch.cat([(total / count).float(), highest])
+
+
+UNTRAINED = {"log_mel": LogMelStatistics, "random_conv": RandomConvolution}
 
 
 @dataclass(frozen=True)
@@ -141,58 +230,68 @@ class Column:
     """One column of the table; the hash of large weights is taken once.
 
     Attributes:
-        name: pretrained, untrained or log_mel.
+        name: pretrained, untrained, log_mel or random_conv.
         variants: the embedder; several, where pooling and layers are to be chosen.
         sha256: of the weights.
+        trainable: the encoder, where it is one; baselines without weights cannot be fine-tuned.
     """
 
     name: str
-    variants: Sequence[Embedder]
+    variants: Sequence[PooledEmbedder]
     sha256: str
+    trainable: Encoder | None = None
 
 
 def make_columns(
     encoder: str,
     *,
-    protocol: str,
-    pooling: str,
-    layers: str,
-    baselines: bool,
+    protocol: ProbeProtocol,
+    pooling: str = "",
+    layers: str = "",
+    baselines: str = "true",
     seed: int,
     device: torch.device,
 ) -> list[Column]:
     """What is scored; the first is the one asked for.
 
     Args:
-        encoder: folder, Hub name or log_mel.
+        encoder: folder, Hub name, log_mel or random_conv.
         protocol: decides pooling and layers that are left open.
         pooling: empty for the protocol's or the encoder's own, "best" to try all.
         layers: the same.
-        baselines: the twin and the log-mel too.
+        baselines: "true" for the twin and the log-mel statistics, "all" for the random convolution
+            too, "false" for none.
         seed: of the twin's weights.
         device: to compute on.
 
     Raises:
         UsageError, FileNotFoundError, ValueError: if there is no such encoder or setting.
     """
-    if not encoder:
-        raise UsageError("encoder= is missing; give an encoder folder, a Hub name, or log_mel")
-    statistics = LogMelStatistics().to(device)
-    log_mel = Column(LOG_MEL, [statistics], statistics.sha256)
-    if encoder == LOG_MEL:
-        return [log_mel]
+    if encoder in UNTRAINED:
+        return [_without_weights(encoder, device)]
     loaded = load_encoder(encoder).to(device).eval()
-    preset = get_protocol(protocol)
-    wanted = pooling or preset.pooling, layers or preset.layers
-    columns = [Column("pretrained", _variants(loaded, *wanted), loaded.sha256)]
-    if baselines:
-        twin = random_twin(loaded, seed=seed)
-        columns += [Column("untrained", _variants(twin, *wanted), twin.sha256), log_mel]
+    wanted = pooling or protocol.pooling, layers or protocol.layers
+    columns = [_column("pretrained", loaded, *wanted)]
+    if baselines != "false":
+        columns.append(_column("untrained", random_twin(loaded, seed=seed), *wanted))
+        columns.append(_without_weights("log_mel", device))
+    if baselines == "all":
+        columns.append(_without_weights("random_conv", device))
     return columns
 
 
+def _without_weights(name: str, device: torch.device) -> Column:
+    embedder = UNTRAINED[name]().to(device)
+    return Column(name, [embedder], embedder.sha256)
+
+
+def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:
+    variants = _variants(encoder, pooling, layers)
+    return Column(name, variants, encoder.sha256, trainable=variants[0])
+
+
 def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
-    """The encoder with other settings, smaller vectors first; they share the weights."""
+    """The encoder with other settings, smaller vectors first; all with the same weights."""
     # Class tokens sum a clip up as the mean does: tried where the model has them.
     known = [m for m in POOL_MODES if m != "cls" or encoder.backbone.num_class_tokens]
     poolings = known if pooling == BEST else [pooling or encoder.pooling]

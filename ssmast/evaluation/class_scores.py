@@ -1,10 +1,10 @@
-"""Scores of a classifier on clips with known labels: whole, by class, and what to choose by."""
+"""Scores of a classifier on clips with known labels: overall and by class."""
 
 from typing import Any
 
 from torch import Tensor
 
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import (
     average_precision,
     balanced_accuracy,
@@ -18,7 +18,7 @@ from ssmast.evaluation.metrics import (
 
 
 def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
-    """Share of clips whose class is among the k highest scores.
+    """Fraction of clips whose class is among the k highest scores.
 
     Args:
         scores: (n, C).
@@ -32,7 +32,7 @@ def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
 def action_top_k(
     verb_scores: Tensor, noun_scores: Tensor, verbs: Tensor, nouns: Tensor, *, k: int
 ) -> float:
-    """Share of clips whose pair is among the k likeliest, a pair's chance being the product.
+    """Fraction of clips whose pair is among the k likeliest, a pair's chance being the product.
 
     Args:
         verb_scores: log-probabilities (n, V).
@@ -54,17 +54,17 @@ def action_top_k(
     return hits / len(verbs)
 
 
-def score_part(found: LabelledSet, scores: Tensor, positions: Any) -> dict[str, float]:
+def score_part(labelled: LabelledSet, scores: Tensor, positions: Any) -> dict[str, float]:
     """Every number of a part.
 
     Args:
-        found: the set.
+        labelled: the set.
         scores: of the clips at `positions` (n, classes of all heads): log-probabilities of each
             head, or logits where clips have several labels.
         positions: of the clips in the set (n,).
     """
-    if found.multi_label:
-        targets = found.one_hot(positions)
+    if labelled.multi_label:
+        targets = labelled.one_hot(positions)
         return {
             "map": float(mean_average_precision(scores, targets)),
             "auc": float(mean_roc_auc(scores, targets)),
@@ -72,57 +72,57 @@ def score_part(found: LabelledSet, scores: Tensor, positions: Any) -> dict[str, 
             "mean_d_prime": float(mean_d_prime(scores, targets)),
         }
     numbers: dict[str, float] = {}
-    pieces = scores.split([len(head.classes) for head in found.heads], dim=1)
-    truths = [found.class_numbers(i, positions) for i in range(len(found.heads))]
-    for head, piece, truth in zip(found.heads, pieces, truths, strict=True):
-        prefix = f"{head.name}_" if len(found.heads) > 1 else ""
-        numbers[f"{prefix}accuracy"] = top_k(piece, truth, k=1)
-        numbers[f"{prefix}top5"] = top_k(piece, truth, k=5)
-        numbers[f"{prefix}balanced_accuracy"] = float(balanced_accuracy(piece, truth))
-    if len(found.heads) == 2:
+    by_head = scores.split([len(head.classes) for head in labelled.heads], dim=1)
+    truths = [labelled.class_numbers(i, positions) for i in range(len(labelled.heads))]
+    for head, own, truth in zip(labelled.heads, by_head, truths, strict=True):
+        prefix = f"{head.name}_" if len(labelled.heads) > 1 else ""
+        numbers[f"{prefix}accuracy"] = top_k(own, truth, k=1)
+        numbers[f"{prefix}top5"] = top_k(own, truth, k=5)
+        numbers[f"{prefix}balanced_accuracy"] = float(balanced_accuracy(own, truth))
+    if len(labelled.heads) == 2:
         for name, k in (("action_accuracy", 1), ("action_top5", 5)):
-            numbers[name] = action_top_k(*pieces, *truths, k=k)
+            numbers[name] = action_top_k(*by_head, *truths, k=k)
     return numbers
 
 
-def main_metric(found: LabelledSet, asked: str = "") -> str:
+def main_metric(labelled: LabelledSet, asked: str = "") -> str:
     """What a set is chosen and reported by: asked for, its own, or what its labels suggest.
 
     Raises:
         ValueError: if that is no number of `score_part` for such labels.
     """
-    if found.multi_label:
+    if labelled.multi_label:
         known = ("map", "auc")  # a d' may be infinite
-    elif len(found.heads) == 1:
+    elif len(labelled.heads) == 1:
         known = ("accuracy", "top5", "balanced_accuracy")
     else:
-        known = tuple(f"{head.name}_accuracy" for head in found.heads)
-        known = (("action_accuracy", "action_top5") if len(found.heads) == 2 else ()) + known
+        known = tuple(f"{head.name}_accuracy" for head in labelled.heads)
+        known = (("action_accuracy", "action_top5") if len(labelled.heads) == 2 else ()) + known
     if asked and asked not in known:
         raise ValueError(f"metric must be one of {', '.join(known)} for this set, got {asked!r}")
-    own = str(found.origin.get("metric") or "")
+    own = str(labelled.origin.get("metric") or "")
     return asked or (own if own in known else known[0])
 
 
-def score_classes(found: LabelledSet, scores: Tensor, positions: Any) -> list[dict[str, Any]]:
-    """One row a class of each head: clips, and how well it is found.
+def score_classes(labelled: LabelledSet, scores: Tensor, positions: Any) -> list[dict[str, Any]]:
+    """One row a class of each head: clips, and how well it is labelled.
 
     Recall and precision where a clip has one class; average precision and AUC where it has several.
     """
     rows: list[dict[str, Any]] = []
-    if found.multi_label:
-        targets = found.one_hot(positions)
+    if labelled.multi_label:
+        targets = labelled.one_hot(positions)
         precision, auc = average_precision(scores, targets), roc_auc(scores, targets)
-        for i, name in enumerate(found.heads[0].classes):
+        for i, name in enumerate(labelled.heads[0].classes):
             measured = {"average_precision": float(precision[i]), "auc": float(auc[i])}
             rows.append(
-                {"head": found.heads[0].name, "class": name, "n": int(targets[:, i].sum())}
+                {"head": labelled.heads[0].name, "class": name, "n": int(targets[:, i].sum())}
                 | {key: value if value == value else None for key, value in measured.items()}
             )
         return rows
-    pieces = scores.split([len(head.classes) for head in found.heads], dim=1)
-    for number, (head, piece) in enumerate(zip(found.heads, pieces, strict=True)):
-        matrix = confusion(found, piece, positions, head=number)
+    by_head = scores.split([len(head.classes) for head in labelled.heads], dim=1)
+    for number, (head, own) in enumerate(zip(labelled.heads, by_head, strict=True)):
+        matrix = confusion(labelled, own, positions, head=number)
         right, clips, claimed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
         for i, name in enumerate(head.classes):
             rows.append(
@@ -137,12 +137,12 @@ def score_classes(found: LabelledSet, scores: Tensor, positions: Any) -> list[di
     return rows
 
 
-def confusion(found: LabelledSet, scores: Tensor, positions: Any, *, head: int) -> Tensor:
+def confusion(labelled: LabelledSet, scores: Tensor, positions: Any, *, head: int) -> Tensor:
     """Counts (true class, predicted class) of one head, from its scores (n, C)."""
     return confusion_matrix(
         scores.argmax(dim=1),
-        found.class_numbers(head, positions),
-        num_classes=len(found.heads[head].classes),
+        labelled.class_numbers(head, positions),
+        num_classes=len(labelled.heads[head].classes),
     )
 
 

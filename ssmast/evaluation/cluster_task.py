@@ -1,25 +1,20 @@
-"""Score an encoder by the clusters of a labelled set, and draw them.
+"""Score an encoder by clustering a labelled set, and draw a map of it.
 
     ssmast cluster encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS task=fsdd
     ssmast cluster encoder=DIR data=DIR task=esc50 part=all classes='[Dog bark,Rain]'
 
-k-means looks for as many clusters as the set has classes. Beside the encoder stand an untrained
-twin and log-mel statistics, and beside every number its chance level. TASK.clusters.json and
-TASK.clusters.md go to `out`; `ssmast report` makes a page of them. Embeddings are shared with
+k-means searches as many clusters as the set has classes. The same encoder untrained and log-mel
+statistics are scored too, and every score has its chance level. It writes TASK.clusters.json and
+TASK.clusters.md to `out`; `ssmast report` makes a page of them. Embeddings are shared with
 `ssmast probe`.
-
-Scores of clusters as a Markdown table, and how they are put into words.
 """
 
-import hashlib
-import json
 import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +22,23 @@ from torch import Tensor
 
 from ssmast.audio import open_corpus
 from ssmast.evaluation import picture
-from ssmast.evaluation.baselines import LOG_MEL, make_columns
+from ssmast.evaluation.baselines import BASELINES, UNTRAINED, Column, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
-from ssmast.evaluation.embed import TaskEmbeddings, embed_corpus, rejected_clips
-from ssmast.evaluation.labelled_set import Task, load_task
+from ssmast.evaluation.embed import SetEmbeddings, embed_corpus, rejected_clips
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.evaluation.results import TITLES, beside, result_file, write_text
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
-from ssmast.version import __version__
+from ssmast.evaluation.protocols import LINEAR
+from ssmast.evaluation.read_set import load_set
+from ssmast.evaluation.results import (
+    TITLES,
+    ClusterResult,
+    beside,
+    markdown_row,
+    result_file,
+    write_result,
+)
+from ssmast.files import write_atomic
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
@@ -50,49 +54,50 @@ SILHOUETTES = {
 }
 
 
-def clusters_table(results: list[dict[str, Any]]) -> str:
+def clusters_table(results: list[ClusterResult]) -> str:
     """Markdown of what `run_clusters` returns: one row an encoder, chance below each task."""
+    titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
     lines = [
-        markdown_row(["task", "encoder", *CLUSTER_TITLES.values(), *SILHOUETTES.values()]),
-        markdown_row(["---"] * 2 + ["---:"] * (len(CLUSTER_TITLES) + len(SILHOUETTES))),
+        markdown_row(["task", "encoder", *titles]),
+        markdown_row(["---"] * 2 + ["---:"] * len(titles)),
     ]
     for result in results:
-        task = str(result["task"])
-        for name, column in result["columns"].items():
-            cells = [spread_text(column, key) for key in CLUSTER_TITLES]
-            cells += [f"{column['silhouette'][labels][by]:.3f}" for labels, by in SILHOUETTES]
-            lines.append(markdown_row([task, str(TITLES.get(name, name)), *cells]))
-        first = result["columns"][result["column"]]
-        chance = [f"{first['random'][key]:.3f}" for key in CLUSTER_TITLES]
-        chance += [f"{first['silhouette']['random'][by]:.3f}" for _, by in SILHOUETTES]
-        lines.append(markdown_row([task, "random labels", *chance]))
+        lines += [markdown_row([result.task, *row]) for row in cluster_rows(result)]
     return "\n".join(lines) + "\n" + "".join(f"\n{clusters_note(one)}\n" for one in results)
 
 
-def clusters_note(result: dict[str, Any]) -> str:
+def cluster_rows(result: ClusterResult) -> list[list[str]]:
+    """Name and numbers of each column, then those of random labels."""
+    rows = []
+    for name, column in result.columns.items():
+        cells = [_spread_text(column, key) for key in CLUSTER_TITLES]
+        cells += [f"{column['silhouette'][labels][by]:.3f}" for labels, by in SILHOUETTES]
+        rows.append([TITLES.get(name, name), *cells])
+    first = result.columns[result.column]
+    chance = [f"{first['random'][key]:.3f}" for key in CLUSTER_TITLES]
+    chance += [f"{first['silhouette']['random'][by]:.3f}" for _, by in SILHOUETTES]
+    return [*rows, ["random labels", *chance]]
+
+
+def clusters_note(result: ClusterResult) -> str:
     """What was clustered and how, in one paragraph."""
-    first = result["columns"][result["column"]]
+    first = result.columns[result.column]
     how = {"l2": "scaled to unit length", "standard": "standardised", "raw": "as they are"}
+    seeds = f"{result.num_seeds} seed" + ("s" if result.num_seeds != 1 else "")
     return (
-        f"{result['task']}: {result['n']} clips ({result['part']}) of {result['num_classes']} "
-        f"classes; embeddings {how[result['normalisation']]}, {first['dim']} dimensions, pooling "
-        f"{result['pooling']}. k-means with {result['num_classes']} clusters from "
-        f"{result['num_seeds']} beginnings, the one of least inertia counts; in brackets the least "
-        "and the greatest over them. Random labels: the same partitions shuffled; homogeneity and "
-        "completeness are not nought by chance."
+        f"{result.task}: {result.n} clips ({result.part}) of {result.num_classes} classes; "
+        f"embeddings {how[result.normalisation]}, {first['dim']} dimensions, pooling "
+        f"{result.pooling}. k-means with {result.num_classes} clusters and {seeds}, of which the "
+        "one of least inertia counts; in brackets the least and the greatest over them. Random "
+        "labels: the same partitions shuffled; homogeneity and completeness are above 0 by chance."
     )
 
 
-def spread_text(column: dict[str, Any], key: str) -> str:
+def _spread_text(column: dict[str, Any], key: str) -> str:
     """`0.412 (0.380 to 0.431)`: of the best clustering, and over all seeds."""
     values = [row[key] for row in column["seeds"]]
     text = f"{column['kmeans'][key]:.3f}"
     return text if len(values) < 2 else f"{text} ({min(values):.3f} to {max(values):.3f})"
-
-
-def markdown_row(cells: list[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 logger = logging.getLogger(__name__)
@@ -100,38 +105,42 @@ logger = logging.getLogger(__name__)
 PARTS = ("test", "all")
 
 
-@dataclass
-class ClusterConfig:
-    """`ssmast cluster`: frozen encoder and classes -> numbers and a picture."""
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(Settings):
+    """`ssmast cluster`: a frozen encoder and classes to scores and a map."""
 
-    encoder: str = setting("", "encoder folder or Hub name")
-    data: str = setting("", "folder of labelled sets, or one set")
-    task: str = setting("", "set, with other columns if wanted: NAME:label=COLUMN")
-    part: str = setting("test", "clips to take: test (of folds: every clip) or all")
-    classes: list[str] = setting([], "classes to draw; empty: the 20 most frequent")
-    normalise: str = setting("l2", "of the embeddings: l2, standard or raw")
-    seeds: int = setting(5, "k-means from so many beginnings; that of least inertia counts")
-    seed: int = setting(0, "the first of them; also of the twin's weights and of the picture")
-    baselines: bool = setting(True, "score an untrained twin and log-mel statistics too")
-    umap: str = setting("auto", "draw the picture: true, false, or auto (if umap-learn is there)")
-    points: int = setting(2000, "most clips drawn; more are drawn from by chance")
+    encoder: str = setting("", "encoder folder or Hub name", required=True)
+    data: str = setting("", "folder of labelled sets, or one set", required=True)
+    task: str = setting(
+        "", "set in `data`, with other columns if wanted: NAME:label=COLUMN", required=True
+    )
+    part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
+    classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
+    normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
+    seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
+    baselines: str = setting(
+        "true",
+        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+        "fixed random convolution too",
+        choices=BASELINES,
+    )
+    umap: str = setting(
+        "auto",
+        "draw the map; auto: if umap-learn is installed",
+        choices=("auto", "true", "false"),
+    )
+    points: int = setting(
+        2000, "most clips on the map; of more, a random sample is drawn", range="[4, inf)"
+    )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
-    cache: str = setting("", "folder of kept embeddings; empty: those of `ssmast probe`")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
-        for key, allowed in (
-            ("part", PARTS),
-            ("normalise", NORMALISATIONS),
-            ("umap", ("auto", "true", "false")),
-        ):
-            value = getattr(self, key)
-            if (value.lower() if key == "umap" else value) not in allowed:
-                raise UsageError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
-        at_least_4 = (4, math.inf)
-        in_range(self, {"seeds": COUNT, "points": at_least_4, "workers": ANY, "batch_seconds": ANY})
+    cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -146,47 +155,47 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "data", "task"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast cluster --help`")
-    if config.encoder == LOG_MEL:
+    if config.encoder in UNTRAINED:
         raise UsageError(
-            "encoder= must be an encoder folder or a Hub name, got log_mel; its statistics stand "
-            "beside every encoder anyway"
+            f"encoder= must be an encoder folder or a Hub name, got {config.encoder}; it stands "
+            "beside every encoder with baselines=all"
         )
     if wants_dry_run(argv):
-        task = load_task(config.data, config.task)
-        sys.stdout.write(f"{task.spec}: {len(task.classes)} classes, {len(_taken(task, config))} "
-                         f"clips, to {_out(config)}\n")  # fmt: skip
+        labelled = load_set(config.data, config.task)
+        sys.stdout.write(
+            f"{labelled.spec}: {len(labelled.classes)} classes, {len(_taken(labelled, config))} "
+            f"clips, to {_out(config)}\n"
+        )
         return 0
     result = run_clusters(config)
-    if process_state().is_main:
+    if result is not None:
         sys.stdout.write(clusters_table([result]))
     return 0
 
 
-def run_clusters(config: ClusterConfig) -> dict[str, Any]:
+def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     """Embed, cluster, score and draw one task; returns what the JSON file holds.
+
+    Under `accelerate launch` the processes divide the embedding, and all but the first return None.
 
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
     wants_picture = _wants_picture(config)
-    task = load_task(config.data, config.task)
-    if task.multi_label:
+    labelled = load_set(config.data, config.task)
+    if labelled.multi_label:
         raise ValueError(
             f"the clips of {config.task!r} have several labels each, so they are no partition to "
             "compare clusters with; choose another label column or set"
         )
-    classes = picture.chosen_classes(task.labels, config.classes) if wants_picture else []
-    embedded, rows, facts = _embed(config, task)
+    classes = picture.chosen_classes(labelled.labels, config.classes) if wants_picture else []
+    embedded = _embed(config, labelled)
     if not process_state().is_main:
-        return {}
-    label_of = dict(zip(task.rows.tolist(), task.labels, strict=True))
-    labels = [label_of[row] for row in rows]
+        return None
+    labels = [labelled.labels[position] for position in embedded.positions]
     names, numbers = np.unique(labels, return_inverse=True)
     columns: dict[str, dict[str, Any]] = {}
-    for name, features in embedded.items():
+    for column, features in zip(embedded.columns, embedded.features.values(), strict=True):
         started = time.monotonic()
         scores = score_clusters(
             features,
@@ -195,32 +204,40 @@ def run_clusters(config: ClusterConfig) -> dict[str, Any]:
             num_seeds=config.seeds,
             seed=config.seed,
         )
-        seconds = round(time.monotonic() - started, 2)
-        columns[name] = {**facts["columns"][name], **scores.to_dict(), "seconds": seconds}
+        columns[column.name] = {
+            "dim": column.variants[0].dim,
+            "encoder_sha256": column.sha256,
+            **scores.to_dict(),
+            "seconds": round(time.monotonic() - started, 2),
+        }
         logger.info(
-            "%s, %s: adjusted Rand index %.3f", task.spec, name, scores.kmeans["adjusted_rand"]
+            "%s, %s: adjusted Rand index %.3f",
+            *(labelled.spec, column.name, scores.kmeans["adjusted_rand"]),
         )
-    result = {
-        "kind": "clusters",
-        "task": str(task.spec),
-        "part": config.part,
-        "n": len(labels),
-        "num_classes": len(names),
-        "classes": names.tolist(),
-        "normalisation": config.normalise,
-        "num_seeds": config.seeds,
-        "seed": config.seed,
-        "encoder": config.encoder,
-        "data": config.data,
-        "version": __version__,
-        **facts,
-        "columns": columns,
-    }
-    if wants_picture:
-        result["picture"] = _picture(config, task, embedded, rows, labels, classes)
-    file = result_file(_out(config), task, "clusters")
-    write_text(file, json.dumps(result) + "\n")
-    write_text(file.with_suffix(".md"), clusters_table([result]))
+    main = embedded.columns[0]
+    kept = np.array([clip not in embedded.unread for clip in labelled.clips])
+    result = ClusterResult(
+        task=str(labelled.spec),
+        part=config.part,
+        n=len(labels),
+        num_classes=len(names),
+        classes=names.tolist(),
+        ids_sha256=labelled.ids_sha256(np.flatnonzero(kept)),
+        normalisation=config.normalise,
+        num_seeds=config.seeds,
+        seed=config.seed,
+        encoder=config.encoder,
+        data=config.data,
+        pooling=main.variants[0].pooling,
+        layers=main.variants[0].layers,
+        column=main.name,
+        rejected=embedded.rejected,
+        columns=columns,
+        picture=_picture(config, labelled, embedded, classes) if wants_picture else None,
+    )
+    file = result_file(_out(config), labelled, "clusters")
+    write_result(file, result)
+    write_atomic(file.with_suffix(".md"), clusters_table([result]))
     logger.info("results: %s", file)
     return result
 
@@ -230,40 +247,56 @@ def _out(config: ClusterConfig) -> Path:
 
 
 def _wants_picture(config: ClusterConfig) -> bool:
-    if config.umap.lower() == "auto":
+    if config.umap == "auto":
         if not picture.can_draw() and process_state().is_main:
             logger.warning("no picture is drawn: umap-learn is missing; %s", picture.INSTALL)
         return picture.can_draw()
-    if config.umap.lower() == "true" and not picture.can_draw():
+    if config.umap == "true" and not picture.can_draw():
         raise ValueError(
             f"umap=true needs umap-learn, which is not installed; {picture.INSTALL}, or leave it "
             "out with umap=false"
         )
-    return config.umap.lower() == "true"
+    return config.umap == "true"
 
 
-def _taken(task: Task, config: ClusterConfig) -> list[int]:
-    """Rows of the corpus that take part, in order."""
-    if config.part == "all":
-        return sorted(task.rows.tolist())
-    return sorted({int(task.rows[index]) for split in task.splits for index in split.test})
+class _Embedded(NamedTuple):
+    """Vectors of the clips that every column could embed.
+
+    Attributes:
+        columns: what was embedded with, the encoder asked for first.
+        features: of each, by name, (n, D).
+        positions: of the n clips in the set.
+        unread: names of all clips of the set that some column could not embed.
+        rejected: (name, reason) of those that would have taken part.
+    """
+
+    columns: list[Column]
+    features: dict[str, Tensor]
+    positions: list[int]
+    unread: set[str]
+    rejected: list[tuple[str, str]]
 
 
-def _embed(
-    config: ClusterConfig, task: Task
-) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
-    """Vectors of the clips that every column could embed, their rows, and what to say of them."""
+def _taken(labelled: LabelledSet, config: ClusterConfig) -> list[int]:
+    """Positions of the clips that take part, in the order of the corpus."""
+    everything = range(len(labelled.clips))
+    if config.part != "all":
+        everything = {int(position) for split in labelled.splits for position in split.test}
+    return sorted(everything, key=lambda position: labelled.rows[position])
+
+
+def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
     columns = make_columns(
-        config.encoder, protocol="linear", pooling="", layers="", baselines=config.baselines,
-        seed=config.seed, device=process_state().device,
+        config.encoder, protocol=LINEAR, baselines=config.baselines, seed=config.seed,
+        device=process_state().device,
     )  # fmt: skip
-    corpus = open_corpus(task.folder)
+    corpus = open_corpus(labelled.folder)
     cache = Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
     found = {
         column.name: embed_corpus(
             column.variants[0],
             corpus,
-            title=f"{task.spec.name}, {column.name}",
+            title=f"{labelled.spec.name}, {column.name}",
             cache=cache,
             workers=config.workers,
             batch_seconds=config.batch_seconds or scoring_seconds(),
@@ -271,59 +304,46 @@ def _embed(
         )
         for column in columns
     }
-    lost = dict(rejected_clips(task, corpus, [TaskEmbeddings(one) for one in found.values()]))
-    name_of = dict(zip(task.rows.tolist(), task.clips, strict=True))
-    taken = _taken(task, config)
-    rows = [row for row in taken if name_of[row] not in lost]
-    rejected = sorted([name_of[row], lost[name_of[row]]] for row in set(taken) - set(rows))
+    unread = dict(rejected_clips(labelled, corpus, [SetEmbeddings(v) for v in found.values()]))
+    taken = _taken(labelled, config)
+    positions = [position for position in taken if labelled.clips[position] not in unread]
+    gone = sorted(labelled.clips[position] for position in set(taken) - set(positions))
+    rejected = [(clip, unread[clip]) for clip in gone]
     if rejected:
-        logger.warning("%s: %d clips are left out; the first: %s", task.spec, len(rejected),
-                       rejected[0][1])  # fmt: skip
-    vectors = {
-        name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
-        for name, one in found.items()
+        logger.warning(
+            "%s: %d clips are left out; the first: %s",
+            *(labelled.spec, len(rejected), rejected[0][1]),
+        )
+    rows = labelled.rows[positions]
+    features = {
+        name: vectors.values[torch.from_numpy(np.searchsorted(vectors.rows, rows))]
+        for name, vectors in found.items()
     }
-    ids = "".join(f"{corpus.name(row)}\n" for row in rows)
-    settings = columns[0].variants[0].settings()
-    return vectors, rows, {
-        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        "pooling": settings["pooling"],
-        "layers": settings["layers"],
-        "column": columns[0].name,
-        "columns": {
-            column.name: {"dim": column.variants[0].dim, "encoder_sha256": column.sha256}
-            for column in columns
-        },
-        "rejected": rejected,
-    }  # fmt: skip
+    return _Embedded(columns, features, positions, set(unread), rejected)
 
 
 def _picture(
-    config: ClusterConfig,
-    task: Task,
-    embedded: dict[str, Tensor],
-    rows: list[int],
-    labels: list[str],
-    classes: list[str],
+    config: ClusterConfig, labelled: LabelledSet, embedded: _Embedded, classes: list[str]
 ) -> dict[str, Any]:
     """What the scatter on the page shows."""
+    labels = [labelled.labels[position] for position in embedded.positions]
     where = picture.chosen_clips(labels, classes, limit=config.points, seed=config.seed)
-    clips = dict(zip(task.rows.tolist(), task.clips, strict=True))
     number = {name: index for index, name in enumerate(classes)}
     logger.info("UMAP of %d clips of %d classes", len(where), len(classes))
     features = {
         name: normalise(values[torch.tensor(where)], config.normalise)
-        for name, values in embedded.items()
+        for name, values in embedded.features.items()
     }
+    positions = [embedded.positions[i] for i in where]
     return {
         "n_neighbors": picture.N_NEIGHBORS,
         "min_dist": picture.MIN_DIST,
         "seed": config.seed,
         "classes": classes,
-        "clips": [clips[rows[i]] for i in where],
-        "rows": [rows[i] for i in where],
+        "clips": [labelled.clips[position] for position in positions],
+        "rows": labelled.rows[positions].tolist(),
         "labels": [number[labels[i]] for i in where],
         "num_candidates": sum(label in number for label in labels),
-        "folder": str(task.folder.resolve()),
+        "folder": str(labelled.folder.resolve()),
         "columns": picture.draw(features, seed=config.seed),
     }

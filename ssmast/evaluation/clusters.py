@@ -5,17 +5,15 @@ Differs from Zhu & Omar: they state neither normalisation, distance, nor which l
 is of; here both silhouettes, both distances and the chance level are given.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmast.evaluation.standardise import mean_and_std
+from ssmast.evaluation.fitting import mean_and_std
 
 NORMALISATIONS = ("l2", "standard", "raw")
 DISTANCES = ("euclidean", "cosine")
@@ -69,7 +67,7 @@ def score_clusters(
         features: float32 (n, D).
         labels: class number of each (n,), each of 0 .. K - 1 at least once.
         normalisation: "l2" (unit length), "standard" (each feature to mean 0, std 1), or "raw".
-        num_seeds: k-means from so many beginnings.
+        num_seeds: k-means from that many starting points.
         seed: the first of them.
 
     Raises:
@@ -93,14 +91,10 @@ def score_clusters(
     shuffled = [np.random.default_rng(number).permutation(len(labels)) for number in found]
     by_chance = [agreement(labels, clusters[order]) for order in shuffled]
     partitions = {"true": labels, "kmeans": clusters, "random": labels[shuffled[0]]}
-    silhouettes = {
-        distance: silhouette(features, list(partitions.values()), distance=distance)
-        for distance in DISTANCES
-    }
     return ClusterScores(
         silhouette={
-            name: {distance: silhouettes[distance][position] for distance in DISTANCES}
-            for position, name in enumerate(partitions)
+            name: {by: silhouette(features, one, distance=by) for by in DISTANCES}
+            for name, one in partitions.items()
         },
         kmeans=agreement(labels, clusters),
         random={
@@ -136,12 +130,12 @@ def normalise(features: Tensor, how: str) -> Tensor:
 def kmeans(
     features: Tensor, num_clusters: int, *, seed: int, max_iterations: int = 50
 ) -> Clustering:
-    """Lloyd's k-means from a k-means++ beginning, by faiss.
+    """Lloyd's k-means with k-means++ seeding, by faiss.
 
     Args:
         features: float32 (n, D).
         num_clusters: K.
-        seed: of the beginning.
+        seed: of the k-means++ seeding.
         max_iterations: of Lloyd's algorithm; it stops before where nothing moves.
     """
     import faiss
@@ -180,72 +174,26 @@ def agreement(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[st
     }
 
 
-def silhouette(
-    features: Tensor, partitions: list[NDArray[np.int64]], *, distance: str, chunk: int = 1024
-) -> list[float]:
-    """Mean silhouette of each of several partitions of the same clips, exactly, over all pairs.
-
-    For clip i with mean distance a to its own cluster and least mean distance b to another one:
-    (b - a) / max(a, b); 0 for a cluster of one clip.
+def silhouette(features: Tensor, labels: NDArray[np.int64], *, distance: str) -> float:
+    """Mean silhouette of a partition of the clips, over all pairs, by scikit-learn; -1 to 1.
 
     Args:
         features: (n, D).
-        partitions: cluster number of each clip (n,), one array a partition.
+        labels: cluster number of each clip (n,).
         distance: "euclidean" or "cosine".
-        chunk: clips whose distances to all others are held at once.
 
     Raises:
         ValueError: for another distance, or a partition into one cluster or into single clips.
 
     Source: Rousseeuw 1987.
     """
-    # Numbered without gaps: k-means may leave a cluster empty.
-    numbered = [torch.from_numpy(np.unique(part, return_inverse=True)[1]) for part in partitions]
-    counts = [torch.bincount(part).double() for part in numbered]
-    for count in counts:
-        if not 2 <= len(count) < len(features):
-            raise ValueError(
-                f"a silhouette needs 2 to n - 1 clusters, got {len(count)} of {len(features)} clips"
-            )
-    totals = [0.0] * len(partitions)
-    for start, distances in _distances(features, distance=distance, chunk=chunk):
-        rows = torch.arange(start, start + distances.shape[1])
-        for position, (part, count) in enumerate(zip(numbered, counts, strict=True)):
-            sums = torch.zeros(len(count), len(rows)).index_add_(0, part, distances).double()
-            totals[position] += _silhouettes(sums, part[rows], count)
-    return [total / len(features) for total in totals]
+    from sklearn.metrics import silhouette_score
 
-
-def _silhouettes(sums: Tensor, own: Tensor, counts: Tensor) -> float:
-    """Sum of the silhouettes of clips; sums (K, c) of distances to each cluster, own (c,)."""
-    here = torch.arange(len(own))
-    size = counts[own]
-    inside = sums[own, here] / (size - 1).clamp(min=1)  # a clip is at distance 0 of itself
-    means = sums / counts[:, None]
-    means[own, here] = torch.inf
-    outside = means.min(dim=0).values
-    larger = torch.maximum(inside, outside)
-    scores = torch.where((size > 1) & (larger > 0), (outside - inside) / larger, 0.0)
-    return float(scores.sum())
-
-
-def _distances(features: Tensor, *, distance: str, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """(first column, distances (n, c) of all clips to a chunk of them), by matrix products."""
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
-    if distance == "cosine":
-        points = F.normalize(features.float(), dim=1)
-    else:
-        # Differences of large numbers lose digits, so a common offset goes first.
-        points = (features.double() - features.double().mean(dim=0)).float()
-    squares = points.square().sum(dim=1)
-    for start in range(0, len(points), chunk):
-        part = points[start : start + chunk]
-        if distance == "cosine":
-            values = (1 - points @ part.T).clamp_(min=0)
-        else:
-            values = torch.addmm(squares[:, None] + squares[start : start + chunk], points, part.T,
-                                 alpha=-2).clamp_(min=0).sqrt_()  # fmt: skip
-        own = torch.arange(len(part))
-        values[start + own, own] = 0.0  # exactly, where rounding leaves a little
-        yield start, values
+    found = len(np.unique(labels))
+    if not 2 <= found < len(features):
+        raise ValueError(
+            f"a silhouette needs 2 to n - 1 clusters, got {found} of {len(features)} clips"
+        )
+    return float(silhouette_score(features.cpu().numpy(), labels, metric=distance))

@@ -1,6 +1,7 @@
-"""A corpus through a frozen encoder: every clip whole, once, kept on disk.
+"""Sound -> embeddings: a corpus through a frozen encoder, each clip once, kept on disk.
 
-Embeddings of a corpus, seen from a task: vectors of its clips, and which clips have none.
+The encoder takes clips whole, or one crop of each where a protocol says so; clips that cannot be
+read are reported, and left out of whatever is compared.
 """
 
 import hashlib
@@ -13,17 +14,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio, read_audio
-from ssmast.evaluation.embedding_cache import Embeddings, Parts, joined, load, store
-from ssmast.evaluation.labelled_set import Task
-from ssmast.evaluation.processes import Processes, all_say, gather_list, gather_rows, process_state
-from ssmast.evaluation.protocols import Crop, cut
+from ssmast.evaluation.embedding_cache import Embeddings, PartialEmbeddings, joined, load, store
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.processes import (
+    Processes,
+    all_agree,
+    gather_list,
+    gather_rows,
+    process_state,
+)
 from ssmast.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -36,11 +43,11 @@ NOT_FINITE = "its embedding is not finite"
 
 # Clips are gathered until they hold this many samples, then batched by length: enough to find
 # neighbours of like length, and a bound on memory (32 MB, and one clip more).
-_WINDOW_SAMPLES, _WINDOW_CLIPS = 8_000_000, 512
+_BATCH_SAMPLES, _BATCH_CLIPS = 8_000_000, 512
 
 # Rows of a corpus, each with its waveform (S,) or the reason why it has none.
-Clip = Tensor | LongSound
-Window = list[tuple[int, Clip | str]]
+Sound = Tensor | LongSound
+Batch = list[tuple[int, Sound | str]]
 
 
 class Embedder(Protocol):
@@ -65,9 +72,37 @@ class Embedder(Protocol):
         """What besides the weights decides a vector."""
         ...
 
-    def embed_clips(self, waveforms: Sequence[Clip], *, batch_seconds: float) -> Tensor:
+    def embed_clips(self, waveforms: Sequence[Sound], *, batch_seconds: float) -> Tensor:
         """Clips (S,) -> float32 (n, `dim`) on the CPU; a `LongSound` is read once, in order."""
         ...
+
+
+class Crop(NamedTuple):
+    """What is cut out of every clip; shorter clips have zeros after them.
+
+    Attributes:
+        seconds: length.
+        place: "head", or "random": anywhere, every start equally likely.
+        seed: of the random starts.
+    """
+
+    seconds: float
+    place: str
+    seed: int = 0
+
+
+def cut(waveform: Tensor, crop: Crop, *, sample_rate: int, clip: int) -> Tensor:
+    """(S,) -> (S',) of `crop.seconds`; where follows from the seed and the clip's number."""
+    samples = max(1, round(crop.seconds * sample_rate))
+    spare = len(waveform) - samples
+    if spare <= 0:
+        return F.pad(waveform, (0, -spare))
+    start = 0
+    if crop.place == "random":
+        # One generator a clip: threads and processes cut the same whatever their order.
+        generator = torch.Generator().manual_seed(crop.seed * 1_000_003 + clip)
+        start = int(torch.randint(spare + 1, (), generator=generator))
+    return waveform[start : start + samples]
 
 
 def embed_corpus(
@@ -84,7 +119,7 @@ def embed_corpus(
 ) -> Embeddings:
     """Embed every clip of a corpus, or take the vectors from the cache.
 
-    With several processes (under `accelerate launch`) each embeds a share and all get the whole.
+    With several processes (under `accelerate launch`) each embeds a part and all get the whole.
 
     Clips that could not be read are tried again each time: a decoder may have been installed, a
     disk come back.
@@ -109,8 +144,10 @@ def embed_corpus(
     found = load(file) if file is not None else None
     state = processes or process_state()
     whole = found is not None and len(found.rows) == len(corpus)
-    if not all_say(whole, state) or found is None:
-        parts = None if cache is None else Parts(cache / f"{key}.parts", state, kept=found)
+    if not all_agree(whole, state) or found is None:
+        parts = (
+            None if cache is None else PartialEmbeddings(cache / f"{key}.parts", state, kept=found)
+        )
         found = _embed(embedder, corpus, title, workers, batch_seconds, state, crop, parts)
         if file is not None and parts is not None and state.is_main:
             store(file, found)
@@ -130,7 +167,7 @@ def cache_key(
     parts = {
         "weights": sha256 or embedder.sha256,
         "settings": embedder.settings(),
-        "corpus": corpus.stamp,
+        "corpus": corpus.files_hash,
         "crop": "whole clips" if crop is None else list(crop),
         "version": VERSION,
     }
@@ -145,36 +182,36 @@ def _embed(
     batch_seconds: float,
     state: Processes,
     crop: Crop | None,
-    parts: Parts | None,
+    parts: PartialEmbeddings | None,
 ) -> Embeddings:
     # What was done before, by whichever process, lies with the first one.
     found, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
-    share = list(rest)[state.rank :: state.size]
-    with Progress(title, total=len(share), enabled=state.is_main) as progress:
-        for window in read_windows(corpus, share, embedder.sample_rate, workers, crop, stream=True):
-            found.append(embed_window(embedder, corpus, window, batch_seconds=batch_seconds))
+    mine = list(rest)[state.rank :: state.size]
+    with Progress(title, total=len(mine), enabled=state.is_main) as progress:
+        for batch in read_batches(corpus, mine, embedder.sample_rate, workers, crop, stream=True):
+            found.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
             if parts is not None:
-                parts.add(found[-1], seen=[row for row, _ in window])
-            progress.advance(len(window))
+                parts.add(found[-1], seen=[row for row, _ in batch])
+            progress.advance(len(batch))
     return _gather(joined(found, dim=embedder.dim), state)
 
 
-def embed_window(
-    embedder: Embedder, corpus: Corpus, window: Window, *, batch_seconds: float
+def embed_batch(
+    embedder: Embedder, corpus: Corpus, batch: Batch, *, batch_seconds: float
 ) -> Embeddings:
-    """Vectors of clips that `read_windows` gave; those without one stand under `rejected`.
+    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
 
     Args:
         embedder: to embed with.
         corpus: the clips, for their names.
-        window: of rows and waveforms, or why there is none.
+        batch: of rows and waveforms, or why there is none.
         batch_seconds: audio that goes through the encoder at once.
     """
-    rejected = [(corpus.name(row), bad) for row, bad in window if isinstance(bad, str)]
+    rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
     # Long sounds are decoded while they are embedded: what is wrong with one must harm no other.
-    short = [(row, clip) for row, clip in window if isinstance(clip, Tensor)]
-    groups: list[Sequence[tuple[int, Clip]]] = [short]
-    groups += [[(row, clip)] for row, clip in window if isinstance(clip, LongSound)]
+    short = [(row, clip) for row, clip in batch if isinstance(clip, Tensor)]
+    groups: list[Sequence[tuple[int, Sound]]] = [short]
+    groups += [[(row, clip)] for row, clip in batch if isinstance(clip, LongSound)]
     found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=_rows(), rejected=rejected)]
     for group in filter(None, groups):
         rows = _rows([row for row, _ in group])
@@ -200,7 +237,7 @@ def _rows(numbers: Sequence[int] = ()) -> np.ndarray[tuple[int], np.dtype[np.int
     return np.array(numbers, dtype=np.int64)
 
 
-def read_windows(
+def read_batches(
     corpus: Corpus,
     rows: Sequence[int],
     sample_rate: int,
@@ -208,7 +245,7 @@ def read_windows(
     crop: Crop | None = None,
     *,
     stream: bool = False,
-) -> Iterator[Window]:
+) -> Iterator[Batch]:
     """Decoded clips (or why not) some hundred at a time, read ahead by threads.
 
     Args:
@@ -220,13 +257,13 @@ def read_windows(
         stream: give whole clips of over a minute as `LongSound`, which is never held whole.
     """
 
-    def read(row: int) -> Clip | str:
+    def read(row: int) -> Sound | str:
         name = corpus.name(row)
         try:
             source = corpus.source(row)
             if stream and crop is None:
                 again = partial(corpus.source, row)
-                audio = open_audio(source, sample_rate=sample_rate, name=name, again=again)
+                audio = open_audio(source, sample_rate=sample_rate, name=name, reopen=again)
             else:
                 audio = read_audio(source, sample_rate=sample_rate, name=name)
         except RemoteError:
@@ -240,8 +277,8 @@ def read_windows(
 
     workers = workers or min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    pending: deque[tuple[int, Future[Clip | str]]] = deque()
-    window: Window = []
+    pending: deque[tuple[int, Future[Sound | str]]] = deque()
+    batch: Batch = []
     samples = 0
     try:
         for row in [*rows, None]:
@@ -250,20 +287,20 @@ def read_windows(
             while pending and (row is None or len(pending) > 4 * workers):
                 number, future = pending.popleft()
                 audio = future.result()
-                window.append((number, audio))
+                batch.append((number, audio))
                 samples += len(audio) if isinstance(audio, Tensor) else 0
-                if samples >= _WINDOW_SAMPLES or len(window) >= _WINDOW_CLIPS:
-                    yield window
-                    window, samples = [], 0
-        if window:
-            yield window
+                if samples >= _BATCH_SAMPLES or len(batch) >= _BATCH_CLIPS:
+                    yield batch
+                    batch, samples = [], 0
+        if batch:
+            yield batch
     finally:
         # After Ctrl-C nothing more is read, and a read that hangs is not waited for.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _gather(mine: Embeddings, state: Processes) -> Embeddings:
-    """The shares of all processes put together, in the order of the corpus."""
+    """What all processes embedded, put together, in the order of the corpus."""
     values = gather_rows(mine.values, state)
     rows = gather_rows(torch.from_numpy(mine.rows), state)
     order = rows.argsort()
@@ -275,21 +312,21 @@ def _gather(mine: Embeddings, state: Processes) -> Embeddings:
 
 
 @dataclass(frozen=True)
-class TaskEmbeddings:
-    """A corpus embedded: for training and validation, and where that differs for testing."""
+class SetEmbeddings:
+    """Embeddings of a set's corpus: to train and validate on, and to test on where that differs."""
 
     train: Embeddings
     test: Embeddings | None = None
 
-    def of(self, task: Task, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Features (n, D) of the clips of a task, which all were embedded."""
-        return _picked(self.train, task, device), (
-            None if self.test is None else _picked(self.test, task, device)
+    def of(self, labelled: LabelledSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features (n, D) of the clips of a set, which all were embedded."""
+        return _picked(self.train, labelled, device), (
+            None if self.test is None else _picked(self.test, labelled, device)
         )
 
 
 def rejected_clips(
-    task: Task, corpus: Corpus, embedded: Sequence[TaskEmbeddings]
+    labelled: LabelledSet, corpus: Corpus, embedded: Sequence[SetEmbeddings]
 ) -> list[tuple[str, str]]:
     """Clips that one of several embedders could not embed, with the reason, by name.
 
@@ -300,11 +337,11 @@ def rejected_clips(
     reasons = {name: why for part in found for name, why in part.rejected}
     return sorted(
         (clip, reasons[corpus.name(row)])
-        for clip, row in zip(task.clips, task.rows.tolist(), strict=True)
+        for clip, row in zip(labelled.clips, labelled.rows.tolist(), strict=True)
         if row not in good
     )
 
 
-def _picked(embeddings: Embeddings, task: Task, device: torch.device) -> Tensor:
+def _picked(embeddings: Embeddings, labelled: LabelledSet, device: torch.device) -> Tensor:
     where = torch.from_numpy(embeddings.rows)
-    return embeddings.values[torch.searchsorted(where, torch.from_numpy(task.rows))].to(device)
+    return embeddings.values[torch.searchsorted(where, torch.from_numpy(labelled.rows))].to(device)

@@ -1,8 +1,7 @@
-"""Embeddings on disk: whole ones, and the parts of one that an interruption cut short."""
+"""Embeddings on disk: of a whole corpus, and what there is of one after an interruption."""
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.evaluation.processes import Processes, gather_list
+from ssmast.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def joined(parts: Sequence[Embeddings], *, dim: int) -> Embeddings:
     )
 
 
-class Parts:
-    """What has been embedded so far: a file every so many seconds, by whichever process.
+class PartialEmbeddings:
+    """What has been embedded so far: a file every few seconds, by whichever process.
 
     Args:
         folder: of the parts; made when there is one.
@@ -106,17 +106,12 @@ def store(file: Path, found: Embeddings, seen: Sequence[int] = ()) -> None:
     """Write embeddings, whole or not at all."""
     from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with replacing(file) as partial:
         save_file(
             {"values": found.values, "rows": torch.from_numpy(found.rows)},
-            temporary,
+            partial,
             metadata={"rejected": json.dumps(found.rejected), "seen": json.dumps(list(seen))},
         )
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(file: Path) -> Embeddings | None:

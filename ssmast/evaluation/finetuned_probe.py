@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
-from ssmast.evaluation.embed import read_windows
+from ssmast.evaluation.embed import Crop, read_batches
 from ssmast.evaluation.fitting import PreparedSplit
-from ssmast.evaluation.labelled_set import Task, without
+from ssmast.evaluation.labelled_set import LabelledSet, without
 from ssmast.evaluation.metrics import Metric
-from ssmast.evaluation.probe import ProbeResult, Tally, metric_of
-from ssmast.evaluation.protocols import Crop
+from ssmast.evaluation.probe import Tally
+from ssmast.evaluation.results import Score
 from ssmast.evaluation.trained_heads import probe_loss
 from ssmast.model import pool_tokens
 from ssmast.progress import Progress
@@ -35,9 +35,9 @@ Rejected = list[tuple[str, str]]
 def run_finetuned_probe(
     encoder: Encoder,
     corpus: Corpus,
-    task: Task,
+    labelled: LabelledSet,
     *,
-    metric: str,
+    metric: Metric,
     seconds: float,
     num_epochs: int = 100,
     num_seeds: int = 1,
@@ -46,14 +46,14 @@ def run_finetuned_probe(
     batch_size: int = 32,
     title: str = "fine-tuning",
     workers: int = 0,
-) -> tuple[ProbeResult, Rejected]:
-    """Train encoder and head end to end on every split of a task; `encoder` itself stays as it is.
+) -> tuple[Score, Rejected]:
+    """Train encoder and head end to end on every split of a set; `encoder` itself stays as it is.
 
     Args:
         encoder: where training starts; its last layer's tokens are pooled as it says.
-        corpus: of the task's folder.
-        task: with its splits.
-        metric: of the task.
+        corpus: of the set's folder.
+        labelled: with its splits.
+        metric: of the set.
         seconds: a random crop of each training clip, the head of the others.
         num_epochs: passes over the training part.
         num_seeds: repetitions, which differ in the head's weights, the order and the crops.
@@ -70,17 +70,16 @@ def run_finetuned_probe(
     Differs from LAPE: the epoch is chosen on the validation part, where LAPE reports the best one
     on test; test crops are the heads of the clips, where LAPE's are random.
     """
-    by = metric_of(task, metric)
-    rejected = _unreadable(corpus, task, encoder.sample_rate, workers)
-    task = without(task, [clip for clip, _ in rejected])
-    tally, started = Tally(task, by), time.monotonic()
-    for split in task.splits:
-        # The places of the clips stand for features: parts then hold the clips' numbers.
-        places = torch.arange(len(task.clips), dtype=torch.float32)[:, None]
-        prepared = PreparedSplit(places, task, split, standardise=False)
+    rejected = _unreadable(corpus, labelled, encoder.sample_rate, workers)
+    labelled = without(labelled, [clip for clip, _ in rejected])
+    tally, started = Tally(labelled, metric), time.monotonic()
+    for split in labelled.splits:
+        # The positions of the clips stand for features: parts then hold the clips' numbers.
+        positions = torch.arange(len(labelled.clips), dtype=torch.float32)[:, None]
+        prepared = PreparedSplit(positions, labelled, split, standardise=False)
         runs = [
             _Run(
-                encoder, corpus, task, prepared, metric=by, seconds=seconds, lr=lr,
+                encoder, corpus, labelled, prepared, metric=metric, seconds=seconds, lr=lr,
                 batch_size=batch_size, seed=seed + index, workers=workers,
             )
             for index in range(num_seeds)
@@ -91,13 +90,11 @@ def run_finetuned_probe(
             logits.append(run.scores("test"))
         tally.add(
             torch.stack(logits),
-            prepared.part("test")[1],
-            truth=prepared.truth("test"),
-            classes=prepared.classes,
+            prepared,
             valid=[run.best for run in runs],
             chosen={"split": split.name, "lr": lr, "epoch": [run.epoch for run in runs]},
         )
-    return tally.result(seed=seed, seconds=time.monotonic() - started), rejected
+    return tally.score(seed=seed, seconds=time.monotonic() - started), rejected
 
 
 class _Run:
@@ -112,7 +109,7 @@ class _Run:
         self,
         encoder: Encoder,
         corpus: Corpus,
-        task: Task,
+        labelled: LabelledSet,
         prepared: PreparedSplit,
         *,
         metric: Metric,
@@ -122,7 +119,8 @@ class _Run:
         seed: int,
         workers: int,
     ) -> None:
-        self._corpus, self._task, self._prepared, self._metric = corpus, task, prepared, metric
+        self._corpus, self._labelled = corpus, labelled
+        self._prepared, self._metric = prepared, metric
         self._seconds, self._batch_size, self._workers = seconds, batch_size, workers
         self._seed, self.best, self.epoch = seed, -math.inf, 0
         self._encoder = copy.deepcopy(encoder)
@@ -135,19 +133,19 @@ class _Run:
 
     def train_(self, *, num_epochs: int, title: str) -> None:
         """Train; afterwards the network has the weights of its best epoch."""
-        places, targets = self._part("train")
+        positions, targets = self._part("train")
         generator = np.random.default_rng(self._seed)
         with (
             torch.random.fork_rng(),
-            Progress(title, total=num_epochs * len(places)) as progress,
+            Progress(title, total=num_epochs * len(positions)) as progress,
         ):
             torch.manual_seed(self._seed)  # drop-path
             for epoch in range(1, num_epochs + 1):
                 self._net.train()
-                order = generator.permutation(len(places))
+                order = generator.permutation(len(positions))
                 crop = Crop(self._seconds, "random", self._seed * num_epochs + epoch)
                 done = 0
-                for waveforms in self._batches(places[order], crop):
+                for waveforms in self._batches(positions[order], crop):
                     truth = targets[order[done : done + len(waveforms)]].to(self._encoder.device)
                     self._adam.zero_grad()
                     probe_loss(self._logits(waveforms), truth).backward()
@@ -170,22 +168,22 @@ class _Run:
         return torch.cat([self._logits(waveforms).cpu() for waveforms in batches])
 
     def _part(self, name: str) -> tuple[NDArray[np.int64], Tensor]:
-        """Places of a part's clips in the task, and their targets."""
-        places, targets = self._prepared.part(name)
-        return places[:, 0].long().numpy(), targets
+        """Positions of a part's clips in the set, and their targets."""
+        positions, targets = self._prepared.part(name)
+        return positions[:, 0].long().numpy(), targets
 
     def _logits(self, waveforms: Tensor) -> Tensor:
         log_mel = self._encoder.log_mel(waveforms.to(self._encoder.device))
         tokens = self._encoder.backbone.encode(log_mel)
         return self._head(pool_tokens(tokens, mode=self._encoder.pooling))
 
-    def _batches(self, places: NDArray[np.int64], crop: Crop) -> Iterator[Tensor]:
+    def _batches(self, positions: NDArray[np.int64], crop: Crop) -> Iterator[Tensor]:
         """Waveforms (b, S) of clips in the order given."""
-        rows, batch = self._task.rows[places].tolist(), []
-        for window in read_windows(
+        rows, batch = self._labelled.rows[positions].tolist(), []
+        for found in read_batches(
             self._corpus, rows, self._encoder.sample_rate, self._workers, crop
         ):
-            for row, audio in window:
+            for row, audio in found:
                 if isinstance(audio, str):
                     raise ValueError(f"clip {self._corpus.name(row)} cannot be read now: {audio}")
                 batch.append(audio)
@@ -196,12 +194,12 @@ class _Run:
             yield torch.stack(batch)
 
 
-def _unreadable(corpus: Corpus, task: Task, sample_rate: int, workers: int) -> Rejected:
-    """Clips of a task that cannot be decoded, with the reason."""
-    clip = dict(zip(task.rows.tolist(), task.clips, strict=True))
+def _unreadable(corpus: Corpus, labelled: LabelledSet, sample_rate: int, workers: int) -> Rejected:
+    """Clips of a set that cannot be decoded, with the reason."""
+    clip = dict(zip(labelled.rows.tolist(), labelled.clips, strict=True))
     return sorted(
         (clip[row], audio)
-        for window in read_windows(corpus, list(clip), sample_rate, workers)
-        for row, audio in window
+        for batch in read_batches(corpus, list(clip), sample_rate, workers)
+        for row, audio in batch
         if isinstance(audio, str)
     )

@@ -1,6 +1,6 @@
-"""One split of a task, ready to be fitted: features standardised, classes numbered by training.
+"""What a probe is fitted to and what comes out; the code that fits never sees the test part.
 
-What every kind of probe takes and gives; the code that fits never sees the test part.
+One split of a labelled set: features standardised, classes numbered by the training part.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmast.evaluation.labelled_set import Task
-from ssmast.evaluation.splits import Split
-from ssmast.evaluation.standardise import mean_and_std
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.splits import Split
 
 # Features (n, D) float32, and class numbers (n,) int64 or, where a clip may have several labels,
 # zeros and ones (n, C) float32.
@@ -34,13 +33,24 @@ class Fitted:
     valid: list[float]
 
 
+def mean_and_std(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of features (n, D), float64.
+
+    The deviation is 1 for a feature that does not vary but for rounding, which must not be blown
+    up.
+    """
+    wide = features.double()
+    mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
+    return mean, torch.where(std <= 1e-6 * mean.abs() + 1e-12, 1.0, std)
+
+
 class PreparedSplit:
     """Parts of a split as probes take them.
 
     Args:
-        features: embeddings (n, D), row i of `task.clips[i]`.
-        task: whose clips they are.
-        split: of the task.
+        features: embeddings (n, D), row i of `labelled.clips[i]`.
+        labelled: whose clips they are.
+        split: of the set.
         standardise: mean 0 and std 1 on the training part.
         test_features: of the test part, where it is embedded otherwise; None for `features`.
 
@@ -52,24 +62,24 @@ class PreparedSplit:
     def __init__(
         self,
         features: Tensor,
-        task: Task,
+        labelled: LabelledSet,
         split: Split,
         *,
         standardise: bool = True,
         test_features: Tensor | None = None,
     ) -> None:
-        self._parts, self._truth = split.parts(), task.targets()
+        self._parts, self._truth = split.parts(), labelled.targets()
         self._features = {"test": features if test_features is None else test_features}
         self._features |= {"train": features, "valid": features}
         device = features.device
         train = torch.from_numpy(split.train)
-        if task.multi_label:
-            self.classes = torch.arange(len(task.classes), device=device)
+        if labelled.multi_label:
+            self.classes = torch.arange(len(labelled.classes), device=device)
             self._targets = self._truth
         else:
             # -1 for classes that this training part lacks.
             self.classes = self._truth[train].unique().to(device)
-            numbers = torch.full((len(task.classes),), -1)
+            numbers = torch.full((len(labelled.classes),), -1)
             numbers[self.classes.cpu()] = torch.arange(len(self.classes))
             self._targets = numbers[self._truth]
         if not standardise:

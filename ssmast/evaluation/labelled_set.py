@@ -1,28 +1,14 @@
-"""Labelled sets: a folder with `metadata.csv` becomes clips, labels and honest splits.
+"""A labelled set: clips with the classes of one or more label columns, and honest splits.
 
-    metadata.csv      path,label,split,...   split is train, valid or test
-    metadata.csv      path,label,fold,...    one score a fold
-    audio.tar         or the audio files themselves, named by `path`
-
-A task names a set and, where wanted, other columns:
-`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`,
-`events:multi_label=true` where the label column holds several labels a clip, `dog;rain`.
-What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it.
-
-What to score on: the text a user writes, and what it means.
-
-`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`.
-
-What is scored: clips, labels and splits of a labelled set, and what may be done to them.
+What probes, fine-tuning, clustering, `ssmast evaluate` and the scores while training all work on;
+`read_set.py` reads one from a folder.
 """
 
 import hashlib
-import logging
-import posixpath
-import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import read_header, read_table, read_task_file
-from ssmast.evaluation.metrics import METRICS
-from ssmast.evaluation.splits import (
-    HELD_OUT,
-    Split,
-    group_folds,
-    hold_out,
-    label_set,
-    leave_one_out,
-    named_parts,
-    rarest_labels,
-    trained_labels,
-)
+from ssmast.splits import Split, hold_out, ids_sha256, label_set, name_hash, trained_labels
 
-OPTIONS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
-# What a task.json may decide; whether a clip has several labels belongs to its label column.
-_FROM_FILE = OPTIONS[:5]
+TASK_KEYS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
+# Of each class of a sample: one clip to train on, one to choose by, one to score.
+_LEAST_PER_CLASS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,293 +55,36 @@ class TaskSpec:
         defaults = TaskSpec(name=self.name)
         options = ",".join(
             f"{key}={getattr(self, key)}"
-            for key in OPTIONS
+            for key in TASK_KEYS
             if getattr(self, key) != getattr(defaults, key)
         )
         return f"{self.name}:{options}" if options else self.name
 
 
-def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
-    """The spec with what the user left open taken from the task.json of the set.
-
-    Args:
-        spec: as asked for.
-        facts: from `read_task_file`.
-
-    >>> filled(TaskSpec(name="a"), {"label": "class", "protocol": "folds"}).label
-    'class'
-    """
-    usual = TaskSpec(name=spec.name)
-    left_open = [key for key in _FROM_FILE if getattr(spec, key) == getattr(usual, key)]
-    if not {"split", "fold"} <= set(left_open) and "protocol" in left_open:
-        left_open.remove("protocol")  # another column was asked for: it decides
-    return replace(spec, **{key: str(facts[key]) for key in left_open if facts.get(key)})
-
-
-def split_names(text: str) -> list[str]:
-    """Task specs in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
-
-    >>> split_names("[a, b:label=speaker,split=c, d]")
-    ['a', 'b:label=speaker,split=c', 'd']
-    """
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    names: list[str] = []
-    for word in (word.strip().strip("'\"") for word in text.split(",")):
-        # A word such as `split=c` belongs to the task before it.
-        if names and re.match(rf"({'|'.join(OPTIONS)})=", word):
-            names[-1] += "," + word
-        elif word:
-            names.append(word)
-    return names
-
-
-def parse_task(text: str) -> TaskSpec:
-    """A task from `name` or `name:key=value,key=value`.
-
-    Raises:
-        ValueError: if a key is unknown or the name is missing.
-    """
-    name, _, rest = text.partition(":")
-    if not name:
-        raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
-    options: dict[str, str] = {}
-    for word in filter(None, rest.split(",")):
-        key, equals, value = word.partition("=")
-        if key not in OPTIONS or not equals:
-            raise ValueError(
-                f"task {text!r}: after ':' come key=value pairs with the keys "
-                f"{', '.join(OPTIONS)}, got {word!r}"
-            )
-        if key == "multi_label" and value not in ("true", "false"):
-            raise ValueError(f"task {text!r}: multi_label must be true or false, got {value!r}")
-        if key == "separator" and not value:
-            raise ValueError(f"task {text!r}: separator must not be empty")
-        options[key] = value
-    return TaskSpec(name=name, **options)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A labelled set, read.
+class Head:
+    """The classes of one label column.
 
     Attributes:
-        spec: as asked for.
-        folder: of the labelled set.
-        clips: path of each clip that takes part, as metadata.csv has it.
-        rows: its row in metadata.csv, which is its number in the corpus of the folder.
-        labels: class name of each clip.
-        classes: sorted names, or the official order of task.json where clips have several labels;
-            a label's position is its class number.
-        splits: one, or one a fold; they hold positions in `clips`.
-        left_out: how many rows were left out, by reason.
-        num_unseen: test clips, over all splits, whose class the training part lacks; they count
-            as wrong. With several labels a clip: those of which the training part lacks any.
-        separator: between the labels of a clip; empty where each has one.
-        origin: what the task.json of the set says; empty for a set made by hand.
+        name: of the column.
+        classes: names; a name's position is its class number.
     """
 
-    spec: TaskSpec
-    folder: Path
-    clips: list[str]
-    rows: NDArray[np.int64]
-    labels: list[str]
+    name: str
     classes: list[str]
-    splits: list[Split]
-    left_out: dict[str, int] = field(default_factory=dict)
-    num_unseen: int = 0
-    separator: str = ""
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a clip may have several labels."""
-        return bool(self.separator)
-
-    @property
-    def label_sets(self) -> list[tuple[str, ...]]:
-        """The labels of each clip."""
-        return [label_set(text, self.separator) for text in self.labels]
-
-    def targets(self) -> Tensor:
-        """Class numbers (n,), or zeros and ones (n, C) float32 where a clip may have several."""
-        number = {name: index for index, name in enumerate(self.classes)}
-        if not self.multi_label:
-            return torch.tensor([number[label] for label in self.labels])
-        targets = torch.zeros(len(self.clips), len(self.classes))
-        for row, labels in zip(targets, self.label_sets, strict=True):
-            row[[number[label] for label in labels]] = 1.0
-        return targets
-
-    @property
-    def metric(self) -> str:
-        """What the set is scored by where the user says nothing."""
-        usual = "map" if self.multi_label else "accuracy"
-        named = str(self.origin.get("metric") or usual)
-        # Another column of a multi-label set may have one label a clip.
-        fits = named not in METRICS or METRICS[named].multi_label == self.multi_label
-        return named if fits else usual
-
-    @property
-    def ids_sha256(self) -> str:
-        """Hash of the sorted (clip, part) lines: equal if the same clips play the same parts."""
-        lines = sorted(
-            f"{self.clips[index]}\t{split.name}\t{part}\n"
-            for split in self.splits
-            for part, indices in split.parts().items()
-            for index in indices
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    @property
-    def labels_sha256(self) -> str:
-        """Hash of the (clip, label) lines."""
-        lines = sorted(
-            f"{clip}\t{label}\n" for clip, label in zip(self.clips, self.labels, strict=True)
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def without(task: Task, clips: Collection[str], *, reason: str = "unreadable") -> Task:
-    """The task less some clips, counted under `left_out` by the reason.
-
-    Raises:
-        ValueError: if a part is empty then.
-    """
-    gone = set(clips)
-    keep = np.array([clip not in gone for clip in task.clips])
-    if keep.all():
-        return task
-    new = np.cumsum(keep) - 1  # new position of each clip that stays
-    splits = [
-        replace(split, **{part: new[where[keep[where]]] for part, where in split.parts().items()})
-        for split in task.splits
-    ]
-    labels = [label for label, kept in zip(task.labels, keep, strict=True) if kept]
-    smaller = replace(
-        task,
-        clips=[clip for clip, kept in zip(task.clips, keep, strict=True) if kept],
-        rows=task.rows[keep],
-        labels=labels,
-        classes=class_names(labels, task.separator, task.origin),
-        splits=splits,
-        left_out={**task.left_out, reason: int((~keep).sum())},
-    )
-    return checked(smaller)
-
-
-def shuffled(task: Task, *, seed: int) -> Task:
-    """The task with the labels of all its clips permuted: no encoder can score above chance.
-
-    Raises:
-        ValueError: if a part then has no class of the training part.
-    """
-    order = np.random.default_rng(seed).permutation(len(task.labels))
-    return checked(replace(task, labels=[task.labels[index] for index in order]))
-
-
-def random_validation(task: Task, *, share: float) -> Task:
-    """The task with a share of all clips that are not tested for validation, in every split.
-
-    Source: EVAR, which takes a random tenth where a set has folds; here the clips' names decide.
-    """
-    splits = []
-    first = [names[0] if names else "" for names in task.label_sets]
-    for split in task.splits:
-        rest = np.sort(np.concatenate([split.train, split.valid]))
-        strata = [first[index] for index in rest]
-        held = hold_out([task.clips[index] for index in rest], strata, share=share)
-        splits.append(replace(split, train=rest[~held], valid=rest[held]))
-    return checked(replace(task, splits=splits))
-
-
-def class_names(labels: list[str], separator: str, origin: dict[str, Any]) -> list[str]:
-    """Names of all classes; the order of task.json where it names those of a multi-label set."""
-    if not separator:
-        return sorted(set(labels))
-    found = {label for text in labels for label in label_set(text, separator)}
-    official = [str(name) for name in origin.get("classes", [])]
-    return official if found <= set(official) else sorted(found)
-
-
-def checked(task: Task) -> Task:
-    """The task with `num_unseen` counted, refused if a split cannot be scored."""
-    return replace(task, num_unseen=sum(_check_split(split, task) for split in task.splits))
-
-
-def _check_split(split: Split, task: Task) -> int:
-    """How many test clips have a class that the training part lacks."""
-    name, labels = f"task {str(task.spec)!r}", task.label_sets
-    trained = trained_labels(split, labels, name=name, least=2 - task.multi_label)
-    for part, indices in (("valid", split.valid), ("test", split.test)):
-        if not any(trained.intersection(labels[index]) for index in indices):
-            raise ValueError(
-                f"{name}: no class of the {part} part of {split.name} is in its "
-                "training part, so nothing can be scored"
-            )
-    return sum(not trained.issuperset(labels[index]) for index in split.test)
-
-
-_log = logging.getLogger(__name__)
-
-
-def find_tasks(data: str | Path) -> list[str]:
-    """Names of the labelled sets in `data`: sub-folders whose metadata.csv has a label column.
-
-    If `data` is such a set itself, the answer is its own name.
-
-    Raises:
-        FileNotFoundError: if `data` is no folder or holds no labelled set.
-        ValueError: if a metadata.csv is not UTF-8.
-    """
-    data = Path(data)
-    if not data.is_dir():
-        raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
-    if _has_labels(data):
-        return [data.resolve().name]
-    names = sorted(folder.name for folder in data.iterdir() if _has_labels(folder))
-    if not names:
-        raise FileNotFoundError(
-            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of path,label,split"
-        )
-    return names
-
-
-def load_task(data: str | Path, spec: TaskSpec | str) -> Task:
-    """Read one task of the labelled sets in `data`.
-
-    Raises:
-        FileNotFoundError: if the set is not there.
-        ValueError: if a column is missing, a split value unknown, or a part empty.
-    """
-    table = read_labelled(data, spec)
-    task = Task(
-        spec=table.spec,
-        folder=table.folder,
-        clips=table.clips,
-        rows=table.rows,
-        labels=table.labels[0],
-        classes=class_names(table.labels[0], table.separator, table.origin),
-        splits=table.splits,
-        left_out=table.left_out,
-        separator=table.separator,
-        origin=table.origin,
-    )
-    return checked(task)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledTable:
-    """What metadata.csv and task.json say of the clips that take part.
+class LabelledSet:
+    """Clips with their labels and splits.
 
     Attributes:
         spec: as asked for.
         folder: of the set.
-        clips: path of each clip.
+        clips: path of each clip that takes part, as metadata.csv has it.
         rows: its row in metadata.csv, which is its number in the corpus of the folder.
-        columns: names of the label columns.
-        labels: of each label column, the cell of every clip.
+        heads: one a label column.
+        cells: of each head, the cell of every clip: one class name, or several.
         separator: between the labels in a cell; empty where it holds one.
         splits: one, or one a fold; they hold positions in `clips`.
         left_out: how many rows were left out, by reason.
@@ -378,190 +95,299 @@ class LabelledTable:
     folder: Path
     clips: list[str]
     rows: NDArray[np.int64]
-    columns: list[str]
-    labels: list[list[str]]
-    separator: str
+    heads: list[Head]
+    cells: list[list[str]]
+    separator: str = ""
     splits: list[Split]
-    left_out: dict[str, int]
-    origin: dict[str, Any]
+    left_out: dict[str, int] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several labels."""
+        return bool(self.separator)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names of the first head, which probes and clusters are of."""
+        return self.heads[0].classes
+
+    @property
+    def labels(self) -> list[str]:
+        """Cell of the first head of each clip."""
+        return self.cells[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes of all heads."""
+        return sum(len(head.classes) for head in self.heads)
+
+    @cached_property
+    def label_sets(self) -> list[list[tuple[str, ...]]]:
+        """Of each head, the labels of every clip."""
+        return [[label_set(cell, self.separator) for cell in own] for own in self.cells]
+
+    @cached_property
+    def numbers(self) -> list[list[NDArray[np.int64]]]:
+        """Of each head, the class numbers of every clip; -1 for a class that the head lacks."""
+        found = []
+        for head, own in zip(self.heads, self.label_sets, strict=True):
+            number = {name: i for i, name in enumerate(head.classes)}
+            found.append(
+                [np.array([number.get(n, -1) for n in names], dtype=np.int64) for names in own]
+            )
+        return found
+
+    @cached_property
+    def num_unseen(self) -> int:
+        """Test clips, over all splits, with a class that the training part lacks.
+
+        They count as wrong. With several labels a clip: those of which the training part lacks any.
+        """
+        unseen = 0
+        for split in self.splits:
+            is_unseen = np.zeros(len(self.clips), dtype=bool)
+            for own in self.label_sets:
+                trained = {label for position in split.train for label in own[position]}
+                for position in split.test:
+                    is_unseen[position] |= not trained.issuperset(own[position])
+            unseen += int(is_unseen.sum())
+        return unseen
+
+    def split(self, fold: str) -> Split:
+        """The split of a fold by its name; the only one, or the first, where none is named.
+
+        Raises:
+            ValueError: naming the folds there are.
+        """
+        names = [split.name.split(" ")[-1] for split in self.splits]
+        if not fold:
+            return self.splits[0]
+        if fold not in names or len(names) == 1:
+            has = f"the folds {', '.join(names)}" if len(names) > 1 else "one split and no folds"
+            raise ValueError(f"{self.folder.name} has {has}, got fold={fold}")
+        return self.splits[names.index(fold)]
+
+    def targets(self) -> Tensor:
+        """What a probe of the first head learns, of every clip.
+
+        Returns:
+            Class numbers (n,) int64; where a clip may have several labels, zeros and ones (n, C)
+            float32.
+        """
+        everything = np.arange(len(self.clips))
+        return self.one_hot(everything) if self.multi_label else self.class_numbers(0, everything)
+
+    def one_hot(self, positions: NDArray[np.int64] | Tensor) -> Tensor:
+        """Zeros and ones (n, classes of all heads) of some clips."""
+        where = np.asarray(positions)
+        targets = torch.zeros(len(where), self.num_outputs)
+        first = 0
+        for head, numbers in zip(self.heads, self.numbers, strict=True):
+            for row, position in enumerate(where.tolist()):
+                known = numbers[position][numbers[position] >= 0]
+                targets[row, first + known] = 1.0
+            first += len(head.classes)
+        return targets
+
+    def class_numbers(self, head: int, positions: NDArray[np.int64]) -> Tensor:
+        """The one class of each clip, int64 (n,); -1 for one that the head lacks."""
+        return torch.tensor([int(self.numbers[head][position][0]) for position in positions])
+
+    def ids_sha256(self, positions: NDArray[np.int64] | None = None) -> str:
+        """`splits.ids_sha256` of the set, or of some of its clips."""
+        return ids_sha256(self.clips, self.splits, positions)
+
+    def labels_sha256(self) -> str:
+        """Hash of the sorted (clip, labels) lines."""
+        lines = sorted("\t".join(line) + "\n" for line in zip(self.clips, *self.cells, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def weights(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How often to draw each clip for all classes to be equally frequent.
+
+        The sum of 1 / (clips of the class) over the classes of the clip.
+
+        Source: Gong et al. 2021 (PSLA), the sampling that AST trains full AudioSet with.
+        """
+        total = np.zeros(len(positions))
+        for head, numbers in zip(self.heads, self.numbers, strict=True):
+            counts = np.zeros(len(head.classes))
+            for position in positions:
+                counts[numbers[position]] += 1
+            total += [float((1 / counts[numbers[position]]).sum()) for position in positions]
+        return total
 
 
-def read_labelled(
-    data: str | Path,
-    spec: TaskSpec | str,
-    *,
-    columns: Sequence[str] = (),
-    share: float = HELD_OUT,
-) -> LabelledTable:
-    """Read a labelled set: columns, rows that have them all, and splits.
+def class_names(found: Collection[str], column: str, origin: dict[str, Any]) -> list[str]:
+    """The official classes in their order, where task.json has those of the column; else sorted.
 
     Args:
-        data: the set, or a folder of sets.
-        spec: which set, by which columns.
-        columns: of labels; none for that of the spec. Several have one label a cell each.
-        share: of the training clips held out for validation, where the set has no such part.
+        found: names that clips have.
+        column: of the labels.
+        origin: what the task.json of the set says.
+    """
+    official = origin.get("classes") if column == origin.get("label", column) else None
+    if isinstance(official, list) and set(found) <= set(official):
+        return [str(name) for name in official]
+    return sorted(found)
+
+
+def with_class_names(labelled: LabelledSet) -> LabelledSet:
+    """The set with the classes that its clips have (or the official ones) as those of its heads."""
+    heads = [
+        replace(
+            head,
+            classes=class_names({n for names in own for n in names}, head.name, labelled.origin),
+        )
+        for head, own in zip(labelled.heads, labelled.label_sets, strict=True)
+    ]
+    return replace(labelled, heads=heads)
+
+
+def check_splits(labelled: LabelledSet) -> None:
+    """Refuse a set of which a split cannot be scored.
 
     Raises:
-        FileNotFoundError: if the set is not there.
-        ValueError: if a column is missing, a split value unknown, a clip listed twice, or several
-            columns are asked to hold several labels a clip.
+        ValueError: if a part is empty, there are too few classes to train on, or no class of the
+            training part is validated and tested.
     """
-    asked = parse_task(spec) if isinstance(spec, str) else spec
-    folder = _find_folder(Path(data), asked.name)
-    origin = read_task_file(folder)
-    spec = filled(asked, origin)
-    columns = list(columns) or [spec.label]
-    if len(columns) > 1 and spec.multi_label == "true":
-        raise ValueError(
-            f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
-        )
-    separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
-    table = _read_columns(folder)
-    for name in columns:
-        _check_columns(table, replace(spec, label=name), folder)
-    kind, column = _protocol_of(table, spec, folder)
-    left_out: Counter[str] = Counter()
-    kept: list[int] = []
-    for index in range(len(table["path"])):
-        empty = next((name for name in (*columns, column) if not table[name][index]), None)
-        if empty:
-            left_out[f"empty {empty}"] += 1
-        else:
-            kept.append(index)
-    clips = [table["path"][index] for index in kept]
-    # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
-    counts = Counter(posixpath.normpath(clip) for clip in clips)
-    repeated = next((clip for clip, count in counts.items() if count > 1), None)
-    if repeated is not None:
-        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
-    labels = [[table[name][index] for index in kept] for name in columns]
-    _warn_of_odd_labels(labels, separator, folder)
-    values = [table[column][index] for index in kept]
-    try:
-        if kind == "split":
-            groups = [table[spec.group][index] for index in kept] if spec.group else None
-            strata = rarest_labels(labels[0], separator) if separator else labels[0]
-            splits = [named_parts(clips, strata, values, groups=groups, share=share)]
-        else:
-            splits = (group_folds if kind == "folds" else leave_one_out)(values)
-    except ValueError as error:  # among twenty sets, which one?
-        raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
-    return LabelledTable(
-        spec=asked,
-        folder=folder,
-        clips=clips,
-        rows=np.array(kept, dtype=np.int64),
-        columns=columns,
-        labels=labels,
-        separator=separator,
-        splits=splits,
-        left_out=dict(left_out),
-        origin=origin,
+    for head, own in zip(labelled.heads, labelled.label_sets, strict=True):
+        name = f"task {str(labelled.spec)!r}"
+        if len(labelled.heads) > 1 or head.name != labelled.spec.label:
+            name += f", column {head.name!r}"
+        for split in labelled.splits:
+            trained = trained_labels(split, own, name=name, least=2 - labelled.multi_label)
+            for part, indices in (("valid", split.valid), ("test", split.test)):
+                if not any(trained.intersection(own[index]) for index in indices):
+                    raise ValueError(
+                        f"{name}: no class of the {part} part of {split.name} is in its "
+                        "training part, so nothing can be scored"
+                    )
+
+
+def without(
+    labelled: LabelledSet, clips: Collection[str], *, reason: str = "unreadable"
+) -> LabelledSet:
+    """The set less some clips, counted under `left_out` by the reason.
+
+    Raises:
+        ValueError: if a part is empty then.
+    """
+    gone = set(clips)
+    keep = np.array([clip not in gone for clip in labelled.clips])
+    if keep.all():
+        return labelled
+    new = np.cumsum(keep) - 1  # new position of each clip that stays
+    kept = np.flatnonzero(keep)
+    smaller = replace(
+        labelled,
+        clips=[labelled.clips[i] for i in kept],
+        rows=labelled.rows[keep],
+        cells=[[own[i] for i in kept] for own in labelled.cells],
+        splits=[
+            replace(split, **{p: new[where[keep[where]]] for p, where in split.parts().items()})
+            for split in labelled.splits
+        ],
+        left_out={**labelled.left_out, reason: int((~keep).sum())},
     )
+    smaller = with_class_names(smaller)
+    check_splits(smaller)
+    return smaller
 
 
-def _has_labels(folder: Path) -> bool:
-    table = folder / "metadata.csv"
-    return table.is_file() and "label" in read_header(table)
-
-
-def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
-    """Say what is read as it stands, but was hardly meant."""
-    where = folder / "metadata.csv"
-    missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
-    if missing:
-        _log.warning(
-            "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
-            "known",
-            *(where, missing),
-        )
-    if separator and not any(separator in cell for cell in labels[0]):
-        _log.warning(
-            "%s: no clip has more than one label by the separator %r; give another by separator=",
-            *(where, separator),
-        )
-
-
-def _find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set.
-
-    Args:
-        data: folder of labelled sets, or the set itself.
-        name: of the set's folder.
+def shuffled(labelled: LabelledSet, *, seed: int) -> LabelledSet:
+    """The set with the labels of all its clips permuted: no encoder can score above chance.
 
     Raises:
-        FileNotFoundError: naming the sets that are there.
+        ValueError: if a part then has no class of the training part.
     """
-    for folder in (data / name, data if data.resolve().name == name else None):
-        if folder is not None and (folder / "metadata.csv").is_file():
-            return folder
-    found = ", ".join(find_tasks(data))
-    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
+    order = np.random.default_rng(seed).permutation(len(labelled.clips))
+    mixed = replace(labelled, cells=[[own[index] for index in order] for own in labelled.cells])
+    check_splits(mixed)
+    return mixed
 
 
-def _read_columns(folder: Path) -> dict[str, list[str]]:
-    """Columns of metadata.csv by name, a value a row, without the space around it.
+def random_validation(labelled: LabelledSet, *, fraction: float) -> LabelledSet:
+    """The set with a fraction of all clips that are not tested for validation, in every split.
+
+    Source: EVAR, which takes a random tenth where a set has folds; here the clips' names decide.
+    """
+    splits = []
+    first = [names[0] if names else "" for names in labelled.label_sets[0]]
+    for split in labelled.splits:
+        rest = np.sort(np.concatenate([split.train, split.valid]))
+        strata = [first[index] for index in rest]
+        held = hold_out([labelled.clips[index] for index in rest], strata, fraction=fraction)
+        splits.append(replace(split, train=rest[~held], valid=rest[held]))
+    drawn = replace(labelled, splits=splits)
+    check_splits(drawn)
+    return drawn
+
+
+def with_heads(labelled: LabelledSet, heads: Sequence[Head]) -> LabelledSet:
+    """The set in the class numbers of a trained classifier; classes that it lacks become -1.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: if there are more or fewer heads, or none of a head's classes is in the set.
     """
-    table = read_table(folder / "metadata.csv")
-    if not len(table):
-        raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
-    return {
-        name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
-    }
-
-
-def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
-    """What stands between the labels of a clip, empty where each has one."""
-    if spec.multi_label:
-        return spec.separator if spec.multi_label == "true" else ""
-    if origin.get("multi_label") and spec.label == origin.get("label"):
-        return str(origin.get("label_separator") or spec.separator)
-    return ""
-
-
-def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
-    """Refuse a table that lacks a column which the task names.
-
-    Raises:
-        ValueError: naming the columns there are.
-    """
-    wanted = ["path", spec.label, *filter(None, [spec.group])]
-    if spec.split != "split" or spec.protocol == "split":
-        wanted.append(spec.split)
-    if spec.fold != "fold" or spec.protocol == "folds":
-        wanted.append(spec.fold)
-    for column in wanted:
-        if column not in table:
-            raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(table)}"
-            )
-
-
-def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
-    """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
-    if spec.protocol.startswith("leave_one_out:"):
-        column = spec.protocol.partition(":")[2]
-        if column not in table:
-            raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
-                f"it has: {', '.join(table)}"
-            )
-        return "leave_one_out", column
-    columns = {"split": spec.split, "folds": spec.fold}
-    if spec.protocol in columns:
-        return spec.protocol, columns[spec.protocol]
-    if spec.protocol != "auto":
+    if len(heads) != len(labelled.heads):
         raise ValueError(
-            "protocol of a task must be auto, split, folds or leave_one_out:COLUMN, "
-            f"got {spec.protocol!r}"
+            f"the classifier has the heads {', '.join(h.name for h in heads)}; the set was read "
+            f"by {', '.join(h.name for h in labelled.heads)}; give labels=[...] to match"
         )
-    for kind, column in columns.items():
-        if any(table.get(column, [])):
-            return kind, column
-    raise ValueError(
-        f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
-        "add one of train, valid, test"
-    )
+    for head, old in zip(heads, labelled.heads, strict=True):
+        if not set(head.classes).intersection(old.classes):
+            raise ValueError(
+                f"none of the classes of {labelled.folder} is known to the classifier's head "
+                f"{head.name!r} ({', '.join(head.classes[:5])}, ...)"
+            )
+    return replace(labelled, heads=list(heads))
+
+
+def small_sample(labelled: LabelledSet, *, max_clips: int) -> LabelledSet:
+    """At most `max_clips` clips of the training and validation parts, in one split.
+
+    To be scored again and again while an encoder trains. The test part stays out, so that a run
+    chosen by these scores can still be tested: what was the validation part is scored, and a
+    fraction of the training part takes over choosing. With folds, the first split alone is used.
+    Which clips stay follows from their names, and every class keeps as many as any other, as far
+    as it has them.
+
+    Raises:
+        ValueError: if clips have several labels, `max_clips` is too few for the classes, or a part
+            is empty.
+    """
+    if labelled.multi_label:
+        raise ValueError(
+            f"the clips of {labelled.spec} have several labels each, which are not scored while "
+            "training; leave it out with probe.tasks=[...]"
+        )
+    if max_clips < _LEAST_PER_CLASS * len(labelled.classes):
+        raise ValueError(
+            f"probe.max_clips={max_clips} is too few for the {len(labelled.classes)} classes of "
+            f"{labelled.spec}; give at least {_LEAST_PER_CLASS} a class"
+        )
+    split = labelled.splits[0]
+    # A third is scored: a score of 17 clips would move in steps of 6 %.
+    scored = _thinned(labelled, split.valid, max_clips // 3)
+    train = _thinned(labelled, split.train, max_clips - len(scored))
+    held = hold_out([labelled.clips[i] for i in train], [labelled.labels[i] for i in train])
+    small = Split(name="while training", train=train[~held], valid=train[held], test=scored)
+    kept = set(np.concatenate([train, scored]).tolist())
+    gone = [clip for i, clip in enumerate(labelled.clips) if i not in kept]
+    return without(replace(labelled, splits=[small]), gone, reason="not in the sample")
+
+
+def _thinned(labelled: LabelledSet, part: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Clips of a part, taken from its classes in turn, in the order of their names' hashes."""
+    if len(part) <= wanted:
+        return part
+    turn_of: Counter[str] = Counter()
+    turns: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(part.tolist(), key=lambda i: name_hash(labelled.clips[i])):
+        label = labelled.labels[index]
+        turns[turn_of[label]].append(index)  # within a turn, by the hashes too
+        turn_of[label] += 1
+    ranked = [index for turn in sorted(turns) for index in turns[turn]]
+    return np.array(sorted(ranked[:wanted]), dtype=np.int64)

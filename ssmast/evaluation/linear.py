@@ -140,8 +140,8 @@ class _Models:
         """Of cross-entropy and penalty, for clips (S, b): each seed has its own."""
         inputs = self.features[batch]  # (S, b, D)
         logits = (inputs @ self.units).mul_(self.rates).unflatten(2, (-1, self.num_classes))
-        shares = logits.sigmoid() if self.multi_label else logits.softmax(dim=3)
-        errors = shares.sub_(truth[batch][:, :, None])  # (S, b, L, C)
+        chances = logits.sigmoid() if self.multi_label else logits.softmax(dim=3)
+        errors = chances.sub_(truth[batch][:, :, None])  # (S, b, L, C)
         errors = F.hardshrink(errors, _TINY).flatten(2)
         gradient = (inputs.transpose(1, 2) @ errors).div_(batch.shape[1])
         # The bias, in the last row, bears no penalty.

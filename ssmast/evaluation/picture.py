@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 N_NEIGHBORS, MIN_DIST = 15, 0.1
-MOST_CLASSES = 20  # drawn where none are named: more cannot be told apart
+MOST_CLASSES = 20  # drawn where none are named: more colours cannot be distinguished
 INSTALL = "install it with: pip install 'ssmast[umap]'"
 
 
@@ -49,7 +49,7 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
             min_dist=MIN_DIST,
             random_state=seed,
             n_jobs=1,
-            # A spectral beginning needs more points than dimensions of its eigenproblem.
+            # A spectral initialisation needs more points than dimensions of its eigenproblem.
             init="spectral" if len(features) > N_NEIGHBORS else "random",
         )
         points = layout.fit_transform(features.cpu().numpy())

@@ -1,17 +1,16 @@
-"""Frozen embeddings and a task -> a score with its interval."""
+"""Frozen embeddings of a labelled set -> a score with its interval."""
 
-import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmast.evaluation.fitting import PreparedSplit
-from ssmast.evaluation.labelled_set import Task
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import (
     METRICS,
     Metric,
@@ -21,67 +20,29 @@ from ssmast.evaluation.metrics import (
     get_metric,
     t_interval,
 )
-from ssmast.evaluation.protocols import fit, get_protocol
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """What a probe of one task found.
-
-    Attributes:
-        mean: test metric, mean over seeds, of folds over folds too.
-        ci95: half-width of the 95 % t interval over seeds, with several folds over folds; None
-            for a single value.
-        scores: test metric of each seed, over folds the mean.
-        fold_scores: (folds, seeds), or None without folds.
-        valid: validation metric of what was chosen, mean.
-        test_interval95: where the accuracy may lie on other test clips (bootstrap over clips);
-            None for another metric.
-        also: the other metrics of the same predictions, means; None for an infinite d'.
-        classes_scored: classes that the test part has positives and negatives of, mean over folds;
-            with one label a clip, those it has clips of.
-        chosen: what the validation part decided, one entry a split.
-        confusion: counts (true, predicted) added up over seeds and folds; None where clips have
-            several labels.
-        seconds: that it took.
-    """
-
-    mean: float
-    ci95: float | None
-    scores: list[float]
-    fold_scores: list[list[float]] | None
-    valid: float
-    test_interval95: tuple[float, float] | None
-    also: dict[str, float | None]
-    classes_scored: float
-    chosen: list[dict[str, Any]]
-    confusion: list[list[int]] | None
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, as they come back from it."""
-        return json.loads(json.dumps(asdict(self)))
+from ssmast.evaluation.protocols import LINEAR, Problem, Protocol
+from ssmast.evaluation.results import Score
 
 
 def run_probe(
     features: Tensor,
-    task: Task,
+    labelled: LabelledSet,
     *,
-    protocol: str = "linear",
-    metric: str = "",
+    protocol: Protocol = LINEAR,
+    metric: Metric | None = None,
     num_seeds: int = 0,
     seed: int = 0,
     test_features: Tensor | None = None,
     widths: Sequence[int] = (),
     lr: float = 0.0,
-) -> ProbeResult:
-    """Fit on train, choose on valid, touch test once; for every split of the task.
+) -> Score:
+    """Fit on train, choose on valid, touch test once; for every split of the set.
 
     Args:
-        features: embeddings (n, D), row i of `task.clips[i]`.
-        task: with its splits.
-        protocol: one of `PROTOCOLS` that leave the encoder as it is.
-        metric: one of `METRICS` that fits the task; empty for the task's own.
+        features: embeddings (n, D), row i of `labelled.clips[i]`.
+        labelled: with its splits.
+        protocol: one that leaves the encoder as it is.
+        metric: one that fits the set; None for the set's own.
         num_seeds: repetitions; 0 for the protocol's own number.
         seed: of the first.
         test_features: of the test parts, where they are embedded otherwise; (n, D) as `features`.
@@ -89,66 +50,86 @@ def run_probe(
         lr: another rate for the protocols that have one fixed rate.
 
     Raises:
-        ValueError: for an unknown protocol or metric, or features that do not fit.
+        ValueError: for a protocol that trains the encoder, or features that do not fit.
     """
-    settings = get_protocol(protocol)
-    if settings.updates_encoder:
-        raise ValueError(f"protocol {protocol} trains the encoder; embeddings cannot be probed so")
+    if protocol.fit is None:
+        raise ValueError(
+            f"protocol {protocol.name} trains the encoder; embeddings cannot be probed so"
+        )
     if num_seeds < 0:
         raise ValueError(f"seeds must not be negative, got {num_seeds}")
     for given in (features, features if test_features is None else test_features):
-        _check_features(given, task)
-    by = metric_of(task, metric)
-    tally, started = Tally(task, by), time.monotonic()
-    for split in task.splits:
+        _check_features(given, labelled)
+    metric = metric or metric_of(labelled)
+    first = protocol.first_seed + seed
+    seeds = range(first, first + (num_seeds or protocol.num_seeds))
+    tally, started = Tally(labelled, metric), time.monotonic()
+    for split in labelled.splits:
         prepared = PreparedSplit(
-            features, task, split, standardise=settings.standardise, test_features=test_features
+            *(features, labelled, split),
+            standardise=protocol.standardise,
+            test_features=test_features,
         )
-        found = fit(
-            protocol,
-            prepared.part("train"),
-            prepared.part("valid"),
-            num_classes=len(prepared.classes),
-            metric=by,
-            num_seeds=num_seeds or settings.num_seeds,
-            seed=seed,
-            widths=widths,
-            lr=lr,
+        train, valid = prepared.part("train"), prepared.part("valid")
+        fitted = protocol.fit(
+            Problem(train, valid, len(prepared.classes), metric, seeds, widths, lr)
         )
-        test, targets = prepared.part("test")
         tally.add(
-            found.scores(test), targets, truth=prepared.truth("test"), classes=prepared.classes,
-            valid=found.valid, chosen={"split": split.name, **found.chosen},
-        )  # fmt: skip
-    return tally.result(seed=seed, seconds=time.monotonic() - started)
+            fitted.scores(prepared.part("test")[0]),
+            prepared,
+            valid=fitted.valid,
+            chosen={"split": split.name, **fitted.chosen},
+        )
+    return tally.score(seed=seed, seconds=time.monotonic() - started)
 
 
-def metric_of(task: Task, name: str = "") -> Metric:
-    """The metric asked for, or the task's own.
+def metric_of(labelled: LabelledSet, name: str = "") -> Metric:
+    """The metric asked for, or the set's own, or what its labels suggest.
 
     Raises:
-        ValueError: if there is none of that name, or it does not fit the task's labels.
+        ValueError: if there is none of that name, or it does not fit the set's labels.
     """
-    metric = get_metric(name or task.metric)
-    if metric.multi_label != task.multi_label:
-        fitting = [m.name for m in METRICS.values() if m.multi_label == task.multi_label]
-        kind = "several labels" if task.multi_label else "one label"
+    fitting = [m.name for m in METRICS.values() if m.multi_label == labelled.multi_label]
+    usual = fitting[0]  # accuracy, or mAP
+    own = str(labelled.origin.get("metric") or usual)
+    if own in METRICS and own not in fitting:
+        own = usual  # another column than the set's own may have one label a clip
+    metric = get_metric(name or own)
+    if metric.name not in fitting:
+        kind = "several labels" if labelled.multi_label else "one label"
         raise ValueError(
-            f"the clips of {task.spec} have {kind} each, which metric={metric.name} does not "
+            f"the clips of {labelled.spec} have {kind} each, which metric={metric.name} does not "
             f"score; take one of {', '.join(fitting)}"
         )
     return metric
 
 
-class Tally:
-    """Scores of a task's splits, put together to a result."""
+def chance(labelled: LabelledSet, metric: Metric, *, shuffled: bool = False) -> float:
+    """The score of an encoder that knows nothing, mean over the splits.
 
-    def __init__(self, task: Task, metric: Metric) -> None:
-        self._task, self._metric = task, metric
+    Args:
+        labelled: with its splits.
+        metric: whose chance level it is.
+        shuffled: whether its labels were permuted. Which class is then the commonest of a part is
+            an accident; on average every part has the frequencies of the whole set, so the
+            commonest class of the set is the best guess.
+    """
+    if metric.name == "accuracy" and shuffled:
+        return max(Counter(labelled.labels).values()) / len(labelled.labels)
+    targets = labelled.targets()
+    levels = [metric.chance(targets[split.train], targets[split.test]) for split in labelled.splits]
+    return sum(levels) / len(levels)
+
+
+class Tally:
+    """Scores of a set's splits, put together to one."""
+
+    def __init__(self, labelled: LabelledSet, metric: Metric) -> None:
+        self._labelled, self._metric = labelled, metric
         self._others = [
             m for m in METRICS.values() if m.multi_label == metric.multi_label and m != metric
         ]
-        size = len(task.classes)
+        size = len(labelled.classes)
         self._confusion = torch.zeros(size, size, dtype=torch.long)
         self._fold_scores: list[list[float]] = []
         self._valid: list[float] = []
@@ -158,48 +139,53 @@ class Tally:
         self._right: list[Tensor] = []
 
     def add(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        *,
-        truth: Tensor,
-        classes: Tensor,
-        valid: list[float],
-        chosen: dict[str, Any],
+        self, logits: Tensor, prepared: PreparedSplit, *, valid: list[float], chosen: dict[str, Any]
     ) -> None:
         """One split.
 
         Args:
             logits: (S, n, C) scores of the test part.
-            targets: of the test part, as the probe numbers classes.
-            truth: the same in numbers of all classes.
-            classes: number among all classes of each of the C.
+            prepared: the split.
             valid: validation metric of the S models.
             chosen: for the result.
         """
+        targets, truth = prepared.part("test")[1], prepared.truth("test")
         self._fold_scores.append(self._metric.score(logits, targets).tolist())
         for other in self._others:
             self._also[other.name].append(float(other.score(logits, targets).mean()))
         self._valid.append(sum(valid) / len(valid))
         self._chosen.append(chosen)
-        if self._task.multi_label:
+        if self._labelled.multi_label:
             self._scored.append(int(classes_scored(truth).sum()))
             return
         self._scored.append(len(truth.unique()))
-        predictions = classes[logits.argmax(dim=2)].cpu()
+        predictions = prepared.classes[logits.argmax(dim=2)].cpu()
         self._right.append((predictions == truth).float().mean(dim=0))
         self._confusion += confusion_matrix(predictions, truth, num_classes=len(self._confusion))
 
-    def result(self, *, seed: int, seconds: float) -> ProbeResult:
-        """All splits together; `seed` is that of the bootstrap."""
+    def score(self, *, seed: int, seconds: float) -> Score:
+        """All splits together.
+
+        Args:
+            seed: of the bootstrap.
+            seconds: that it took.
+
+        Raises:
+            ValueError: if the test clips do not decide the metric.
+        """
         folds = self._fold_scores
         by_seed = [sum(column) / len(column) for column in zip(*folds, strict=True)]
         by_fold = [sum(row) / len(row) for row in folds]
         has_folds = len(folds) > 1
         mean, ci95 = t_interval(by_fold if has_folds else by_seed)
-        also = {name: sum(values) / len(values) for name, values in self._also.items()}
+        if not math.isfinite(mean):
+            raise ValueError(
+                f"{self._metric.name} of {self._labelled.spec} is {mean} on the test clips: no "
+                "class has both clips that are of it and others, or one is separated without a "
+                "mistake; choose another metric="
+            )
         is_accuracy = self._metric.name == "accuracy"
-        return ProbeResult(
+        return Score(
             mean=mean,
             ci95=ci95,
             scores=by_seed,
@@ -208,18 +194,18 @@ class Tally:
             test_interval95=(
                 bootstrap_interval(torch.cat(self._right), seed=seed) if is_accuracy else None
             ),
-            also={name: value if math.isfinite(value) else None for name, value in also.items()},
+            also={name: sum(values) / len(values) for name, values in self._also.items()},
             classes_scored=sum(self._scored) / len(self._scored),
             chosen=self._chosen,
-            confusion=None if self._task.multi_label else self._confusion.tolist(),
+            confusion=None if self._labelled.multi_label else self._confusion.tolist(),
             seconds=round(seconds, 2),
         )
 
 
-def _check_features(features: Tensor, task: Task) -> None:
-    if features.ndim != 2 or len(features) != len(task.clips):
+def _check_features(features: Tensor, labelled: LabelledSet) -> None:
+    if features.ndim != 2 or len(features) != len(labelled.clips):
         raise ValueError(
-            f"features must be one row for each of {len(task.clips)} clips, "
+            f"features must be one row for each of {len(labelled.clips)} clips, "
             f"got shape {tuple(features.shape)}"
         )
     if not features.isfinite().all():

@@ -1,4 +1,7 @@
-"""The processes of one evaluation: who am I, how many are we, put our shares together."""
+"""The processes of one evaluation: rank and number, device, and gathering what each computed.
+
+A file of its own because no other one of the evaluation imports accelerate.
+"""
 
 from typing import NamedTuple, TypeVar
 
@@ -35,8 +38,8 @@ def scoring_seconds() -> float:
     return 600.0 if process_state().device.type == "cuda" else 20.0
 
 
-def all_say(yes: bool, state: Processes) -> bool:
-    """True if every process says so."""
+def all_agree(yes: bool, state: Processes) -> bool:
+    """True if it is so on every process."""
     if state.size == 1:
         return yes
     return all(gather_object([yes]))

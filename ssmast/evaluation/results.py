@@ -1,45 +1,282 @@
-"""Result files: what they say of a task, and reading and writing them.
+"""Results: what is written as JSON and read back, and the table of them.
 
-Results as a Markdown table: tasks down, columns across, means with intervals.
+`Result` is what `ssmast probe`, `ssmast evaluate` and `ssmast finetune` write, `ClusterResult` what
+`ssmast cluster` writes; both begin with `About`.
 """
 
 import json
-import os
+import math
 import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
-from ssmast.evaluation.labelled_set import Task
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.files import write_json
+from ssmast.splits import Split
 from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
+# None means something there: no interval, no folds.
+_WRITTEN_AS_NULL = {"ci95", "fold_scores", "test_interval95"}
+# Columns in the order of a table, and how people call them.
+TITLES = {
+    "pretrained": "pretrained",
+    "fine-tuned": "fine-tuned",
+    "untrained": "untrained",
+    "log_mel": "log-mel",
+    "random_conv": "random convolution",
+}
+METRIC_TITLES = {"map": "mAP", "auc": "ROC AUC"}
 
 
-def task_facts(task: Task) -> dict[str, Any]:
-    """What was scored on; counts over folds are means of train and valid, the sum of test."""
-    parts = [
-        {"name": split.name, **{f"n_{part}": len(rows) for part, rows in split.parts().items()}}
-        for split in task.splits
-    ]
-    counts = {key: [cast(int, part[key]) for part in parts] for key in parts[0] if key != "name"}
+class JsonRecord:
+    """A dataclass that is written as JSON and read back.
+
+    A number that is infinite or undefined becomes null; a null is left out unless it says
+    something.
+    """
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """What `to_dict` gave; keys of other versions are left out."""
+        known = {f.name for f in fields(cast(Any, cls))}
+        values = {key: value for key, value in content.items() if key in known}
+        if "baselines" in values:
+            values["baselines"] = {k: Score.from_dict(v) for k, v in values["baselines"].items()}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they come back from JSON."""
+        return {
+            f.name: plain
+            for f in fields(cast(Any, self))
+            if (plain := _plain(getattr(self, f.name))) is not None or f.name in _WRITTEN_AS_NULL
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(JsonRecord):
+    """What one embedding, or one network, scores on a labelled set.
+
+    Attributes:
+        mean: test metric, mean over seeds, of folds over folds too.
+        ci95: half-width of the 95 % t interval over seeds, with several folds over folds; None
+            for a single value.
+        scores: test metric of each seed, over folds the mean.
+        fold_scores: (folds, seeds), or None without folds.
+        valid: validation metric of what was chosen, mean.
+        test_interval95: where the accuracy may lie on other test clips (bootstrap over clips);
+            None for another metric.
+        also: the other metrics of the same predictions, means; None for an infinite d'.
+        classes_scored: classes that the test part has positives and negatives of, mean over folds;
+            with one label a clip, those it has clips of.
+        chosen: what the validation part decided, one entry a split.
+        confusion: counts (true, predicted) added up over seeds and folds; None where clips have
+            several labels.
+        seconds: that it took.
+        encoder_sha256: of the weights.
+        dim: numbers of an embedding; None where a network was fine-tuned.
+        fitted_by: protocol, where it is another than that of the result.
+    """
+
+    mean: float
+    ci95: float | None = None
+    scores: list[float] = field(default_factory=list)
+    fold_scores: list[list[float]] | None = None
+    valid: float | None = None
+    test_interval95: tuple[float, float] | None = None
+    also: dict[str, float | None] = field(default_factory=dict)
+    classes_scored: float | None = None
+    chosen: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    seconds: float | None = None
+    encoder_sha256: str = ""
+    dim: int | None = None
+    fitted_by: str | None = None
+
+    @property
+    def text(self) -> str:
+        """`81.3 ± 0.4`, in percent."""
+        return f"{100 * self.mean:.1f}" + ("" if self.ci95 is None else f" ± {100 * self.ci95:.1f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About(JsonRecord):
+    """What was scored on which clips.
+
+    Attributes:
+        task: labelled set and columns, as asked for.
+        version: of ssmast.
+        encoder: folder or name, as asked for.
+        data: labelled set, or folder of sets.
+        column: name of what the result is about; others stand beside it for comparison.
+        part: that was scored: test, valid, train or all.
+        num_classes: classes of the (first) label column.
+        classes: their names.
+        ids_sha256: `splits.ids_sha256` of the clips that could be read.
+        rejected: (name, reason) of the clips that could not.
+        seed: the first one.
+        pooling: of the embeddings; None where a network was fine-tuned.
+        layers: the same.
+    """
+
+    task: str
+    version: str = __version__
+    encoder: str = ""
+    data: str = ""
+    column: str = "pretrained"
+    part: str = "test"
+    num_classes: int
+    classes: list[str] = field(default_factory=list)
+    ids_sha256: str = ""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    seed: int = 0
+    pooling: str | None = None
+    layers: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(About, Score):
+    """A score with all that has to be known to compare it.
+
+    Attributes:
+        protocol: how it was measured; "fine-tuned" for a classifier.
+        metric: what `mean` and `scores` are of.
+        n_train: clips of the training part, over folds the mean.
+        n_valid: the same of the validation part.
+        n_test: clips of the test part, over folds the sum.
+        splits: name and counts of each.
+        left_out: rows of the set that took no part, by reason.
+        num_unseen: test clips of classes that are not trained on.
+        multi_label: clips have any number of labels.
+        built: of a published data set, which, and where this copy differs from what was published.
+        shuffled: labels were permuted, as a control.
+        chance: score of an encoder that knows nothing.
+        encoder_updated: the protocol trained the encoder too.
+        crop_seconds: that clips were cut to.
+        candidates: poolings and layers that were tried on the validation part.
+        baselines: what else was scored on the same clips, by column.
+        inputs_sha256: hash of all that decides the result.
+        n: clips that a classifier was scored on.
+        numbers: every metric of a classifier; None for one that is infinite or undefined.
+        heads: name and number of classes of each of its heads.
+        per_class: scores of each class.
+        init: weights that fine-tuning started from.
+    """
+
+    protocol: str
+    metric: str
+    n_train: int = 0
+    n_valid: int = 0
+    n_test: int = 0
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    num_unseen: int = 0
+    multi_label: bool = False
+    built: dict[str, Any] = field(default_factory=dict)
+    shuffled: bool = False
+    chance: float | None = None
+    encoder_updated: bool | None = None
+    crop_seconds: float | None = None
+    candidates: list[dict[str, Any]] | None = None
+    baselines: dict[str, Score] = field(default_factory=dict)
+    inputs_sha256: str | None = None
+    n: int | None = None
+    numbers: dict[str, float | None] | None = None
+    heads: list[dict[str, Any]] | None = None
+    per_class: list[dict[str, Any]] | None = None
+    init: str | None = None
+
+    @property
+    def columns(self) -> dict[str, Score]:
+        """Everything scored, the column asked for first."""
+        return {self.column: self, **self.baselines}
+
+    @property
+    def metric_title(self) -> str:
+        """The metric as people write it."""
+        return METRIC_TITLES.get(self.metric, self.metric.replace("_", " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterResult(About):
+    """Scores of clusters.
+
+    Attributes:
+        n: clips.
+        normalisation: of the embeddings.
+        num_seeds: of k-means.
+        columns: scores by column.
+        picture: what the scatter of the page shows; None where none was drawn.
+        kind: "clusters".
+    """
+
+    n: int
+    normalisation: str
+    num_seeds: int
+    columns: dict[str, dict[str, Any]]
+    picture: dict[str, Any] | None = None
+    kind: str = "clusters"
+
+
+def set_facts(labelled: LabelledSet, splits: list[Split] | None = None) -> dict[str, Any]:
+    """What results say of the labelled set; arguments of `Result`.
+
+    Args:
+        labelled: the set without the clips that could not be read.
+        splits: those that were scored; None for all of the set.
+    """
+    splits = labelled.splits if splits is None else splits
+    counts = [{f"n_{part}": len(rows) for part, rows in split.parts().items()} for split in splits]
     return {
-        "task": str(task.spec),
-        "version": __version__,
-        "n_train": round(float(np.mean(counts["n_train"]))),
-        "n_valid": round(float(np.mean(counts["n_valid"]))),
-        "n_test": sum(counts["n_test"]),
-        "splits": parts,
-        "num_classes": len(task.classes),
-        "classes": task.classes,
-        "ids_sha256": task.ids_sha256,
-        "left_out": task.left_out,
-        "num_unseen": task.num_unseen,
-        "multi_label": task.multi_label,
-        # Of a published data set: which, and where this copy is not what was published.
-        "built": {key: task.origin[key] for key in _ORIGIN if key in task.origin},
+        "task": str(labelled.spec),
+        "n_train": round(float(np.mean([count["n_train"] for count in counts]))),
+        "n_valid": round(float(np.mean([count["n_valid"] for count in counts]))),
+        "n_test": sum(count["n_test"] for count in counts),
+        "splits": [
+            {"name": split.name, **count} for split, count in zip(splits, counts, strict=True)
+        ],
+        "num_classes": len(labelled.classes),
+        "classes": labelled.classes,
+        "left_out": labelled.left_out,
+        "multi_label": labelled.multi_label,
+        "built": {key: labelled.origin[key] for key in _ORIGIN if key in labelled.origin},
     }
+
+
+def read_result(file: Path) -> Result | ClusterResult | None:
+    """The result in a file; None where it is something else.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read or is not JSON.
+    """
+    return parse_result(json.loads(file.read_text(encoding="utf-8")))
+
+
+def parse_result(content: Any) -> Result | ClusterResult | None:
+    """A result out of JSON's plain values; None where they are something else."""
+    for kind, wanted in ((Result, {"protocol", "mean"}), (ClusterResult, {"kind", "columns"})):
+        if isinstance(content, dict) and {"task", "num_classes", *wanted} <= content.keys():
+            return kind.from_dict(content)
+    return None
+
+
+def write_result(file: Path, result: Result | ClusterResult) -> None:
+    """Write the JSON of a result, whole or not at all."""
+    write_json(file, result.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, JsonRecord):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def beside(encoder: str | Path, name: str) -> Path:
@@ -48,38 +285,13 @@ def beside(encoder: str | Path, name: str) -> Path:
     return folder.resolve().parent / name if folder.is_dir() else Path(name)
 
 
-def result_file(out: Path, task: Task, protocol: str) -> Path:
+def result_file(out: Path, labelled: LabelledSet, protocol: str) -> Path:
     """Where the result of a task belongs."""
-    name = re.sub(r"[^\w.-]+", "-", str(task.spec)).strip("-")  # letters of any script stay
+    name = re.sub(r"[^\w.-]+", "-", str(labelled.spec)).strip("-")  # letters of any script stay
     return out / f"{name}.{protocol}.json"
 
 
-def read_done(file: Path, inputs: str) -> dict[str, Any] | None:
-    """The result of an earlier run with the very same inputs, if there is one."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) and result.get("inputs_sha256") == inputs else None
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-TITLES = {"pretrained": "pretrained", "untrained": "untrained", "log_mel": "log-mel"}
-
-
-def columns_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scored columns of one result, the one asked for first."""
-    return {result.get("column", "pretrained"): result, **result.get("baselines", {})}
-
-
-def results_table(results: list[dict[str, Any]]) -> str:
+def results_table(results: list[Result]) -> str:
     """Markdown: one row a task, then the average with the differences to the first column.
 
     Args:
@@ -87,62 +299,48 @@ def results_table(results: list[dict[str, Any]]) -> str:
     """
     if not results:
         return "no results\n"
-    names = list(columns_of(results[0]))
-    metric = ", ".join(dict.fromkeys(title_of(result["metric"]) for result in results))
-    head = ["task", "classes", "train / valid / test", *(TITLES.get(n, n) for n in names)]
-    differ = len({result["dim"] for result in results}) > 1
-    lines = [_row(head), _row(["---"] * 3 + ["---:"] * len(names))]
+    first = results[0]
+    names = list(first.columns)
+    titles = [TITLES.get(name, name) for name in names]
+    differ = len({result.dim for result in results}) > 1
+    lines = [
+        markdown_row(["task", "classes", "train / valid / test", *titles]),
+        markdown_row(["---"] * 3 + ["---:"] * len(names)),
+    ]
+    several = len({result.metric for result in results}) > 1
     for result in results:
-        counts = f"{result['n_train']} / {result['n_valid']} / {result['n_test']}"
-        if len(result["splits"]) > 1:
-            counts += f", {len(result['splits'])} folds"
-        columns = columns_of(result)
-        scores = [
-            score_text(columns[name]) + (f" ({columns[name].get('dim', '?')})" if differ else "")
-            for name in names
-        ]
-        lines.append(
-            _row([_task_name(result, results), str(result["num_classes"]), counts, *scores])
-        )
+        counts = f"{result.n_train} / {result.n_valid} / {result.n_test}"
+        if len(result.splits) > 1:
+            counts += f", {len(result.splits)} folds"
+        task = result.task + (f" ({result.metric_title})" if several else "")
+        task += ", shuffled labels" if result.shuffled else ""
+        scores = [result.columns[name] for name in names]
+        cells = [score.text + (f" ({score.dim or '?'})" if differ else "") for score in scores]
+        lines.append(markdown_row([task, str(result.num_classes), counts, *cells]))
     averages = [
-        sum(columns_of(result)[name]["mean"] for result in results) / len(results) for name in names
+        sum(result.columns[name].mean for result in results) / len(results) for name in names
     ]
     shown = [f"{100 * averages[0]:.1f}"] + [
         f"{100 * value:.1f} ({100 * (value - averages[0]):+.1f})" for value in averages[1:]
     ]
-    lines.append(_row([f"**average of {len(results)}**", "", "", *(f"**{v}**" for v in shown)]))
-    first = results[0]
-    dimensions = (
-        "in brackets behind the scores"
-        if differ
-        else ", ".join(f"{TITLES.get(n, n)} {columns_of(first)[n].get('dim', '?')}" for n in names)
+    many = f"average of {len(results)} tasks" if len(results) > 1 else "average"
+    lines.append(markdown_row([f"**{many}**", "", "", *(f"**{v}**" for v in shown)]))
+    dims = ", ".join(
+        f"{title} {score.dim or '?'}"
+        for title, score in zip(titles, first.columns.values(), strict=True)
     )
+    metrics = ", ".join(dict.fromkeys(result.metric_title for result in results))
+    poolings = ", ".join(dict.fromkeys(str(result.pooling) for result in results))
+    seeds = f"{len(first.scores)} seed" + ("s" if len(first.scores) != 1 else "")
     note = (
-        f"\nTest {metric} in %, protocol {first['protocol']}, pooling "
-        f"{', '.join(dict.fromkeys(str(result['pooling']) for result in results))}, "
-        f"dimensions: {dimensions}. ± is the 95 % t interval over {len(first['scores'])} seed(s), "
-        "over the folds where there are folds. In brackets: the difference to the first column.\n"
+        f"\nTest {metrics} in %, protocol {first.protocol}, pooling {poolings}, dimensions: "
+        f"{'in brackets behind the scores' if differ else dims}. ± is the 95 % t interval over "
+        f"{seeds}, over the folds where there are folds. In brackets: the difference to the first "
+        "column.\n"
     )
     return "\n".join(lines) + "\n" + note
 
 
-def title_of(metric: str) -> str:
-    """A metric as people write it."""
-    return {"map": "mAP", "auc": "ROC AUC"}.get(metric, metric.replace("_", " "))
-
-
-def _task_name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
-    """The task, with its metric where the tasks' metrics differ."""
-    several = len({other["metric"] for other in results}) > 1
-    shuffled = ", shuffled labels" if result.get("shuffled") else ""
-    return result["task"] + (f" ({title_of(result['metric'])})" if several else "") + shuffled
-
-
-def score_text(column: dict[str, Any]) -> str:
-    """`81.3 ± 0.4`, in percent."""
-    ci95 = column["ci95"]
-    return f"{100 * column['mean']:.1f}" + ("" if ci95 is None else f" ± {100 * ci95:.1f}")
-
-
-def _row(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,6 +1,7 @@
-"""Logistic regression by L-BFGS: no learning rate, no seed; a cross-check of the linear probe.
+"""Two probes without a learning rate or a seed: logistic regression and nearest neighbours.
 
-Nearest neighbours: no training at all, so nothing but the embedding is measured.
+The first cross-checks the linear probe; the second trains nothing, so nothing but the embedding is
+measured.
 """
 
 import warnings
@@ -42,7 +43,7 @@ def fit_logreg(
 
     models, values = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told in `chosen`
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `chosen`
         for c in c_grid:
 
             def regression(c: float = c) -> LogisticRegression:
@@ -116,7 +117,7 @@ def fit_knn(
 
     Args:
         train: standardised features (n, D) and class numbers (n,), or zeros and ones (n, C): then
-            each class's score is the neighbours' share of it.
+            each class's score is the neighbours' fraction of it.
         valid: the same; k is chosen on it, the smaller k winning ties.
         num_classes: C.
         metric: what to choose by.

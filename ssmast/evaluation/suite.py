@@ -1,75 +1,105 @@
-"""Score a frozen encoder on labelled sets, beside an untrained twin and log-mel statistics.
+"""Score a frozen encoder on labelled sets, beside an untrained encoder and log-mel statistics.
 
     ssmast probe encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS
-    python linear_eval/run.py encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
-    python linear_eval/run.py encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker
+    ssmast probe encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
+    ssmast probe encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker baselines=all
 
-One JSON file a task, results.md and report.html go to `out`; tasks done there are not done again.
+It writes a JSON file for each task, results.md and report.html to `out`; tasks that have a result
+there are not scored again.
 """
 
-import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ssmast.evaluation.baselines import BEST, make_columns
-from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names
-from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.baselines import BASELINES, BEST, UNTRAINED, make_columns
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
-from ssmast.evaluation.results import beside, read_done, result_file, results_table, write_text
+from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.evaluation.results import (
+    Result,
+    beside,
+    read_result,
+    result_file,
+    results_table,
+    write_result,
+)
 from ssmast.evaluation.scorer import Scorer
+from ssmast.files import write_atomic
 from ssmast.report import write_report
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
-_RANGES = {
-    "seeds": ANY, "lr": ANY, "crop_seconds": ANY, "epochs": COUNT, "workers": ANY,
-    "batch_seconds": ANY,
-}  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Settings):
+    """`ssmast probe`: a frozen encoder to scores."""
 
-@dataclass
-class ProbeConfig:
-    """`ssmast probe`: frozen encoder -> numbers."""
-
-    encoder: str = setting("", "encoder folder, Hub name, or log_mel for the statistics alone")
-    data: str = setting("", "folder of labelled sets (sub-folders with metadata.csv), or one set")
+    encoder: str = setting(
+        "",
+        f"encoder folder, Hub name, or a baseline in place of an encoder: {', '.join(UNTRAINED)}",
+        required=True,
+    )
+    data: str = setting(
+        "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True
+    )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
-    protocol: str = setting("linear", f"{', '.join(PROTOCOLS)}; docs/protocols.md")
-    metric: str = setting("", f"{', '.join(METRICS)}; empty: the set's own, else accuracy or map")
-    seeds: int = setting(0, "repetitions; 0: the protocol's own number, 5 of linear")
-    seed: int = setting(0, "the first of them; also that of the untrained twin's weights")
-    baselines: bool = setting(True, "score an untrained twin and log-mel statistics too")
-    shuffled: bool = setting(False, "permute the labels: scores must then be at chance")
+    protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
+    metric: str = setting(
+        "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
+    )
+    seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
+    baselines: str = setting(
+        "true",
+        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+        "fixed random convolution too",
+        choices=BASELINES,
+    )
+    shuffled: bool = setting(
+        False, "permute the labels, as a control: scores must then be at chance"
+    )
     pooling: str = setting(
         "",
-        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, of AST cls; "
+        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, with AST cls; "
         "best: chosen on the validation part",
     )
-    layers: str = setting("", "other layers than the folder's: last, stages, blocks; best: chosen")
-    lr: float = setting(0.0, "rate of evar_strict, xares, lape_finetune; 0: the published one")
-    crop_seconds: float = setting(0.0, "crops of evar_strict, lape_finetune; 0: the published ones")
-    epochs: int = setting(100, "of lape_finetune")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-    cache: str = setting("", "folder of kept embeddings; empty: embeddings/ in out")
+    layers: str = setting(
+        "",
+        "other layers than the encoder folder's: last, stages, blocks; best: chosen on the "
+        "validation part",
+    )
+    lr: float = setting(
+        0.0,
+        "learning rate of evar_strict, xares and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    crop_seconds: float = setting(
+        0.0,
+        "length of the crops of evar_strict and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+    cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
-        try:
-            get_protocol(self.protocol)
-            get_metric(self.metric or "accuracy")
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        in_range(self, _RANGES)
-        if self.lr and self.protocol not in ("evar_strict", "xares", "lape_finetune"):
+        """Refuse keys that do not go together."""
+        super().__post_init__()
+        protocol = PROTOCOLS[self.protocol]
+        if self.lr and not protocol.fixed_rate:
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
-        if self.protocol == "lape_finetune" and BEST in (self.pooling, self.layers):
+        if protocol.updates_encoder and BEST in (self.pooling, self.layers):
             raise UsageError("pooling=best and layers=best need a protocol with a frozen encoder")
 
 
@@ -81,12 +111,13 @@ def main(argv: list[str]) -> int:
     if config is None:
         return 0
     if wants_dry_run(argv):
-        for task in _load_tasks(config):
-            parts = " + ".join(
-                f"{len(split.train)}/{len(split.valid)}/{len(split.test)}" for split in task.splits
+        for labelled in _load_sets(config):
+            counts = " + ".join(
+                "/".join(str(len(part)) for part in split.parts().values())
+                for split in labelled.splits
             )
             sys.stdout.write(
-                f"{task.spec}: {len(task.classes)} classes, train/valid/test {parts}\n"
+                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}\n"
             )
         return 0
     results = run_suite(config)
@@ -95,24 +126,25 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
+def run_suite(config: ProbeConfig) -> list[Result]:
     """Score the encoder on every task; returns what the JSON files hold.
 
-    Under `accelerate launch` the processes share the embedding; the first one probes and has the
+    Under `accelerate launch` the processes divide the embedding; the first one probes and has the
     results, the others return an empty list.
 
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    tasks = _load_tasks(config)
-    state, out = process_state(), out_folder(config)
+    sets = _load_sets(config)
+    state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     columns = make_columns(
-        config.encoder, protocol=config.protocol, pooling=config.pooling, layers=config.layers,
+        config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
         baselines=config.baselines, seed=config.seed, device=state.device,
     )  # fmt: skip
     scorer = Scorer(
         columns,
-        protocol=config.protocol,
+        protocol=protocol,
+        cache=Path(config.cache) if config.cache else out / "embeddings",
         metric=config.metric,
         num_seeds=config.seeds,
         seed=config.seed,
@@ -120,35 +152,46 @@ def run_suite(config: ProbeConfig) -> list[dict[str, Any]]:
         crop_seconds=config.crop_seconds,
         num_epochs=config.epochs,
         shuffle=config.shuffled,
-        cache=Path(config.cache) if config.cache else out / "embeddings",
         workers=config.workers,
         batch_seconds=config.batch_seconds,
     )
-    if state.size > 1 and not get_protocol(config.protocol).updates_encoder:
+    jobs = [scorer.job(labelled) for labelled in sets]
+    if state.size > 1 and not protocol.updates_encoder:
         # Embed all first: nobody then waits for the first process to fit its probes.
-        for task in tasks:
-            scorer.embed_all(task, state)
+        for job in jobs:
+            scorer.embed_all(job, state)
     if not state.is_main:
         return []
     results = []
-    for number, task in enumerate(tasks, start=1):
-        inputs = scorer.inputs_sha256(task, encoder=config.encoder)
-        file = result_file(out, task, config.protocol + ("-shuffled" if config.shuffled else ""))
-        result = read_done(file, inputs)
-        if result is not None and scorer.can_be_read_now(task, result["rejected"]):
+    for number, job in enumerate(jobs, start=1):
+        spec = job.labelled.spec
+        inputs = scorer.inputs_sha256(job, encoder=config.encoder)
+        name = protocol.name + ("-shuffled" if config.shuffled else "")
+        file = result_file(out, job.labelled, name)
+        result = _read_done(file, inputs)
+        if result is not None and scorer.can_be_read_now(job, result.rejected):
             result = None
         done = "" if result is None else ", done before"
-        logger.info("task %d of %d: %s%s", number, len(tasks), task.spec, done)
+        logger.info("task %d of %d: %s%s", number, len(jobs), spec, done)
         if result is None:
-            scored = scorer.score(task)
-            asked = {"encoder": config.encoder, "data": config.data}
-            result = {**scored, **asked, "inputs_sha256": inputs}
-            write_text(file, json.dumps(result, indent=1) + "\n")
+            result = replace(
+                scorer.score(job), encoder=config.encoder, data=config.data, inputs_sha256=inputs
+            )
+            write_result(file, result)
         results.append(result)
-    write_text(out / "results.md", results_table(results))
+    write_atomic(out / "results.md", results_table(results))
     write_report(out / "report.html", results=results, title=f"Probe of {config.encoder}")
     logger.info("results: %s", out)
     return results
+
+
+def _read_done(file: Path, inputs: str) -> Result | None:
+    """The result of an earlier run with the very same inputs, if there is one."""
+    try:
+        result = read_result(file)
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, Result) and result.inputs_sha256 == inputs else None
 
 
 def out_folder(config: ProbeConfig) -> Path:
@@ -156,10 +199,8 @@ def out_folder(config: ProbeConfig) -> Path:
     return Path(config.out) if config.out else beside(config.encoder, "probe")
 
 
-def _load_tasks(config: ProbeConfig) -> list[Task]:
-    if not config.data:
-        raise UsageError("data= is missing; give a folder of labelled sets")
-    names = find_tasks(config.data) if config.tasks == "all" else split_names(config.tasks)
+def _load_sets(config: ProbeConfig) -> list[LabelledSet]:
+    names = find_sets(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")
-    return [load_task(config.data, name) for name in dict.fromkeys(names)]
+    return [load_set(config.data, name) for name in dict.fromkeys(names)]

@@ -1,7 +1,4 @@
-"""Heads trained one by one, as the field's evaluations train theirs: EVAR, HEAR, X-ARES, SUPERB.
-
-One head trained on frozen embeddings, its best epoch by the validation part.
-"""
+"""Heads trained one by one, as the field's evaluations train theirs: EVAR, HEAR, X-ARES, SUPERB."""
 
 import copy
 import itertools
@@ -30,8 +27,8 @@ class Schedule:
         patience: looks at the validation part without a better one before it stops; None: never.
         look_every: epochs between such looks.
         weight_decay: Adam's.
-        last_lr: share of `lr` that a cosine would reach after the last epoch, falling from epoch to
-            epoch; 1 for a constant rate.
+        last_lr: fraction of `lr` that a cosine would reach after the last epoch, falling from epoch
+            to epoch; 1 for a constant rate.
         clip: greatest norm of the gradient; None for any.
     """
 
@@ -52,7 +49,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A head with the weights of its best epoch, and how good they are on the validation part."""
+    """A head with the weights of its best epoch, and their score on the validation part."""
 
     head: nn.Module
     score: float
@@ -252,12 +249,12 @@ def _mlp(dim: int, num_classes: int, *, layers: int, init: str) -> nn.Sequential
 
 
 class LayerSum(nn.Module):
-    """Softmax-weighted sum of what an encoder's layers give, then a linear classifier.
+    """Softmax-weighted sum of the vectors of an encoder's layers, then a linear classifier.
 
     Args:
         widths: length of each layer's vector; they lie one after the other in the features.
         num_classes: C.
-        hidden: every layer is projected to so many numbers; layers of one width share the matrix.
+        hidden: size that every layer is projected to; layers of one width have one matrix.
 
     The mean over time is taken before the projection, not after it: both are linear.
 
@@ -275,7 +272,7 @@ class LayerSum(nn.Module):
         self.head = nn.Linear(hidden, num_classes)
 
     @property
-    def shares(self) -> Tensor:
+    def layer_weights(self) -> Tensor:
         """Weight of each layer (L,), summing to 1."""
         return self.logits.softmax(dim=0)
 
@@ -283,7 +280,7 @@ class LayerSum(nn.Module):
         """(n, sum of widths) -> (n, C)."""
         parts = features.split(self.widths, dim=1)
         projected = [self.projections[str(part.shape[1])](part) for part in parts]
-        return self.head(torch.einsum("l,lnh->nh", self.shares, torch.stack(projected)))
+        return self.head(torch.einsum("l,lnh->nh", self.layer_weights, torch.stack(projected)))
 
 
 SUPERB_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -320,5 +317,5 @@ def fit_superb(
     models = [tried[index], *(train_one(SUPERB_RATES[index], seed) for seed in seeds[1:])]
     head = models[0].head
     assert isinstance(head, LayerSum)
-    shares = [round(value, 4) for value in head.shares.tolist()]
-    return fitted(models, {"lr": SUPERB_RATES[index], "layer_weights": shares})
+    layer_weights = [round(value, 4) for value in head.layer_weights.tolist()]
+    return fitted(models, {"lr": SUPERB_RATES[index], "layer_weights": layer_weights})

@@ -44,7 +44,7 @@ def resize_positions(
 def _table_index(
     num: int, size: int | Tensor, train_size: int, device: torch.device | None
 ) -> Tensor:
-    """Which row of an axis of the position table each of `num` cells reads, fractional.
+    """Row of the position table, fractional, for each of `num` cells along one axis.
 
     Args:
         num: cells asked for.

@@ -92,7 +92,7 @@ def choose_path(
     trains: bool,
     one_type: bool = True,
 ) -> str:
-    """Fastest path on a kind of device for so many queries and `freq` x `time` keys.
+    """Fastest path on a kind of device for these numbers of queries and keys (`freq` x `time`).
 
     CUDA: "augmented" within the head size of the fused kernels, else "mask"; by their documented
     limits, `benchmarks/encoder.py` measures.

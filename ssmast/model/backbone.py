@@ -309,7 +309,7 @@ def _is_table(name: str) -> bool:
 
 
 def _take_levels(num_levels: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Levels wanted (an int: the last so many; None: all), and the last of them."""
+    """Levels wanted (an int n: the last n; None: all), and the last of them."""
     if indices is None or isinstance(indices, int):
         indices = range(-(num_levels if indices is None else indices), 0)
     take = [range(num_levels)[index] for index in indices]

@@ -1,9 +1,9 @@
-"""What a model is: its blocks, parameters and cost, read from the live model."""
+"""List the blocks of a model with parameters and cost, measured on the model itself."""
 
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +15,7 @@ from ssmast.model.ast import VitBlock
 from ssmast.model.backbone import Backbone
 from ssmast.model.block import Block, PoolingAttention
 from ssmast.model.patch import Grid, Tokens
+from ssmast.settings import Settings, parse, setting
 
 # Gong et al. 2021; counted by Zhu & Omar 2023, Table 5. Of the parameters 1.54 M are the two
 # ImageNet classifiers of DeiT, which AST's code keeps and never calls.
@@ -22,13 +23,13 @@ AST_PARAMETERS, AST_MACS = 88.1e6, 103.4e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings:
-    """Keys of `ssmast describe`."""
+class DescribeSettings(Settings):
+    """`ssmast describe`."""
 
-    model: str = field(default="mast_base", metadata={"help": "name of a model"})
-    mels: int = field(default=128, metadata={"help": "mel bins of the input"})
-    frames: int = field(default=1024, metadata={"help": "frames of the input"})
-    num_classes: int = field(default=527, metadata={"help": "outputs of the head, 0 for none"})
+    model: str = setting("mast_base", "name of a model")
+    mels: int = setting(128, "mel bins of the input", range="[1, inf)")
+    frames: int = setting(1024, "frames of the input", range="[1, inf)")
+    num_classes: int = setting(527, "outputs of the head; 0: no head", range="[0, inf)")
 
 
 class Cost(NamedTuple):
@@ -60,8 +61,6 @@ class _Facts(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """`ssmast describe`: print the table of one model."""
-    from ssmast.settings import parse
-
     settings = parse(DescribeSettings, argv, command="ssmast describe", description=__doc__ or "")
     if settings is not None:
         with torch.device("meta"):

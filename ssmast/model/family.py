@@ -1,8 +1,10 @@
 """The families' names and numbers, registered with timm; importing this module registers them."""
 
+import contextlib
 import logging
 from typing import Any, TypeVar
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
@@ -23,8 +25,8 @@ IMAGENET |= {
 Family = TypeVar("Family", MAST, AST)
 
 
-def _cfg(**weights: str) -> dict[str, Any]:
-    """What timm wants to know about a model: mel bins x frames stand for its image size."""
+def _cfg(**weights: Any) -> dict[str, Any]:
+    """A model's entry for timm: mel bins x frames stand for its image size."""
     return {
         "num_classes": 527,
         "input_size": (1, 128, 1024),
@@ -50,14 +52,19 @@ default_cfgs = generate_default_cfgs(
 )
 default_cfgs |= generate_default_cfgs(
     {
-        **{f"ast_{size}": _cfg() for size in ("nano", "tiny", "small", "base")},
-        **{f"ssast_{part}{size}": _cfg() for part in ("", "frame_") for size in ("nano", "base")},
+        **{
+            f"ast_{size}": _cfg(min_input_size=(1, 16, 16))
+            for size in ("nano", "tiny", "small", "base")
+        },
+        **{f"ssast_{size}": _cfg(min_input_size=(1, 16, 16)) for size in ("nano", "base")},
+        # Patches of whole frames: fewer mel bins than those of the training are no patch.
+        **{f"ssast_frame_{size}": _cfg(min_input_size=(1, 128, 2)) for size in ("nano", "base")},
     }
 )
 
 
-def _hear_images(state_dict: dict[str, Tensor], model: MAST) -> dict[str, Tensor]:
-    """Timm's hook for checkpoints: MViTv2's weights become ours, our own stay as they are."""
+def _from_imagenet(state_dict: dict[str, Tensor], model: MAST) -> dict[str, Tensor]:
+    """Timm's hook for checkpoints: converts MViTv2's weights, leaves those of a MAST or AST."""
     if not is_timm_state_dict(state_dict):
         return state_dict
     fitted, report = fit_timm_state_dict(state_dict, model)
@@ -68,23 +75,55 @@ def _hear_images(state_dict: dict[str, Tensor], model: MAST) -> dict[str, Tensor
 def _create(
     family: type[Family], variant: str, pretrained: bool, numbers: dict[str, Any], *, levels: int
 ) -> Family:
-    """Build through timm, so that features_only, local folders and the Hub work."""
-    if "img_size" in numbers:  # timm's scripts say img_size
-        numbers["input_size"] = numbers.pop("img_size")
+    """Build through timm, so that features_only, local folders and the Hub work.
+
+    `device` and `dtype` are timm's factory keywords: of the weights.
+    """
+    numbers = _with_size(numbers)
     overlay = dict(numbers.pop("pretrained_cfg_overlay", None) or {})
-    if not pretrained:  # with weights, the configuration tells what they were made for
+    if not pretrained:  # with weights, the configuration says what they were made for
         size = numbers.get("input_size", (128, 1024))
         overlay.setdefault("input_size", (numbers.get("in_chans", 1), *size))
     out_indices = numbers.pop("out_indices", levels)
-    return build_model_with_cfg(
-        family,
-        variant,
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_hear_images,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **numbers,
-    )
+    device, dtype = numbers.pop("device", None), numbers.pop("dtype", None)
+    with contextlib.nullcontext() if device is None else torch.device(device):
+        model = build_model_with_cfg(
+            family,
+            variant,
+            pretrained,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=_from_imagenet,
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            **numbers,
+        )
+    return model if dtype is None else model.to(dtype)
+
+
+def _with_size(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Numbers with `input_size` as mel bins x frames, in whichever of timm's forms it came.
+
+    Those are `img_size`, one number for a square, and (channels, mel bins, frames).
+
+    Raises:
+        ValueError: for any other, or channels that contradict `in_chans`.
+    """
+    numbers = dict(numbers)
+    if "img_size" in numbers:
+        numbers["input_size"] = numbers.pop("img_size")
+    size = numbers.get("input_size")
+    if size is None:
+        numbers.pop("input_size", None)
+        return numbers
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if len(size) == 3:
+        chans, *size = size
+        if numbers.setdefault("in_chans", chans) != chans:
+            raise ValueError(
+                f"input_size has {chans} channels and in_chans is {numbers['in_chans']}; give one"
+            )
+    if len(size) != 2:
+        raise ValueError(f"input_size must be (mel bins, frames), got {size}")
+    return {**numbers, "input_size": tuple(size)}
 
 
 def _mast(variant: str, pretrained: bool, numbers: dict[str, Any]) -> MAST:
@@ -129,7 +168,7 @@ def mast_large(pretrained: bool = False, **kwargs: Any) -> MAST:
 
 @register_model
 def ast_nano(pretrained: bool = False, **kwargs: Any) -> AST:
-    """1.2 M parameters and heads of 32 channels, as mast_nano: the rival of its size."""
+    """1.2 M parameters and heads of 32 channels, as mast_nano, which it is compared with."""
     numbers = {"embed_dim": 128, "depth": 5, "num_heads": 4}
     return _ast("ast_nano", pretrained, {**numbers, **kwargs})
 
@@ -156,7 +195,7 @@ def ast_base(pretrained: bool = False, **kwargs: Any) -> AST:
 
 @register_model
 def ssast_nano(pretrained: bool = False, **kwargs: Any) -> AST:
-    """ast_nano with patches that do not overlap, so that they can be hidden."""
+    """ast_nano with patches that do not overlap, so that they can be masked."""
     numbers = {"embed_dim": 128, "depth": 5, "num_heads": 4, "patch_stride": (16, 16)}
     return _ast("ssast_nano", pretrained, {**numbers, **kwargs})
 
@@ -182,5 +221,5 @@ def ssast_frame_base(pretrained: bool = False, **kwargs: Any) -> AST:
 
 def _two_frames(numbers: dict[str, Any]) -> dict[str, Any]:
     """Patches of all mel bins x 2 frames."""
-    mels, _ = numbers.get("input_size", numbers.get("img_size", (128, 1024)))
+    mels, _ = _with_size(numbers).get("input_size", (128, 1024))
     return {"patch_size": (mels, 2), "patch_stride": (mels, 2)}

@@ -199,7 +199,7 @@ class MAST(Backbone):
         return tokens
 
     def _stretch(self, grid: Grid, columns: Tensor | None) -> Stretch:
-        """How much longer than the training input each axis is, counted in stem tokens.
+        """Length of each axis over that of the training input, in stem tokens.
 
         Args:
             grid: of the stem.

@@ -1,6 +1,7 @@
-"""Weights for a MAST from elsewhere: timm's MViTv2 (ImageNet), or a MAST of another input size.
+"""Weights of other code and other input sizes: their names, shapes and positions made to fit.
 
-Weights for an AST from elsewhere: AST's own, transformers', SSAST's, and timm's DeiT.
+A MAST takes timm's MViTv2 (ImageNet) and a MAST of another input size; an AST takes those of AST's
+and SSAST's code, of transformers, and timm's distilled DeiT.
 """
 
 import re
@@ -21,7 +22,7 @@ _RENAMES = {"rel_pos_h": "rel_pos_freq", "rel_pos_w": "rel_pos_time"}
 
 
 class LoadReport(NamedTuple):
-    """What became of a state dict; each entry is a key of that state dict.
+    """What was used of a state dict; each entry is one of its keys.
 
     Attributes:
         used: copied as they are.
@@ -134,63 +135,105 @@ def load_mast_state_dict(
     return report
 
 
-@torch.no_grad()
+class _Entry(NamedTuple):
+    """A tensor of a state dict under our name, with its own keys and how it was put together."""
+
+    tensor: Tensor
+    keys: list[str]
+    how: str = ""
+
+
 def _fit(
     model: MAST, state_dict: Mapping[str, Tensor], *, axis_of: _AxisOf, skip: Sequence[str]
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """The model's own state dict with every tensor replaced that `state_dict` has."""
+    """A MAST's own state dict with every tensor replaced that `state_dict` has."""
+
+    def positions(name: str, table: Tensor, own: Tensor) -> tuple[Tensor, str] | None:
+        if "rel_pos_" not in name:
+            return None
+        block, _, which = name.rpartition(".")
+        attention = model.get_submodule(block)
+        assert isinstance(attention, PoolingAttention)
+        axis = ("rel_pos_freq", "rel_pos_time").index(which)
+        origin = axis_of(table, attention, block, axis)
+        return _resize_table(table, own, attention, origin, axis=axis)
+
+    entries = {mast_name(key): _Entry(tensor, [key]) for key, tensor in state_dict.items()}
+    return _fitted(model, entries, positions=positions, skip=skip)
+
+
+@torch.no_grad()
+def _fitted(
+    model: MAST | AST,
+    entries: Mapping[str, _Entry],
+    *,
+    positions: Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None],
+    skip: Sequence[str],
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The model's own state dict with every tensor replaced that there is an entry for.
+
+    Args:
+        model: whose state dict it is.
+        entries: by our names.
+        positions: (name, tensor, own) -> a position table in our shape and what was done to it;
+            None for another tensor.
+        skip: beginnings of our names that stay as they are.
+
+    Raises:
+        ValueError: if a tensor does not fit or any of the model's stays without one.
+    """
     own = model.state_dict()
-    fitted, found = dict(own), set[str]()
-    report = LoadReport([], {}, {})
-    for key, tensor in state_dict.items():
-        name = mast_name(key)
-        if any(name.startswith(beginning) for beginning in skip):
-            report.left[key] = "skipped on request"
+    fitted, found, report = dict(own), set[str](), LoadReport([], {}, {})
+    for name, (tensor, keys, how) in entries.items():
+        why = _why_unused(model, name, tensor, own, skip)
+        if why:
+            report.left.update(dict.fromkeys(keys, why))
             continue
-        if name not in own:
-            report.left[key] = "MAST has no such parameter"
-            continue
-        value, change = _adapt(model, name, tensor, own[name], axis_of)
-        if value is None:
-            report.left[key] = change
-            continue
-        fitted[name] = value
+        fitted[name], change = positions(name, tensor, own[name]) or _summed(
+            name, tensor, own[name]
+        )
         found.add(name)
-        if change:
-            report.adapted[key] = change
+        changes = "; ".join(filter(None, (how, change)))
+        if changes:
+            report.adapted.update(dict.fromkeys(keys, changes))
         else:
-            report.used.append(key)
+            report.used.extend(keys)
     optional = ("head.", "attn_pool.", *skip)
     missing = [name for name in own if name not in found and not name.startswith(optional)]
     if missing:
+        deit = ", and of DeiT take a distilled one" if isinstance(model, AST) else ""
         raise ValueError(
-            f"state dict must hold every block of the model, got none for {len(missing)} tensors "
-            f"({', '.join(missing[:3])}, ...); build the model with the same depths"
+            f"state dict must hold every tensor of {type(model).__name__}, got none for "
+            f"{len(missing)} ({', '.join(missing[:3])}, ...); build the model with the same "
+            f"depths{deit}"
         )
     return fitted, report
 
 
-def _adapt(
-    model: MAST, name: str, tensor: Tensor, own: Tensor, axis_of: _AxisOf
-) -> tuple[Tensor | None, str]:
-    """Tensor in our shape and what was done to it ("" for nothing), or None and why not."""
-    if "rel_pos_" in name:
-        block, _, table = name.rpartition(".")
-        attention = model.get_submodule(block)
-        assert isinstance(attention, PoolingAttention)
-        axis = ("rel_pos_freq", "rel_pos_time").index(table)
-        return _resize_table(
-            tensor, own, attention, axis_of(tensor, attention, block, axis), axis=axis
-        )
+def _why_unused(
+    model: MAST | AST, name: str, tensor: Tensor, own: Mapping[str, Tensor], skip: Sequence[str]
+) -> str:
+    """Why a tensor is left out, or "" where it is used."""
+    if name.startswith(tuple(skip)):
+        return "skipped on request"
+    if name not in own:
+        family = type(model).__name__
+        known = (why for start, why in _UNUSED.items() if name.startswith(start))
+        return next(known, f"{family} has no such parameter")
+    if name.startswith("head.") and tensor.shape != own[name].shape:
+        return f"head of {len(tensor)} classes, the model has {model.num_classes}"
+    return ""
+
+
+def _summed(name: str, tensor: Tensor, own: Tensor) -> tuple[Tensor, str]:
+    """The tensor itself, or an RGB stem summed to one channel, and what was done ("": nothing)."""
     if tensor.shape == own.shape:
         return tensor, ""
-    if name.startswith("head."):
-        return None, f"head of {len(tensor)} classes, the model has {model.num_classes}"
     if name == "patch_embed.proj.weight" and tensor.sum(1, keepdim=True).shape == own.shape:
         return tensor.sum(1, keepdim=True), f"{tensor.shape[1]} input channels summed"
     raise ValueError(
         f"{name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}; "
-        f"build the model with the same numbers or pass skip=({name.rpartition('.')[0]!r},)"
+        f"build the model with the same numbers or pass skip=({name.rpartition('.')[0] or name!r},)"
     )
 
 
@@ -272,7 +315,6 @@ _UNUSED = {
 }
 
 
-@torch.no_grad()
 def load_ast_state_dict(
     model: AST,
     state_dict: Mapping[str, Tensor],
@@ -300,35 +342,15 @@ def load_ast_state_dict(
     """
     if source_grid is None:
         source_grid = _find_grid(model, state_dict)
-    own = model.state_dict()
-    report, found = LoadReport([], {}, {}), set[str]()
-    for name, (tensor, keys, how) in _in_our_names(state_dict).items():
-        unused = next((why for start, why in _UNUSED.items() if name.startswith(start)), "")
-        if name.startswith(tuple(skip)):
-            unused = "skipped on request"
-        elif not unused and name not in own:
-            unused = "AST has no such parameter"
-        elif not unused and name.startswith("head.") and tensor.shape != own[name].shape:
-            unused = f"head of {len(tensor)} classes, the model has {model.num_classes}"
-        if unused:
-            report.left.update(dict.fromkeys(keys, unused))
-            continue
-        value, change = _adapt_ast(model, name, tensor, own[name], source_grid)
-        own[name].copy_(value)
-        found.add(name)
-        changes = "; ".join(filter(None, (how, change)))
-        if changes:
-            report.adapted.update(dict.fromkeys(keys, changes))
-        else:
-            report.used.extend(keys)
-    optional = ("head.", "attn_pool.", *skip)
-    missing = [name for name in own if name not in found and not name.startswith(optional)]
-    if missing:
-        raise ValueError(
-            f"state dict must hold every tensor of AST, got none for {len(missing)} "
-            f"({', '.join(missing[:3])}, ...); build the model with the same depth, and of DeiT "
-            "take a distilled one"
-        )
+    grid = source_grid
+
+    def positions(name: str, table: Tensor, own: Tensor) -> tuple[Tensor, str] | None:
+        is_table = name == "pos_embed" and table.ndim == 3 and table.shape[2] == own.shape[2]
+        return _fit_positions(model, table, grid) if is_table else None
+
+    entries = _in_our_names(state_dict)
+    fitted, report = _fitted(model, entries, positions=positions, skip=skip)
+    model.load_state_dict(fitted)
     return report
 
 
@@ -366,10 +388,8 @@ def is_ast_state_dict(state_dict: Mapping[str, Tensor]) -> bool:
     return {"cls_token", "dist_token", "pos_embed"} <= names.keys()
 
 
-def _in_our_names(
-    state_dict: Mapping[str, Tensor], *, join: bool = True
-) -> dict[str, tuple[Tensor, list[str], str]]:
-    """Our name -> tensor, the keys that it is from, and how they were put together."""
+def _in_our_names(state_dict: Mapping[str, Tensor], *, join: bool = True) -> dict[str, _Entry]:
+    """Our name -> tensor of an AST's state dict, query, key and value joined if asked."""
     keys = list(state_dict)
     if any(".embeddings." in f".{key}" for key in keys):
         renames = _TRANSFORMERS
@@ -380,42 +400,27 @@ def _in_our_names(
         name = key
         for pattern, ours in renames:
             name = re.sub(pattern, ours, name)
-        names[name] = (tensor, [key], "")
+        names[name] = _Entry(tensor, [key])
     if join:
         for name in [name for name in names if ".attn.query." in name]:
             parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
             if all(part in names for part in parts):
                 tensors, sources = zip(*(names.pop(part)[:2] for part in parts), strict=True)
-                joined = torch.cat(tensors), [key for source in sources for key in source]
-                names[name.replace(".query.", ".qkv.")] = (*joined, "query, key and value joined")
+                keys = [key for source in sources for key in source]
+                whole = _Entry(torch.cat(tensors), keys, "query, key and value joined")
+                names[name.replace(".query.", ".qkv.")] = whole
     return names
-
-
-def _adapt_ast(
-    model: AST, name: str, tensor: Tensor, own: Tensor, source_grid: tuple[int, int]
-) -> tuple[Tensor, str]:
-    """Tensor in our shape and what was done to it ("" for nothing)."""
-    if name == "pos_embed" and tensor.ndim == 3 and tensor.shape[2] == own.shape[2]:
-        return _fit_positions(model, tensor, source_grid)
-    if tensor.shape == own.shape:
-        return tensor, ""
-    if name == "patch_embed.proj.weight" and tensor.sum(1, keepdim=True).shape == own.shape:
-        return tensor.sum(1, keepdim=True), f"{tensor.shape[1]} input channels summed"
-    raise ValueError(
-        f"{name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}; "
-        f"build the model with the same numbers or pass skip=({name.rpartition('.')[0] or name!r},)"
-    )
 
 
 def _find_grid(model: AST, state_dict: Mapping[str, Tensor]) -> tuple[int, int]:
     """Grid of a state dict's position table: DeiT's square, the model's own, or a published one."""
     names = _in_our_names(state_dict, join=False)
     if "pos_embed" not in names:
-        return 0, 0  # the missing table is told later, with whatever else is missing
-    num_patches = names["pos_embed"][0].shape[1] - 2
+        return 0, 0  # the missing table is reported later, with all else that is missing
+    num_patches = names["pos_embed"].tensor.shape[1] - 2
     stem = names.get("patch_embed.proj.weight")
     side = round(max(num_patches, 0) ** 0.5)
-    if "head_dist.weight" in state_dict or (stem is not None and stem[0].shape[1] == 3):
+    if "head_dist.weight" in state_dict or (stem is not None and stem.tensor.shape[1] == 3):
         return side, side
     target = model.train_grid
     own = target if target.freq * target.time == num_patches else Grid(side, side)

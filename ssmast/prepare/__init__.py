@@ -1,5 +1,5 @@
-"""Any audio -> FLAC or Opus shards with a manifest, in units of work that may stop at any point."""
+"""Any audio -> FLAC or Opus shards with a manifest, in jobs that may stop at any point."""
 
-from ssmast.prepare.work import prepare_corpus
+from ssmast.prepare.pipeline import prepare_corpus
 
 __all__ = ["prepare_corpus"]

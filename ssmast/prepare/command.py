@@ -1,11 +1,11 @@
-"""Any audio -> tar shards of short, clean, unique pieces with a manifest, for training at any size.
+"""Prepare audio for training: tar shards of short, clean, unique clips, with a manifest.
 
     ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
-    ssmast prepare task=NAME root=DIR        a published data set -> a labelled set
+    ssmast prepare task=NAME root=DIR        a published data set to a labelled set
 
-Broken off at any point, the same command goes on where it was. DIR gets shard-*.tar (WebDataset
-reads them too), manifest.parquet, rejected.csv, corpus.json and report.html; `ssmast pretrain
-data=DIR` trains on it.
+If interrupted, the same command resumes. It writes shard-*.tar (WebDataset reads them too),
+manifest.parquet, rejected.csv, corpus.json and report.html to DIR; `ssmast pretrain data=DIR`
+trains on it.
 """
 
 import importlib
@@ -13,37 +13,38 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmast.settings import ANY, COUNT, SHARE, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
-_RANGES = {
-    "segment_seconds": ANY, "min_peak": ANY, "shard_mb": COUNT, "max_bad_fraction": SHARE,
-    "workers": ANY,
-}  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Settings):
+    """`ssmast prepare`: any audio to shards and a manifest."""
 
-@dataclass
-class PrepareConfig:
-    """`ssmast prepare`: any audio -> shards and a manifest."""
-
-    src: str = setting("", "folder, list, CSV, tar(s) or URL of audio; the first word without `=`")
-    out: str = setting("", "folder to write")
-    sample_rate: int = setting(16000, "Hz")
-    segment_seconds: float = setting(10.0, "length of a piece; 0: whole clips")
-    min_seconds: float = setting(0.1, "shorter clips are left out")
-    min_peak: float = setting(1e-4, "pieces that swing less than this are silent and left out")
-    codec: str = setting("flac", "flac (16 bits) or opus")
+    src: str = setting("", "folder, list, CSV, tar(s) or URL of audio", required=True)
+    out: str = setting("", "folder to write", required=True)
+    sample_rate: int = setting(16000, "sample rate in Hz")
+    segment_seconds: float = setting(
+        10.0, "longer files are cut into clips of this many seconds; 0: not cut", range="[0, inf)"
+    )
+    min_seconds: float = setting(0.1, "shorter files are left out")
+    min_peak: float = setting(
+        1e-4, "clips whose peak is lower are silent and left out", range="[0, inf)"
+    )
+    codec: str = setting("flac", "flac (16 bits) or opus", choices=("flac", "opus"))
     near_duplicates: float = setting(
-        0.99, "likeness (cosine) from which a piece is a repetition; 0: drop exact copies only"
+        0.99, "drop clips whose cosine to an earlier one is higher; 0: drop exact copies only"
     )
-    shard_mb: int = setting(256, "size of a shard in MB")
+    shard_mb: int = setting(256, "size of a shard in MB", range="[1, inf)")
     max_bad_fraction: float = setting(
-        0.1, "stop if more than this share of the clips is unreadable"
+        0.1, "stop if more than this fraction of the clips is unreadable", range="[0, 1]"
     )
-    engine: str = setting("local", "local (processes) or ray")
-    workers: int = setting(0, "processes; 0: one a core")
-    ray_address: str = setting("", "running Ray cluster that sees DIR; empty: start one here")
+    engine: str = setting("local", "local (processes) or ray", choices=("local", "ray"))
+    workers: int = setting(0, "processes; 0: one for each core", range="[0, inf)")
+    ray_address: str = setting(
+        "", "running Ray cluster that can read src and write out; empty: start one here"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -60,10 +61,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("src", "out"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast prepare --help`")
-    in_range(config, _RANGES)
     run(config, dry_run=wants_dry_run(argv))
     return 0
 
@@ -100,6 +97,6 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     )
     page = write_page(out)
     left_out = ", ".join(f"{count} {kind}" for kind, count in about["rejected"].items())
-    logger.info("%.2f hours in %d pieces, %s", about["seconds"] / 3600, about["clips"], out)
+    logger.info("%.2f hours in %d clips, %s", about["seconds"] / 3600, about["clips"], out)
     logger.info("left out: %s (%s)", left_out or "nothing", out / "rejected.csv")
     logger.info("report: %s", page)

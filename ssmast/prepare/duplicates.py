@@ -1,4 +1,4 @@
-"""Pieces that are there twice: to the sample, or but for level, codec and a little noise."""
+"""Duplicate clips: equal to the sample, or up to level, codec and a little noise."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 SIZE = (32, 16)
-"""Bands, and spans of time, of a fingerprint."""
+"""Bands and time steps of a fingerprint."""
 
 # Below the loudest cell, natural logarithm of power: 30 dB. With 50 dB, the faint noise that a
 # codec leaves out counted: an mp3 had a cosine of 0.94 with its original, with 30 dB of 0.995.
@@ -19,10 +19,10 @@ _EXACT_UP_TO = 100_000
 
 
 def fingerprint(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
-    """What a piece sounds like in 512 bytes, the same at any level.
+    """The sound of a clip in 512 bytes, the same at any level.
 
-    The log-mel, not below 30 dB under its loudest cell, is averaged to 32 bands and 16 spans of
-    time, and becomes a vector of mean 0 and length 256, rounded. In whole numbers the products of
+    The log-mel, not below 30 dB under its loudest cell, is averaged to 32 bands and 16 time
+    steps, and becomes a vector of mean 0 and length 256, rounded. In whole numbers the products of
     two vectors are exact in float32, so the order of adding cannot decide who is a duplicate.
 
     Args:
@@ -40,7 +40,7 @@ def fingerprint(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
 
 def exact_duplicates(hashes: list[bytes]) -> np.ndarray:
-    """Number of the first piece with the same samples, of each piece; -1 for a first one.
+    """For each clip, the number of the first one with the same samples; -1 for a first one.
 
     Args:
         hashes: of the samples.
@@ -57,11 +57,11 @@ def exact_duplicates(hashes: list[bytes]) -> np.ndarray:
 def near_duplicates(
     fingerprints: np.ndarray, samples: np.ndarray, *, similarity: float
 ) -> np.ndarray:
-    """Number of an earlier, kept piece that sounds the same, of each piece; -1 where there is none.
+    """For each clip, the number of an earlier, kept one that sounds the same; -1 if there is none.
 
-    Pieces are taken in order; one is kept if none of its nearest kept ones has a cosine of
-    `similarity` and a length within 5 %. Above 100,000 pieces the nearest ones are looked for in
-    16 of the cells of a faiss inverted file, below in all.
+    Clips are taken in order; one is kept if none of its nearest kept ones has a cosine of
+    `similarity` and a length within 5 %. Above 100,000 clips the nearest ones are searched in 16 of
+    the cells of a faiss inverted file, below in all.
 
     Args:
         fingerprints: int8 (N, 512).
@@ -77,8 +77,8 @@ def near_duplicates(
     for start in range(0, len(fingerprints), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(fingerprints)))
         vectors = fingerprints[rows].astype(np.float32)
-        places = _nearest(index, vectors)  # (B, K) in kept
-        before = kept[places] if len(kept) else np.zeros((len(rows), 0), dtype=np.int64)
+        nearest = _nearest(index, vectors)  # (B, K) in kept
+        before = kept[nearest] if len(kept) else np.zeros((len(rows), 0), dtype=np.int64)
 
         def alike(dots: np.ndarray, other: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
             ratio = samples[rows][:, None] / samples[other]
@@ -86,7 +86,7 @@ def near_duplicates(
             return (cosine >= similarity) & (ratio > 0.95) & (ratio < 1 / 0.95)
 
         dots = np.einsum("bd,bkd->bk", vectors, fingerprints[before].astype(np.float32))
-        known = alike(dots, before) & (places >= 0)
+        known = alike(dots, before) & (nearest >= 0)
         inside = alike(vectors @ vectors.T, rows[None])
         for i, row in enumerate(rows):
             twins = before[i][known[i]]

@@ -1,11 +1,9 @@
-"""From the pieces of all units to the finished corpus: what stays, shards, manifest, index."""
+"""From the clips of all jobs to the finished corpus: duplicates out, shards, manifest, index."""
 
 import csv
 import hashlib
 import io
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.index import write_index
-from ssmast.audio.corpus.open import FACTS, INDEX, MANIFEST
+from ssmast.audio.corpus.entries import write_index
+from ssmast.audio.corpus.open import CORPUS_FILE, INDEX, MANIFEST
 from ssmast.audio.corpus.tar import TarReader
+from ssmast.files import replacing, sha256_of, write_atomic, write_json
 from ssmast.prepare.duplicates import exact_duplicates, near_duplicates
-from ssmast.prepare.plan import Plan, write_atomic, write_table
-from ssmast.prepare.unit import BLOCK, Rejected, end_tar, front_end, read_rejected, write_member
+from ssmast.prepare.job import BLOCK, Rejected, end_tar, front_end, read_rejected, write_member
+from ssmast.prepare.plan import Plan, write_table
 
 REJECTED = "rejected.csv"
 
@@ -33,13 +32,13 @@ def pack(
     near: float,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the finished corpus; what an interrupted call left is gone on with.
+    """Write the finished corpus; resumes an interrupted call.
 
     Args:
-        plan: all of whose units are done.
+        plan: all of whose jobs are done.
         source: corpus it was made for, whose table goes into the manifest.
         out: folder.
-        shard_bytes: a shard ends where the next piece would pass this.
+        shard_bytes: a shard ends where the next clip would pass this.
         near: smallest cosine of near duplicates; 0 to keep them.
         settings: for the record.
 
@@ -47,19 +46,19 @@ def pack(
         What `corpus.json` holds.
 
     Raises:
-        ValueError: if no piece is left.
+        ValueError: if no clip is left.
     """
-    units = range(len(plan.ends))
-    rejected = [row for unit in units for row in read_rejected(plan, unit)]
-    facts = pa.concat_tables([pq.read_table(plan.facts_of(unit)) for unit in units])
-    unit_of = np.repeat(units, [pq.read_metadata(plan.facts_of(u)).num_rows for u in units])
-    facts = facts.append_column("unit", pa.array(unit_of, type=pa.int64()))
+    jobs = range(len(plan.ends))
+    rejected = [row for job in jobs for row in read_rejected(plan, job)]
+    facts = pa.concat_tables([pq.read_table(plan.facts_of(job)) for job in jobs])
+    job_of = np.repeat(jobs, [pq.read_metadata(plan.facts_of(u)).num_rows for u in jobs])
+    facts = facts.append_column("job", pa.array(job_of, type=pa.int64()))
     facts, duplicates = _without_duplicates(facts, near)
     rejected += duplicates
     if not facts.num_rows:
         reason = f"; the first: {rejected[0][2]}" if rejected else ""
         raise ValueError(f"nothing in {source.root} can be used{reason}")
-    shard, offset, names = _places(plan, facts, shard_bytes)
+    shard, offset, names = _locations(plan, facts, shard_bytes)
     shards = [f"shard-{number:06d}.tar" for number in range(int(shard[-1]) + 1)]
     _write_shards(plan, facts, out, shard, names, shards)
     manifest = _manifest(plan, facts, shard, offset, names, shards, source.table)
@@ -76,15 +75,15 @@ def pack(
         offset=offset,
         shards=shards,
         suffixes=[f".{plan.cut.codec}"],
-        fingerprint=digest.hexdigest(),
+        listing_hash=digest.hexdigest(),
     )
     about = _about(plan, facts, rejected, len(shards), out, settings)
-    write_atomic(out / FACTS, json.dumps(about, indent=1).encode())
+    write_json(out / CORPUS_FILE, about)
     return about
 
 
 def _without_duplicates(facts: pa.Table, near: float) -> tuple[pa.Table, Rejected]:
-    """The pieces that stay, and the others with what they repeat."""
+    """The clips that are kept, and the others with what they duplicate."""
     names = [
         f"{source}@{start}" for source, start in zip(*_lists(facts, "source", "start"), strict=True)
     ]
@@ -106,10 +105,10 @@ def _without_duplicates(facts: pa.Table, near: float) -> tuple[pa.Table, Rejecte
     return facts.take(pa.array(rows)), rejected
 
 
-def _places(
+def _locations(
     plan: Plan, facts: pa.Table, shard_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Shard, offset of the data and name of every piece."""
+    """Shard, offset of the data and name of every clip."""
     shard, offset = np.zeros(facts.num_rows, np.int32), np.zeros(facts.num_rows, np.int64)
     number = at = 0
     for i, size in enumerate(facts["size"].to_pylist()):
@@ -119,8 +118,8 @@ def _places(
         shard[i], offset[i] = number, at + BLOCK
         at += length
     names = [
-        f"{clip:09d}-{piece:05d}.{plan.cut.codec}"
-        for clip, piece in zip(*_lists(facts, "clip", "piece"), strict=True)
+        f"{source:09d}-{number:05d}.{plan.cut.codec}"
+        for source, number in zip(*_lists(facts, "source_clip", "number"), strict=True)
     ]
     return shard, offset, names
 
@@ -133,22 +132,18 @@ def _write_shards(
     names: list[str],
     shards: list[str],
 ) -> None:
-    """Copy pieces out of the tars of the units; a shard that is there is whole."""
-    reader = TarReader([plan.tar_of(unit) for unit in range(len(plan.ends))])
-    units, offsets, sizes = _lists(facts, "unit", "offset", "size")
+    """Copy clips out of the tars of the jobs; a shard that exists is whole."""
+    reader = TarReader([plan.tar_of(job) for job in range(len(plan.ends))])
+    jobs, offsets, sizes = _lists(facts, "job", "offset", "size")
     ends = np.searchsorted(shard, np.arange(len(shards)), side="right")
     for number, name in enumerate(shards):
         if (out / name).is_file():
             continue
-        partial = out / f".{name}.{os.getpid()}.tmp"
-        with partial.open("wb") as file:
+        with replacing(out / name) as partial, partial.open("wb") as file:
             for i in range(int(ends[number - 1]) if number else 0, int(ends[number])):
-                data = reader.read(units[i], offsets[i], sizes[i], names[i])
+                data = reader.read(jobs[i], offsets[i], sizes[i], names[i])
                 write_member(file, names[i], data)
             end_tar(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out / name)
 
 
 def _manifest(
@@ -160,7 +155,7 @@ def _manifest(
     shards: list[str],
     table: pa.Table | None,
 ) -> pa.Table:
-    """One row a piece; what is known of its clip comes along."""
+    """One row a clip, with the columns of its source clip."""
     columns: dict[str, Any] = {
         "key": [name.rpartition(".")[0] for name in names],
         "shard": pa.array(shards).take(pa.array(shard)),
@@ -173,7 +168,7 @@ def _manifest(
     for name in ("source", "start", "source_rate", "decoder", "gain", "peak", "rms"):
         columns[name] = facts[name]
     if table is not None:
-        rows = table.take(facts["clip"])
+        rows = table.take(facts["source_clip"])
         columns |= {
             name: rows[name] for name in table.column_names if name not in {*columns, "path"}
         }
@@ -185,7 +180,7 @@ def _write_rejected(path: Path, rejected: Rejected) -> None:
     writer = csv.writer(text)
     writer.writerow(["name", "kind", "reason"])
     writer.writerows(rejected)
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, text.getvalue())
 
 
 def _about(
@@ -196,7 +191,7 @@ def _about(
     out: Path,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """The corpus in a few numbers. Sums are in the order of the pieces, so they always agree."""
+    """The corpus in a few numbers. Sums are in the order of the clips, so they always agree."""
     cells, sum_, squares = (math.fsum(facts[k].to_pylist()) for k in _SUMS)
     mean = sum_ / cells
     kinds: dict[str, int] = {}
@@ -214,8 +209,8 @@ def _about(
         "log_mel": front_end(plan.cut.sample_rate).settings(),
         "rejected": dict(sorted(kinds.items())),
         "settings": settings,
-        "manifest_sha256": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
-        "index_sha256": hashlib.sha256((out / INDEX).read_bytes()).hexdigest(),
+        "manifest_sha256": sha256_of(out / MANIFEST),
+        "index_sha256": sha256_of(out / INDEX),
     }
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssmast.html import details, key_table, page, section, text, tiles
-from ssmast.prepare.plan import write_atomic
+from ssmast.files import write_atomic
+from ssmast.html import details, key_table, page, section, table, text, tiles
 
 _EXAMPLES = 20  # rejected clips shown of each kind
 _BARS = 24
@@ -35,8 +35,8 @@ def write_page(out: Path) -> Path:
         tiles(
             {
                 "hours": f"{about['seconds'] / 3600:.2f}",
-                "pieces": f"{about['clips']:,}",
-                "clips of the source": f"{about['source_clips']:,}",
+                "clips": f"{about['clips']:,}",
+                "source clips": f"{about['source_clips']:,}",
                 "shards": f"{about['shards']:,}",
                 "MB": f"{about['bytes'] / 2**20:,.1f}",
                 "log-mel mean": f"{about['mean']:.3f}",
@@ -44,7 +44,7 @@ def write_page(out: Path) -> Path:
             }
         ),
         section(
-            "Pieces",
+            "Clips",
             '<div class="curves">',
             _histogram(seconds, "length in seconds"),
             _histogram(loudness, "loudness, RMS in dB of full scale"),
@@ -56,7 +56,7 @@ def write_page(out: Path) -> Path:
         section("Settings", details("all", key_table(about["settings"]))),
     )
     path = out / "report.html"
-    write_atomic(path, html.encode())
+    write_atomic(path, html)
     return path
 
 
@@ -84,13 +84,10 @@ def _histogram(values: np.ndarray, title: str) -> str:
 
 
 def _counts(column: pa.ChunkedArray) -> str:
-    """Rows of value and how many pieces have it, the most frequent first."""
+    """Rows of a value and its number of clips, the most frequent first."""
     found: list[dict[str, Any]] = column.value_counts().to_pylist()
     found.sort(key=lambda row: (-row["counts"], str(row["values"])))
-    rows = "".join(
-        f"<tr><td>{text(str(row['values']))}</td><td>{row['counts']:,}</td></tr>" for row in found
-    )
-    return f'<div class="wide"><table><tr><th></th><th>pieces</th></tr>{rows}</table></div>'
+    return table([(str(row["values"]), f"{row['counts']:,}") for row in found], head=("", "clips"))
 
 
 def _rejected(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is to be done, written down before it begins: settings, clips, and their units of work."""
+"""The plan of a preparation, written before it begins: settings, source clips, and their jobs."""
 
 import functools
 import json
@@ -11,27 +11,28 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
-from ssmast.audio.corpus.index import ArrayEntries, IndexFile, write_index
+from ssmast.audio.corpus.entries import ArrayEntries, IndexFile, write_index
 from ssmast.audio.corpus.remote import is_url
+from ssmast.files import write_atomic, write_json
 
 FORMAT = 1
 """Raise it when the same settings would give other bytes."""
 
-_UNIT_CLIPS = 256
-_UNIT_BYTES = 64 << 20
+_JOB_CLIPS = 256
+_JOB_BYTES = 64 << 20
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How one clip becomes pieces: plain numbers, the same in every process.
+    """How a source clip becomes clips: plain numbers, the same in every process.
 
     Args:
-        sample_rate: of the pieces in Hz.
-        segment_seconds: length of a piece; 0 for whole clips.
-        min_seconds: shorter clips are rejected, and a shorter rest is joined to the piece before.
-        min_peak: a piece whose samples swing less than this about their middle is silent.
-        max_abs: a clip with a larger sample is rejected.
+        sample_rate: of the clips in Hz.
+        segment_seconds: length of a clip; 0 to keep source clips whole.
+        min_seconds: shorter source clips are rejected; a shorter rest joins the clip before it.
+        min_peak: a clip whose samples swing less than this about their middle is silent.
+        max_abs: a source clip with a larger sample is rejected.
         codec: flac or opus.
     """
 
@@ -62,13 +63,13 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A plan as it was written down.
+    """A plan, as written.
 
     Args:
         work: folder of the unfinished work.
-        cut: how a clip becomes pieces.
-        corpus: of the clips.
-        ends: clip after the last of each unit, int64.
+        cut: how a source clip becomes clips.
+        corpus: of the source clips.
+        ends: source clip after the last of each job, int64.
     """
 
     work: Path
@@ -76,51 +77,51 @@ class Plan:
     corpus: Corpus
     ends: np.ndarray
 
-    def clips_of(self, unit: int) -> range:
-        """Numbers of the clips of a unit."""
-        return range(int(self.ends[unit - 1]) if unit else 0, int(self.ends[unit]))
+    def sources_of(self, job: int) -> range:
+        """Numbers of the source clips of a job."""
+        return range(int(self.ends[job - 1]) if job else 0, int(self.ends[job]))
 
-    def tar_of(self, unit: int) -> Path:
-        """Where the pieces of a unit are."""
-        return self.work / "units" / f"{unit:07d}.tar"
+    def tar_of(self, job: int) -> Path:
+        """The clips of a job."""
+        return self.work / "jobs" / f"{job:07d}.tar"
 
-    def facts_of(self, unit: int) -> Path:
-        """What is known of the pieces of a unit; the unit is done when this is there."""
-        return self.work / "units" / f"{unit:07d}.parquet"
+    def facts_of(self, job: int) -> Path:
+        """What is known of the clips of a job; the job is done when this exists."""
+        return self.work / "jobs" / f"{job:07d}.parquet"
 
-    def rejected_of(self, unit: int) -> Path:
-        """What a unit rejected: JSON, a list of [name, kind, reason]."""
-        return self.work / "units" / f"{unit:07d}.json"
+    def rejected_of(self, job: int) -> Path:
+        """Source clips that a job rejected: JSON, a list of [name, kind, reason]."""
+        return self.work / "jobs" / f"{job:07d}.json"
 
 
 def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> None:
-    """Write a plan down, or check that the one there is the same.
+    """Write a plan, or check that the one there is the same.
 
     Args:
         work: folder of the unfinished work.
-        corpus: of the clips.
-        cut: how a clip becomes pieces.
-        extra: other settings that decide what comes out.
+        corpus: of the source clips.
+        cut: how a source clip becomes clips.
+        extra: other settings that decide the result.
 
     Raises:
-        ValueError: if the work there was begun with other settings or other clips.
+        ValueError: if the work there was begun with other settings or other audio.
     """
     if isinstance(corpus, Mixture):
-        raise ValueError("a mixture cannot be prepared; prepare its parts and mix what comes out")
+        raise ValueError("a mixture cannot be prepared; prepare its corpora and mix the results")
     wanted = {
         "format": FORMAT,
         "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),
-        "fingerprint": corpus.fingerprint,
-        "stamp": corpus.stamp,
+        "fingerprint": corpus.listing_hash,
+        "stamp": corpus.files_hash,
         "cut": asdict(cut),
         **extra,
     }
     read_plan.cache_clear()
     path = work / "plan.json"
+    (work / "jobs").mkdir(parents=True, exist_ok=True)
     if path.is_file():
         _compare(json.loads(path.read_text(encoding="utf-8")), wanted, work)
         return
-    (work / "units").mkdir(parents=True, exist_ok=True)
     entries = corpus.entries
     if not isinstance(entries, ArrayEntries):
         entries = entries.take(np.arange(len(corpus)))
@@ -134,10 +135,10 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
         offset=entries.offset,
         shards=[p if isinstance(p, str) else os.path.abspath(p) for p in corpus.shards],
         suffixes=entries.suffixes(),
-        fingerprint=corpus.fingerprint,
+        listing_hash=corpus.listing_hash,
     )
-    write_atomic(work / "ends.json", json.dumps(_unit_ends(entries.sizes)).encode())
-    write_atomic(path, json.dumps(wanted, indent=1).encode())
+    write_json(work / "ends.json", _job_ends(entries.sizes), indent=None)
+    write_json(path, wanted)
 
 
 @functools.lru_cache(maxsize=2)
@@ -154,34 +155,14 @@ def read_plan(work: Path) -> Plan:
         root=root if is_url(root) else Path(root),
         entries=index,
         shards=[shard if is_url(shard) else Path(shard) for shard in index.shards],
-        fingerprint=index.fingerprint,
+        listing_hash=index.listing_hash,
     )
     ends = np.array(json.loads((work / "ends.json").read_bytes()), dtype=np.int64)
     return Plan(work=work, cut=Cut(**written["cut"]), corpus=corpus, ends=ends)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens.
-
-    Args:
-        path: of the file.
-        data: its bytes.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file so that it is there whole or not at all.
-
-    Args:
-        path: of the file.
-        table: its rows.
-    """
+    """Write a table as a Parquet file, whole or not at all."""
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
@@ -189,12 +170,12 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def _unit_ends(sizes: np.ndarray) -> list[int]:
-    """Clip after the last of each unit: at most 256 clips and, save for one clip, 64 MB."""
+def _job_ends(sizes: np.ndarray) -> list[int]:
+    """Clip after the last of each job: at most 256 clips and, unless it is one clip, 64 MB."""
     ends: list[int] = []
     first = held = 0
     for i, size in enumerate(sizes.tolist()):
-        if i > first and (i - first >= _UNIT_CLIPS or held + size > _UNIT_BYTES):
+        if i > first and (i - first >= _JOB_CLIPS or held + size > _JOB_BYTES):
             ends.append(i)
             first, held = i, 0
         held += size
@@ -206,7 +187,7 @@ def _compare(written: dict[str, Any], wanted: dict[str, Any], work: Path) -> Non
         if written.get(key) == value:
             continue
         audio = key in ("fingerprint", "stamp")
-        what = "the audio has changed since" if audio else f"{key} was another"
+        what = "the audio has changed since" if audio else f"{key} was different"
         raise ValueError(
             f"{work.parent} holds unfinished work, but {what} ({written.get(key)}, now {value}); "
             f"give the settings it was begun with, or another out="

@@ -1,52 +1,49 @@
-"""One page that tells what was trained on what, whether it learnt, and what it scores.
+"""Write one HTML page about runs and results: settings, data, curves, alarms, scores, clusters.
 
     ssmast report runs/mine                          config, curves, bad files, scores, clusters
     ssmast report runs/mine runs/earlier             the same, with an earlier run beside it
     ssmast report runs/mine/probe out=scores.html    results alone: folders or JSON files
 
-The first run or result is what the page is about, the others stand beside it. The page is one file
-that loads nothing: of a scatter's clips as much sound as `audio_mb` allows is put inside, other
-clips are linked relative to the page. It can be made of a run in progress.
+The page is about the first run or result; the others are shown for comparison. It is one file that
+loads nothing: sounds of a cluster map are put inside up to `audio_mb`, others are linked relative
+to the page. It works for a run in progress too.
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from ssmast.html import asset, page, section, tiles
-from ssmast.report.about_run import about, headline, learnt, left_out, once_more, views
+from ssmast.evaluation.results import Result
+from ssmast.files import write_atomic
+from ssmast.html import page, section, tiles
 from ssmast.report.clusters_map import clusters
+from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
 from ssmast.report.scores import scores
-from ssmast.report.sources import Source, read_json, read_sources, run_source
-from ssmast.settings import UsageError, parse, setting
+from ssmast.report.sources import Source, read_results, read_sources, run_source
+from ssmast.settings import Settings, UsageError, parse, setting
 
-__all__ = ["ReportConfig", "main", "read_results", "write_report"]
+__all__ = ["ReportConfig", "main", "read_probes", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 _MEGABYTE = 1_000_000
 
 
-@dataclass
-class ReportConfig:
-    """`ssmast report`: runs and results -> one HTML page."""
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """`ssmast report`: runs and results to one HTML page."""
 
-    run: str = setting("", "run folder, as the first word without a key")
-    results: str = setting("", "folder of results, as a further word; in the place of the run's")
+    run: str = setting("", "run folder; words without a key are run folders and result folders")
+    results: str = setting("", "folder of results, in place of the run's own")
     out: str = setting("", "page to write; empty: report.html in the first folder")
-    audio_mb: float = setting(6.0, "sound put inside the page, MB; 0: only links")
-    audio_seconds: float = setting(5.0, "of each clip put inside the page")
-
-    def __post_init__(self) -> None:
-        """Refuse what no page can mean."""
-        if self.audio_mb < 0 or self.audio_seconds <= 0:
-            raise UsageError(
-                "audio_mb must not be negative and audio_seconds must be positive, got "
-                f"{self.audio_mb:g} and {self.audio_seconds:g}"
-            )
+    audio_mb: float = setting(
+        6.0, "most MB of sound put inside the page; 0: only links", range="[0, inf)"
+    )
+    audio_seconds: float = setting(
+        5.0, "seconds of each clip put inside the page", range="(0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +79,7 @@ def write_report(
     out: str | Path,
     *,
     run: str | Path | None = None,
-    results: list[dict[str, Any]] | None = None,
+    results: list[Result] | None = None,
     title: str = "",
     commands: list[str] | None = None,
 ) -> Path:
@@ -100,13 +97,13 @@ def write_report(
     return _write(Path(out), [source], title=title, commands=commands)
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The probe results (*.json) in a folder, by name."""
-    return [result for result in read_json(folder) if "mean" in result]
+def read_probes(folder: Path) -> list[Result]:
+    """The results of `ssmast probe` (*.json) in a folder, by name."""
+    return [result for result in read_results(folder) if isinstance(result, Result)]
 
 
 def _with_results(sources: list[Source], folder: Path) -> list[Source]:
-    """Results given apart, in the place of those that lie in the run folder."""
+    """Results named by results=, in place of those that lie in the run folder."""
     found = read_sources([folder])
     if not sources:
         return found
@@ -140,16 +137,17 @@ def _write(
         scores(sources),
         section("Did it learn?", *learnt(sources)),
         clusters_part,
-        section("What the networks see", views(subject)),
+        section("What the networks are fed", views(subject)),
         section("Clips left out", left_out(subject)),
-        section("Once more", once_more(subject, commands, command)),
-        scripts=(_bokeh(), asset("report.js")) if has_scatter else (),
+        section("Reproduce", reproduce(subject, commands, command)),
+        scripts=(_bokeh(), _script()) if has_scatter else (),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(out)
+    write_atomic(out, content)
     return out
+
+
+def _script() -> str:
+    return resources.files("ssmast.report").joinpath("report.js").read_text(encoding="utf-8")
 
 
 def _bokeh() -> str:

@@ -1,6 +1,6 @@
 """Clusters on the page: their scores, and the picture as a scatter that names and plays clips.
 
-Clips that a page can play: inside the page while there is room, else by a relative link.
+A clip's sound is inside the page while there is room, else behind a relative link.
 """
 
 import base64
@@ -16,10 +16,16 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ssmast.audio import AudioError, Corpus, RemoteError, encode_sound, open_corpus, read_audio
-from ssmast.evaluation.cluster_task import CLUSTER_TITLES, SILHOUETTES, clusters_note, spread_text
-from ssmast.evaluation.results import TITLES
-from ssmast.html import section, text
+from ssmast.audio import AudioError, Corpus, RemoteError, open_corpus, read_audio
+from ssmast.audio.encode import encode_sound
+from ssmast.evaluation.cluster_task import (
+    CLUSTER_TITLES,
+    SILHOUETTES,
+    cluster_rows,
+    clusters_note,
+)
+from ssmast.evaluation.results import TITLES, ClusterResult
+from ssmast.html import section, table, text
 from ssmast.report.published_scores import PUBLISHED_CLUSTERS
 from ssmast.report.sources import Source
 
@@ -106,7 +112,7 @@ def _link(corpus: Corpus, row: int, page: Path) -> str:
     return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
 
 
-# Ten colours that tell apart on light and dark ground (Category10, greys lifted), four shapes.
+# Ten colours that differ on light and dark ground (Category10, greys lifted), four shapes.
 _COLOURS = (
     "#3b82c4", "#f07f1b", "#2f9e44", "#e0413f", "#9a6fd0",
     "#a0674f", "#e078c0", "#7f8893", "#b3a51a", "#17a6b8",
@@ -126,49 +132,34 @@ def clusters(
         audio_seconds: of each clip.
     """
     results = [(source, result) for source in sources for result in source.clusters]
-    pictures = [result for _, result in results if result.get("picture")]
+    pictures = [result for _, result in results if result.picture is not None]
     parts, drawn = [], 0
     for source, result in results:
         name = "" if len(sources) < 2 else f", {source.name}"
-        parts.append(f"<h3>{text(str(result['task']) + name)}</h3>{_table(result)}")
-        if result.get("picture"):
+        parts.append(f"<h3>{text(result.task + name)}</h3>{_table(result)}")
+        if result.picture is not None:
             parts.append(_scatter(result, drawn, page, audio_bytes // len(pictures), audio_seconds))
             drawn += 1
     return section("Clusters", *parts), bool(drawn)
 
 
-def _table(result: dict[str, Any]) -> str:
-    titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
-    head = "".join(f"<th>{text(title)}</th>" for title in ("", *titles))
-    rows = []
-    for name, column in result["columns"].items():
-        cells = [spread_text(column, key) for key in CLUSTER_TITLES]
-        cells += [f"{column['silhouette'][labels][by]:.3f}" for labels, by in SILHOUETTES]
-        rows.append((TITLES.get(name, name), cells))
-    first = result["columns"][result["column"]]
-    cells = [f"{first['random'][key]:.3f}" for key in CLUSTER_TITLES]
-    cells += [f"{first['silhouette']['random'][by]:.3f}" for _, by in SILHOUETTES]
-    rows.append(("random labels", cells))
+def _table(result: ClusterResult) -> str:
+    rows = cluster_rows(result)
     for row in PUBLISHED_CLUSTERS:
-        if row.task == str(result["task"]).partition(":")[0]:
+        if row.task == result.task.partition(":")[0]:
             cells = [f"{row.adjusted_rand:.3f}", f"{row.homogeneity:.3f}", "", ""]
             cells += [f"{row.silhouette:.3f} (labels and distance not stated)", "", "", ""]
-            rows.append((f"{row.name}: {row.source}", cells))
-    body = "".join(
-        f"<tr><th>{text(name)}</th>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
-        for name, cells in rows
-    )
-    return (
-        '<div class="wide" tabindex="0" role="region" aria-label="cluster scores">'
-        f'<table class="numbers"><tr>{head}</tr>{body}</table></div>'
-        f'<p class="soft">{text(clusters_note(result))}</p>'
-    )
+            rows.append([f"{row.name}: {row.source}", *cells])
+    titles = ("", *CLUSTER_TITLES.values(), *SILHOUETTES.values())
+    shown = table(rows, head=titles, first_is_head=True, name="cluster scores", style="numbers")
+    return f'{shown}<p class="soft">{text(clusters_note(result))}</p>'
 
 
 def _scatter(
-    result: dict[str, Any], number: int, page: Path, audio_bytes: int, seconds: float
+    result: ClusterResult, number: int, page: Path, audio_bytes: int, seconds: float
 ) -> str:
-    picture = result["picture"]
+    picture = result.picture
+    assert picture is not None
     sound = playable(
         picture["folder"],
         picture["clips"],
@@ -204,7 +195,7 @@ def _scatter(
         f'<option value="{i}">{text(clip)} ({text(picture["classes"][label])})</option>'
         for i, (clip, label) in enumerate(zip(picture["clips"], picture["labels"], strict=True))
     )
-    name = html.escape(str(result["task"]))
+    name = html.escape(result.task)
     # ruff sees SQL in the word select.
     return f"""
 <div class="scatter" id="scatter-{number}">

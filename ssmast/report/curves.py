@@ -15,10 +15,11 @@ _COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)"} | {
 }
 MOST_RUNS = len(_SERIES)  # that one picture can hold
 
-# Key of metrics.jsonl -> what to call it; these come first, in this order.
+# Key of metrics.jsonl -> what to call it; these come first, in this order. What a loss and an
+# accuracy are of depends on the objective; nothing is claimed of one that is not known here.
 KNOWN = {
     "loss": "loss",
-    "accuracy": "found of what is looked for, such as the positive among negatives (share)",
+    "accuracy": "accuracy while training",
     "rank_embedding": "effective rank of the embeddings",
     "rank_projection": "effective rank of the projections",
     "alignment": "alignment: distance\u00b2 of a clip's two views",
@@ -26,43 +27,58 @@ KNOWN = {
     "lr": "learning rate",
     "clips_per_second": "clips a second",
 }
+_BY_OBJECTIVE = {
+    "ss_mast": {
+        "loss": "InfoNCE loss (nats)",
+        "accuracy": "positive found among the negatives (rate)",
+    },
+    "ssast": {"loss": "loss (nats)", "accuracy": "masked patches matched (rate)"},
+    "finetune": {"loss": "loss on the training part (nats)"},
+}
 # The same for the curves that come after the others.
 _MORE = {
-    "loss_discriminative": "matching a masked patch among the clip's others (nats)",
-    "loss_generative": "reconstructing a masked patch (mean square error)",
+    "loss_discriminative": "loss of matching masked patches (nats)",
+    "loss_generative": "loss of reconstructing masked patches (mean square error)",
     "feature_std": "std of the embeddings (1: spread, 0: collapsed)",
     "grad_norm": "gradient norm before clipping",
-    "teacher_distance": "teacher\u2013student distance (share of the weights' norm)",
+    "teacher_distance": "teacher\u2013student distance (relative to the weights' norm)",
     "momentum": "momentum of the teacher",
-    "data_wait": "share of the time spent waiting for data",
-    "queue_fill": "queue of negatives: share filled",
+    "data_wait": "fraction of the time spent waiting for data",
+    "queue_fill": "queue of negatives: fraction filled",
     "queue_age": "queue of negatives: mean age (steps)",
     "queue_std": "queue of negatives: std of its keys",
     "key_std": "std of a step's keys",
     "queue_newest": "queue of negatives: holds the newest keys (1: yes)",
 }
+# `valid/<metric>`: the validation part of fine-tuning.
+_VALID = "valid/"
 # `probe/<set>/<what>`: a score while training, or what guessing would score.
 _PROBE, _CHANCE, _SECONDS = "probe/", "chance", "probe/seconds"
 _PROTOCOLS = {"knn": "nearest neighbours", "linear": "linear layer"}
-_HIDDEN = {"step", "epoch", "seconds", "time", "chance_loss", _SECONDS}
+_HIDDEN = {"step", "epoch", "seconds", "time", "chance_loss", _SECONDS, f"{_VALID}n"}
 
 
 def curves(
-    rows: list[dict[str, Any]], *, others: Sequence[list[dict[str, Any]]] = ()
+    rows: list[dict[str, Any]],
+    *,
+    others: Sequence[list[dict[str, Any]]] = (),
+    objective: str = "",
 ) -> list[tuple[str, str, bool]]:
     """One picture for each number that was logged.
 
     Args:
         rows: objects of metrics.jsonl.
         others: the same of other runs, drawn beside it in colours of their own, `MOST_RUNS` in all.
+        objective: that was trained for, as config.yaml names it.
 
     Returns:
         (title, svg, whether it is one of the main curves), main ones first.
     """
     logged = {key for row in rows for key, value in row.items() if _is_number(value)} - _HIDDEN
     probes = sorted(k for k in logged if k.startswith(_PROBE) and not k.endswith(f"/{_CHANCE}"))
-    first = [*(key for key in KNOWN if key in logged), *probes]
-    rest = {key for key in logged if not key.startswith(_PROBE)} - KNOWN.keys()
+    valid = sorted(key for key in logged if key.startswith(_VALID))
+    first = [*valid, *(key for key in KNOWN if key in logged), *probes]
+    rest = {key for key in logged if not key.startswith(_PROBE)} - KNOWN.keys() - set(valid)
     order = [*(key for key in _MORE if key in rest), *sorted(rest - _MORE.keys())]
     pictures = []
     for key in [*first, *order]:
@@ -70,7 +86,7 @@ def curves(
         if points:
             levels = _levels(rows, key, points)
             series = [points, *(_points(other, key) for other in others[: MOST_RUNS - 1])]
-            pictures.append((_title(key), _curve(key, series, levels), key in first))
+            pictures.append((_title(key, objective), _curve(key, series, levels), key in first))
     return pictures
 
 
@@ -82,10 +98,14 @@ def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     ]
 
 
-def _title(key: str) -> str:
+def _title(key: str, objective: str) -> str:
     if key.startswith(_PROBE):
         name, _, protocol = key.removeprefix(_PROBE).rpartition("/")
         return f"{name}: {_PROTOCOLS.get(protocol, protocol)} while training (accuracy)"
+    if key.startswith(_VALID):
+        return f"validation: {key.removeprefix(_VALID).replace('_', ' ')}"
+    if key in _BY_OBJECTIVE.get(objective, {}):
+        return _BY_OBJECTIVE[objective][key]
     return KNOWN.get(key) or _MORE.get(key) or key.replace("_", " ")
 
 

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssmast.evaluation.metrics import worst_pairs
-from ssmast.evaluation.results import TITLES, columns_of, score_text
-from ssmast.html import details, section, text
+from ssmast.evaluation.results import TITLES, Result, Score
+from ssmast.html import details, section, table, text
 from ssmast.report.published_scores import published_of
 from ssmast.report.sources import Source
 
-_COLOURS = {"pretrained": "c0", "untrained": "c1", "log_mel": "c2"}
-_METRICS = {"map": "mAP", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+_COLOURS = {"pretrained": "c0", "untrained": "c1", "log_mel": "c2", "random_conv": "c6"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,60 +26,60 @@ class _Row:
 
 def scores(sources: Sequence[Source]) -> str:
     """The section of all tasks; the first source's results come first."""
-    keys: dict[tuple[str, str, str], None] = {}
+    keys: dict[tuple[str, str, str, str], None] = {}
     for source in sources:
         keys |= {_key(result): None for result in source.probes}
     if not keys:
         return ""
     note = (
-        "Scores on the test part in %, of frozen embeddings but where the protocol says that the "
-        "encoder was trained. Whiskers: 95 % t interval over seeds, over the folds where there are "
-        "folds. Tracks run from 0 to 100 %; the dotted mark is chance. Hollow dots are published "
-        "scores by another protocol: they tell where the field is, not who is better."
+        "Scores in %, of frozen embeddings except where the protocol says that the encoder was "
+        "trained. Whiskers: 95 % t interval over seeds, over the folds where there are folds. "
+        "Tracks run from 0 to 100 %; the dotted mark is chance. Hollow dots are published scores "
+        "by another protocol: they show where the field is, not who is better."
     )
     mistakes, is_open = "", True
     for source in sources:
         for result in source.probes:
-            name = result["task"] if len(sources) < 2 else f"{result['task']}, {source.name}"
-            part = _confusion(result, str(name), is_open=is_open)
+            name = result.task if len(sources) < 2 else f"{result.task}, {source.name}"
+            part = _confusion(result, name, is_open=is_open)
             mistakes, is_open = mistakes + part, is_open and not part
     return section(
         "Scores",
         f'<p class="soft">{text(note)}</p>',
         *(_task(key, sources) for key in keys),
-        f"<h3>What is mistaken for what</h3>{mistakes}" if mistakes else "",
+        f"<h3>Most frequent mistakes</h3>{mistakes}" if mistakes else "",
     )
 
 
-def _key(result: dict[str, Any]) -> tuple[str, str, str]:
-    return str(result["task"]), str(result["protocol"]), str(result["metric"])
+def _key(result: Result) -> tuple[str, str, str, str]:
+    return result.task, result.protocol, result.metric, result.part
 
 
-def _task(key: tuple[str, str, str], sources: Sequence[Source]) -> str:
+def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
     """One task: a row for each column of each source, then the published ones."""
     found = [(s, r) for s in sources for r in s.probes if _key(r) == key]
     _, first = found[0]
     rows: list[_Row] = []
     for position, (source, result) in enumerate(found):
-        other = first.get("ids_sha256") != result.get("ids_sha256")
-        for name, column in columns_of(result).items():
-            if position and name == "log_mel" and not other:
-                continue  # the same statistics of the same clips
+        other = first.ids_sha256 != result.ids_sha256
+        for name, score in result.columns.items():
+            is_shared = name in ("log_mel", "random_conv")  # the same whatever the encoder
+            if position and is_shared and not other:
+                continue
             title = TITLES.get(name, name)
+            if len(sources) > 1 and not is_shared:
+                title = source.name if name == result.column else f"{source.name}, {title}"
             rows.append(
                 _Row(
-                    name=title if len(sources) < 2 or name == "log_mel"
-                    else f"{source.name}, {title}" if name != result.get("column", "pretrained")
-                    else source.name,
-                    mean=100 * column["mean"],
-                    reach=100 * (column.get("ci95") or 0.0),
-                    shown=score_text(column),
+                    name=title,
+                    mean=100 * score.mean,
+                    reach=100 * (score.ci95 or 0.0),
+                    shown=score.text,
                     colour=_COLOURS.get(name, "c0") if not position else f"c{2 + min(position, 4)}",
-                    note=_note(column, protocol=key[1], other_clips=other),
+                    note=_note(score, other_clips=other),
                 )
-            )  # fmt: skip
-    task, protocol, metric = key
-    for row in published_of(task, str(first.get("built", {}).get("task", "")), metric):
+            )
+    for row in published_of(first.task, str(first.built.get("task", "")), first.metric):
         reach = row.reach or 0.0
         rows.append(
             _Row(
@@ -93,33 +91,33 @@ def _task(key: tuple[str, str, str], sources: Sequence[Source]) -> str:
                 note=f"{row.protocol}; {row.source}",
             )
         )
-    chance = first.get("chance", None if metric == "map" else 1 / first["num_classes"])
-    mark = "" if chance is None else f'<s style="left:{100 * chance:.2f}%"></s>'
+    mark = "" if first.chance is None else f'<s style="left:{100 * first.chance:.2f}%"></s>'
+    facts = f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"
     return (
-        f'<div class="task"><h3>{text(task)}</h3>'
-        f'<p class="soft">{text(_counts(first))}; {text(_METRICS.get(metric, metric))}, protocol '
-        f"{text(protocol)}</p>{''.join(_dot(row, mark) for row in rows)}</div>"
+        f'<div class="task"><h3>{text(first.task)}</h3>'
+        f'<p class="soft">{text(facts)}</p>{"".join(_dot(row, mark) for row in rows)}</div>'
     )
 
 
-def _note(column: dict[str, Any], *, protocol: str, other_clips: bool) -> str:
+def _note(score: Score, *, other_clips: bool) -> str:
     """What keeps a row from being compared with the first one."""
     notes = ["other clips"] if other_clips else []
-    if column.get("protocol", protocol) != protocol:  # statistics have nothing to fine-tune
-        notes.append(f"protocol {column['protocol']}")
+    if score.fitted_by is not None:  # statistics have nothing to fine-tune
+        notes.append(f"protocol {score.fitted_by}")
     return "; ".join(notes)
 
 
-def _counts(result: dict[str, Any]) -> str:
-    counts = f"{result['n_train']} / {result['n_valid']} / {result['n_test']} clips"
-    folds = f", {len(result['splits'])} folds" if len(result["splits"]) > 1 else ""
-    unseen = result.get("num_unseen", 0)
+def _counts(result: Result) -> str:
+    part = "" if result.part == "test" else f", scored on the {result.part} part"
+    counts = f"{result.n_train} / {result.n_valid} / {result.n_test} clips{part}"
+    folds = f", {len(result.splits)} folds" if len(result.splits) > 1 else ""
+    unseen = result.num_unseen
     notes = f", {unseen} test clips of classes not trained on" if unseen else ""
-    shuffled = ", labels shuffled" if result.get("shuffled") else ""
+    shuffled = ", labels shuffled" if result.shuffled else ""
     # A network that was fine-tuned has no frozen vector to speak of.
-    vector = f"; {result['dim']} dimensions" if "dim" in result else ""
-    vector += f", pooling {result['pooling']}" if result.get("pooling") else ""
-    return f"{result['num_classes']} classes, {counts}{folds}{notes}{shuffled}{vector}"
+    vector = "" if result.dim is None else f"; {result.dim} dimensions"
+    vector += f", pooling {result.pooling}" if result.pooling else ""
+    return f"{result.num_classes} classes, {counts}{folds}{notes}{shuffled}{vector}"
 
 
 def _dot(row: _Row, mark: str) -> str:
@@ -133,22 +131,18 @@ def _dot(row: _Row, mark: str) -> str:
     )
 
 
-def _confusion(result: dict[str, Any], name: str, *, is_open: bool = False) -> str:
+def _confusion(result: Result, name: str, *, is_open: bool = False) -> str:
     """Worst pairs of classes, and the matrix where it is not too large to read."""
-    matrix, classes = result.get("confusion"), result.get("classes")
-    if not matrix or not classes:  # several labels a clip: nothing is taken for one other thing
+    matrix, classes = result.confusion, result.classes
+    if not matrix or not classes:  # several labels a clip: no class is predicted in place of one
         return ""
-    pairs = "".join(
-        f"<tr><td>{text(pair['true'])}</td><td>{text(pair['predicted'])}</td>"
-        f"<td>{100 * pair['share']:.0f} %</td></tr>"
+    rows = [
+        (pair["true"], pair["predicted"], f"{100 * pair['rate']:.0f} %")
         for pair in worst_pairs(matrix, classes)
-    )
-    if not pairs:
-        return ""
-    parts = [
-        '<div class="wide" tabindex="0"><table><tr><th>clip of</th><th>taken for</th>'
-        f"<th>how often</th></tr>{pairs}</table></div>"
     ]
+    parts = [table(rows, head=("true class", "predicted as", "how often"))]
+    if not rows:
+        return ""
     if len(classes) <= 50:
         head = "".join(f"<th>{index}</th>" for index in range(1, len(classes) + 1))
         body = "".join(_matrix_row(i, classes[i], row) for i, row in enumerate(matrix))
@@ -163,7 +157,28 @@ def _confusion(result: dict[str, Any], name: str, *, is_open: bool = False) -> s
 def _matrix_row(index: int, name: str, row: list[int]) -> str:
     total = max(sum(row), 1)
     cells = "".join(
-        f'<td style="--share:{count / total:.3f}">{round(100 * count / total) or ""}</td>'
+        f'<td style="--rate:{count / total:.3f}">{round(100 * count / total) or ""}</td>'
         for count in row
     )
     return f"<tr><th>{index + 1} {text(name)}</th>{cells}</tr>"
+
+
+def worst_pairs(
+    confusion: list[list[int]], classes: list[str], *, limit: int = 8
+) -> list[dict[str, Any]]:
+    """The most frequent mistakes, worst first: true, predicted, count, rate in the true class."""
+    pairs = []
+    for true, row in enumerate(confusion):
+        total = max(sum(row), 1)
+        pairs += [
+            {
+                "true": classes[true],
+                "predicted": classes[column],
+                "count": int(count),
+                "rate": count / total,
+            }
+            for column, count in enumerate(row)
+            if column != true and count > 0
+        ]
+    pairs.sort(key=lambda pair: (-pair["rate"], -pair["count"], pair["true"], pair["predicted"]))
+    return pairs[:limit]

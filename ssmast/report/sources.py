@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from ssmast.evaluation.results import ClusterResult, Result, read_result
+
 logger = logging.getLogger(__name__)
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "facts.json")
@@ -23,14 +25,14 @@ class Source:
     Attributes:
         name: what the page calls it.
         run: its run folder; None where only results were given.
-        probes: results of `ssmast probe`.
+        probes: results of `ssmast probe`, `ssmast evaluate` and `ssmast finetune`.
         clusters: results of `ssmast cluster`.
     """
 
     name: str
     run: Path | None = None
-    probes: list[dict[str, Any]] = field(default_factory=list)
-    clusters: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[Result] = field(default_factory=list)
+    clusters: list[ClusterResult] = field(default_factory=list)
 
     def read_mapping(self, name: str) -> dict[str, Any]:
         """A JSON or YAML file of the run; empty where there is none."""
@@ -44,6 +46,16 @@ class Source:
     def is_fine_tuning(self) -> bool:
         """True of a run of `ssmast finetune`: pretraining has no heads of classes."""
         return "heads" in self.read_mapping("config.yaml")
+
+    @property
+    def objective(self) -> str:
+        """What the run was trained for, as its config.yaml says: ss_mast, ssast, finetune, ...
+
+        Empty where that is not known.
+        """
+        config = self.read_mapping("config.yaml")
+        named = config.get("objective") or config.get("method") or ""
+        return "finetune" if self.is_fine_tuning else str(named)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that can be read: a run in progress may be writing one."""
@@ -71,20 +83,21 @@ class Source:
                     for row in csv.DictReader(opened)
                 ]
         for result in (*self.probes, *self.clusters):
-            rows += [(name, reason) for name, reason in result.get("rejected", [])]
+            rows += [(name, reason) for name, reason in result.rejected]
         return sorted(set(rows))
 
 
-def run_source(run: Path | None, probes: list[dict[str, Any]] | None = None) -> Source:
+def run_source(run: Path | None, probes: list[Result] | None = None) -> Source:
     """A run with the results that lie in it; `probes` take the place of those in probe/."""
     if run is None:
         return Source(name="", probes=probes or [])
-    results = [one for name in ("", *_RESULT_FOLDERS) for one in read_json(run / name)]
+    results = [one for name in ("", *_RESULT_FOLDERS) for one in read_results(run / name)]
+    found = [one for one in results if isinstance(one, Result)]
     return Source(
         name=run.resolve().name,
         run=run,
-        probes=[one for one in results if is_probe(one)] if probes is None else probes,
-        clusters=[one for one in results if is_clusters(one)],
+        probes=found if probes is None else probes,
+        clusters=[one for one in results if isinstance(one, ClusterResult)],
     )
 
 
@@ -107,7 +120,7 @@ def read_sources(paths: list[Path]) -> list[Source]:
             key, results = str(path.resolve()), [*found.probes, *found.clusters]
         else:
             key = ""
-            results = [one for name in ("", *_RESULT_FOLDERS) for one in read_json(path / name)]
+            results = [one for name in ("", *_RESULT_FOLDERS) for one in read_results(path / name)]
             if not results:
                 raise FileNotFoundError(
                     f"{path} holds neither a run (config.yaml, metrics.jsonl) nor a result of "
@@ -116,49 +129,40 @@ def read_sources(paths: list[Path]) -> list[Source]:
         for result in results:
             home = key or _home(result)
             source = sources.setdefault(home, Source(name=""))
-            kept = source.probes if is_probe(result) else source.clusters
-            if result not in kept:
-                kept.append(result)
+            if isinstance(result, Result) and result not in source.probes:
+                source.probes.append(result)
+            if isinstance(result, ClusterResult) and result not in source.clusters:
+                source.clusters.append(result)
     for home, source in sources.items():
         source.name = Path(home).name if home.startswith("/") else home
-    _tell_apart(sources)
+    _make_names_unique(sources)
     return list(sources.values())
 
 
-def read_json(path: Path) -> list[dict[str, Any]]:
-    """The results in a file or in the files (*.json) of a folder, by name; other files are not."""
+def read_results(path: Path) -> list[Result | ClusterResult]:
+    """The results in a file, or in the files (*.json) of a folder by name; other files are not."""
     results = []
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path] * path.is_file():
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError):
-            logger.warning("%s is not JSON; left out of the report", file)
+            found = read_result(file)
+        except (ValueError, TypeError, OSError) as error:
+            logger.warning("%s is no result (%s); left out of the report", file, error)
             continue
-        if isinstance(content, dict) and (is_probe(content) or is_clusters(content)):
-            results.append(content)
+        if found is not None:
+            results.append(found)
     return results
 
 
-def is_probe(result: dict[str, Any]) -> bool:
-    """True for a result of `ssmast probe`."""
-    return {"task", "mean", "splits"} <= result.keys()
-
-
-def is_clusters(result: dict[str, Any]) -> bool:
-    """True for a result of `ssmast cluster`."""
-    return result.get("kind") == "clusters" and {"task", "columns"} <= result.keys()
-
-
-def _home(result: dict[str, Any]) -> str:
+def _home(result: Result | ClusterResult) -> str:
     """The run folder that the encoder of a result lies in, else the encoder's name."""
-    encoder = str(result.get("encoder", "results"))
+    encoder = result.encoder or "results"
     folder = Path(encoder)
     if not folder.is_dir() and not folder.is_absolute():
         return encoder
     return str(folder.resolve().parent if folder.name == "encoder" else folder.resolve())
 
 
-def _tell_apart(sources: dict[str, Source]) -> None:
+def _make_names_unique(sources: dict[str, Source]) -> None:
     """Give sources of the same name more of their path."""
     names = [source.name for source in sources.values()]
     for home, source in sources.items():

@@ -1,1 +1,1 @@
-"""Embeddings of files, an index of them, and the sounds most like one."""
+"""Embeddings of files, an index of them, and search for similar sounds."""

@@ -1,16 +1,15 @@
-"""Sound files -> embeddings in one .npz or .parquet file.
+"""Compute embeddings of sound files, in one .npz or .parquet file.
 
     ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
 
 An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
-embedding. Broken off, the same command goes on: finished parts lie in OUT.parts until all is done.
-Files that cannot be used are left out and written down in OUT.quarantine.csv.
+embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
+end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
 """
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +20,14 @@ import numpy as np
 
 from ssmast.audio import Corpus, Quarantine, open_corpus
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.embed import cache_key, embed_window, read_windows
+from ssmast.evaluation.embed import cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.files import replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
-    ANY,
-    COUNT,
-    SHARE,
+    Settings,
     UsageError,
-    in_range,
     named_files,
     parse,
     setting,
@@ -42,27 +39,31 @@ logger = logging.getLogger(__name__)
 FORMATS = (".npz", ".parquet")
 
 
-@dataclass
-class EmbedConfig:
-    """`ssmast embed`: files -> embeddings."""
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Settings):
+    """`ssmast embed`: files to embeddings."""
 
-    data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
-    encoder: str = setting("", "encoder folder or Hub name")
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
+    encoder: str = setting("", "encoder folder or Hub name", required=True)
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-    part: int = setting(512, "clips after which what is done is kept")
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+    part: int = setting(
+        512, "clips after which finished embeddings are saved, for resuming", range="[1, inf)"
+    )
     max_bad_fraction: float = setting(
-        1.0, "stop if more than this share of the clips is unreadable"
+        1.0, "stop if more than this fraction of the clips is unreadable", range="[0, 1]"
     )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
+        super().__post_init__()
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
-        in_range(
-            self, {"part": COUNT, "workers": ANY, "batch_seconds": ANY, "max_bad_fraction": SHARE}
-        )
 
 
 def main(argv: list[str]) -> int:
@@ -77,9 +78,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "data"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast embed --help`")
     corpus = open_files(config.data)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
@@ -115,7 +113,7 @@ def join_files(argv: list[str]) -> list[str]:
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
     """Embed a corpus a part at a time, each kept on disk until all are done.
 
-    Under `accelerate launch` the processes share the parts; the first one gets the whole, the
+    Under `accelerate launch` the processes divide the parts; the first one gets the whole, the
     others None.
 
     Raises:
@@ -127,8 +125,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
-        bad.unlink(missing_ok=True)  # counted anew: what was mended since is bad no more
-    quarantine = Quarantine(bad, corpus_size=len(corpus), max_share=config.max_bad_fraction)
+        bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
+    quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:
@@ -159,9 +157,9 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    windows = read_windows(corpus, rows, encoder.sample_rate, config.workers, stream=True)
+    batches = read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     seconds = config.batch_seconds or scoring_seconds()
-    made = [embed_window(encoder, corpus, window, batch_seconds=seconds) for window in windows]
+    made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
     return joined(made, dim=encoder.dim)
 
 
@@ -181,13 +179,11 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
     """
     names = [corpus.name(int(row)) for row in found.rows]
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as partial:
         if out.suffix == ".parquet":
-            _write_parquet(temporary, names, found.values.numpy(), about)
+            _write_parquet(partial, names, found.values.numpy(), about)
         else:
-            with temporary.open("wb") as file:
+            with partial.open("wb") as file:
                 np.savez(
                     file,
                     embeddings=found.values.numpy(),
@@ -195,9 +191,6 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
                     rejected=np.array(found.rejected, dtype=np.str_).reshape(-1, 2),
                     encoder=np.array(about),
                 )
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
 
 

@@ -1,20 +1,18 @@
-"""An index of embeddings, to find sounds that are like one another.
+"""Build an index of embeddings, to search for similar sounds.
 
     ssmast index FILES_OR_DIR encoder=runs/mine/encoder out=index
     ssmast index embeddings=e.npz encoder=runs/mine/encoder out=index
 
-Vectors are centred and scaled to length 1, so closeness is their cosine. The folder holds
-`index.faiss` (faiss' own binary form), `names.json`, `index.json` (encoder, kind) and
+Vectors are centred and scaled to length 1, so similarity is their cosine. The folder holds
+`index.faiss` (faiss' own binary format), `names.json`, `index.json` (encoder, kind) and
 `mean.safetensors`; nothing in it is pickled, and checksums are verified on load. Files that cannot
-be used are left out and written down in OUT.quarantine.csv.
+be read are left out and listed in OUT.quarantine.csv.
 """
 
-import hashlib
 import json
 import logging
 import math
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import put_in_place
 from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.files import new_folder, sha256_of, write_json
 from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
@@ -32,7 +30,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     read_embeddings,
 )
-from ssmast.settings import ANY, COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +41,30 @@ _FILES = ("index.faiss", "names.json", "mean.safetensors")
 Vectors = NDArray[np.float32]
 
 
-@dataclass
-class IndexConfig:
-    """`ssmast index`: sounds or embeddings -> index."""
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(Settings):
+    """`ssmast index`: sounds or embeddings to an index."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
-    embeddings: str = setting("", "or what `ssmast embed` wrote: .npz or .parquet")
-    encoder: str = setting("", "encoder folder or Hub name; queries are embedded with it")
-    out: str = setting("", "folder to write")
-    kind: str = setting("auto", "flat (exact), ivfpq (small and fast), or auto: by size")
-    probes: int = setting(16, "cells that a query of ivfpq looks into; more finds more")
-    workers: int = setting(0, "threads that decode audio; 0: one a core, at most 8")
-    batch_seconds: float = setting(0.0, "audio embedded at once; 0: 20, on a GPU 600")
-
-    def __post_init__(self) -> None:
-        """Refuse what no index can mean."""
-        if self.kind not in ("auto", *KINDS):
-            raise UsageError(f"kind must be auto, flat or ivfpq, got {self.kind!r}")
-        in_range(self, {"probes": COUNT, "workers": ANY, "batch_seconds": ANY})
+    embeddings: str = setting("", "in place of data: what `ssmast embed` wrote, .npz or .parquet")
+    encoder: str = setting(
+        "", "encoder folder or Hub name; queries are embedded with it", required=True
+    )
+    out: str = setting("", "folder to write", required=True)
+    kind: str = setting(
+        "auto",
+        "flat is exact, ivfpq small and fast; auto: by the number of vectors",
+        choices=("auto", *KINDS),
+    )
+    probes: int = setting(
+        16, "cells that a query visits with ivfpq; more is slower and finds more", range="[1, inf)"
+    )
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -75,9 +79,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    for key in ("encoder", "out"):
-        if not getattr(config, key):
-            raise UsageError(f"{key}= is missing; see `ssmast index --help`")
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
     check_folder(config.out)  # now, and not when all is embedded
@@ -237,19 +238,12 @@ class Index:
 
         folder = Path(folder)
         check_folder(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            temporary.chmod(0o755)
-            faiss.write_index(self._index, str(temporary / "index.faiss"))
-            (temporary / "names.json").write_text(json.dumps(self.names), encoding="utf-8")
-            save_file({"mean": self._mean}, temporary / "mean.safetensors")
-            sums = {name: _sha256(temporary / name) for name in _FILES}
-            about = {**self.about, "sha256": sums}
-            (temporary / "index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            put_in_place(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(folder) as partial:
+            faiss.write_index(self._index, str(partial / "index.faiss"))
+            write_json(partial / "names.json", self.names, indent=None)
+            save_file({"mean": self._mean}, partial / "mean.safetensors")
+            sums = {name: sha256_of(partial / name) for name in _FILES}
+            write_json(partial / "index.json", {**self.about, "sha256": sums})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
@@ -272,7 +266,7 @@ class Index:
             raise ValueError(f"{folder / 'index.json'} is damaged; index again") from error
         for name in _FILES:
             file = folder / name
-            if not file.is_file() or _sha256(file) != sums.get(name):
+            if not file.is_file() or sha256_of(file) != sums.get(name):
                 raise ValueError(f"{file} is damaged; index again")
         index = faiss.read_index(str(folder / "index.faiss"))
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
@@ -282,8 +276,3 @@ class Index:
 def _units(values: Vectors) -> Vectors:
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     return np.ascontiguousarray(values / np.maximum(lengths, 1e-12), dtype=np.float32)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The sounds in an index that are most like one.
+"""Find the sounds in an index that are most similar to one.
 
 ssmast search QUERY.wav index=DIR top=10
 """
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from ssmast.encoder import load_encoder
 from ssmast.retrieval.index import Index
-from ssmast.settings import COUNT, UsageError, in_range, parse, setting, wants_dry_run
+from ssmast.settings import Settings, parse, setting, wants_dry_run
 
 
-@dataclass
-class SearchConfig:
-    """`ssmast search`: a sound -> the nearest ones."""
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Settings):
+    """`ssmast search`: a sound to its nearest neighbours."""
 
-    query: str = setting("", "sound file")
-    index: str = setting("", "folder that `ssmast index` wrote")
-    top: int = setting(10, "how many to name")
-    encoder: str = setting("", "encoder folder, if it is no longer where it was")
+    query: str = setting("", "sound file", required=True)
+    index: str = setting("", "folder that `ssmast index` wrote", required=True)
+    top: int = setting(10, "neighbours to print", range="[1, inf)")
+    encoder: str = setting("", "encoder folder, if it has moved since")
     json: bool = setting(False, "print JSON")
 
 
@@ -35,9 +35,6 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    if not config.query or not config.index:
-        raise UsageError("usage: ssmast search QUERY.wav index=DIR; see `ssmast search --help`")
-    in_range(config, {"top": COUNT})
     index = Index.load(config.index)
     if wants_dry_run(argv):
         return 0

@@ -1,1 +1,1 @@
-"""The only place where time passes: settings, schedules, checkpoints and the training loop."""
+"""Objectives, their step and loop, checkpoints, and the folder of a run."""

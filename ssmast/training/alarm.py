@@ -1,6 +1,6 @@
 """The collapse alarm: reads the logged numbers and says in one sentence what fails and what to do.
 
-It has no state but the lines of `metrics.jsonl`, so a resumed run goes on watching where it was.
+It has no state but the lines of `metrics.jsonl`, so a resumed run is watched from where it was.
 An untrained encoder's embeddings lie close together, and its loss is that of guessing; a verdict
 therefore needs evidence that a healthy start does not give, in every line of a window of at least
 `WINDOW_STEPS` steps:
@@ -53,7 +53,7 @@ class Alarm:
         self._first: Row | None = None
         self._best, self._best_step, self._peak_lr = 0.0, 0, 0.0
         self._said: dict[str, str] = {}
-        self._is_heard = False  # a resumed run is stopped by a line of its own only
+        self._is_raised = False  # a resumed run is stopped by a line of its own only
         for row in history:
             if "loss" in row or row.get("skipped"):  # others hold scores
                 self._take(row)
@@ -71,13 +71,13 @@ class Alarm:
         raised = self._verdicts() if self._is_full() else {}
         for kind in raised.keys() - self._said.keys():
             logger.warning("ALARM (%s): %s", kind.replace("_", " "), raised[kind])
-        self._said, self._is_heard = raised, bool(raised)
+        self._said, self._is_raised = raised, bool(raised)
         return raised
 
     @property
     def wants_stop(self) -> bool:
         """True while something fails and the run was to be stopped for it."""
-        return self.mode == "stop" and self._is_heard
+        return self.mode == "stop" and self._is_raised
 
     @property
     def said(self) -> str:

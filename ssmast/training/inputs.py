@@ -21,14 +21,14 @@ from ssmast.audio import (
     SegmentDataset,
     StepSampler,
     ViewAugment,
-    cache_decoded,
     keyed_uniform,
-    known_mean_std,
-    measure_mean_std,
     open_corpus,
     write_synthetic_corpus,
 )
+from ssmast.audio.augment import ResizedCrop
+from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.segments import SegmentBatch
+from ssmast.audio.stats import known_mean_std, measure_mean_std
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
 from ssmast.settings import UsageError, require
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
@@ -322,16 +322,11 @@ class ViewMaker:
 def build_augment(config: PretrainConfig) -> ViewAugment:
     """The batched part of the augmentation."""
     views = config.views
-    return ViewAugment(
-        mixup_rate=views.mixup_rate,
-        crop_freq=_pair("views.crop_freq", views.crop_freq),
-        crop_time=_pair("views.crop_time", views.crop_time),
-        canvas=_pair("views.canvas", views.canvas),
-        fader=views.fader,
-        freq_mask=views.freq_mask,
-        time_mask=views.time_mask,
-        noise_std=views.noise_std,
+    crop = ResizedCrop(
+        freq=_pair("views.crop_freq", views.crop_freq),
+        time=_pair("views.crop_time", views.crop_time),
     )
+    return ViewAugment(crop, mixup_rate=views.mixup_rate)
 
 
 def build_memory(config: PretrainConfig) -> MixupMemory:
@@ -361,6 +356,7 @@ def segments_of(
         num_segments=num_segments,
         same_segment=config.views.segments == 1,
         waveform_augment=config.views.waveform_augment,
+        transforms=config.views.transforms or None,
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -114,7 +115,13 @@ class StopRequest:
         self._parent = os.getppid() if _launcher() or "LOCAL_RANK" in os.environ else None
 
     def __enter__(self) -> "StopRequest":
-        """Take over the two signals."""
+        """Take over the two signals; only the main thread may, so in another one do without."""
+        if threading.current_thread() is not threading.main_thread():
+            logger.warning(
+                "training in a thread: Ctrl-C and SIGTERM are left to the program around it, so a "
+                "stopped run resumes from its last checkpoint"
+            )
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
         return self

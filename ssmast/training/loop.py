@@ -182,14 +182,14 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
 
 
 def _save_or_warn(state: TrainingState, folder: RunFolder) -> None:
-    """Save; a full disk is no reason to lose what is in memory, so the run goes on."""
+    """Save; a full disk is no reason to lose what is in memory, so the run continues."""
     try:
         state.save(folder)
     except OSError as error:
         if state.accelerator.is_main_process:
             logger.warning(
                 "step %d: the checkpoint could not be written (%s); earlier ones are untouched and "
-                "the run goes on: make room in %s before it ends",
+                "the run continues: make room in %s before it ends",
                 *(state.step, error, folder.checkpoints),
             )
 

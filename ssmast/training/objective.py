@@ -436,7 +436,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             self.log_mel,
             pooling=export.pooling,
             layers=export.layers,
-            chunk_seconds=export.chunk_seconds,
+            window_seconds=export.window_seconds,
             info={**facts, "network": network, "version": __version__},
         )
 

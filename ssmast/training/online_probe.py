@@ -20,14 +20,16 @@ from ssmast.audio import Corpus, open_corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.labelled_set import Task, find_tasks, load_task, split_names, without
-from ssmast.evaluation.probe import run_probe
+from ssmast.evaluation.labelled_set import LabelledSet, small_sample, without
+from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.probe import chance, run_probe
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.small_task import chance_accuracy, small_task
+from ssmast.evaluation.protocols import KNN, LINEAR
+from ssmast.evaluation.read_set import find_sets, load_set, split_names
 
 logger = logging.getLogger(__name__)
 
-_PROTOCOLS = ("knn", "linear")
+_PROTOCOLS = (KNN, LINEAR)
 _PREFIX = "probe/"
 
 
@@ -51,7 +53,7 @@ class Watcher(Protocol):
 class _Sample:
     """A task and the clips it is scored on, row i of the corpus for `task.clips[i]`."""
 
-    task: Task
+    task: LabelledSet
     corpus: Corpus
 
 
@@ -100,7 +102,7 @@ class OnlineProbe:
             encoder = self._make_encoder()
             for sample in self._samples:
                 name = f"{_PREFIX}{sample.task.spec}"
-                scores[f"{name}/chance"] = chance_accuracy(sample.task)
+                scores[f"{name}/chance"] = chance(sample.task, get_metric("accuracy"))
                 try:
                     found = self._score(encoder, sample)
                 except ValueError as error:  # weights gone astray must not end what watches them
@@ -125,13 +127,13 @@ class OnlineProbe:
         task = _without_rejected(sample, found.rows)
         features = found.values.to(process_state().device)
         return {
-            protocol: run_probe(
-                features, task, protocol=protocol, metric="accuracy", num_seeds=1
+            protocol.name: run_probe(
+                features, task, protocol=protocol, metric=get_metric("accuracy"), num_seeds=1
             ).mean
             for protocol in _PROTOCOLS
         }
 
-    def _readable(self, task: Task) -> _Sample:
+    def _readable(self, task: LabelledSet) -> _Sample:
         """The clips of a task that can be read."""
         sample = _Sample(task=task, corpus=open_corpus(task.folder).take(task.rows))
         found = embed_corpus(
@@ -147,25 +149,25 @@ class OnlineProbe:
         )
 
 
-def small_tasks(data: str, *, tasks: str, max_clips: int) -> list[Task]:
+def small_tasks(data: str, *, tasks: str, max_clips: int) -> list[LabelledSet]:
     """What is scored while training; reads tables, no audio.
 
     Raises:
         ValueError, FileNotFoundError: if a set cannot be used.
     """
-    names = find_tasks(data) if tasks == "all" else split_names(tasks)
+    names = find_sets(data) if tasks == "all" else split_names(tasks)
     if not names:
         raise ValueError(f"probe.tasks={tasks} names no task; give all or [a,b]")
-    return [small_task(load_task(data, name), max_clips=max_clips) for name in names]
+    return [small_sample(load_set(data, name), max_clips=max_clips) for name in names]
 
 
 def scores_shown(scores: dict[str, float]) -> dict[str, str]:
     """Scores for the progress line: `knn=0.52 linear=0.61`, means over the sets."""
     shown = {}
     for protocol in _PROTOCOLS:
-        values = [value for key, value in scores.items() if key.endswith(f"/{protocol}")]
+        values = [value for key, value in scores.items() if key.endswith(f"/{protocol.name}")]
         if values:
-            shown[protocol] = f"{sum(values) / len(values):.3f}"
+            shown[protocol.name] = f"{sum(values) / len(values):.3f}"
     return shown
 
 
@@ -173,7 +175,7 @@ def _is_score(key: str) -> bool:
     return key.startswith(_PREFIX)
 
 
-def _without_rejected(sample: _Sample, rows: np.ndarray) -> Task:
+def _without_rejected(sample: _Sample, rows: np.ndarray) -> LabelledSet:
     """The task on the clips that were embedded, `rows` of its corpus."""
     kept = set(rows.tolist())
     return without(sample.task, [c for i, c in enumerate(sample.task.clips) if i not in kept])

@@ -1,7 +1,7 @@
-"""Pretraining without labels: SS-MAST (student, teacher, queue, patch-drop), or objective=ssast.
+"""Pretrain an encoder without labels: SS-MAST (student, teacher, queue, patch-drop), or SSAST.
 
-accelerate launch pretrain/run.py recipe=real_nano data=FOLDER run=runs/mine
-accelerate launch -m ssmast.training.pretrain recipe=smoke
+accelerate launch -m ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
+accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke
 ssmast pretrain recipe=smoke                     (one process)
 """
 
@@ -63,16 +63,17 @@ def train(kind: type[Objective[Any, Any, Any]], argv: list[str] | None = None) -
 def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, command: str) -> int:
     if argv[:1] == ["show-views"]:
         return show_views.main(argv[1:], kind)
-    about = sys.modules[kind.__module__].__doc__ or kind.__doc__ or ""
-    words = [f"objective={kind.__name__}", *argv]  # an own key wins over a recipe's
+    about = getattr(sys.modules.get(kind.__module__), "__doc__", None) or kind.__doc__ or ""
+    own = f"objective={kind.__name__}"
+    others = [word for word in argv if word.startswith("objective=") and word != own]
+    if others:
+        raise UsageError(
+            f"{others[0]} is asked for and this file trains {kind.__name__}; leave objective= out, "
+            "or use `ssmast pretrain`"
+        )
     schema = cast(type[PretrainConfig], kind.settings)
-    config = _parsed(schema, words, command=command, description=about)
+    config = _parsed(schema, [*argv, own], command=command, description=about)  # a recipe's yields
     if config is not None:
-        if config.objective != kind.__name__:
-            raise UsageError(
-                f"objective={config.objective} is asked for and this file trains {kind.__name__}; "
-                "leave objective= out, or use `ssmast pretrain`"
-            )
         run_training(kind, config, dry_run=wants_dry_run(argv))
     return 0
 

@@ -19,7 +19,7 @@ import torch
 from ssmast.audio import Corpus, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
-from ssmast.settings import UsageError, flat_fields, flatten, parse, setting
+from ssmast.settings import Settings, flat_fields, flatten, parse, setting
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.setup import set_up, training_items
@@ -27,13 +27,13 @@ from ssmast.training.inputs import build_log_mel, decoded, open_data, segments_o
 from ssmast.training.run_folder import RunFolder, read_skipped
 
 
-@dataclass
-class ReplayConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(Settings):
     """`python -m ssmast.training.replay`: which batch to make again."""
 
-    run: str = setting("", "run folder with skipped.jsonl")
-    step: int = setting(0, "step to replay; 0: all that were skipped")
-    data: str = setting("", "the audio, where it has moved since")
+    run: str = setting("", "run folder with skipped.jsonl", required=True)
+    step: int = setting(0, "step to replay; 0: all that were skipped", range="[0, inf)")
+    data: str = setting("", "the audio, if it has moved since")
 
 
 def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -> SegmentBatch:
@@ -84,7 +84,7 @@ def open_dataset(
 
 def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> None:
     expected = folder.read_facts().get("corpus")
-    if corpus.fingerprint != expected:
+    if corpus.listing_hash != expected:
         raise ValueError(
             f"{folder.path} was trained on other audio than {config.data or 'the built-in corpus'} "
             "holds now; give data= as it was"
@@ -112,8 +112,6 @@ def main(argv: list[str]) -> int:
     wanted = parse(ReplayConfig, argv, command=command, description=__doc__ or "")
     if wanted is None:
         return 0
-    if not wanted.run:
-        raise UsageError("run= is missing; give a run folder")
     folder = RunFolder(path=Path(wanted.run))
     if not folder.config_file.is_file():
         raise FileNotFoundError(f"{folder.path} is no run folder: it has no config.yaml")

@@ -196,7 +196,7 @@ def _train(
         quarantine=Quarantine(
             folder.quarantine_file if is_main else None,
             corpus_size=len(clips),
-            max_share=config.max_bad_fraction,
+            max_fraction=config.max_bad_fraction,
         ),
         stop=stop,
         log=log,
@@ -224,7 +224,7 @@ def _train(
 def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
     """Refuse to resume a run on other audio, before anything of it is written anew."""
     facts = folder.read_facts()
-    if facts and facts["corpus"] != corpus.fingerprint:
+    if facts and facts["corpus"] != corpus.listing_hash:
         raise ValueError(
             f"{folder.path} was started on other audio ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
@@ -248,7 +248,7 @@ def _facts(
     facts = {
         "data": config.data or "built-in synthetic corpus",
         "clips": len(data.clips),
-        "corpus": data.clips.fingerprint,
+        "corpus": data.clips.listing_hash,
         "mean": mean,
         "std": std,
         "segments": kind.num_segments,

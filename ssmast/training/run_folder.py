@@ -23,7 +23,7 @@ MAY_CHANGE = {
     "alarm", "max_skipped", "probe.data", "probe.tasks", "probe.every", "probe.max_clips",
     "max_bad_fraction", "scoring.batch_seconds", "grad_checkpointing",
     "optim.gradient_accumulation_steps", "export.network", "export.pooling", "export.layers",
-    "export.chunk_seconds",
+    "export.window_seconds",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A picture of what training shows the networks: clips, their views, and the dropped patches.
+"""Draw what the networks get in training: clips, their views, and the dropped patches.
 
     ssmast show-views data=FOLDER recipe=real_nano out=views.png
     ssmast show-views run=runs/mine step=500             a run's own settings, mean and std
@@ -21,7 +21,7 @@ from torch import Tensor
 from ssmast.audio import LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.model import PatchDrop
-from ssmast.settings import UsageError, parse, require, setting
+from ssmast.settings import UsageError, parse, setting
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.inputs import (
     TwoViews,
@@ -44,19 +44,15 @@ _DROP_MODES = ("random", "structured")
 _MANY = 1 << 40  # clips: no queue is too long for a picture
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ShowViewsConfig(PretrainConfig):
     """`ssmast show-views`: the keys of `ssmast pretrain`, and what to draw."""
 
     out: str = setting("views.png", "picture to write")
-    clips: int = setting(4, "clips to show, one a row")
-    step: int = setting(1, "step whose batch is shown; at step 0 there is no background to mix in")
-
-    def __post_init__(self) -> None:
-        """Refuse what no picture can show."""
-        super().__post_init__()
-        require(self.clips >= 1, "clips", self.clips, "1 or more")
-        require(self.step >= 0, "step", self.step, "0 or more")
+    clips: int = setting(4, "clips to show, one in each row", range="[1, inf)")
+    step: int = setting(
+        1, "step whose batch is shown; at step 0 there is no background to mix in", range="[0, inf)"
+    )
 
 
 def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
@@ -68,7 +64,9 @@ def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
     """
     schema = ShowViewsConfig
     if kind is not None and kind.settings is not PretrainConfig:
-        schema = make_dataclass("ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings))
+        schema = make_dataclass(
+            "ShowViewsConfig", [], bases=(ShowViewsConfig, kind.settings), frozen=True, kw_only=True
+        )
     words = [] if kind is None else [f"objective={kind.__name__}"]
     config = parse(
         cast(type[ShowViewsConfig], schema),

@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssmast.audio.augment import ViewAugment, linear_fader, log_mixup, resized_crop, white_noise
+from ssmast.audio.augment import (
+    Mask,
+    Noise,
+    ResizedCrop,
+    TimeShift,
+    ViewAugment,
+    log_mixup,
+    resized_crop,
+    white_noise,
+)
 from ssmast.audio.order import keyed_uniform
 
 MEAN, STD = -7.0, 4.0
@@ -23,10 +32,14 @@ def view(log_mel, augment, *, draws=None, background=None):
     return augment(log_mel, draws=draws, background=background, mean=MEAN, std=STD)
 
 
-def plain(**settings):
+def plain(*steps, mixup_rate=0.0, **settings):
     """No crop, no mixup, nothing but what is asked for."""
-    off = {"mixup_rate": 0.0, "crop_freq": (1.0, 1.0), "crop_time": (1.0, 1.0), "canvas": (1, 1)}
-    return ViewAugment(**{**off, **settings})
+    off = {"freq": (1.0, 1.0), "time": (1.0, 1.0), "canvas": (1, 1)}
+    return ViewAugment(ResizedCrop(**{**off, **settings}), *steps, mixup_rate=mixup_rate)
+
+
+def everything():
+    return ViewAugment(ResizedCrop(), Noise(0.2), Mask("freq", 4), Mask("time", 6))
 
 
 def test_with_everything_off_a_view_is_the_normalised_log_mel():
@@ -38,7 +51,7 @@ def test_with_everything_off_a_view_is_the_normalised_log_mel():
 @pytest.mark.parametrize("share", [0.0, 1e-6, 0.1, 0.4, 0.999, 1.0])
 def test_mixup_equals_its_closed_form(share):
     log_mel, background = batch(), batch(seed=1)
-    mixed = log_mixup(log_mel, background, share=torch.full((4,), share))
+    mixed = log_mixup(log_mel, background, fraction=torch.full((4,), share))
     share = np.float64(np.float32(share))
     expected = np.log(
         (1 - share) * np.exp(log_mel.double().numpy()) + share * np.exp(background.double().numpy())
@@ -49,7 +62,7 @@ def test_mixup_equals_its_closed_form(share):
 def test_mixup_survives_extreme_levels():
     log_mel = torch.tensor([-90.0, 90.0, 90.0]).reshape(3, 1, 1, 1)
     background = torch.tensor([90.0, -90.0, 90.0]).reshape(3, 1, 1, 1)
-    mixed = log_mixup(log_mel, background, share=torch.full((3,), 0.25)).flatten()
+    mixed = log_mixup(log_mel, background, fraction=torch.full((3,), 0.25)).flatten()
     expected = [90 + np.log(0.25), 90 + np.log(0.75), 90.0]
     np.testing.assert_allclose(mixed, expected, rtol=1e-6)
 
@@ -117,7 +130,7 @@ def test_crop_sizes_and_places_follow_their_draws():
     """A ramp along time shows where a crop starts and ends."""
     frames = 200
     log_mel = (torch.arange(frames) * STD + MEAN).expand(300, 1, 4, frames).clone()
-    augment = plain(crop_time=(0.6, 1.5), canvas=(1.0, 1.5))
+    augment = plain(time=(0.6, 1.5), canvas=(1.0, 1.5))
     draws = draws_for(300)
     out = view(log_mel, augment, draws=draws)[:, 0, 0]  # the ramp itself, zero outside
     width = ((0.6 + 0.9 * draws[:, 2]) * frames).long().clamp(max=300)
@@ -137,27 +150,14 @@ def test_crop_sizes_and_places_follow_their_draws():
 
 def test_a_crop_is_cut_down_to_the_canvas():
     draws = draws_for(50)
-    tall = plain(crop_freq=(1.5, 1.5), canvas=(1.0, 1.0))
+    tall = plain(freq=(1.5, 1.5), canvas=(1.0, 1.0))
     assert torch.equal(view(batch(50), tall, draws=draws), view(batch(50), plain(), draws=draws))
 
 
-def test_the_fader_is_a_straight_ramp_between_two_gains():
-    ramp = linear_fader(5, gains=torch.tensor([[1.0, -1.0], [0.5, 0.5]]))
-    assert ramp.shape == (2, 1, 1, 5)
-    torch.testing.assert_close(ramp[0, 0, 0], torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0]))
-    torch.testing.assert_close(ramp[1, 0, 0], torch.full((5,), 0.5))
-    assert linear_fader(1, gains=torch.tensor([[0.3, 0.9]])).item() == pytest.approx(0.3)
-    log_mel = batch(50)
-    added = view(log_mel, plain(fader=1.0)) - view(log_mel, plain())
-    gains = 2 * draws_for(50)[:, 5:7] - 1
-    torch.testing.assert_close(added[:, 0, 3, 0], gains[:, 0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(added[:, 0, 7, -1], gains[:, 1], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("name", "axis", "size"), [("freq_mask", 2, 16), ("time_mask", 3, 24)])
+@pytest.mark.parametrize(("name", "axis", "size"), [("freq", 2, 16), ("time", 3, 24)])
 def test_a_mask_is_one_band_of_zeros_no_wider_than_asked(name, axis, size):
     log_mel = batch(400)
-    out = view(log_mel, plain(**{name: 5}))
+    out = view(log_mel, plain(Mask(name, 5)))
     hidden = (out == 0).all(dim=5 - axis).squeeze(1)  # (B, size)
     widths = hidden.sum(dim=1)
     assert np.bincount(widths, minlength=6).min() > 40  # 0 to 5, all of them
@@ -180,15 +180,27 @@ def test_noise_is_normal_and_belongs_to_the_clip():
     assert torch.corrcoef(flat).triu(1).abs().max() < 0.04
     assert abs(torch.corrcoef(torch.stack([flat[0, 1:], flat[0, :-1]]))[0, 1]) < 0.03
     torch.testing.assert_close(white_noise(draws[3:4], (1, 1, 128, 96)), noise[3:4])
-    added = view(batch(8), plain(noise_std=0.1)) - view(batch(8), plain())
-    assert added.std() == pytest.approx(0.1, abs=0.01)
+    added = view(batch(8), plain(Noise(0.1))) - view(batch(8), plain())
+    std = 0.1 * draws_for(8)[:, 5]
+    torch.testing.assert_close(added.std(dim=(1, 2, 3)), std, atol=0.01, rtol=0)
 
 
-EVERYTHING = {"fader": 1.0, "freq_mask": 4, "time_mask": 6, "noise_std": 0.2}
+@pytest.mark.parametrize("step", [TimeShift(0), Noise(0.0), Mask("freq", 0), Mask("time", 0)])
+def test_a_strength_of_0_changes_nothing(step):
+    assert torch.equal(view(batch(), plain(step)), view(batch(), plain()))
+
+
+def test_a_further_augmentation_moves_no_draw_of_the_others():
+    background = batch(seed=1)
+    one, other = ViewAugment(ResizedCrop()), ViewAugment(ResizedCrop(), Mask("freq", 4))
+    first, second = (view(batch(), augment, background=background) for augment in (one, other))
+    same = (first == second).all(dim=3).squeeze(1)  # (B, F)
+    assert (second.squeeze(1)[~same] == 0).all()
+    assert 12 * 4 <= same.sum() < 16 * 4
 
 
 def test_one_clip_cannot_move_another():
-    augment = ViewAugment(**EVERYTHING)
+    augment = everything()
     log_mel, background, draws = batch(5), batch(5, seed=1), draws_for(5)
     before = view(log_mel, augment, draws=draws, background=background)
     log_mel[1] = 50.0
@@ -202,7 +214,7 @@ def test_one_clip_cannot_move_another():
 
 
 def test_the_same_draws_give_the_same_view_and_others_another():
-    augment = ViewAugment(**EVERYTHING)
+    augment = everything()
     log_mel = batch(3)
     first = view(log_mel, augment)
     assert torch.equal(first, view(log_mel, augment))
@@ -212,7 +224,7 @@ def test_the_same_draws_give_the_same_view_and_others_another():
 
 
 def test_inputs_are_left_alone_and_half_precision_comes_out_in_float32():
-    augment = ViewAugment(**EVERYTHING)
+    augment = everything()
     log_mel, draws = batch(3), draws_for(3)
     copies = log_mel.clone(), draws.clone()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -225,7 +237,7 @@ def test_inputs_are_left_alone_and_half_precision_comes_out_in_float32():
 
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-24])
 def test_extreme_draws_stay_in_range(extreme):
-    augment = ViewAugment(**EVERYTHING)
+    augment = everything()
     draws = torch.full((2, ViewAugment.num_draws), extreme)
     out = view(batch(2), augment, draws=draws, background=batch(2, seed=1))
     assert torch.isfinite(out).all()
@@ -234,23 +246,29 @@ def test_extreme_draws_stay_in_range(extreme):
 @pytest.mark.parametrize(("freq", "frames"), [(1, 1), (128, 1), (5, 300)])
 def test_any_size_works(freq, frames):
     log_mel = batch(3, freq, frames)
-    out = view(log_mel, ViewAugment(**EVERYTHING), background=log_mel)
+    out = view(log_mel, everything(), background=log_mel)
     assert out.shape == log_mel.shape
     assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("make", "reason"),
     [
-        ({"mixup_rate": 1.5}, r"mixup_rate must lie in \[0, 1\], got 1.5"),
-        ({"crop_time": (1.5, 0.6)}, "crop_time must be two rising factors"),
-        ({"canvas": (0.9, 1.0)}, r"canvas must be at least \(1, 1\)"),
-        ({"freq_mask": -1}, "freq_mask must not be negative, got -1"),
+        (lambda: ViewAugment(mixup_rate=1.5), r"mixup_rate must lie in \[0, 1\], got 1.5"),
+        (lambda: ResizedCrop(time=(1.5, 0.6)), "crop_time must be two rising factors"),
+        (lambda: ResizedCrop(canvas=(0.9, 1.0)), r"canvas must be at least \(1, 1\)"),
+        (lambda: Mask("freq", -1), "freq_mask must not be negative, got -1"),
+        (lambda: ViewAugment(*[ResizedCrop()] * 3), "must take at most 11 draws, got 12"),
     ],
 )
-def test_impossible_settings_are_refused(settings, reason):
+def test_impossible_settings_are_refused(make, reason):
     with pytest.raises(ValueError, match=reason):
-        ViewAugment(**settings)
+        make()
+
+
+def test_clips_of_different_lengths_are_not_cropped():
+    with pytest.raises(ValueError, match="different lengths cannot be cropped"):
+        ResizedCrop()(batch(), draws_for(4)[:, :4], lengths=torch.full((4,), 9))
 
 
 def test_wrong_shapes_are_refused():

@@ -219,7 +219,7 @@ LISTS = {
     "a column twice": ("metadata.csv", b"path,path\na.wav,b\n", "names a column twice"),
     "no UTF-8": ("metadata.csv", "path\nž.wav\n".encode("latin2"), "is not UTF-8"),
     "an open quote": ("metadata.csv", b'path\n"a.wav\n', "is no valid CSV"),
-    "a missing clip": ("metadata.csv", b"path\ngone.wav\n", "1 of the 1 clips"),
+    "a missing clip": ("metadata.csv", b"path\ngone.wav\n", "1 of 1 files"),
     "a way out": ("metadata.csv", b"path\n../secret.wav\n", "leads out of its folder"),
     "a command": ("list.txt", b"pipe:touch hacked\n", "no command"),
     "a command in disguise": ("list.txt", b" PIPE :touch hacked\n", "no command"),

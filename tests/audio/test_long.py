@@ -131,7 +131,7 @@ def test_bytes_are_asked_for_again_when_they_are_read(tmp_path, monkeypatch):
         asked.append(1)
         return content
 
-    sound = open_audio(content, again=again)
+    sound = open_audio(content, reopen=again)
     assert not asked
     np.testing.assert_array_equal(sound[: len(sound)], whole)
     assert asked == [1]

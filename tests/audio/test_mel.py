@@ -72,6 +72,27 @@ def test_filterbank_equals_librosa_and_torchaudio():
     np.testing.assert_allclose(ours.numpy(), theirs.T.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize(("n_fft", "num_mels"), [(512, 40), (1024, 64), (2048, 128)])
+def test_filterbank_has_the_bits_of_torchaudios_in_float64(rate, n_fft, num_mels):
+    edges = (60.0, 0.4875 * rate)
+    torch.set_default_dtype(torch.float64)
+    try:
+        theirs = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, *edges, num_mels, rate, norm="slaney", mel_scale="slaney"
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(mel_filterbank(rate, n_fft, num_mels, *edges), theirs.T.float())
+
+
+def test_filterbank_is_right_at_an_odd_rate():
+    slaney = librosa.filters.mel(
+        sr=11025, n_fft=512, n_mels=40, fmin=60, fmax=5000, dtype=np.float64
+    )
+    np.testing.assert_allclose(mel_filterbank(11025, 512, 40, 60.0, 5000.0), slaney, atol=1e-8)
+
+
 @pytest.mark.parametrize("samples", [1, 159, 160, 161, 1023, 15200, 16001])
 def test_frames_follow_from_samples(samples):
     mel = LogMel()

@@ -6,8 +6,8 @@ import soundfile
 import torch
 from scipy.stats import beta, kstest
 
-from ssmast.audio import ClipAugment, MixedSegments, SegmentDataset, collate_mixed, open_corpus
-from ssmast.audio.augment import roll_time
+from ssmast.audio import MixedSegments, SegmentDataset, collate_mixed, open_corpus
+from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift, roll_time
 from tests.training.processes import write_tones
 
 
@@ -22,7 +22,7 @@ def test_without_mixing_an_item_is_its_segment(segments):
     for position in range(20):
         item = mixed[position]
         assert torch.equal(item["waveform"], segments[position]["waveform"][0])
-        assert item["share"] == 0.0
+        assert item["partner_weight"] == 0.0
         assert item["partner"] == item["clip"]
 
 
@@ -37,8 +37,8 @@ def test_a_mixed_item_is_the_weighted_sum_of_two_segments_without_their_means(se
         found = [
             torch.allclose(
                 item["waveform"],
-                (1 - item["share"]) * (own - own.mean())
-                + item["share"] * torch.from_numpy(row - row.mean()),
+                (1 - item["partner_weight"]) * (own - own.mean())
+                + item["partner_weight"] * torch.from_numpy(row - row.mean()),
                 atol=1e-6,
             )
             for row in rows
@@ -50,20 +50,22 @@ def test_a_mixed_item_is_the_weighted_sum_of_two_segments_without_their_means(se
 
 def test_shares_follow_their_distribution(segments):
     mixed = MixedSegments(segments, rate=1.0, alpha=10.0)
-    shares = [mixed._share(draw) for draw in np.random.default_rng(0).uniform(size=2000)]
+    shares = [mixed._weight(draw) for draw in np.random.default_rng(0).uniform(size=2000)]
     assert kstest(shares, beta(10, 10).cdf).pvalue > 0.01
 
 
 def test_how_often_is_the_rate_and_the_same_whoever_asks(segments):
     mixed = MixedSegments(segments, rate=0.3)
     items = [mixed[i] for i in range(300)]
-    assert 0.2 < np.mean([item["share"] > 0 for item in items]) < 0.4
+    assert 0.2 < np.mean([item["partner_weight"] > 0 for item in items]) < 0.4
     again = MixedSegments(segments, rate=0.3)
     for position in (250, 3, 17):
         assert torch.equal(again[position]["waveform"], items[position]["waveform"])
     batch = collate_mixed(items[:4])
     assert batch.waveform.shape == (4, 800)
-    assert batch.share.tolist() == pytest.approx([item["share"] for item in items[:4]])
+    assert batch.partner_weight.tolist() == pytest.approx(
+        [item["partner_weight"] for item in items[:4]]
+    )
 
 
 def test_what_cannot_be_mixed_is_refused(segments):
@@ -83,31 +85,37 @@ def test_rolling_is_torchs_clip_by_clip():
     assert torch.equal(roll_time(x, frames), expected)
 
 
+def augmentations(time_shift=0, noise_std=0.0, freq_mask=0, time_mask=0):
+    return Augmentations(
+        TimeShift(time_shift), Noise(noise_std), Mask("freq", freq_mask), Mask("time", time_mask)
+    )
+
+
 def test_nothing_asked_for_changes_nothing():
     x = torch.randn(3, 1, 8, 16)
-    assert torch.equal(ClipAugment()(x, draws=torch.rand(3, 7)), x)
+    assert torch.equal(augmentations()(x, draws=torch.rand(3, 7)), x)
     with pytest.raises(ValueError, match="draws must be"):
-        ClipAugment()(x, draws=torch.rand(3, 6))
+        augmentations()(x, draws=torch.rand(3, 6))
     with pytest.raises(ValueError, match="time_shift must not be negative"):
-        ClipAugment(time_shift=-1)
+        augmentations(time_shift=-1)
 
 
 def test_masks_noise_and_shift_are_as_wide_as_asked():
-    augment, draws = ClipAugment(freq_mask=3, time_mask=5), torch.rand(400, 7)
+    augment, draws = augmentations(freq_mask=3, time_mask=5), torch.rand(400, 7)
     x = augment(torch.ones(400, 1, 8, 16), draws=draws)
     rows, columns = (x == 0).all(dim=3).sum(dim=2), (x == 0).all(dim=2).sum(dim=2)
     assert set(rows.flatten().tolist()) == {0, 1, 2, 3}
     assert set(columns.flatten().tolist()) == {0, 1, 2, 3, 4, 5}
-    noise = ClipAugment(noise_std=0.5)(torch.zeros(400, 1, 8, 16), draws=draws)
+    noise = augmentations(noise_std=0.5)(torch.zeros(400, 1, 8, 16), draws=draws)
     assert noise.std(dim=(1, 2, 3)).sub(0.5 * draws[:, 1]).abs().max() < 0.15
-    step = ClipAugment(time_shift=2)
+    step = augmentations(time_shift=2)
     shifted = step(torch.arange(16.0).expand(400, 1, 1, 16), draws=draws)
     places = shifted[:, 0, 0, 0].long() % 16
     assert set(places.tolist()) == {14, 15, 0, 1, 2}
 
 
 def test_a_clip_is_changed_alike_in_any_batch():
-    augment = ClipAugment(time_shift=3, noise_std=0.2, freq_mask=2, time_mask=4)
+    augment = augmentations(time_shift=3, noise_std=0.2, freq_mask=2, time_mask=4)
     x, draws = torch.randn(6, 1, 8, 16), torch.rand(6, 7)
     whole = augment(x, draws=draws)
     assert torch.equal(augment(x[2:3], draws=draws[2:3])[0], whole[2])
@@ -133,7 +141,7 @@ def test_clips_shorter_than_a_segment_keep_their_length(tmp_path):
 
 
 def test_a_shorter_clip_is_changed_as_it_would_be_alone():
-    augment = ClipAugment(time_shift=3, noise_std=0.2, freq_mask=2, time_mask=4)
+    augment = augmentations(time_shift=3, noise_std=0.2, freq_mask=2, time_mask=4)
     x, draws, lengths = torch.randn(40, 1, 8, 16), torch.rand(40, 7), torch.arange(40) % 13 + 4
     whole = augment(x, draws=draws, lengths=lengths)
     for i, size in enumerate(lengths.tolist()):

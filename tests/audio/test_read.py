@@ -9,9 +9,20 @@ import pytest
 import soundfile
 import soxr
 
-from ssmast.audio.read import AudioError, crop, read_audio, read_segments, resample
+from ssmast.audio.read import (
+    AudioError,
+    read_audio,
+    read_segments,
+    resample,
+    segment_at,
+    segment_start,
+)
 
 RATE = 16000
+
+
+def crop(audio, num_samples, position):
+    return segment_at(audio, segment_start(len(audio), num_samples, position), num_samples)
 
 
 def noise(num_samples, *, seed=0, channels=1):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.audio import synthetic
 from ssmast.audio.corpus.open import open_corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.read import read_audio
@@ -61,12 +62,24 @@ def test_the_same_arguments_give_the_same_bytes(written, tmp_path):
     assert not set(content(other).values()) & set(content(written).values())
 
 
-def test_a_corpus_that_is_there_is_kept(written):
+def counting(monkeypatch, at, action):
+    """Sounds that were made, by number; `action` is called before one of them."""
+    made, make = [], synthetic.make_sound
+
+    def sound(*args, **keywords):
+        made.append(len(made) + 1)
+        if made[-1] == at:
+            action()
+        return make(*args, **keywords)
+
+    monkeypatch.setattr(synthetic, "make_sound", sound)
+    return made
+
+
+def test_a_corpus_that_is_there_is_kept(written, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    calls = []
-    write_synthetic_corpus(
-        written, num_clips=120, seed=0, seconds=0.5, progress=lambda *done: calls.append(done)
-    )
+    calls = counting(monkeypatch, 0, None)
+    write_synthetic_corpus(written, num_clips=120, seed=0, seconds=0.5)
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
     assert calls == []
 
@@ -91,28 +104,26 @@ def test_a_damaged_corpus_is_noticed(tmp_path):
         write_synthetic_corpus(folder, num_clips=12, seed=0, seconds=0.5)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path):
-    def interrupt(done, _total):
-        if done == 7:
-            raise KeyboardInterrupt
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
 
+    made = counting(monkeypatch, 7, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_synthetic_corpus(
-            tmp_path / "set", num_clips=12, seed=0, seconds=0.5, progress=interrupt
-        )
+        write_synthetic_corpus(tmp_path / "set", num_clips=12, seed=0, seconds=0.5)
+    assert len(made) == 7
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_writers_do_not_disturb_each_other(tmp_path):
-    folder, calls = tmp_path / "set", []
+def test_two_writers_do_not_disturb_each_other(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
 
-    def write_it_too(done, total):
-        calls.append((done, total))
-        if done == 5:  # another process is faster
-            write_synthetic_corpus(folder, num_clips=12, seed=0, seconds=0.5)
+    def write_it_too():  # another process is faster
+        write_synthetic_corpus(folder, num_clips=12, seed=0, seconds=0.5)
 
-    write_synthetic_corpus(folder, num_clips=12, seed=0, seconds=0.5, progress=write_it_too)
-    assert calls == [(n, 12) for n in range(1, 13)]
+    made = counting(monkeypatch, 5, write_it_too)
+    write_synthetic_corpus(folder, num_clips=12, seed=0, seconds=0.5)
+    assert len(made) == 24
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert len(open_corpus(folder)) == 12
     assert json.loads((folder / "synthetic.json").read_text())["num_clips"] == 12

@@ -11,6 +11,7 @@ from ssmast.contrastive.monitors import (
     chance_loss,
     effective_rank,
     feature_std,
+    matched_fraction,
     relative_distance,
     spaced_rows,
     uniformity,
@@ -96,3 +97,10 @@ def test_large_batches_are_measured_on_spaced_rows():
     assert len(spaced) == MAX_ROWS
     assert (spaced[0], spaced[-1]) == (0, 4 * MAX_ROWS - 1)
     assert torch.equal(spaced_rows(rows[:7]), rows[:7])
+
+
+def test_clips_are_matched_by_their_own_other_view_and_a_tie_is_a_miss():
+    views = torch.eye(4)
+    assert matched_fraction(views, 3 * views) == 1
+    assert matched_fraction(views, views[[1, 0, 2, 3]]) == 0.5
+    assert matched_fraction(torch.ones(4, 8), torch.ones(4, 8)) == 0

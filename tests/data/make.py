@@ -47,7 +47,7 @@ def make_encoder(model: str, numbers: dict[str, object], pooling: str) -> Encode
     settings = {"model": model, "batch_size": 16, "seed": 3, "views": {"frames": 96}}
     info["settings"] = {"method": "ss_mast", **settings}
     log_mel = LogMel(num_mels=32, mean=-7.0, std=4.0)
-    encoder = Encoder(backbone, log_mel, pooling=pooling, chunk_seconds=1.5, info=info)
+    encoder = Encoder(backbone, log_mel, pooling=pooling, window_seconds=1.5, info=info)
     return encoder.eval()
 
 

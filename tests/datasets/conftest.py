@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssmast.audio import read_task_file
+from ssmast.audio.corpus.table import read_task_file
 from ssmast.datasets import prepare_task
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from ssmast.datasets import TASKS, prepare_task
-from ssmast.datasets import build as registry
+from ssmast.datasets import builder as registry
 from ssmast.datasets.command import main
 from ssmast.datasets.download import Remote, fetch
 from tests.datasets.test_sounds import esc

@@ -7,15 +7,20 @@ from ssmast.audio import open_corpus
 from ssmast.cli import main as ssmast
 from ssmast.datasets import TASKS, prepare_task
 from ssmast.datasets.command import main
-from ssmast.datasets.tree import keyed_order, keyed_unit
+from ssmast.datasets.dataset_files import keyed_order, keyed_unit
 from ssmast.settings import UsageError
 from tests.datasets.test_sounds import esc
 
 
-def test_the_hash_of_the_ids_is_that_of_sorted_paths_and_parts(mini):
+def test_the_hash_of_the_ids_is_that_of_sorted_paths_splits_and_parts(mini):
     esc(mini)
     rows, facts = mini.build("esc50")
-    lines = sorted(f"{row['path']}\t{row['fold']}\n" for row in rows)
+    lines = []
+    for test in range(1, 6):
+        for row in rows:
+            part = {test: "test", test % 5 + 1: "valid"}.get(int(row["fold"]), "train")
+            lines.append(f"{row['path']}\tfold {test}\t{part}\n")
+    lines.sort()
     assert facts["ids_sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     table = mini.root / "meta/esc50.csv"
     header, *listed = table.read_text().splitlines()
@@ -163,7 +168,7 @@ def test_every_task_says_where_it_comes_from_and_what_it_reports():
         assert name == task.name
         assert task.homepage.startswith("http")
         assert task.downloads or task.request
-        assert task.apart in ("", *task.columns)
+        assert task.disjoint_by in ("", *task.columns)
         assert task.group in ("", *task.columns)
         for remote in task.downloads:
             kind, _, value = remote.checksum.partition(":")

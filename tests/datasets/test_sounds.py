@@ -55,9 +55,9 @@ def test_urbansound8k_keeps_its_folds_and_the_recordings_in_them(mini):
     mini.text("metadata/UrbanSound8K.csv", "\n".join(lines) + "\n")
     rows, facts = mini.build("urbansound8k")
     assert [row["fold"] for row in rows] == [str(fold) for fold in range(1, 11)]
-    assert rows[9]["path"] == "audio/fold10/1000-1-0-0.wav"  # no span: 1.5 s is elsewhere
+    assert rows[9]["path"] == "audio/fold10/1000-1-0-0.wav"  # no excerpt: 1.5 s is elsewhere
     assert list(facts["counts"]) == [str(fold) for fold in range(1, 11)]  # 10 after 9
-    assert facts["notes"] == ["0 of 10 values of fsID are in more than one part"]
+    assert facts["notes"] == ["0 of 10 values of fsID are in more than one split"]
     assert "10: 837 published, 1 here" in facts["differences"]
 
 

@@ -44,14 +44,14 @@ def test_words_follow_the_lists_and_noise_is_no_word(mini):
         in (facts["differences"])
     )
     assert "classes: 35 published, 3 here" in facts["differences"]
-    assert facts["notes"] == ["0 of 3 values of speaker are in more than one part"]
+    assert facts["notes"] == ["0 of 3 values of speaker are in more than one split"]
 
 
 def test_a_speaker_in_two_parts_is_reported(mini):
     words(mini)
     mini.touch(f"yes/{TWO}_nohash_1.wav")  # a speaker of the validation list, not listed
     _, facts = mini.build("speech_commands_v1")
-    assert facts["notes"] == ["1 of 3 values of speaker are in more than one part"]
+    assert facts["notes"] == ["1 of 3 values of speaker are in more than one split"]
 
 
 def twelve(mini):
@@ -129,7 +129,7 @@ def test_voxceleb_takes_merged_and_separate_archives(mini):
     }
     assert facts["missing"] == {"train": 1}
     assert (mini.root.parent / "out/missing.csv").read_text() == (
-        "path,part\nwav/id2/d/00001.wav,train\n"
+        "path,split\nwav/id2/d/00001.wav,train\n"
     )
 
 
@@ -178,7 +178,7 @@ def test_iemocap_merges_excited_into_happy_and_leaves_sessions_out(mini):
     assert (row["label"], row["emotion"], row["fold"]) == ("hap", "exc", "3")
     # The name of a dialog says who wore the markers; the letter at the end says who speaks.
     assert (row["speaker"], row["style"]) == ("Ses03F", "scripted")
-    assert "0 of 10 values of speaker are in more than one part" in facts["notes"]
+    assert "0 of 10 values of speaker are in more than one split" in facts["notes"]
     assert "class sad: 1,084 published, 0 here" in facts["differences"]
 
 
@@ -228,7 +228,7 @@ def test_voxforge_speakers_are_split_as_in_tensorflow_datasets(mini):
     assert len(rows) == 2 * len(ARCHIVES)
     assert all(row["split"] == wanted[row["speaker"]] for row in rows)
     assert {(row["label"], row["archive"]) for row in rows} == set(ARCHIVES)
-    assert facts["notes"] == [f"0 of {len(wanted)} values of speaker are in more than one part"]
+    assert facts["notes"] == [f"0 of {len(wanted)} values of speaker are in more than one split"]
 
 
 def test_voxforge_keeps_the_split_when_archives_are_lost(mini):
@@ -240,7 +240,7 @@ def test_voxforge_keeps_the_split_when_archives_are_lost(mini):
     rows, facts = mini.build("voxforge")
     assert len(rows) == 2 * len(ARCHIVES) - 4
     assert all(before[row["path"]] == row["split"] for row in rows)
-    assert facts["notes"][0] == "2 of 10 listed archives are not there"
+    assert facts["notes"][0] == "2 of 10 listed archives not found"
 
 
 def test_voxforge_unpacked_into_one_folder_finds_languages_in_the_list(mini):

@@ -143,7 +143,7 @@ def test_epic_kitchens_actions_are_spans_of_long_recordings(mini):
     rows, facts = mini.build("epic_kitchens_verb")
     assert [(row["path"], row["label"], row["noun"], row["split"]) for row in rows] == [
         ("P01/P01_01.wav#t=0.5,1.25&id=P01_01_0", "open", "door", "train"),
-        ("P01/P01_01.wav#t=0.5,1.25&id=P01_01_1", "take", "tap", "train"),  # same stretch
+        ("P01/P01_01.wav#t=0.5,1.25&id=P01_01_1", "take", "tap", "train"),  # same excerpt
         ("P01/P01_02.wav#t=0,9.99&id=P01_02_0", "take", "door", "test"),
     ]
     assert facts["left_out"] == {"of no length": 1}
@@ -180,6 +180,6 @@ def test_the_pretraining_tenth_does_not_depend_on_what_is_there(mini):
         row["path"] for row in rows if row["path"] != drawn[0]
     ]
     assert facts["missing"] == {"train": missing + 1}
-    other, _ = mini.build("audioset10_fsd50k", seed="1", fsd50k="all", share="0.2")
+    other, _ = mini.build("audioset10_fsd50k", seed="1", fsd50k="all", fraction="0.2")
     assert sum(row["source"] == "audioset" for row in other) >= 18
     assert other[-1]["path"] == "fsd50k/FSD50K.eval_audio/12.wav"

@@ -141,7 +141,7 @@ def test_threads_that_embed_at_once_leave_a_training_encoder_training(alone):
 @pytest.mark.parametrize("model", ["mast_nano", "ast_nano"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_an_encoder_of_another_type_embeds_in_it(model, dtype):
-    encoder = make_encoder(model, chunk_seconds=1.0).eval()
+    encoder = make_encoder(model, window_seconds=1.0).eval()
     clips = [noise(8000, seed=1), noise(24000, seed=2)]
     wanted = encoder.embed(clips, RATE)
     frames, milliseconds = encoder.embed_frames(clips[1], RATE)

@@ -43,7 +43,7 @@ def encoder() -> Encoder:
 @pytest.mark.parametrize("layers", ["last", "stages", "blocks"])
 @pytest.mark.parametrize("pooling", ["mean", "mean+max", "freq+max"])
 def test_clips_of_any_length_get_in_a_list_what_they_get_alone(layers, pooling):
-    encoder = make_encoder(layers=layers, pooling=pooling, chunk_seconds=1.5)
+    encoder = make_encoder(layers=layers, pooling=pooling, window_seconds=1.5)
     clips = [noise(n, seed=n) for n in (1, 5, 161, 3000, 15999, 16000, 24160, 40000)]
     together = encoder.embed(clips, RATE)
     alone = torch.cat([encoder.embed(clip, RATE) for clip in clips])
@@ -56,7 +56,7 @@ def test_clips_of_any_length_get_in_a_list_what_they_get_alone(layers, pooling):
 @pytest.mark.parametrize("layers", ["last", "stages", "blocks"])
 @pytest.mark.parametrize("pooling", ["mean", "freq+max", "cls"])
 def test_ast_gives_clips_of_any_length_in_a_list_what_they_get_alone(layers, pooling):
-    encoder = make_encoder("ast_nano", layers=layers, pooling=pooling, chunk_seconds=1.5)
+    encoder = make_encoder("ast_nano", layers=layers, pooling=pooling, window_seconds=1.5)
     clips = [noise(n, seed=n) for n in (1, 161, 3000, 15999, 24160, 40000)]
     together = encoder.embed(clips, RATE)
     alone = torch.cat([encoder.embed(clip, RATE) for clip in clips])
@@ -176,7 +176,7 @@ def test_embedding_leaves_modes_and_gradients_alone():
 
 def test_pieces_of_a_long_clip_are_slices_of_its_log_mel(encoder):
     clip = noise(RATE * 5 + 77)
-    cutter = make_encoder(chunk_seconds=1.0)._chunks()
+    cutter = make_encoder(window_seconds=1.0).window_cutter()
     total = cutter.frames(len(clip))
     chunks = cutter.cut(0, total)
     whole = encoder.log_mel(clip[None])
@@ -190,12 +190,12 @@ def test_pieces_of_a_long_clip_are_slices_of_its_log_mel(encoder):
 
 
 def test_long_clip_is_the_weighted_mean_and_the_maximum_of_its_pieces():
-    encoder = make_encoder(chunk_seconds=1.0)
+    encoder = make_encoder(window_seconds=1.0)
     clip = noise(RATE * 3 + 999)
     whole = encoder.log_mel(clip[None])
     means, tops, total = 0, [], whole.shape[-1]
     with torch.no_grad():
-        for chunk in encoder._chunks().cut(0, total):
+        for chunk in encoder.window_cutter().cut(0, total):
             piece = whole[..., chunk.start : chunk.start + chunk.length]
             vector = pool_tokens(encoder.backbone.eval().encode(piece), mode="freq+max")
             means = means + vector[:, :-64] * chunk.length / total
@@ -205,7 +205,7 @@ def test_long_clip_is_the_weighted_mean_and_the_maximum_of_its_pieces():
 
 
 def test_batch_seconds_changes_memory_only():
-    encoder = make_encoder(chunk_seconds=1.0)
+    encoder = make_encoder(window_seconds=1.0)
     clip = noise(RATE * 6)
     one_by_one = encoder.embed(clip, RATE, batch_seconds=0.1)
     torch.testing.assert_close(one_by_one, encoder.embed(clip, RATE), atol=1e-5, rtol=1e-4)
@@ -213,7 +213,7 @@ def test_batch_seconds_changes_memory_only():
 
 @pytest.mark.parametrize("kind", ["flac", "mp3"])
 def test_a_long_file_is_embedded_as_its_waveform(tmp_path, monkeypatch, kind):
-    encoder = make_encoder(chunk_seconds=1.0)
+    encoder = make_encoder(window_seconds=1.0)
     samples = noise(44100 * 9).view(-1, 2).repeat(2, 1) * torch.linspace(1, 3, 44100 * 9)[:, None]
     soundfile.write(tmp_path / f"long.{kind}", samples.numpy(), 44100)
     soundfile.write(tmp_path / "short.wav", noise(8000).numpy(), RATE)
@@ -268,7 +268,7 @@ def test_an_hour_takes_little_more_memory_than_twenty_seconds(tmp_path, kind):
 
 
 def test_frames_are_evenly_spaced_in_milliseconds_and_end_with_the_clip():
-    encoder = make_encoder(chunk_seconds=1.0)
+    encoder = make_encoder(window_seconds=1.0)
     for samples in (1, 100, RATE, int(2.74 * RATE), 4 * RATE):
         embeddings, milliseconds = encoder.embed_frames(noise(samples).repeat(2, 1), RATE)
         assert embeddings.shape == (2, milliseconds.shape[1], 4 * 64)  # 4 rows of 64 channels
@@ -301,7 +301,7 @@ def test_a_click_moves_the_column_at_its_time():
 
 @pytest.mark.parametrize(("model", "hop", "wanted"), [("mast_nano", 50, 40), ("ast_nano", 50, 50)])
 def test_frames_come_as_often_as_asked(model, hop, wanted):
-    encoder = make_encoder(model, chunk_seconds=1.0)
+    encoder = make_encoder(model, window_seconds=1.0)
     for samples in (2560, int(1.07 * RATE), 4 * RATE):
         clip = noise(samples)
         fine, milliseconds = encoder.embed_frames(clip, RATE, hop_ms=hop)
@@ -341,7 +341,7 @@ def test_the_untrained_twin_shares_all_but_the_weights(encoder):
     [
         ({"pooling": "sum"}, "pooling must be one of mean, mean.max, freq, freq.max, got 'sum'"),
         ({"layers": "first"}, "layers must be one of last, stages, blocks, got 'first'"),
-        ({"chunk_seconds": 0}, "chunk_seconds must be above 0, got 0"),
+        ({"window_seconds": 0}, "window_seconds must be above 0, got 0"),
     ],
 )
 def test_unknown_settings_name_the_allowed_ones(settings, sentence):
@@ -374,8 +374,8 @@ def test_nasty_files_give_vectors_or_sentences(encoder, shared_data):
 
 def test_a_variant_shares_the_weights_and_nothing_that_is_changed(encoder):
     settings, clip = encoder.settings(), noise(40000)
-    other = encoder.variant(pooling="mean", layers="stages", chunk_seconds=1.0)
-    assert (other.pooling, other.layers, other.chunk_seconds) == ("mean", "stages", 1.0)
+    other = encoder.variant(pooling="mean", layers="stages", window_seconds=1.0)
+    assert (other.pooling, other.layers, other.window_seconds) == ("mean", "stages", 1.0)
     assert (other.sha256, other.info) == (encoder.sha256, encoder.info)
     assert other.backbone is encoder.backbone
     assert other.log_mel is not encoder.log_mel  # moved to a device by itself

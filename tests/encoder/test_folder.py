@@ -1,11 +1,15 @@
 """The encoder folder: what is saved comes back, and what is damaged or foreign is refused."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import timm
 import torch
+import yaml
+from torch import nn
+from torch.nn.utils import parametrizations
 
 import ssmast
 from ssmast.encoder import load_encoder
@@ -52,6 +56,108 @@ def test_the_card_tells_what_it_is(tmp_path):
         assert part in card
 
 
+@pytest.mark.parametrize("key", ["objective", "method"])
+def test_the_card_names_the_objective_and_no_other(tmp_path, key):
+    encoder = make_encoder()
+    for name, temperature in (("ss_mast", True), ("mine", False)):
+        encoder.info = {"settings": {key: name, "loss": {"temperature": 0.1}}}
+        encoder.save(tmp_path / "e")
+        recipe = (tmp_path / "e" / "README.md").read_text().partition("## settings")[0]
+        assert f"| objective | {name} |" in recipe
+        assert ("| temperature |" in recipe) == temperature
+        assert "NCE" not in recipe
+
+
+@pytest.mark.parametrize(
+    ("init", "base"),
+    [
+        ("imagenet", "timm/mvitv2_tiny.fb_in1k"),
+        ("hf-hub:org/name", "org/name"),
+        ("org/n@v1", "org/n"),
+        ("none", None),
+        ("tests/encoder", None),
+        ("/tmp/runs/encoder", None),
+    ],
+)
+def test_the_card_names_the_model_that_it_started_from(tmp_path, init, base):
+    encoder = make_encoder("mast_tiny")
+    encoder.info = {"settings": {"init": init}}
+    encoder.save(tmp_path / "e")
+    metadata = yaml.safe_load((tmp_path / "e" / "README.md").read_text().split("---")[1])
+    assert metadata.get("base_model") == base
+
+
+class Wrapped(nn.Module):
+    """What LoRA puts in the place of a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.low = layer, nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.low(x)
+
+
+class Quantised(nn.Linear):
+    """What quantisers of weights put there: `weight` in 8 bits."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class Packed(nn.Module):
+    """A state dict with something other than tensors, as torch.ao's."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def get_extra_state(self):
+        return "packed"
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def wrapped(backbone):
+    backbone.stages[0].blocks[0].attn.qkv = Wrapped(backbone.stages[0].blocks[0].attn.qkv)
+
+
+def quantised(backbone):
+    backbone.stages[0].blocks[0].attn.qkv = Quantised(backbone.stages[0].blocks[0].attn.qkv)
+
+
+def packed(backbone):
+    backbone.stages[0].blocks[0].attn.qkv = Packed(backbone.stages[0].blocks[0].attn.qkv)
+
+
+def weight_normed(backbone):
+    parametrizations.weight_norm(backbone.stages[0].blocks[0].mlp.fc1)
+
+
+@pytest.mark.parametrize("change", [wrapped, quantised, packed, weight_normed])
+def test_an_adapted_encoder_is_refused_before_the_folder_is_replaced(encoder, folder, change):
+    adapted = copy.deepcopy(encoder)
+    change(adapted.backbone)
+    adapted.embed(noise(9000), RATE)
+    with pytest.raises(ValueError, match=r"adapted and would not load again: stages\.0.* merge"):
+        adapted.save(folder)
+    assert torch.equal(
+        load_encoder(folder).embed(noise(9000), RATE), encoder.embed(noise(9000), RATE)
+    )
+
+
+def test_a_compiled_encoder_is_saved_as_the_one_that_was_compiled(encoder, tmp_path):
+    compiled = copy.deepcopy(encoder)
+    compiled.backbone = torch.compile(compiled.backbone, backend="eager")
+    compiled.save(tmp_path / "e")
+    assert load_encoder(tmp_path / "e").sha256 == encoder.sha256
+
+
 def test_saving_replaces_an_encoder_and_nothing_else(encoder, folder, tmp_path):
     make_encoder(pooling="mean").save(folder)
     assert load_encoder(folder).pooling == "mean"
@@ -73,7 +179,7 @@ def test_a_failed_save_leaves_nothing_and_harms_nothing(encoder, folder, tmp_pat
     def full_disk(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssmast.encoder.folder.os.fsync", full_disk)
+    monkeypatch.setattr("ssmast.files.os.fsync", full_disk)
     for target in (folder, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
             make_encoder(pooling="mean").save(target)

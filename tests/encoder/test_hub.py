@@ -14,7 +14,7 @@ from .test_encoder import make_encoder
 SCRIPT = """
 import sys
 import ssmast, timm, torch
-from ssmast.encoder.card import push_to_hub
+from ssmast.encoder.folder import push_to_hub
 
 folder = sys.argv[1]
 print(push_to_hub(folder, "org/name", token="hf_none"))
@@ -72,7 +72,7 @@ def test_what_is_pushed_comes_back_bit_equal(hub, tmp_path):
 
 
 def test_a_damaged_folder_is_not_pushed(tmp_path):
-    from ssmast.encoder.card import push_to_hub
+    from ssmast.encoder.folder import push_to_hub
 
     make_encoder().save(tmp_path / "e")
     (tmp_path / "e" / "model.safetensors").write_bytes(b"")

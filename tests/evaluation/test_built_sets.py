@@ -1,13 +1,25 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ssmast.datasets import prepare_task
-from ssmast.evaluation.labelled_set import TaskSpec, filled, find_tasks, load_task
-from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.evaluation import suite
+from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
+from ssmast.evaluation.evaluate import PartScores, result_of
+from ssmast.evaluation.labelled_set import TaskSpec, without
+from ssmast.evaluation.probe import metric_of
+from ssmast.evaluation.read_set import filled, find_sets, load_set
+from ssmast.evaluation.suite import ProbeConfig
+
+
+def run_suite(config):
+    """What the JSON files hold."""
+    return [result.to_dict() for result in suite.run_suite(config)]
 
 
 @pytest.fixture
@@ -45,6 +57,48 @@ def test_a_built_set_is_scored_without_a_word_about_it(esc50, tmp_path):
     assert "1: 400 published, 4 here" in built["differences"]
 
 
+def test_one_hash_of_the_clips_in_preparation_probes_clusters_and_classifiers(
+    esc50, sets, encoder_folder, tmp_path
+):
+    def hashes(data, task):
+        words = {"data": str(data), "encoder": str(encoder_folder)}
+        (probed,) = run_suite(
+            ProbeConfig(
+                **words, tasks=task, protocol="knn", out=str(tmp_path / "o"), baselines="false"
+            )
+        )
+        clustered = run_clusters(
+            ClusterConfig(
+                **words,
+                task=task,
+                umap="false",
+                out=str(tmp_path / "c"),
+                baselines="false",
+                seeds=1,
+            )
+        )
+        return probed["ids_sha256"], clustered.ids_sha256
+
+    prepared = json.loads((esc50 / "esc50/task.json").read_text())["ids_sha256"]
+    assert hashes(esc50, "esc50") == (prepared, prepared)
+    labelled = load_set(sets, "tones")
+    test = labelled.splits[0].test
+    scores = torch.rand(len(test), 3)
+    scored = PartScores(scores, test, {"accuracy": 0.5, "n": len(test)}, [])
+    whole = result_of(labelled, scored, fold="", metric="accuracy", encoder="x", sha256="y")
+    assert hashes(sets, "tones") == (whole.ids_sha256, labelled.ids_sha256())
+    less = PartScores(scores[1:], test[1:], {"accuracy": 0.5, "n": 11}, [("x", "unreadable")])
+    fewer = result_of(labelled, less, fold="", metric="accuracy", encoder="x", sha256="y")
+    smaller = without(labelled, [labelled.clips[test[0]]])
+    assert fewer.ids_sha256 == smaller.ids_sha256() != whole.ids_sha256
+    folds = load_set(sets, "tones:protocol=folds")
+    second = replace(folds, splits=[folds.splits[1]])
+    test = second.splits[0].test
+    part = PartScores(torch.rand(len(test), 3), test, {"accuracy": 0.5, "n": len(test)}, [])
+    of_fold = result_of(folds, part, fold="2", metric="accuracy", encoder="x", sha256="y")
+    assert of_fold.ids_sha256 == second.ids_sha256() != folds.ids_sha256()
+
+
 def test_the_set_decides_only_what_the_user_leaves_open():
     facts = {"label": "kind", "protocol": "folds", "group": "who", "metric": "map"}
     assert filled(TaskSpec(name="a"), facts) == TaskSpec(
@@ -72,14 +126,15 @@ def test_another_column_of_a_multi_label_set_may_have_one_label_a_clip(esc50):
     path = esc50 / "esc50/task.json"
     facts = {"multi_label": True, "metric": "map", "classes": ["hum", "hiss"]}
     path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
-    task = load_task(esc50, "esc50")
-    assert (task.multi_label, task.metric, task.classes) == (True, "map", ["hum", "hiss"])
+    task = load_set(esc50, "esc50")
+    assert (task.multi_label, metric_of(task).name, task.classes) == (True, "map", ["hum", "hiss"])
     table = esc50 / "esc50/metadata.csv"  # another column may well have one
     rows = [line.split(",") for line in table.read_text().splitlines()]
     rows = [[*row, "kind" if row[1] == "label" else row[1]] for row in rows]
     table.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    task = load_task(esc50, "esc50:label=kind")
-    assert (task.multi_label, task.metric, task.classes) == (False, "accuracy", ["hiss", "hum"])
+    task = load_set(esc50, "esc50:label=kind")
+    assert (task.multi_label, metric_of(task).name) == (False, "accuracy")
+    assert task.classes == ["hiss", "hum"]
 
 
 @pytest.fixture
@@ -130,7 +185,7 @@ def test_fsd50k_is_scored_by_map(fsd50k, tmp_path, protocol):
     assert result["also"]["auc"] > 0.97
     assert (tmp_path / "o/report.html").is_file()
     assert "Test mAP in %" in (tmp_path / "o/results.md").read_text()
-    config.shuffled = True
+    config = replace(config, shuffled=True)
     (control,) = run_suite(config)
     assert control["mean"] < 0.75 < result["mean"]
     assert control["shuffled"] is True
@@ -145,4 +200,4 @@ def test_a_metric_must_fit_the_labels(fsd50k, tmp_path):
 def test_an_unlabelled_set_is_no_task(esc50):
     (esc50 / "pool").mkdir()
     (esc50 / "pool/metadata.csv").write_text("path,split,source\na.wav,train,x\n")
-    assert find_tasks(esc50) == ["esc50"]
+    assert find_sets(esc50) == ["esc50"]

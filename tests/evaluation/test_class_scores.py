@@ -15,9 +15,9 @@ from ssmast.evaluation.class_scores import (
     score_part,
     top_k,
 )
-from ssmast.evaluation.heads_set import Head, LabelledSet, load_labelled, with_heads
-from ssmast.evaluation.labelled_set import TaskSpec, load_task
-from ssmast.evaluation.splits import Split
+from ssmast.evaluation.labelled_set import Head, LabelledSet, TaskSpec, with_heads
+from ssmast.evaluation.read_set import load_set
+from ssmast.splits import Split
 from tests.sets import write_set
 
 
@@ -33,8 +33,11 @@ def _set(numbers, sizes, *, multi_label=False) -> LabelledSet:
             Head(name=name, classes=[f"{name}{i}" for i in range(size)])
             for name, size in zip(names, sizes, strict=True)
         ],
-        numbers=[[np.atleast_1d(n) for n in own] for own in numbers],
-        multi_label=multi_label,
+        cells=[
+            [";".join(f"{name}{n}" for n in np.atleast_1d(of_clip)) for of_clip in own]
+            for name, own in zip(names, numbers, strict=True)
+        ],
+        separator=";" if multi_label else "",
         splits=[Split(name="split", train=rows, valid=rows, test=rows)],
     )
 
@@ -125,7 +128,7 @@ def test_several_labels_are_scored_by_average_precision():
 
 
 def test_classes_are_found_again_by_name_whatever_their_order(tmp_path):
-    found = load_labelled(write_set(tmp_path / "tones", num_clips=24))
+    found = load_set(write_set(tmp_path / "tones", num_clips=24))
     heads = [Head(name="label", classes=["middle", "extra", "low"])]
     seen = with_heads(found, heads)
     positions = np.arange(6)
@@ -138,12 +141,12 @@ def test_classes_are_found_again_by_name_whatever_their_order(tmp_path):
 def test_training_reads_a_table_as_probes_do(tmp_path):
     folder = tmp_path / "events"
     folder.mkdir()
-    cells = ["dog; rain", "rain", "dog", "cat;dog;dog", "cat", "rain;cat"]
+    cells = ["dog; rain", "rain", "dog", "cat;dog;dog", "rain", "dog"]
     parts = ["train", "train", "train", "train", "valid", "test"]
     rows = [f"{i},{cell},{part}" for i, (cell, part) in enumerate(zip(cells, parts, strict=True))]
     (folder / "metadata.csv").write_text("path,label,split\n" + "\n".join([*rows, "9,,train"]))
-    task = load_task(tmp_path, "events:multi_label=true")
-    found = load_labelled(tmp_path, "events:multi_label=true")
+    task = load_set(tmp_path, "events:multi_label=true")
+    found = load_set(tmp_path, "events:multi_label=true")
     assert found.multi_label
     assert found.heads == [Head(name="label", classes=task.classes)]
     assert torch.equal(found.one_hot(np.arange(6)), task.targets())
@@ -153,7 +156,7 @@ def test_training_reads_a_table_as_probes_do(tmp_path):
         assert {name: part.tolist() for name, part in one.parts().items()} == {
             name: part.tolist() for name, part in other.parts().items()
         }
-    whole = load_labelled(tmp_path, "events")  # one label a cell, unless told otherwise
+    whole = load_set(tmp_path, "events")  # one label a cell, unless told otherwise
     assert not whole.multi_label
     assert "dog; rain" in whole.heads[0].classes
 
@@ -163,19 +166,19 @@ def test_a_chosen_share_is_held_out_where_the_set_has_no_valid_part(tmp_path):
     folder.mkdir()
     rows = [f"{i},{'ab'[i % 2]},n{i % 3},{'test' if i > 39 else 'train'}" for i in range(50)]
     (folder / "metadata.csv").write_text("path,label,noun,split\n" + "\n".join(rows))
-    usual, half = load_labelled(folder), load_labelled(folder, share=0.5)
+    usual, half = load_set(folder), load_set(folder, held_out=0.5)
     assert [len(one.splits[0].valid) for one in (usual, half)] == [6, 20]
-    assert usual.splits[0].valid.tolist() == load_task(folder, "s").splits[0].valid.tolist()
-    heads = load_labelled(folder, labels=["label", "noun"]).heads
+    assert usual.splits[0].valid.tolist() == load_set(folder, "s").splits[0].valid.tolist()
+    heads = load_set(folder, labels=["label", "noun"]).heads
     assert [head.classes for head in heads] == [["a", "b"], ["n0", "n1", "n2"]]
     with pytest.raises(ValueError, match="has no column 'verb'"):
-        load_labelled(folder, labels=["label", "verb"])
+        load_set(folder, labels=["label", "verb"])
     with pytest.raises(
         ValueError, match="multi_label=true needs one label column, got label, noun"
     ):
-        load_labelled(folder, "s:multi_label=true", labels=["label", "noun"])
-    with pytest.raises(ValueError, match="column 'split', trains on 1 class in split"):
-        load_labelled(folder, labels=["split"])
+        load_set(folder, "s:multi_label=true", labels=["label", "noun"])
+    with pytest.raises(ValueError, match="column 'split': trains on 1 class in split"):
+        load_set(folder, labels=["split"])
 
 
 def test_weights_make_all_classes_come_alike():

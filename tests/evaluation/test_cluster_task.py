@@ -5,11 +5,16 @@ import pytest
 import torch
 from sklearn import metrics
 
-from ssmast.evaluation import picture
-from ssmast.evaluation.cluster_task import ClusterConfig, main, run_clusters
+from ssmast.evaluation import cluster_task, picture
+from ssmast.evaluation.cluster_task import ClusterConfig, main
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError
 from tests.sets import write_set
+
+
+def run_clusters(config):
+    """What the JSON file holds."""
+    return cluster_task.run_clusters(config).to_dict()
 
 
 def settings(sets, encoder_folder, tmp_path, **changes):
@@ -53,7 +58,7 @@ def test_embeddings_of_the_probe_are_used_again(sets, tmp_path, encoder_folder, 
 
 
 def test_only_the_test_part_is_taken_unless_all_is_asked_for(sets, encoder_folder, tmp_path):
-    few = run_clusters(settings(sets, encoder_folder, tmp_path, part="test", baselines=False))
+    few = run_clusters(settings(sets, encoder_folder, tmp_path, part="test", baselines="false"))
     assert few["n"] == 12
     assert list(few["columns"]) == ["pretrained"]
     folds = run_clusters(
@@ -79,7 +84,7 @@ def test_the_picture_holds_the_chosen_classes(layout, sets, encoder_folder, tmp_
         monkeypatch.setattr(picture, "can_draw", lambda: True)
     config = settings(
         sets, encoder_folder, tmp_path, umap="true", classes=["low", "high"], points=20,
-        baselines=False,
+        baselines="false",
     )  # fmt: skip
     result = run_clusters(config)
     drawn = result["picture"]
@@ -126,7 +131,7 @@ def test_without_umap_learn_it_says_what_to_install(
 def test_what_does_not_exist_is_named(sets, encoder_folder, tmp_path):
     for word, message in (
         ("normalise=l1", "l2, standard, raw, got 'l1'"),
-        ("part=train", "test, all, got 'train'"),
+        ("part=train", "test or all, got 'train'"),
         ("umap=maybe", "auto, true, false"),
         ("seeds=0", "at least 1"),
     ):

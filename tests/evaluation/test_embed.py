@@ -10,8 +10,7 @@ import torch
 from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.evaluation import embed
 from ssmast.evaluation.baselines import LogMelStatistics
-from ssmast.evaluation.embed import cache_key, embed_corpus
-from ssmast.evaluation.protocols import Crop, cut
+from ssmast.evaluation.embed import Crop, cache_key, cut, embed_corpus
 from tests.sets import write_set
 
 
@@ -37,8 +36,8 @@ def test_every_clip_is_embedded_whole_in_the_order_of_the_corpus(sets, tiny_enco
 def test_small_windows_change_nothing(sets, tiny_encoder, monkeypatch):
     corpus = open_corpus(sets / "tones")
     wanted = embed_corpus(tiny_encoder, corpus)
-    monkeypatch.setattr(embed, "_WINDOW_SAMPLES", 10_000)
-    monkeypatch.setattr(embed, "_WINDOW_CLIPS", 5)
+    monkeypatch.setattr(embed, "_BATCH_SAMPLES", 10_000)
+    monkeypatch.setattr(embed, "_BATCH_CLIPS", 5)
     found = embed_corpus(tiny_encoder, corpus)
     torch.testing.assert_close(found.values, wanted.values, atol=1e-5, rtol=1e-4)
 
@@ -214,8 +213,8 @@ def test_an_interrupted_embedding_continues(tmp_path, tiny_encoder, monkeypatch)
     write_set(tmp_path / "tones", num_clips=48, bad=1)
     corpus = open_corpus(tmp_path / "tones")
     wanted = embed_corpus(tiny_encoder, corpus)
-    monkeypatch.setattr("ssmast.evaluation.embed._WINDOW_CLIPS", 8)
-    monkeypatch.setattr("ssmast.evaluation.embedding_cache.Parts.EVERY", 0.0)
+    monkeypatch.setattr("ssmast.evaluation.embed._BATCH_CLIPS", 8)
+    monkeypatch.setattr("ssmast.evaluation.embedding_cache.PartialEmbeddings.EVERY", 0.0)
     first = _Counting(tiny_encoder, stop_after=20)
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(first, corpus, cache=tmp_path / "cache")

@@ -144,7 +144,7 @@ def test_layers_are_summed_by_shares_and_each_width_has_its_matrix():
     torch.manual_seed(0)
     head = LayerSum([4, 4, 6], 3, hidden=5)
     assert set(head.projections) == {"4", "6"}
-    torch.testing.assert_close(head.shares, torch.full((3,), 1 / 3))
+    torch.testing.assert_close(head.layer_weights, torch.full((3,), 1 / 3))
     with torch.no_grad():
         head.logits.copy_(torch.tensor([0.0, 1.0, -1.0]))
     x = torch.randn(7, 14)

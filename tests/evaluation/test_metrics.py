@@ -12,8 +12,8 @@ from ssmast.evaluation.metrics import (
     confusion_matrix,
     get_metric,
     t_interval,
-    worst_pairs,
 )
+from ssmast.report.scores import worst_pairs
 
 
 @pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy"])
@@ -49,7 +49,7 @@ def test_confusion_of_several_seeds_is_the_sum():
     assert int(confusion_matrix(predictions, targets, num_classes=5).sum()) == 3 * 30
 
 
-def test_worst_pairs_come_by_share_of_the_true_class():
+def test_worst_pairs_come_by_rate_in_the_true_class():
     confusion = [[90, 10, 0], [3, 5, 2], [0, 0, 7]]
     pairs = worst_pairs(confusion, ["a", "b", "c"])
     assert [(p["true"], p["predicted"], p["count"]) for p in pairs] == [
@@ -57,7 +57,7 @@ def test_worst_pairs_come_by_share_of_the_true_class():
         ("b", "c", 2),
         ("a", "b", 10),
     ]
-    assert pairs[0]["share"] == pytest.approx(0.3)
+    assert pairs[0]["rate"] == pytest.approx(0.3)
 
 
 def test_t_interval_equals_scipy():

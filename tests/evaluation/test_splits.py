@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssmast.evaluation.splits import group_folds, hold_out, leave_one_out, named_parts
+from ssmast.splits import group_folds, hold_out, leave_one_out, named_parts
 
 
 def test_valid_is_the_next_fold_and_nothing_leaks():

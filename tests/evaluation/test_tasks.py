@@ -1,17 +1,10 @@
 import pytest
 
-from ssmast.evaluation.labelled_set import (
-    TaskSpec,
-    find_tasks,
-    load_task,
-    parse_task,
-    random_validation,
-    shuffled,
-    split_names,
-    without,
-)
+from ssmast.evaluation.labelled_set import TaskSpec, random_validation, shuffled, without
+from ssmast.evaluation.probe import metric_of
+from ssmast.evaluation.read_set import find_sets, load_set, parse_task, split_names
 from ssmast.evaluation.results import result_file
-from ssmast.evaluation.splits import label_set
+from ssmast.splits import label_set
 
 
 def write(folder, text):
@@ -41,18 +34,18 @@ def test_a_spec_that_makes_no_sense_is_refused(text):
 
 
 def test_labelled_sets_are_found(sets):
-    assert find_tasks(sets) == ["more_tones", "tones"]
-    assert find_tasks(sets / "tones") == ["tones"]
-    assert load_task(sets / "tones", "tones").clips == load_task(sets, "tones").clips
+    assert find_sets(sets) == ["more_tones", "tones"]
+    assert find_sets(sets / "tones") == ["tones"]
+    assert load_set(sets / "tones", "tones").clips == load_set(sets, "tones").clips
 
 
 def test_missing_data_is_one_sentence(sets, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of labelled sets at"):
-        find_tasks(tmp_path / "nowhere")
+        find_sets(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no labelled set in"):
-        find_tasks(tmp_path)
+        find_sets(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no labelled set 'tonnes' in .*more_tones, tones"):
-        load_task(sets, "tonnes")
+        load_set(sets, "tonnes")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +55,8 @@ def test_a_set_is_found_however_its_columns_are_parted(tmp_path, header):
     mark = next(mark for mark in ";\t|," if mark in header)
     rows = ["a,x,train", "b,y,train", "c,x,valid", "d,y,test"]
     write(tmp_path / "s", "\n".join([header, *(row.replace(",", mark) for row in rows)]))
-    assert find_tasks(tmp_path) == ["s"]
-    assert load_task(tmp_path, "s").labels == ["x", "y", "x", "y"]
+    assert find_sets(tmp_path) == ["s"]
+    assert load_set(tmp_path, "s").labels == ["x", "y", "x", "y"]
 
 
 def test_sets_named_in_any_script_have_results_of_their_own(tmp_path):
@@ -71,7 +64,7 @@ def test_sets_named_in_any_script_have_results_of_their_own(tmp_path):
     files = set()
     for name in ("日本", "中文", "a b", "größe"):
         write(tmp_path / name, rows)
-        files.add(result_file(tmp_path, load_task(tmp_path, name), "knn").name)
+        files.add(result_file(tmp_path, load_set(tmp_path, name), "knn").name)
     assert files == {"日本.knn.json", "中文.knn.json", "a-b.knn.json", "größe.knn.json"}
 
 
@@ -83,31 +76,31 @@ def test_a_table_of_another_encoding_is_named(sets, tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"t/metadata\.csv is not UTF-8 text; save it as UTF-8"):
-        find_tasks(tmp_path)
+        find_sets(tmp_path)
     with pytest.raises(ValueError, match=r"s/metadata\.csv is not UTF-8 text; save it as UTF-8"):
-        load_task(tmp_path, "s")
+        load_set(tmp_path, "s")
 
 
 def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     rows = "a,x,train\nb,y,train\nc,x|y,train\nd,x,valid\ne,nan,test\nf,y,test\n"
     write(tmp_path / "s", "path,label,split\n" + rows)
-    assert "nan" in load_task(tmp_path, "s").classes
+    assert "nan" in load_set(tmp_path, "s").classes
     assert "1 labels are the word nan, taken as a class" in caplog.text
     assert "separator" not in caplog.text
-    load_task(tmp_path, "s:multi_label=true")
+    load_set(tmp_path, "s:multi_label=true")
     assert "no clip has more than one label by the separator ';'" in caplog.text
     caplog.clear()
-    assert load_task(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
+    assert load_set(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
     assert "the separator" not in caplog.text
 
 
 def test_columns_choose_what_is_learnt(sets):
-    task = load_task(sets, "tones:label=speaker,protocol=folds")
+    task = load_set(sets, "tones:label=speaker,protocol=folds")
     assert task.classes == ["s0", "s1", "s2", "s3"]
     assert [split.name for split in task.splits] == ["fold 1", "fold 2", "fold 3"]
-    task = load_task(sets, "tones:protocol=leave_one_out:speaker")
+    task = load_set(sets, "tones:protocol=leave_one_out:speaker")
     assert [split.name for split in task.splits] == [f"left out s{i}" for i in range(4)]
-    task = load_task(sets, "tones")
+    task = load_set(sets, "tones")
     assert [len(rows) for rows in task.splits[0].parts().values()] == [24, 12, 12]
     assert task.rows.tolist() == list(range(48))
 
@@ -125,13 +118,13 @@ def test_columns_choose_what_is_learnt(sets):
 )
 def test_wrong_columns_are_named(sets, spec, sentence):
     with pytest.raises(ValueError, match=sentence):
-        load_task(sets, spec)
+        load_set(sets, spec)
 
 
 def test_rows_without_label_or_split_are_left_out_and_counted(tmp_path):
     rows = ["a.wav,x,train", "b.wav,y,train", "c.wav,,train", "d.wav,x,valid", "e.wav,x,test"]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "f.wav,y,", ""]))
-    task = load_task(tmp_path, "s")
+    task = load_set(tmp_path, "s")
     assert task.clips == ["a.wav", "b.wav", "d.wav", "e.wav"]
     assert task.rows.tolist() == [0, 1, 3, 4]
     assert task.left_out == {"empty label": 1, "empty split": 1}
@@ -140,7 +133,7 @@ def test_rows_without_label_or_split_are_left_out_and_counted(tmp_path):
 def test_classes_not_trained_on_are_counted(tmp_path):
     rows = "a,x,train\nb,y,train\nc,x,valid\nd,x,test\ne,z,test\nf,z,test\n"
     write(tmp_path / "s", "path,label,split\n" + rows)
-    task = load_task(tmp_path, "s")
+    task = load_set(tmp_path, "s")
     assert (task.num_unseen, task.classes) == (2, ["x", "y", "z"])
 
 
@@ -160,18 +153,18 @@ def test_classes_not_trained_on_are_counted(tmp_path):
 def test_what_cannot_be_scored_is_refused(tmp_path, rows, sentence):
     write(tmp_path / "s", "path,label,split\n" + rows)
     with pytest.raises(ValueError, match=sentence):
-        load_task(tmp_path, "s")
+        load_set(tmp_path, "s")
 
 
 def test_a_random_tenth_of_many_clips_reads_their_labels_once(tmp_path, monkeypatch):
     rows = [f"{i},x;{'ab'[i % 2]},{1 + i % 5}\n" for i in range(500)]
     write(tmp_path / "s", "path,label,fold\n" + "".join(rows) + "500, ; ,1\n")
-    task = load_task(tmp_path, "s:multi_label=true")
+    task = load_set(tmp_path, "s:multi_label=true")
     calls = []
     monkeypatch.setattr(
         "ssmast.evaluation.labelled_set.label_set", lambda *a: calls.append(a) or label_set(*a)
     )
-    drawn = random_validation(task, share=0.1)
+    drawn = random_validation(task, fraction=0.1)
     assert len(calls) <= 10 * len(task.clips)  # UrbanSound8K took minutes, by the square
     assert [len(split.valid) for split in drawn.splits] == [40] * 5
 
@@ -182,14 +175,14 @@ def test_the_hash_of_the_clips_follows_parts_and_not_order(tmp_path):
     tasks = []
     for i, text in enumerate(texts):
         write(tmp_path / f"s{i}", "path,label,split\n" + "\n".join(text))
-        tasks.append(load_task(tmp_path, f"s{i}"))
-    hashes = [task.ids_sha256 for task in tasks]
+        tasks.append(load_set(tmp_path, f"s{i}"))
+    hashes = [task.ids_sha256() for task in tasks]
     assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
-    assert tasks[0].labels_sha256 == tasks[1].labels_sha256 != tasks[3].labels_sha256
+    assert tasks[0].labels_sha256() == tasks[1].labels_sha256() != tasks[3].labels_sha256()
 
 
 def test_unreadable_clips_leave_all_parts(sets):
-    task = load_task(sets, "tones")
+    task = load_set(sets, "tones")
     gone = [task.clips[task.splits[0].train[0]], task.clips[task.splits[0].test[-1]]]
     smaller = without(task, gone)
     assert smaller.left_out == {"unreadable": 2}
@@ -207,7 +200,7 @@ def test_unreadable_clips_leave_all_parts(sets):
 @pytest.mark.data
 def test_real_sets_have_the_counts_their_authors_state(shared_data):
     def counts(spec):
-        return [[len(r) for r in s.parts().values()] for s in load_task(shared_data, spec).splits]
+        return [[len(r) for r in s.parts().values()] for s in load_set(shared_data, spec).splits]
 
     assert counts("speech_commands_v2_test") == [[1267, 296, 532]]
     assert counts("speech_commands_v2_test:label=speaker,split=split_speaker") == [[746, 96, 203]]
@@ -220,15 +213,15 @@ def test_real_sets_have_the_counts_their_authors_state(shared_data):
 def test_any_table_may_hold_several_labels_a_clip(tmp_path):
     rows = ["a.wav,x;y,train", "b.wav,y,train", "c.wav,x; z,valid", "d.wav,z;x,test", "e.wav,,test"]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, ""]))
-    task = load_task(tmp_path, "s:multi_label=true")
-    assert (task.classes, task.metric) == (["x", "y", "z"], "map")
-    assert task.label_sets == [("x", "y"), ("y",), ("x", "z"), ("z", "x")]
+    task = load_set(tmp_path, "s:multi_label=true")
+    assert (task.classes, metric_of(task).name) == (["x", "y", "z"], "map")
+    assert task.label_sets[0] == [("x", "y"), ("y",), ("x", "z"), ("z", "x")]
     assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1]]
     assert task.num_unseen == 1  # z is not trained on
     assert task.left_out == {"empty label": 1}
     piped = (tmp_path / "s/metadata.csv").read_text().replace(";", "|")
     write(tmp_path / "p", piped)
-    assert load_task(tmp_path, "p:multi_label=true,separator=|").label_sets == task.label_sets
+    assert load_set(tmp_path, "p:multi_label=true,separator=|").label_sets == task.label_sets
     smaller = without(task, ["b.wav"])
     assert (smaller.multi_label, smaller.classes) == (True, ["x", "y", "z"])
 
@@ -236,7 +229,7 @@ def test_any_table_may_hold_several_labels_a_clip(tmp_path):
 def test_hold_out_of_a_multi_label_set_keeps_rare_classes_in_training(tmp_path):
     rows = [f"{i}.wav,common;{'rare' if i < 8 else 'other'},train" for i in range(80)]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "t.wav,rare,test", ""]))
-    split = load_task(tmp_path, "s:multi_label=true").splits[0]
+    split = load_set(tmp_path, "s:multi_label=true").splits[0]
     rare = [int(index) < 8 for index in split.valid]
     assert (len(rare), sum(rare)) == (round(0.15 * 72) + 1, 1)
 
@@ -248,17 +241,17 @@ def test_what_several_labels_cannot_mean_is_refused(text):
 
 
 def test_shuffled_labels_keep_clips_and_counts(sets):
-    task = load_task(sets, "tones")
+    task = load_set(sets, "tones")
     mixed = shuffled(task, seed=0)
     assert sorted(mixed.labels) == sorted(task.labels)
     assert mixed.labels != task.labels
-    assert mixed.ids_sha256 == task.ids_sha256
+    assert mixed.ids_sha256() == task.ids_sha256()
     assert shuffled(task, seed=0).labels == mixed.labels != shuffled(task, seed=1).labels
 
 
 def test_a_random_tenth_of_the_other_folds_validates(sets):
-    task = load_task(sets, "tones:protocol=folds")
-    other = random_validation(task, share=0.1)
+    task = load_set(sets, "tones:protocol=folds")
+    other = random_validation(task, fraction=0.1)
     for before, after in zip(task.splits, other.splits, strict=True):
         assert after.test.tolist() == before.test.tolist()
         rest = [*after.train, *after.valid]

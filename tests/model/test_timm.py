@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import pytest
 import timm
@@ -68,6 +69,49 @@ def test_timms_names_for_sizes_and_pooling_are_understood():
     assert net.input_size == (64, 80)
     assert net.pretrained_cfg["input_size"] == (2, 64, 80)
     assert net.global_pool == "mean"
+
+
+@pytest.mark.parametrize("name", ["mast_nano", "ast_nano", "ssast_nano", "ssast_frame_nano"])
+@pytest.mark.parametrize(
+    "size", [{"img_size": 96}, {"input_size": (1, 96, 96)}, {"input_size": (96, 96)}]
+)
+def test_every_form_of_a_size_that_timm_knows_is_understood(name, size):
+    net = create_model(name, num_classes=3, **size)
+    assert (net.input_size, net.in_chans) == ((96, 96), 1)
+    assert net.pretrained_cfg["input_size"] == (1, 96, 96)
+    assert net(torch.randn(1, 1, 96, 96)).shape == (1, 3)
+
+
+def test_a_size_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"must be \(mel bins, frames\), got \(1, 2, 3, 4\)"):
+        create_model("mast_nano", input_size=(1, 2, 3, 4))
+    with pytest.raises(ValueError, match="has 1 channels and in_chans is 3"):
+        create_model("mast_nano", input_size=(1, 96, 96), in_chans=3)
+    assert create_model("mast_nano", input_size=(3, 96, 96)).in_chans == 3
+
+
+@pytest.mark.parametrize("name", ["mast_nano", "ast_nano"])
+def test_weights_are_made_where_and_as_asked(name, tmp_path):
+    net = create_model(name, device="meta", dtype=torch.bfloat16)
+    kinds = {(parameter.device.type, parameter.dtype) for parameter in net.parameters()}
+    assert kinds == {("meta", torch.bfloat16)}
+    net = create_model(name, dtype=torch.float64, input_size=(64, 96))
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float64}
+    timm.models.save_for_hf(net, tmp_path, safe_serialization=True)
+    back = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert next(back.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mast_nano", "mast_tiny", "ast_nano", "ssast_frame_nano"])
+def test_reduction_is_what_timm_takes_it_for(name):
+    net = create_model(name, features_only=True)
+    least = create_model(name).pretrained_cfg.get("min_input_size") or (1, 64, 64)
+    for size in ((128, 96), (128, 333), least[1:]):
+        for found, reduction in zip(
+            net(torch.randn(1, 1, *size)), net.feature_info.reduction(), strict=True
+        ):
+            for cells, length in zip(found.shape[2:], size, strict=True):
+                assert cells <= math.ceil(length / reduction) + 1
 
 
 @pytest.mark.parametrize("global_pool", ["mean", "mean+max", "attention"])

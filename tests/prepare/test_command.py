@@ -27,7 +27,7 @@ def test_the_command_writes_a_corpus_and_a_page(tmp_path, caplog, capsys):
         assert main([*words, "--dry-run"]) == 0
         assert not out.exists()
         assert main(words) == 0
-    assert "0.00 hours in 6 pieces" in caplog.text
+    assert "0.00 hours in 6 clips" in caplog.text
     assert "left out: 1 unreadable" in caplog.text
     assert len(open_corpus(out)) == 6
     page = (out / "report.html").read_text(encoding="utf-8")

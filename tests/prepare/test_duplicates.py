@@ -29,7 +29,7 @@ def through(audio, kind, subtype, **options):
     return read_audio(buffer.getvalue())
 
 
-def test_the_first_of_equal_pieces_is_the_one():
+def test_the_first_of_equal_clips_is_the_one():
     assert exact_duplicates([b"a", b"b", b"a", b"c", b"b", b"a"]).tolist() == [-1, -1, 0, -1, 1, 0]
 
 

@@ -19,8 +19,8 @@ import torch
 from ssmast.audio import LogMel, open_corpus, read_audio
 from ssmast.audio.encode import with_serial
 from ssmast.prepare import prepare_corpus
+from ssmast.prepare.job import clip_bounds, run_job
 from ssmast.prepare.plan import Cut, read_plan
-from ssmast.prepare.unit import do_unit, piece_bounds
 from tests.prepare.conftest import RATE, tones
 
 SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_fraction": 0.5}
@@ -47,10 +47,10 @@ def rejected_kinds(out):
 def test_every_clip_is_in_the_shards_or_in_the_list(source, tmp_path):
     about = prepared(source, tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
-    pieces = {}
+    clips = {}
     for row in rows:
-        pieces[row["source"]] = pieces.get(row["source"], 0) + 1
-    assert pieces == {
+        clips[row["source"]] = clips.get(row["source"], 0) + 1
+    assert clips == {
         "0.wav": 1, "1.wav": 1, "2.wav": 1, "3.wav": 1, "44k.flac": 2, "deep/opus.ogg": 1,
         "long.flac": 4, "loud.wav": 1, "stereo.wav": 1,
     }  # fmt: skip
@@ -65,7 +65,7 @@ def test_every_clip_is_in_the_shards_or_in_the_list(source, tmp_path):
     assert not (tmp_path / "out" / ".work").exists()
 
 
-def test_pieces_are_the_samples_of_the_source(source, tmp_path):
+def test_clips_are_the_samples_of_the_source(source, tmp_path):
     out = tmp_path / "out"
     prepared(source, out)
     rows = pq.read_table(out / "manifest.parquet").to_pylist()
@@ -130,7 +130,7 @@ class _KilledError(BaseException):
 
 def test_a_kill_before_any_file_appears_changes_nothing(source, tmp_path, monkeypatch):
     """Killed at the k-th file that gets its name, for every k; and begun again each time."""
-    monkeypatch.setattr("ssmast.prepare.plan._UNIT_CLIPS", 3)
+    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 3)
     prepared(source, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     replace, done = os.replace, []
@@ -153,11 +153,11 @@ def test_a_kill_before_any_file_appears_changes_nothing(source, tmp_path, monkey
         except _KilledError:
             kills += 1
             if kills % 3 == 0:  # what was being written when the power went
-                (out / ".work" / "units" / ".0000001.99.tmp").write_bytes(b"half")
+                (out / ".work" / "jobs" / ".0000001.99.partial").write_bytes(b"half")
     assert kills >= 7
-    audio = [name for name in done if "/units/" in name and name.endswith("parquet")]
+    audio = [name for name in done if "/jobs/" in name and name.endswith("parquet")]
     audio += [name for name in done if "/shard-" in name]
-    assert len(audio) == len(set(audio)) >= 8  # no unit was finished twice, nor a shard
+    assert len(audio) == len(set(audio)) >= 8  # no job was finished twice, nor a shard
     assert contents(out) == expected
 
 
@@ -177,17 +177,17 @@ def test_a_kill_while_tidying_up_is_finished_by_the_next_call(source, tmp_path, 
     assert {name: digest for name, digest in before.items() if name in after} == after
 
 
-def test_a_finished_unit_is_not_done_again(source, tmp_path, monkeypatch):
+def test_a_finished_job_is_not_done_again(source, tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(
-        "ssmast.prepare.work.pack", lambda *a, **k: (_ for _ in ()).throw(_KilledError)
+        "ssmast.prepare.pipeline.pack", lambda *a, **k: (_ for _ in ()).throw(_KilledError)
     )
     with pytest.raises(_KilledError):
         prepared(source, tmp_path / "out")
     plan = read_plan((tmp_path / "out" / ".work").resolve())
-    monkeypatch.setattr("ssmast.prepare.unit._write_pieces", lambda *a: done.append(a))
+    monkeypatch.setattr("ssmast.prepare.job._write_clips", lambda *a: done.append(a))
     before = plan.tar_of(0).stat().st_ino
-    rejected = do_unit(plan.work, 0)
+    rejected = run_job(plan.work, 0)
     assert not done
     assert plan.tar_of(0).stat().st_ino == before
     assert ("text.wav", "unreadable") in {(name, kind) for name, kind, _ in rejected}
@@ -196,7 +196,7 @@ def test_a_finished_unit_is_not_done_again(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize("codec", ["flac", "opus"])
 def test_the_same_bytes_come_out_again(source, tmp_path, codec, monkeypatch):
     one = prepared(source, tmp_path / "one", codec=codec)
-    monkeypatch.setattr("ssmast.prepare.plan._UNIT_CLIPS", 2)  # other units, same corpus
+    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 2)  # other jobs, same corpus
     prepared(source, tmp_path / "two", codec=codec)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert one["clips"] == 13
@@ -222,10 +222,10 @@ def test_an_opus_stream_with_another_serial_still_decodes_to_the_same():
 def test_other_settings_or_other_audio_are_not_mixed_in(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("ssmast.prepare.work.pack", lambda *a, **k: 1 / 0)
+        patch.setattr("ssmast.prepare.pipeline.pack", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepared(source, out)
-    with pytest.raises(ValueError, match=r"unfinished work, but cut was another .*another out="):
+    with pytest.raises(ValueError, match=r"unfinished work, but cut was different .*another out="):
         prepared(source, out, segment_seconds=3.0)
     soundfile.write(source / "new.wav", tones(1, seed=30), RATE)
     with pytest.raises(ValueError, match="the audio has changed since"):
@@ -244,7 +244,7 @@ def test_samples_that_change_under_the_same_name_and_size_are_noticed(
 ):
     out, changed = tmp_path / "out", next(source.rglob("*.wav"))
     with monkeypatch.context() as patch:
-        patch.setattr("ssmast.prepare.work.pack", lambda *a, **k: 1 / 0)
+        patch.setattr("ssmast.prepare.pipeline.pack", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepared(source, out)
     before = changed.stat()
@@ -288,7 +288,7 @@ def test_too_many_bad_files_stop_the_run_until_more_are_allowed(tmp_path):
         (source / f"bad{number:02d}.wav").write_bytes(b"hello" * 9)
     soundfile.write(source / "good.wav", tones(1, seed=1), RATE)
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"of 61 clips are bad, more than the share of 0\.1"):
+    with pytest.raises(ValueError, match=r"of 61 clips are bad, more than the allowed 0\.1"):
         prepared(source, out, max_bad_fraction=0.1)
     with pytest.raises(ValueError, match="are bad"):
         prepared(source, out, max_bad_fraction=0.1)
@@ -323,10 +323,10 @@ def test_a_prepared_corpus_can_be_prepared_again(source, tmp_path):
 
 
 @pytest.mark.parametrize("length", [1, 15999, 16000, 16001, 33500, 33600, 160000])
-def test_pieces_cover_a_clip_without_a_gap(length):
+def test_clips_cover_a_source_clip_without_a_gap(length):
     cut = Cut(sample_rate=16000, segment_seconds=1.0, min_seconds=0.1, min_peak=1e-4, max_abs=100,
               codec="flac")  # fmt: skip
-    bounds = piece_bounds(length, cut)
+    bounds = clip_bounds(length, cut)
     assert bounds[0][0] == 0
     assert bounds[-1][1] == length
     assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
@@ -355,7 +355,7 @@ def test_impossible_settings_are_refused(source, tmp_path, settings, reason):
 def test_engines_give_the_same_bytes(source, tmp_path, engine, monkeypatch):
     if engine == "ray":
         pytest.importorskip("ray", reason="needs the extra ray")
-    monkeypatch.setattr("ssmast.prepare.plan._UNIT_CLIPS", 3)
+    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 3)
     prepared(source, tmp_path / "one")
     prepared(source, tmp_path / "two", engine=engine, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -368,7 +368,7 @@ def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch)
         soundfile.write(source / f"more {number}.wav", tones(6, seed=200 + number), RATE)
     words = ["segment_seconds=2", "near_duplicates=0.99", "shard_mb=1", "max_bad_fraction=0.5"]
     code = (
-        "import sys; import ssmast.prepare.plan as plan; plan._UNIT_CLIPS = 4;"
+        "import sys; import ssmast.prepare.plan as plan; plan._JOB_CLIPS = 4;"
         "from ssmast.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "prepare", str(source), *words]
@@ -387,7 +387,7 @@ def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch)
             process.kill()
             kills += 1
         finished = process.wait() == 0
-        for path in killed.glob(".work/units/*.parquet"):
+        for path in killed.glob(".work/jobs/*.parquet"):
             assert inodes.setdefault(path, path.stat().st_ino) == path.stat().st_ino
     assert kills >= 4
     assert contents(killed) == contents(whole)

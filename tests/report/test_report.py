@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ssmast.evaluation.results import results_table
-from ssmast.report import main, read_results, write_report
+from ssmast.evaluation.results import Result, results_table
+from ssmast.report import main, read_probes, write_report
 from ssmast.report.curves import curves
 from ssmast.report.published_scores import PUBLISHED, published_of
 from ssmast.report.sources import read_sources
@@ -23,6 +23,11 @@ def result(**changes) -> dict:
         "baselines": {"untrained": {**column, "mean": 0.6}, "log_mel": {**column, "ci95": None}},
         **changes,
     }  # fmt: skip
+
+
+def read(*contents) -> list[Result]:
+    """Results as they come back from their files."""
+    return [Result.from_dict(content) for content in contents]
 
 
 def clusters_result(folder, clips) -> dict:
@@ -61,7 +66,9 @@ def clusters_result(folder, clips) -> dict:
 
 def write_run(folder):
     folder.mkdir()
-    (folder / "config.yaml").write_text("model: mast_nano\noptim:\n  lr: 0.001\n")
+    (folder / "config.yaml").write_text(
+        "objective: ss_mast\nmodel: mast_nano\noptim:\n  lr: 0.001\n"
+    )
     (folder / "facts.json").write_text(
         json.dumps({"data": "<script>alert(1)</script>", "clips": 7})
     )
@@ -116,13 +123,15 @@ def check(page: str) -> str:
 
 def test_the_page_tells_the_run_and_loads_nothing(tmp_path):
     run = write_run(tmp_path / "run")
-    page = write_report(tmp_path / "out" / "report.html", run=run, results=[result()]).read_text()
+    out = tmp_path / "out" / "report.html"
+    page = write_report(out, run=run, results=read(result())).read_text()
     words = check(page)
     for part in (
         "Run run", "pretrained 80.0 ± 1.0", "untrained 60.0 ± 1.0", "log-mel 80.0",
-        "loss", "effective rank of the embeddings", "clips a second", "gradient norm",
+        "InfoNCE loss (nats)", "effective rank of the embeddings", "clips a second",
+        "gradient norm",
         "optim.lr 0.001", "3 clips.", "2 is empty", "b.wav",
-        "dog & co cat <1> 30 %", "<script>alert(1)</script>", "linear_eval/run.py",
+        "dog & co cat <1> 30 %", "<script>alert(1)</script>", "ssmast probe encoder=runs/x/encoder",
     ):  # fmt: skip
         assert part in words, part
     assert page.count("<svg") == 7
@@ -158,9 +167,9 @@ def test_missing_folders_are_named(tmp_path):
         main([str(tmp_path / "none")])
     with pytest.raises(FileNotFoundError, match=r"neither a run .* nor a result"):
         main([f"results={tmp_path}"])
-    with pytest.raises(UsageError, match="audio_mb must not be negative"):
+    with pytest.raises(UsageError, match="audio_mb must be at least 0"):
         main([str(tmp_path), "audio_mb=-1"])
-    assert read_results(tmp_path / "none") == []
+    assert read_probes(tmp_path / "none") == []
 
 
 def test_runs_and_results_named_together_stand_side_by_side(tmp_path):
@@ -198,12 +207,12 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 
 
 def test_published_rows_stand_beside_the_data_set_they_are_of(tmp_path):
-    words = check(write_report(tmp_path / "r.html", results=[result(task="esc50")]).read_text())
+    words = check(write_report(tmp_path / "r.html", results=read(result(task="esc50"))).read_text())
     assert "M2D/0.6 91.6 frozen, EVAR's linear layer; M2D-CLAP, table 3" in words
     assert "Hollow dots are published scores by another protocol" in words
     built = result(task="mine", built={"task": "urbansound8k"})
     assert "MAST, ImageNet + SS-MAST + patch-drop 84.8" in check(
-        write_report(tmp_path / "r.html", results=[built]).read_text()
+        write_report(tmp_path / "r.html", results=read(built)).read_text()
     )
     assert published_of("esc50:label=speaker", "", "accuracy") == []
     assert published_of("fsd50k", "", "accuracy") == []
@@ -225,7 +234,7 @@ def test_the_posters_numbers_are_the_posters():
 def test_several_labels_a_clip_have_no_chance_mark_and_no_confusion(tmp_path):
     several = result(task="fsd50k", metric="map", mean=0.31)
     del several["confusion"]
-    page = write_report(tmp_path / "r.html", results=[several]).read_text()
+    page = write_report(tmp_path / "r.html", results=read(several)).read_text()
     words = check(page)
     assert "mAP, protocol linear pretrained 31.0 ± 1.0" in words
     assert "MW-MAE-B 51.2" in words
@@ -240,7 +249,7 @@ def test_results_of_other_commands_and_protocols_are_told_for_what_they_are(tmp_
         del tuned[key]
     (run / "test.json").write_text(json.dumps(tuned))
     other = result(protocol="lape_finetune", shuffled=True)
-    other["baselines"]["log_mel"]["protocol"] = "linear"
+    other["baselines"]["log_mel"]["fitted_by"] = "linear"
     (run / "probe").mkdir()
     (run / "probe" / "a.json").write_text(json.dumps(other))
     assert main([str(run)]) == 0
@@ -250,7 +259,55 @@ def test_results_of_other_commands_and_protocols_are_told_for_what_they_are(tmp_
     assert "labels shuffled; 320 dimensions, pooling mean; accuracy, protocol lape_" in words
     assert "log-mel 80.0 protocol linear" in words
     assert 'left:25.00%"></s>' in page
-    assert words.count("linear_eval/run.py") == 1
+    assert words.count("ssmast probe ") == 1
+
+
+def test_the_page_of_a_fine_tuning_leads_with_its_test_and_says_what_was_kept(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("model: mast_nano\nheads:\n  probe: true\ninit: enc\n")
+    lines = [
+        {"step": s, "loss": 2.0, "valid/accuracy": 0.5 + s / 100, "valid/n": 12} for s in (0, 10)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tuned = result(
+        protocol="fine-tuned", column="fine-tuned", ci95=None, baselines={}, n=12, valid=0.75,
+        chosen=[{"split": "split", "step": 0}],
+    )  # fmt: skip
+    for key in ("dim", "pooling"):
+        del tuned[key]
+    (run / "test.json").write_text(json.dumps(tuned))
+    (run / "views.png").write_bytes(b"png")
+    assert main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    words = check(re.sub("<img[^>]*>", "", page))
+    assert words.index("test accuracy 80.0 %") < words.index("steps 10")
+    assert "validation accuracy 75.0 %" in words
+    assert "weights kept from step 0" in words
+    assert "The weights of step 0 (the linear probe of the frozen encoder, before" in words
+    assert "best by accuracy on the 12 clips of the validation part" in words
+    assert "each segment as it is cut from its clip, and as the network is fed it" in words
+    assert "InfoNCE" not in words
+    assert "trained by fine-tuning on" in words
+    shown, *_ = page.partition("More curves")
+    assert "validation: accuracy" in shown
+    assert "validation: n" not in page
+    assert "accelerate launch -m ssmast finetune recipe=" in words
+
+
+def test_an_objective_of_ones_own_is_named_and_nothing_claimed_of_it(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("objective: Mine\nmodel: mast_nano\n")
+    words = check(write_report(tmp_path / "r.html", run=run).read_text())
+    assert "mast_nano, trained by Mine on 7 clips" in words
+    assert "InfoNCE" not in words
+    assert "negatives" not in words
+    (run / "config.yaml").write_text("model: mast_nano\n")  # neither key
+    words = check(write_report(tmp_path / "r.html", run=run).read_text())
+    assert "mast_nano, trained on 7 clips" in words
+    (run / "config.yaml").write_text("method: ssast\nmodel: mast_nano\n")  # of version 0.1.0
+    words = check(write_report(tmp_path / "r.html", run=run).read_text())
+    assert "mast_nano, trained by SSAST on 7 clips" in words
+    assert "accelerate launch -m ssmast pretrain recipe=" in words
 
 
 def test_a_run_in_progress_has_a_page(tmp_path):
@@ -268,7 +325,7 @@ def test_clusters_stand_with_their_spread_and_chance(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "0.500 (0.400 to 0.500)" in page
     assert "0.125" in page
-    assert "homogeneity and completeness are not nought by chance" in page
+    assert "homogeneity and completeness are above 0 by chance" in page
     assert page.count("</script>") == 3  # the data, Bokeh's and ours: no name ended one
     assert "0 clips inside this page (their first 5 s), 0 linked, 4 without (`audio_mb=`" in page
     assert "ssmast cluster tones encoder=runs/x/encoder data=sets part=all" in page
@@ -283,14 +340,14 @@ def test_clusters_stand_with_their_spread_and_chance(tmp_path):
 
 def test_labels_of_any_script_are_fine(tmp_path):
     strange = result(task="$x_{1}$ 音楽", classes=["$\\alpha$", "音"])
-    words = check(write_report(tmp_path / "r.html", results=[strange]).read_text())
+    words = check(write_report(tmp_path / "r.html", results=read(strange)).read_text())
     assert "$x_{1}$ 音楽" in words
 
 
 def test_many_classes_show_pairs_without_the_matrix(tmp_path):
     confusion = [[5 if i == j else int(j == i + 1) for j in range(60)] for i in range(60)]
     many = result(classes=[f"c{i}" for i in range(60)], confusion=confusion, num_classes=60)
-    page = write_report(tmp_path / "r.html", results=[many]).read_text()
+    page = write_report(tmp_path / "r.html", results=read(many)).read_text()
     assert "c0 c1 17 %" in check(page)
     assert '<table class="matrix">' not in page
 
@@ -335,10 +392,11 @@ def test_curves_skip_what_is_no_number():
 
 
 def test_the_table_gives_differences_to_the_first_column():
-    table = results_table([result(), result(task="b|c", mean=0.6)])
+    table = results_table(read(result(), result(task="b|c", mean=0.6)))
     assert "| tones | 2 | 24 / 12 / 12 | 80.0 ± 1.0 | 60.0 ± 1.0 | 80.0 |" in table
     assert "b\\|c" in table
-    assert "| **average of 2** |  |  | **70.0** | **60.0 (-10.0)** | **80.0 (+10.0)** |" in table
-    folds = result(splits=[{"name": "1"}] * 5)
+    averages = "**70.0** | **60.0 (-10.0)** | **80.0 (+10.0)** |"
+    assert f"| **average of 2 tasks** |  |  | {averages}" in table
+    [folds] = read(result(splits=[{"name": "1"}] * 5))
     assert "24 / 12 / 12, 5 folds" in results_table([folds])
     assert results_table([]) == "no results\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssmast.audio import encode_sound
+from ssmast.audio.encode import encode_sound
 from ssmast.report.clusters_map import playable
 from tests.sets import write_set
 

@@ -106,5 +106,5 @@ def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
     main([str(odd), str(spaced), f"encoder={encoder_folder}", f"out={out}"])
     names = [name.rpartition("/")[2] for name in read_embeddings(out)[0]]
     assert names == ["\\xff \\x85.wav", " a .wav"]
-    with pytest.raises(FileNotFoundError, match=r"1 of the 2 clips .* are not there.*nope\.wav"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 files .* not found.*nope\.wav"):
         main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])

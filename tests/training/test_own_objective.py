@@ -112,7 +112,7 @@ def test_what_it_trained_is_named_exported_embeds_and_probes(kind, finished, tmp
     assert f"trained by {kind.__name__} on" in page
     assert "InfoNCE" not in page
     assert (finished / "views.png").stat().st_size > 10_000
-    words = [f"encoder={finished}", f"data={write_set(tmp_path / 'tones')}"]
+    words = [f"encoder={finished / 'encoder'}", f"data={write_set(tmp_path / 'tones')}"]
     assert suite.main([*words, f"out={tmp_path / 'scores'}"]) == 0
     assert list((tmp_path / "scores").glob("*.json"))
 
@@ -291,6 +291,10 @@ def test_two_processes_train_as_one_and_are_killed_and_resumed(file, audio, tmp_
         for size in (1, 2)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    norms = [
+        read_metrics(tmp_path / str(size) / "metrics.jsonl")[0]["grad_norm"] for size in (1, 2)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     run = tmp_path / "killed"
     script = tmp_path / "killed.py"
     script.write_text(

@@ -249,7 +249,9 @@ def test_measure_gives_finite_numbers():
 
 
 def test_what_is_logged_of_a_step_is_what_moved_it():
-    trainer = _trainer(_config(optim=Optim(warmup=0.5), teacher=TeacherConfig(0.5, 0.9)))
+    trainer = _trainer(
+        _config(optim=Optim(warmup=0.5), teacher=TeacherConfig(momentum=0.5, final_momentum=0.9))
+    )
     for seed in range(2):
         wanted = _now(trainer)
         row = trainer.numbers(trainer.train_step(_batch(seed)))
@@ -273,9 +275,9 @@ def test_a_queue_of_more_than_a_tenth_of_the_corpus_warns(caplog):
     ("wrong", "message"),
     [
         ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"optim": Optim(lr=0.0)}, "optim.lr must be between 0 and 10"),
+        ({"optim": Optim(lr=0.0)}, "optim.lr must be above 0 and below 10"),
         ({"patch_drop": PatchDropConfig(rate=0.95)}, "patch_drop.rate must be from 0 to 0.9"),
-        ({"precision": "fp16"}, "precision must be auto or fp32 or bf16"),
+        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16"),
     ],
 )
 def test_settings_that_no_run_can_mean_are_refused(wrong, message):

@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_moves_nothing():
         (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by objective=ssast"),
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
         (["ssast.masked=1"], "ssast.masked must be above 0 and below 1"),
-        (["ssast.cluster=[3]"], "ssast.cluster must be two rising numbers"),
+        (["ssast.cluster=[3]"], "ssast.cluster must be 2 numbers, each at least 1"),
         (["objective=moco"], "objective must be ss_mast or ssast, got 'moco'"),
     ],
 )

@@ -1,31 +1,28 @@
-"""Audio decoded once: slow formats become one tar of float WAV that every worker maps.
+"""A cache of decoded audio: slow formats become one tar of float WAV that every worker reads.
 
 Opus, Vorbis and mp3 are decoded from their start for every crop; over many epochs on a few cores
 that costs as much as the network. The copy holds the decoder's own float samples, so training on it
 gives the numbers that training on the files gives.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
-import os
 import shutil
 import tarfile
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import soxr
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from ssmast.audio.corpus.corpus import Mixture
-from ssmast.audio.corpus.index import Span
-from ssmast.audio.corpus.open import Corpus
+from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.tar import index_tar
-from ssmast.audio.read import AudioError, read_audio
+from ssmast.audio.read import AudioError, Excerpt, read_audio
+from ssmast.files import replacing
+from ssmast.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +37,7 @@ def cache_decoded(
     max_bytes: int | None = None,
     workers: int = 0,
 ) -> Corpus:
-    """The same clips, in the same order, decoded and resampled; made once and then found again.
+    """The same clips, in the same order, decoded and resampled; written once, reused later.
 
     A corpus of formats that seek (WAV, FLAC, AIFF) is returned as it is, as is one whose decoded
     size passes `max_bytes` or the free disk. A clip that cannot be decoded keeps its own bytes, so
@@ -50,7 +47,7 @@ def cache_decoded(
         corpus: clips of any format.
         folder: where copies live, each named by a hash of the corpus, its files and the rate.
         sample_rate: of the copy in Hz.
-        max_bytes: largest copy to make, of each part of a mixture; None for no limit.
+        max_bytes: largest copy to make, of each corpus of a mixture; None for no limit.
         workers: processes that decode.
 
     Raises:
@@ -58,7 +55,7 @@ def cache_decoded(
     """
     if isinstance(corpus, Mixture):
         keywords = {"sample_rate": sample_rate, "max_bytes": max_bytes, "workers": workers}
-        return corpus.with_parts([cache_decoded(part, folder, **keywords) for part in corpus.parts])
+        return corpus.with_corpora([cache_decoded(c, folder, **keywords) for c in corpus.corpora])
     if corpus.entries.suffixes() <= set(_FAST):
         return corpus
     copy = folder / f"{_key(corpus, sample_rate)}.tar"
@@ -68,7 +65,7 @@ def cache_decoded(
         limit = free if max_bytes is None else min(max_bytes, free)
         if not _write(corpus, copy, sample_rate=sample_rate, limit=limit, workers=workers):
             _log.warning(
-                "decoded, the %d clips take more than %.1f GB; reading the files themselves",
+                "%d decoded clips would take more than %.1f GB; reading the files themselves",
                 *(len(corpus), limit / 2**30),
             )
             return corpus
@@ -77,7 +74,7 @@ def cache_decoded(
 
 def _key(corpus: Corpus, sample_rate: int) -> str:
     """Changes with the clips, the files they lie in, the rate, and the decoders."""
-    parts = [corpus.stamp, str(sample_rate)]
+    parts = [corpus.files_hash, str(sample_rate)]
     parts += [soundfile.__libsndfile_version__, soxr.__version__]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
@@ -105,11 +102,15 @@ class _Decoded(Dataset[bytes]):
 def _original(corpus: Corpus, i: int) -> bytes:
     try:
         source = corpus.source(i)
-        if isinstance(source, Span):
+        if isinstance(source, Excerpt):
             return b""  # its file is another clip's too, and may well be readable
         return source if isinstance(source, bytes) else source.read_bytes()
     except (AudioError, OSError):
         return b""
+
+
+class _TooLargeError(Exception):
+    pass
 
 
 def _first(items: list[Any]) -> Any:
@@ -117,29 +118,21 @@ def _first(items: list[Any]) -> Any:
 
 
 def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers: int) -> bool:
-    """Write the tar aside and rename it; False if it would pass the limit."""
+    """Write the tar, whole or not at all; False if it would pass the limit."""
     loader = DataLoader(
         _Decoded(corpus, sample_rate), batch_size=1, num_workers=workers, collate_fn=_first
     )
-    descriptor, partial = tempfile.mkstemp(dir=copy.parent, suffix=".partial")
-    os.close(descriptor)
-    try:
-        last = time.monotonic()
-        with tarfile.open(partial, "w") as tar:
-            bar = tqdm(loader, desc="decoding once", unit="clip", disable=None)
-            for i, data in enumerate(bar):
+    with contextlib.suppress(_TooLargeError), replacing(copy) as partial:
+        with tarfile.open(partial, "w") as tar, Progress("decoding", total=len(corpus)) as progress:
+            for i, data in enumerate(loader):
                 info = tarfile.TarInfo(f"{i:010d}.wav")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
                 if tar.offset > limit:
-                    return False
-                if bar.disable and time.monotonic() - last > 15:
-                    last = time.monotonic()
-                    _log.info("decoded %d of %d clips", i + 1, len(corpus))
-        os.replace(partial, copy)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return True
+                    raise _TooLargeError
+                progress.advance(1)
+        return True
+    return False
 
 
 def _opened(corpus: Corpus, copy: Path) -> Corpus:

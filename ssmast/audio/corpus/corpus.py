@@ -1,7 +1,4 @@
-"""A corpus: clips by number, as files or byte ranges of tars, here or at a URL.
-
-Several corpora as one, each with a weight, in an order that is still computed and not stored.
-"""
+"""A corpus: clips by number, as files or byte ranges of tars, here or at a URL; and mixtures."""
 
 import hashlib
 import math
@@ -14,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from ssmast.audio.corpus.index import SPAN, ArrayEntries, Entries, Span, split_span
+from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
 from ssmast.audio.corpus.remote import is_url, join_url, read_whole
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.corpus.tar import TarReader
 from ssmast.audio.order import sample_at
+from ssmast.audio.read import Excerpt, split_excerpt
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
 
@@ -35,7 +33,7 @@ class Corpus:
         shards: the archives, paths or URLs.
         table: what is known of the clips, row i of clip i; the path of a Parquet file with such
             rows, read when it is asked for; or None.
-        fingerprint: if it is known already.
+        listing_hash: if it is known already.
         facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
     """
 
@@ -46,7 +44,7 @@ class Corpus:
         entries: Entries,
         shards: Sequence[Path | str] = (),
         table: pa.Table | Path | str | None = None,
-        fingerprint: str = "",
+        listing_hash: str = "",
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = root
@@ -54,8 +52,8 @@ class Corpus:
         self.facts = facts or {}
         self._table = table
         self._reader = TarReader(list(shards))
-        self._fingerprint = fingerprint
-        self._stamp = ""
+        self._listing_hash = listing_hash
+        self._files_hash = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -67,8 +65,8 @@ class Corpus:
         """
         return self.entries[self._checked(i)].name.decode("utf-8", "backslashreplace")
 
-    def source(self, i: int) -> Path | Span | bytes:
-        """What `read_audio` takes for clip i: a path, a span, the bytes of a tar member or a URL.
+    def source(self, i: int) -> Path | Excerpt | bytes:
+        """What `read_audio` takes for clip i: a path, an excerpt, the bytes of a tar member or URL.
 
         Raises:
             AudioError: if the file or tar is not there or has become shorter.
@@ -78,19 +76,19 @@ class Corpus:
         if entry.shard >= 0:
             name = entry.name.decode("utf-8", "backslashreplace")
             return self._reader.read(entry.shard, entry.offset, entry.size, name)
-        place, span = self._place(entry.name, entry.shard)
+        place, seconds = self._place(entry.name, entry.shard)
         if isinstance(place, str):
             return read_whole(place)
-        return place if span is None else Span(place, *span)
+        return place if seconds is None else Excerpt(place, *seconds)
 
     def _place(self, name: bytes, shard: int) -> tuple[Path | str, tuple[float, float] | None]:
         """Path or URL of the file of a loose clip, and which seconds of it unless all."""
-        text, span = os.fsdecode(name), None
-        if shard == SPAN:
-            text, span = split_span(text)
+        text, seconds = os.fsdecode(name), None
+        if shard == EXCERPT:
+            text, seconds = split_excerpt(text)
         if isinstance(self.root, Path):
-            return (text if is_url(text) else self.root / text), span
-        return join_url(self.root, text), span
+            return (text if is_url(text) else self.root / text), seconds
+        return join_url(self.root, text), seconds
 
     @property
     def table(self) -> pa.Table | None:
@@ -100,33 +98,33 @@ class Corpus:
         return self._table
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of all names and sizes in order: tells whether it is the same corpus."""
-        if not self._fingerprint:
+    def listing_hash(self) -> str:
+        """SHA-256 (hex) of all names and sizes in order: equal for the same clips anywhere."""
+        if not self._listing_hash:
             digest = hashlib.sha256()
             for i in range(len(self)):
                 digest.update(f"{self.name(i)}\t{self.entries[i].size}\n".encode())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+            self._listing_hash = digest.hexdigest()
+        return self._listing_hash
 
     @property
-    def stamp(self) -> str:
-        """SHA-256 (hex) of fingerprint, place and, of every file, size and time of last change.
+    def files_hash(self) -> str:
+        """SHA-256 (hex) of `listing_hash` and the path, size and time of change of every file.
 
-        What is made of the audio is kept under it. The fingerprint alone would be the same for
-        the clean and the noisy version of a set, whose WAV files have equal names and sizes. What
-        lies at a URL is taken to stay as it is.
+        The key of what is computed from the audio: `listing_hash` alone is equal for the clean and
+        the noisy version of a set, whose WAV files have the same names and sizes. Files at a URL
+        are taken not to change.
         """
-        if not self._stamp:
-            lines = [self.fingerprint]
+        if not self._files_hash:
+            lines = [self.listing_hash]
             for file in self.files():
                 lines.append(str(file) if isinstance(file, str) else _state_of(file))
             text = "\n".join(lines)
-            self._stamp = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-        return self._stamp
+            self._files_hash = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return self._files_hash
 
     @property
-    def parts(self) -> "Sequence[Corpus]":
+    def corpora(self) -> "Sequence[Corpus]":
         """The corpora it is made of: itself."""
         return [self]
 
@@ -143,10 +141,10 @@ class Corpus:
             return
         seen: set[Path | str] = set()
         for i in np.flatnonzero(self.entries.shard < 0):
-            place, span = self._place(self.entries[int(i)].name, self.entries[int(i)].shard)
+            place, seconds = self._place(self.entries[int(i)].name, self.entries[int(i)].shard)
             if place not in seen:
                 yield place
-            if span is not None:  # only then do clips share a file
+            if seconds is not None:  # only then do clips share a file
                 seen.add(place)
 
     @overload
@@ -211,7 +209,7 @@ class Corpus:
         )
 
     def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
-        """The same clips, by name, table and fingerprint, read from a tar that holds copies.
+        """The same clips, by name, table and hash, read from a tar that holds copies.
 
         Args:
             tar: the archive.
@@ -229,7 +227,7 @@ class Corpus:
             entries=ArrayEntries(names, sizes, np.zeros(len(self), dtype=np.int32), offsets),
             shards=[tar],
             table=self._table,
-            fingerprint=self.fingerprint,
+            listing_hash=self.listing_hash,
         )
 
     def _checked(self, i: int) -> int:
@@ -248,12 +246,12 @@ def _state_of(file: Path) -> str:
 
 
 BLOCK = 1 << 16
-"""Positions of the stream in which every corpus gets its exact share."""
+"""Positions of the stream in which every corpus has exactly the places of its weight."""
 
 _FORM = "a list of `{path: FOLDER, weight: 1}`"
 
 
-def mixture_parts(text: str) -> list[tuple[str, float]] | None:
+def read_mixture(text: str) -> list[tuple[str, float]] | None:
     """Paths and weights of a mixture; None where a text names something else.
 
     Args:
@@ -265,19 +263,19 @@ def mixture_parts(text: str) -> list[tuple[str, float]] | None:
         ValueError: if it is not a list of `path` and `weight`.
     """
     if text.lstrip().startswith("["):
-        return _parts(text, "the mixture", Path())
+        return _weighted_paths(text, "the mixture", Path())
     if not text.lower().endswith((".yaml", ".yml")):
         return None
     file = Path(text)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a mixture was wanted, {_FORM}")
     try:
-        return _parts(file.read_text(encoding="utf-8"), text, file.parent)
+        return _weighted_paths(file.read_text(encoding="utf-8"), text, file.parent)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
 
 
-def _parts(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
+def _weighted_paths(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -285,10 +283,10 @@ def _parts(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
         raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
     if not isinstance(content, list) or not content:
         raise ValueError(f"{what} must be {_FORM}, got {type(content).__name__}")
-    return [_part(item, what, folder) for item in content]
+    return [_weighted_path(item, what, folder) for item in content]
 
 
-def _part(item: Any, what: str, folder: Path) -> tuple[str, float]:
+def _weighted_path(item: Any, what: str, folder: Path) -> tuple[str, float]:
     if isinstance(item, str):
         item = {"path": item}
     if not isinstance(item, dict) or not {"path"} <= set(item) <= {"path", "weight"}:
@@ -303,71 +301,67 @@ def _part(item: Any, what: str, folder: Path) -> tuple[str, float]:
 
 
 class Mixture(Corpus):
-    """Several corpora as one: clip i of part k is clip `first[k] + i`.
+    """Several corpora as one: clip i of corpus k is clip `first[k] + i`.
 
-    Of every 65536 positions of the stream each part gets the share of its weight, rounded; inside
-    such a block the parts take turns in a shuffled way. A part is walked through in its own order,
-    each clip once an epoch, so a small part with a large weight is on a later epoch than a large
-    one. Where a position leads is computed, as for a single corpus.
+    Of every 65536 positions of the stream each corpus has as many as its weight says, rounded and
+    shuffled. Each corpus keeps its own order, every clip once an epoch, so a small one with a large
+    weight is in a later epoch than a large one. The clip at a position is computed, as for a single
+    corpus.
 
     Args:
-        parts: corpora and their weights.
+        weighted: corpora and their weights.
 
     Raises:
-        ValueError: if a weight is too small for its part to appear.
+        ValueError: if a weight is too small for its corpus to appear.
     """
 
-    def __init__(self, parts: Sequence[tuple[Corpus, float]]) -> None:
-        self._parts = [corpus for corpus, _ in parts]
-        self._weights = [weight for _, weight in parts]
+    def __init__(self, weighted: Sequence[tuple[Corpus, float]]) -> None:
+        self._corpora = [corpus for corpus, _ in weighted]
+        self._weights = [weight for _, weight in weighted]
         self._quotas = _quotas(self._weights)
-        self._ends = np.cumsum([len(corpus) for corpus in self._parts])
-        self._firsts = self._ends - [len(corpus) for corpus in self._parts]
+        self._ends = np.cumsum([len(corpus) for corpus in self._corpora])
+        self._firsts = self._ends - [len(corpus) for corpus in self._corpora]
         super().__init__(root=Path(), entries=_NO_ENTRIES)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     @property
-    def parts(self) -> Sequence[Corpus]:
+    def corpora(self) -> Sequence[Corpus]:
         """The corpora it is made of."""
-        return self._parts
+        return self._corpora
 
-    def with_parts(self, parts: Sequence[Corpus]) -> "Mixture":
-        """The same weights over other corpora.
-
-        Args:
-            parts: one for each.
-        """
-        return Mixture(list(zip(parts, self._weights, strict=True)))
+    def with_corpora(self, corpora: Sequence[Corpus]) -> "Mixture":
+        """The same weights over other corpora, one for each."""
+        return Mixture(list(zip(corpora, self._weights, strict=True)))
 
     def name(self, i: int) -> str:
-        """Name of clip i, after the number of its part."""
-        part, clip = self._place_of(i)
-        return f"{part}:{self._parts[part].name(clip)}"
+        """Name of clip i, after the number of its corpus."""
+        which, clip = self._locate(i)
+        return f"{which}:{self._corpora[which].name(clip)}"
 
-    def source(self, i: int) -> Path | Span | bytes:
+    def source(self, i: int) -> Path | Excerpt | bytes:
         """What `read_audio` takes for clip i."""
-        part, clip = self._place_of(i)
-        return self._parts[part].source(clip)
+        which, clip = self._locate(i)
+        return self._corpora[which].source(clip)
 
     @property
     def table(self) -> None:
-        """None: the parts may know different things."""
+        """None: the tables may have different columns."""
         return None
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the fingerprints of the parts and their weights."""
+    def listing_hash(self) -> str:
+        """SHA-256 (hex) of the listing hashes of the corpora and their weights."""
         lines = [
-            f"{corpus.fingerprint}\t{quota}\n"
-            for corpus, quota in zip(self._parts, self._quotas, strict=True)
+            f"{corpus.listing_hash}\t{quota}\n"
+            for corpus, quota in zip(self._corpora, self._quotas, strict=True)
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def files(self) -> Iterator[Path | str]:
         """Every file that holds clips."""
-        for corpus in self._parts:
+        for corpus in self._corpora:
             yield from corpus.files()
 
     @overload
@@ -378,7 +372,7 @@ class Mixture(Corpus):
     def sample_at(
         self, position: int | np.ndarray, *, seed: int
     ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
-        """Epoch of the part and clip at a position of the endless shuffled stream.
+        """Epoch of its corpus, and clip, at a position of the endless shuffled stream.
 
         Args:
             position: one position, or an array of them.
@@ -386,18 +380,18 @@ class Mixture(Corpus):
         """
         positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
         block, slot = sample_at(positions, size=BLOCK, seed=seed)
-        part = np.searchsorted(np.cumsum(self._quotas), slot, side="right")
+        which = np.searchsorted(np.cumsum(self._quotas), slot, side="right")
         epoch, clip = np.zeros_like(positions), np.zeros_like(positions)
-        for k, corpus in enumerate(self._parts):
-            here = part == k
+        for k, corpus in enumerate(self._corpora):
+            here = which == k
             within = slot[here] - int(sum(self._quotas[:k]))
-            nth = block[here] * self._quotas[k] + within  # this part's own stream, without a gap
+            nth = block[here] * self._quotas[k] + within  # its own stream, without a gap
             epoch[here], clip[here] = corpus.sample_at(nth, seed=seed + 1 + k)
             clip[here] += self._firsts[k]
         return (int(epoch[0]), int(clip[0])) if np.ndim(position) == 0 else (epoch, clip)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
-        """The clip itself, then others of the same part.
+        """The clip itself, then others of the same corpus.
 
         Args:
             epoch: of the clip.
@@ -405,9 +399,9 @@ class Mixture(Corpus):
             attempt: 0 for the clip itself, then counting the stand-ins.
             seed: of the run.
         """
-        part, inside = self._place_of(clip)
-        first = int(self._firsts[part])
-        return first + self._parts[part].stand_in(epoch, inside, attempt, seed=seed)
+        which, inside = self._locate(clip)
+        first = int(self._firsts[which])
+        return first + self._corpora[which].stand_in(epoch, inside, attempt, seed=seed)
 
     def select(self, **equals: str) -> Corpus:
         """Not for a mixture.
@@ -415,22 +409,23 @@ class Mixture(Corpus):
         Raises:
             ValueError: always.
         """
-        raise ValueError("clips of a mixture cannot be selected; select from its parts")
+        raise ValueError("clips of a mixture cannot be selected; select from its corpora")
 
-    def _place_of(self, i: int) -> tuple[int, int]:
+    def _locate(self, i: int) -> tuple[int, int]:
+        """Number of the corpus of clip i, and of the clip in it."""
         i = self._checked(i)
-        part = int(np.searchsorted(self._ends, i, side="right"))
-        return part, i - int(self._firsts[part])
+        which = int(np.searchsorted(self._ends, i, side="right"))
+        return which, i - int(self._firsts[which])
 
 
 _NO_ENTRIES = ArrayEntries.empty()
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:
-    """Positions of a block for each part: its share, rounded, the largest remainders first."""
+    """Positions of a block for each corpus, rounded, the largest remainders first."""
     total = math.fsum(weights)
     exact = [BLOCK * weight / total for weight in weights]
-    quotas = [math.floor(share) for share in exact]
+    quotas = [math.floor(number) for number in exact]
     by_remainder = sorted(range(len(exact)), key=lambda k: (quotas[k] - exact[k], k))
     for k in by_remainder[: BLOCK - sum(quotas)]:
         quotas[k] += 1

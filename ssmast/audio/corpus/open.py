@@ -1,7 +1,4 @@
-"""Opening a corpus: a folder, list, table, tars, what was prepared, a mixture; here or at a URL.
-
-A prepared corpus: `manifest.parquet`, its index and tar shards, here or at a URL.
-"""
+"""Opens a corpus: a folder, list, table, tars, prepared corpus or mixture, here or at a URL."""
 
 import hashlib
 import json
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssmast.audio.corpus.corpus import Corpus, Mixture, mixture_parts
-from ssmast.audio.corpus.index import LOOSE, SPAN, ArrayEntries, IndexFile, split_span
+from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
+from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
 from ssmast.audio.corpus.table import audio_root, column_of, read_columns, read_table
 from ssmast.audio.corpus.tar import (
@@ -26,11 +23,13 @@ from ssmast.audio.corpus.tar import (
     safe_member_name,
     walk,
 )
-from ssmast.audio.decode import SOUND_EXTENSIONS
+from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
+from ssmast.files import write_atomic
 
 MANIFEST = "manifest.parquet"
 INDEX = "manifest.index"
-FACTS = "corpus.json"
+CORPUS_FILE = "corpus.json"
+"""Files of a prepared corpus: its clips, their index, and what is known of all of them."""
 
 
 def open_prepared(root: Path | str) -> Corpus:
@@ -44,7 +43,7 @@ def open_prepared(root: Path | str) -> Corpus:
 
     Raises:
         FileNotFoundError: if it was never finished.
-        ValueError: if a part is damaged or of another corpus.
+        ValueError: if one of its files is damaged or of another corpus.
         RemoteError: if a URL cannot be reached.
     """
     facts = read_facts(root)
@@ -56,7 +55,7 @@ def open_prepared(root: Path | str) -> Corpus:
         entries=index,
         shards=_shards(root, index.shards),
         table=_below(root, MANIFEST),
-        fingerprint=index.fingerprint,
+        listing_hash=index.listing_hash,
         facts=facts,
     )
 
@@ -68,7 +67,7 @@ def read_facts(root: Path | str) -> dict[str, Any]:
         root: folder, or its URL.
     """
     try:
-        place = _below(root, FACTS)
+        place = _below(root, CORPUS_FILE)
         return json.loads(read_whole(place) if isinstance(place, str) else place.read_bytes())
     except (FileNotFoundError, ValueError):  # AudioError, of a URL, is a ValueError
         return {}
@@ -84,11 +83,10 @@ def _index_here(root: Path | str, facts: dict[str, Any]) -> Path:
     if not path.is_file():
         data = read_whole(f"{root}/{INDEX}")
         if hashlib.sha256(data).hexdigest() != wanted:
-            raise ValueError(f"{root}/{INDEX} does not belong to its {FACTS}; copy both again")
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+            raise ValueError(
+                f"{root}/{INDEX} does not belong to its {CORPUS_FILE}; copy both again"
+            )
+        write_atomic(path, data)
     return path
 
 
@@ -138,7 +136,7 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
             sorted by path, and the members of every tar;
             a `.csv` file: clips relative to its folder, in its order. They are members of the tar
             named in a column `shard`, else of `audio.tar` beside it where there is one, else files
-            or spans of files (`a.wav#t=1.5,3`, seconds);
+            or excerpts of files (`a.wav#t=1.5,3`, seconds);
             a `.txt` or `.lst` file: one path or URL a line, relative to its folder;
             an uncompressed `.tar`, or several: `clips-{000..127}.tar`;
             a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`.
@@ -151,9 +149,9 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
         RemoteError: if a URL cannot be reached.
     """
     text = os.fspath(path)
-    parts = mixture_parts(text)
-    if parts is not None:
-        return Mixture([(open_corpus(part, column=column), weight) for part, weight in parts])
+    weighted = read_mixture(text)
+    if weighted is not None:
+        return Mixture([(open_corpus(one, column=column), weight) for one, weight in weighted])
     if is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe":
         check_url(text)
         return _open_url(text, column)
@@ -321,15 +319,14 @@ def _of_files(
             continue  # one request a clip would take hours; what is missing shows when it is used
         size = _size(root / file)
         if size is None:  # a file that really is called so comes first
-            file, span = split_span(file)
-            size = None if span is None else _size(root / file)
-            shard[i] = LOOSE if size is None else SPAN
+            file, seconds = split_excerpt(file)
+            size = None if seconds is None else _size(root / file)
+            shard[i] = LOOSE if size is None else EXCERPT
         if size is None:
             missing.append(name)
         else:
             sizes[i] = size
-    where = "there" if root == Path() else f"in {root}"
-    _complain_of_missing(path, missing, len(names), where)
+    _refuse_missing(path, missing, len(names), "" if root == Path() else f" in {root}")
     encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
     return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
 
@@ -358,7 +355,7 @@ def _of_members(path: Path | str, names: list[str], shards: list[str], table: pa
     for i, name in enumerate(names):
         row[i] = where[tar[i]].get(safe_member_name(_safe_path(path, name)) or "", -1)
     missing = [name for name, found in zip(names, row, strict=True) if found < 0]
-    _complain_of_missing(path, missing, len(names), f"in {', '.join(used[:3])}")
+    _refuse_missing(path, missing, len(names), f" in {', '.join(used[:3])}")
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     entries = ArrayEntries(
@@ -390,10 +387,10 @@ def _safe_path(path: Path | str, name: str) -> str:
     return name
 
 
-def _complain_of_missing(path: Path | str, missing: list[str], total: int, where: str) -> None:
+def _refuse_missing(path: Path | str, missing: list[str], total: int, where: str) -> None:
     if missing:
-        hint = "; between folders stands / and not \\" if "\\" in missing[0] else ""
+        hint = "; write / between folders, not \\" if "\\" in missing[0] else ""
         raise FileNotFoundError(
-            f"{len(missing)} of the {total} clips that {path} names are not {where}; the first "
-            f"is {missing[0]!r}{hint}"
+            f"{len(missing)} of {total} files of {path} not found{where}; the first is "
+            f"{missing[0]!r}{hint}"
         )

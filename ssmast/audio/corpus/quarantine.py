@@ -1,4 +1,4 @@
-"""The list of clips that could not be used, and the limit on how many there may be."""
+"""The list of clips that could not be used, on disk, and the limit on how many there may be."""
 
 import csv
 import io
@@ -9,25 +9,25 @@ from pathlib import Path
 
 
 class Quarantine:
-    """The list of clips that could not be used, on disk, and the limit on how many there may be.
+    """Writes down clips that cannot be used, each once, and stops when there are too many.
 
     Args:
         path: of the CSV file with columns name and reason; read if it exists, so that the count
             survives a restart. None to keep no file.
         corpus_size: number of clips.
-        max_share: largest share of bad clips to go on with. The first 20 are always allowed where
-            that is less than half of the corpus: a share of a few clips says nothing.
+        max_fraction: largest fraction of bad clips allowed. The first 20 are always allowed where
+            that is less than half of the corpus.
 
     Raises:
         ValueError: if the file is no quarantine list.
     """
 
     def __init__(
-        self, path: str | PathLike[str] | None, *, corpus_size: int, max_share: float = 0.1
+        self, path: str | PathLike[str] | None, *, corpus_size: int, max_fraction: float = 0.1
     ) -> None:
         self.path = None if path is None else Path(path)
         self.corpus_size = corpus_size
-        self.max_share = max_share
+        self.max_fraction = max_fraction
         self._names: set[str] = set()
         if self.path is not None and self.path.exists():
             self._names = set(_read_quarantine(self.path))
@@ -53,11 +53,11 @@ class Quarantine:
         if self.path is not None:
             _append_quarantine(self.path, new)
         self._names.update(name for name, _ in new)
-        allowed = max(self.max_share * self.corpus_size, min(20, self.corpus_size // 2))
+        allowed = max(self.max_fraction * self.corpus_size, min(20, self.corpus_size // 2))
         if len(self._names) > allowed:
             raise ValueError(
-                f"{len(self._names)} of {self.corpus_size} clips are bad, more than the share of "
-                f"{self.max_share:g} allowed; the last: {new[-1][1]} (all reasons: {self.path})"
+                f"{len(self._names)} of {self.corpus_size} clips are bad, more than the allowed "
+                f"{self.max_fraction:g}; the last: {new[-1][1]} (all reasons: {self.path})"
             )
 
 

@@ -1,4 +1,4 @@
-"""Files at a URL, through fsspec: whole, by byte range, or listed; retried, and never a command."""
+"""Files at a URL, through fsspec: read whole or by byte range, or listed, with retries."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ Found = TypeVar("Found")
 
 
 class RemoteError(OSError):
-    """A URL that cannot be reached: the run stops, for the clips behind it are not bad."""
+    """A URL that cannot be reached: the run stops, since its clips are not bad."""
 
 
 def is_url(text: str) -> bool:
@@ -114,7 +114,7 @@ def exists(url: str) -> bool:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file at a URL that seeks, and reads in pieces of at least 256 kB.
+    """A file at a URL that seeks, and reads at least 256 kB at a time.
 
     Args:
         url: of the file.
@@ -129,7 +129,7 @@ class RemoteFile(io.RawIOBase):
         self.url = url
         self.size = int(_retried(url, lambda system, path: system.size(path)) or 0)
         self._at = self._from = 0
-        self._piece = b""
+        self._block = b""
 
     def seekable(self) -> bool:
         """True."""
@@ -152,12 +152,12 @@ class RemoteFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer as far as the file goes."""
         wanted = max(0, min(len(buffer), self.size - self._at))
-        if not self._from <= self._at <= self._at + wanted <= self._from + len(self._piece):
+        if not self._from <= self._at <= self._at + wanted <= self._from + len(self._block):
             length = min(max(wanted, _READ_AHEAD), self.size - self._at)
-            self._piece = read_range(self.url, self._at, length) if wanted else b""
+            self._block = read_range(self.url, self._at, length) if wanted else b""
             self._from = self._at
         skip = self._at - self._from
-        data = self._piece[skip : skip + wanted]
+        data = self._block[skip : skip + wanted]
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -171,14 +171,14 @@ def _clip(url: str, call: Callable[[Any, str], bytes]) -> bytes:
 
 
 def _retried(url: str, call: Callable[[Any, str], Found]) -> Found:
-    """What `call(file system, path)` gives, tried four times with growing pauses."""
+    """The result of `call(file system, path)`, tried four times with growing pauses."""
     check_url(url)
     import fsspec
 
     reason = ""
     for wait in (*_WAITS, None):
         try:
-            # Asked for anew each time: fsspec keeps one a process, so a fork gets its own.
+            # Looked up each time: fsspec keeps one per process, so a fork gets its own.
             return call(*fsspec.core.url_to_fs(url, **_options(url)))
         except FileNotFoundError as error:
             if _is_gone(error):
@@ -198,9 +198,9 @@ def _retried(url: str, call: Callable[[Any, str], Found]) -> Found:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """What keeps a server that says nothing from holding us up, and a slow one from being left.
+    """Time limits for a server that sends nothing, and none for a slow one.
 
-    aiohttp's own limit is five minutes for the whole of an answer, however much has come.
+    aiohttp's own limit is five minutes for a whole answer, however much has arrived.
     """
     if not url.lower().startswith(("http://", "https://")):
         return {}
@@ -211,7 +211,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _is_gone(error: FileNotFoundError) -> bool:
-    """Whether a file is really not there; fsspec says so of a server that is out of order too."""
+    """Whether a file does not exist; fsspec raises the same error for a failing server."""
     cause = error.__cause__
     status = getattr(cause, "status", None)
     return cause is None or status in (404, 410) or isinstance(cause, KeyError | FileNotFoundError)

@@ -1,9 +1,7 @@
-"""Tables of text: the metadata.csv of a labelled set.
+"""The tables of a corpus: metadata.csv, a Parquet manifest, and task.json.
 
-`task.json` beside the metadata.csv of a labelled set: where its audio lies, how it is scored.
-
-Written by the builders in `ssmast.datasets`; a set made by hand needs none. Keys that others
-read:
+`task.json` beside the metadata.csv of a labelled set says where its audio lies and how it is
+scored. The builders in `ssmast.datasets` write it; a set made by hand needs none. Its keys:
 
     audio            folder that the paths in metadata.csv are relative to; itself absolute, or
                      relative to the folder of task.json
@@ -45,7 +43,7 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
     """
     with _rows_of(path) as (columns, rows):
         _check_header(path, columns)
-        # Turned, and so no longer held as rows: a million of those would weigh a gigabyte.
+        # As columns: a million rows would take a gigabyte.
         fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
     fields = fields or [() for _ in columns]
     arrays = [pa.array(values, type=pa.large_string()) for values in fields]

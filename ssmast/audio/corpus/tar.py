@@ -1,9 +1,8 @@
 """Uncompressed tar archives, indexed through their headers and read by byte range.
 
 Nothing is extracted: a member is a name, an offset and a size. Only regular files with the name of
-a sound file are taken; links, devices and names that lead out of the archive are left alone.
-
-Every file below a folder, links followed, loops ended.
+a sound file are taken; links, devices and names that lead out of the archive are ignored. `walk`
+lists the files below a folder.
 """
 
 import logging
@@ -84,7 +83,7 @@ class TarIndex:
 def index_tar(path: Path | str) -> TarIndex:
     """Index the sound files of an uncompressed tar by reading its headers only.
 
-    A truncated or damaged archive gives the members that are whole; what is wrong is logged.
+    Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
 
     Args:
         path: of the tar, or its URL.
@@ -157,7 +156,7 @@ def _walk(path: Path | str, tar: tarfile.TarFile, file: BinaryIO, length: int) -
     if problem:
         _log.warning("%s is damaged, %d sound files kept: %s", path, len(names), problem)
     if num_refused:
-        _log.warning("%s: left %d links, devices or unsafe names alone", path, num_refused)
+        _log.warning("%s: ignored %d links, devices or unsafe names", path, num_refused)
     return TarIndex(
         path=path,
         names=pa.array(names, type=pa.large_binary()),
@@ -176,7 +175,7 @@ def _damage_at(file: BinaryIO, offset: int) -> str:
     # tarfile stands either before or behind the first block of the end mark.
     if bytes(_BLOCK) in (blocks[:_BLOCK], blocks[_BLOCK:]):
         return ""
-    return "the archive ends early or goes on with an unreadable header"
+    return "the archive ends early or has an unreadable header"
 
 
 def safe_member_name(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: an encoder and a labelled set -> a classifier, chosen and tested.
+"""Fine-tune an encoder on a labelled set into a classifier, and test it.
 
 ssmast finetune recipe=finetune_small init=runs/mine/encoder data=SET run=runs/tuned
 accelerate launch -m ssmast finetune recipe=finetune_vggsound init=imagenet data=SET
@@ -79,12 +79,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    valid = result["valid"]
     numbers = {k: math.nan if v is None else v for k, v in result["numbers"].items()}
     return (
         f"{classes_table(result['per_class'])}\n"
-        f"validation ({valid['n']} clips), step {valid['step']}: "
-        f"{result['metric']} {100 * valid['score']:.1f} %\n"
+        f"validation ({result['n_valid']} clips), step {result['chosen'][0]['step']}: "
+        f"{result['metric']} {100 * result['valid']:.1f} %\n"
         f"test: {numbers_text(numbers)}\n"
     )
 

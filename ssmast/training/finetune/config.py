@@ -1,10 +1,9 @@
 """Every key of `ssmast finetune`, with its default and its meaning."""
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ssmast.settings import ANY, SHARE, in_range, require, setting
+from ssmast.settings import setting
 from ssmast.training.config import Optim, TrainConfig
 
 Value = TypeVar("Value")
@@ -19,14 +18,6 @@ SCHEDULES = {
 }
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
 
-_RANGES = {
-    "epochs": ANY, "show_views": ANY, "clips.waveform_augment": SHARE,
-    "clips.mixup_rate": SHARE, "clips.time_shift": ANY, "clips.noise_std": ANY,
-    "clips.freq_mask": ANY, "clips.time_mask": ANY, "heads.freeze": SHARE,
-    "optim.swa_fraction": SHARE, "scoring.one_se_rule": ANY, "scoring.every": ANY,
-    "scoring.max_windows": ANY, "scoring.batch_seconds": ANY,
-}  # fmt: skip
-
 
 def resolved(value: Value | None) -> Value:
     """A key that may be left open, of a config that `setup.sized` has resolved."""
@@ -34,140 +25,185 @@ def resolved(value: Value | None) -> Value:
     return value
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Clips:
-    """One clip -> one augmented input."""
+    """The augmented input made of each clip."""
 
     frames: int = setting(
-        1024, "frames of an input (96 = 0.95 s, 1024 = 10.23 s); 0: by the length of the clips"
+        1024,
+        "length of an input in frames (96 = 0.95 s, 1024 = 10.23 s); 0: as long as the clips",
+        range="0 or [8, inf)",
     )
-    balanced: bool = setting(False, "draw clips so that all classes come alike")
-    waveform_augment: float = setting(0.0, "probability of the audiomentations chain")
+    balanced: bool = setting(False, "draw clips so that every class comes equally often")
+    waveform_augment: float = setting(
+        0.0, "probability that the audiomentations chain is applied", range="[0, 1]"
+    )
     mixup_rate: float | None = setting(
-        0.0, "probability that another clip is mixed in; auto: by the size of the set"
+        0.0,
+        "probability that another clip is mixed in; auto: by the size of the set",
+        range="[0, 1]",
+        auto=True,
     )
-    mixup_alpha: float = setting(10.0, "its share is drawn from Beta(alpha, alpha)")
-    time_shift: int = setting(0, "most frames that a clip is rolled by, either way")
-    noise_std: float = setting(0.0, "largest std of the noise added to the log-mel")
+    mixup_alpha: float = setting(
+        10.0, "the weight of the other clip is drawn from Beta(alpha, alpha)", range="(0, inf)"
+    )
+    time_shift: int = setting(
+        0, "largest random shift in time in frames, either way", range="[0, inf)"
+    )
+    noise_std: float = setting(
+        0.0, "largest standard deviation of the noise added to the log-mel", range="[0, inf)"
+    )
     freq_mask: int | None = setting(
-        0, "widest SpecAugment mask in mel bins; auto: by the size of the set"
+        0,
+        "widest SpecAugment mask in mel bins; auto: by the size of the set",
+        range="[0, inf)",
+        auto=True,
     )
-    time_mask: int = setting(0, "widest SpecAugment mask in frames")
+    time_mask: int = setting(0, "widest SpecAugment mask in frames", range="[0, inf)")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Tokens -> class scores."""
+    """Classification heads on the tokens."""
 
     pooling: str = setting(
         "",
-        "mean, mean+max, freq+max or attention, of AST also cls; empty: that of init='s encoder, "
-        "else mean, of AST cls",
+        "mean, mean+max, freq+max or attention, with AST also cls; empty: as in init's encoder, "
+        "else mean, with AST cls",
     )
-    dropout: float = setting(0.0, "before the linear layers")
+    dropout: float = setting(0.0, "dropout before the linear layers", range="[0, 1)")
     smoothing: float | None = setting(
-        0.0, "label smoothing of the cross-entropy; auto: by the size of the set"
+        0.0,
+        "label smoothing of the cross-entropy; auto: by the size of the set",
+        range="[0, 1)",
+        auto=True,
     )
     standardize: bool = setting(
-        False, "centre and scale what the heads see by the first batch (folded away at the end)"
+        False,
+        "standardise the input of the heads by the statistics of the first batch (folded into the "
+        "linear layer at the end)",
     )
     lr_scale: list[float] = setting(
         [1.0],
-        "learning rate of the heads over that of the last block: one for all, or one each; []: by "
-        "the size of the set",
+        "learning rate of the heads relative to that of the last block: one number, or one for "
+        "each head; []: by the size of the set",
+        range="(0, inf)",
     )
     probe: bool | None = setting(
         False,
-        "with init=: begin as a linear probe of the frozen backbone, at its accuracy; auto: where "
-        "the set is small",
+        "with init=: begin with a linear probe fitted to the frozen encoder; auto: if the set is "
+        "small",
+        auto=True,
     )
-    freeze: float = setting(0.0, "share of the steps in which only the heads learn, from the first")
+    freeze: float = setting(
+        0.0, "fraction of the steps, at the start, in which only the heads learn", range="[0, 1]"
+    )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class FinetuneOptim(Optim):
-    """AdamW or SGD, with warm-up, cosine and layer-wise decay."""
+    """Optimiser and its schedule: linear warm-up, cosine, layer-wise decay."""
 
-    lr: float = setting(1e-5, "peak learning rate; 0: by the size of the set and init=")
-    min_lr: float = setting(0.0, "learning rate at the last step")
-    warmup: float = setting(0.0, "share of the steps spent warming up")
-    betas: list[float] = setting([0.9, 0.999], "AdamW's two decay rates")
-    max_grad_norm: float = setting(1.0, "largest gradient norm; 0 for no clipping")
-    layer_decay: float | None = setting(
-        1.0, "learning rate of a block over that of the next; 1: none; auto: by the size of the set"
+    lr: float = setting(
+        1e-5, "peak learning rate; 0: by the size of the set and init=", range="[0, 10)"
     )
-    ema: float = setting(0.0, "decay of the average of the weights that is scored; 0: none")
+    min_lr: float = setting(0.0, "learning rate at the last step", range="[0, 10]")
+    warmup: float = setting(0.0, "fraction of the steps spent warming up", range="[0, 1)")
+    betas: list[float] = setting(
+        [0.9, 0.999], "AdamW's two decay rates", range="[0, 0.99999]", length=2
+    )
+    max_grad_norm: float = setting(
+        1.0, "gradients of a larger norm are scaled down to it; 0: no clipping", range="[0, inf)"
+    )
+    layer_decay: float | None = setting(
+        1.0,
+        "learning rate of a block relative to that of the next one; 1: all the same; auto: by the "
+        "size of the set",
+        range="(0, 1]",
+        auto=True,
+    )
+    ema: float = setting(
+        0.0,
+        "decay of the moving average of the weights that is scored and kept; 0: no average",
+        range="[0, 1)",
+    )
     swa_fraction: float = setting(
-        0.0, "average the weights of the validations in this last share of the run; 0: none"
+        0.0,
+        "also try the mean of the weights at the validations in this last fraction of the run "
+        "(stochastic weight averaging); 0: off",
+        range="[0, 1]",
     )
     wise_ft_alphas: list[float] = setting(
-        [], "with heads.probe: shares of the way from the first weights to the last that compete"
+        [],
+        "with heads.probe: also try weights at these fractions of the way from the first to the "
+        "last (WiSE-FT)",
+        range="(0, 1)",
     )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How it is chosen and scored."""
+    """How the best weights are chosen and scored."""
 
-    metric: str = setting("", "number to choose the best by; empty: what suits the labels")
+    metric: str = setting("", "metric that the best weights are chosen by; empty: by the labels")
     one_se_rule: float = setting(
-        0.0, "standard errors below the highest score within which the lower loss is chosen"
+        0.0,
+        "among scores within this many standard errors of the best one, choose the lowest loss; "
+        "0: choose the best score",
+        range="[0, inf)",
     )
-    every: int = setting(0, "steps between validations; 0: once an epoch; always at the end")
-    held_out: float = setting(0.15, "share of the training clips to validate on, if there is none")
-    max_windows: int = setting(0, "windows of a long clip that are scored; 0: what covers it")
-    batch_seconds: float = setting(0.0, "audio scored at once; 0: 20, on a GPU 600")
+    every: int = setting(
+        0,
+        "steps from one validation to the next; 0: once an epoch; the last step is validated too",
+        range="[0, inf)",
+    )
+    held_out: float = setting(
+        0.15,
+        "fraction of the training clips to validate on, if the set has no validation part",
+        range="(0, 1)",
+    )
+    max_windows: int = setting(
+        0, "most windows of a long clip that are scored; 0: all of it", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio scored at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """`ssmast finetune`: an encoder and labels -> a classifier."""
+    """`ssmast finetune`: an encoder and labels to a classifier."""
 
     data: str = setting(
         "",
-        "labelled set (metadata.csv of path,label,split or fold), or a folder of sets with task=",
+        "labelled set (a folder with metadata.csv of path, label, and split or fold), or a folder "
+        "of such sets with task=",
+        required=True,
     )
-    task: str = setting("", "set in `data`, NAME or NAME:label=COLUMN,split=COLUMN,...")
-    labels: list[str] = setting([], "label columns, one head each; empty: the set's own")
+    task: str = setting("", "set in `data`: NAME or NAME:label=COLUMN,split=COLUMN,...")
+    labels: list[str] = setting([], "label columns, one head for each; empty: as the set says")
     fold: str = setting("", "fold to test on; empty: the first")
     model: str = setting("", "as in `ssmast pretrain`; empty: that of init=, else mast_nano")
     pooling_schedule: str = setting(
         "",
-        "strides of MAST's stages, for the ablation: table1, all_2d, two, one or none; all: one "
-        "run each; empty: the model's own",
+        "strides of MAST's stages, for the ablation; all: one run for each; empty: the model's own",
+        choices=(*SCHEDULES, "all"),
     )
-    epochs: float = setting(0.0, "passes over the data, if steps is 0; 0: by the size of the set")
-    batch_size: int = setting(0, "clips a step, over all; 0: by the size of the set")
-    show_views: int = setting(4, "clips that views.png shows as they are cut and as they are fed")
-    grad_checkpointing: bool = setting(False, "recompute blocks: less memory, a third more time")
-    clips: Clips = setting(Clips, "")
-    heads: Heads = setting(Heads, "")
-    optim: FinetuneOptim = setting(FinetuneOptim, "")  # type: ignore[assignment]
-    scoring: Scoring = setting(Scoring, "")
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can mean; 0 stands for what the size of the set decides."""
-        open_size, open_lr = self.batch_size, self.optim.lr
-        self.batch_size, self.optim.lr = open_size or 2, open_lr or 1.0
-        super().__post_init__()
-        self.batch_size, self.optim.lr = open_size, open_lr
-        in_range(self, _RANGES)
-        frames = self.clips.frames
-        require(frames == 0 or frames >= 8, "clips.frames", frames, "at least 8, or 0")
-        smoothing = self.heads.smoothing
-        require(smoothing is None or 0 <= smoothing < 1, "heads.smoothing", smoothing, "in [0, 1)")
-        require(0 <= self.heads.dropout < 1, "heads.dropout", self.heads.dropout, "in [0, 1)")
-        scales = self.heads.lr_scale
-        require(all(0 < s < math.inf for s in scales), "heads.lr_scale", scales, "above 0")
-        alpha = self.clips.mixup_alpha
-        require(0 < alpha < math.inf, "clips.mixup_alpha", alpha, "above 0")
-        decay = self.optim.layer_decay
-        require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "above 0, at most 1")
-        require(0 <= self.optim.ema < 1, "optim.ema", self.optim.ema, "in [0, 1)")
-        alphas = self.optim.wise_ft_alphas
-        require(all(0 < share < 1 for share in alphas), "optim.wise_ft_alphas", alphas, "in (0, 1)")
-        share = self.scoring.held_out
-        require(0 < share < 1, "scoring.held_out", share, "between 0 and 1")
-        known = (*SCHEDULES, "all")
-        require(self.pooling_schedule in known, "pooling_schedule", repr(self.pooling_schedule),
-                "one of " + ", ".join(name for name in known if name))  # fmt: skip
+    epochs: float = setting(
+        0.0, "passes over the data, if steps is 0; 0: by the size of the set", range="[0, inf)"
+    )
+    batch_size: int = setting(
+        0,
+        "clips in a step, over all processes and micro-batches; 0: by the size of the set",
+        range="0 or [2, inf)",
+    )
+    show_views: int = setting(
+        4, "clips that views.png shows before and after augmentation", range="[0, inf)"
+    )
+    grad_checkpointing: bool = setting(
+        False, "recompute blocks in the backward pass: less memory, a third more time"
+    )
+    clips: Clips = setting(Clips)
+    heads: Heads = setting(Heads)
+    optim: FinetuneOptim = setting(FinetuneOptim)
+    scoring: Scoring = setting(Scoring)

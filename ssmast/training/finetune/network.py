@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, Outputs
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.fitting import mean_and_std
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, get_metric
-from ssmast.evaluation.splits import Split
-from ssmast.evaluation.standardise import mean_and_std
 from ssmast.model import Backbone, create_model
 from ssmast.model.backbone import init_weights
+from ssmast.splits import Split
 
 # Beginnings of the names of what learns while the backbone is frozen.
 HEAD_PARTS = ("head.", "attn_pool.")

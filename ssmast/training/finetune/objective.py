@@ -1,10 +1,9 @@
 """Fine-tuning as an objective: an encoder with heads on labelled clips."""
 
 import copy
-import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,14 +11,15 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ssmast.audio import ClipAugment, Corpus, MixedSegments, keyed_uniform
+from ssmast.audio import Corpus, MixedSegments, keyed_uniform
+from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift
 from ssmast.audio.segments import MixedBatch, SegmentBatch
 from ssmast.classifier import Classifier, Outputs, classifier_info, window_log_mels
 from ssmast.contrastive import ema_update_
 from ssmast.encoder import Encoder
 from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers, result_of
 from ssmast.evaluation.processes import scoring_seconds
-from ssmast.files import write_atomic
+from ssmast.evaluation.results import write_result
 from ssmast.model import Backbone, LoadReport, create_model
 from ssmast.report import write_report
 from ssmast.settings import to_dict
@@ -104,11 +104,11 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             [(head.name, head.classes) for head in setup.found.heads], setup.found.multi_label
         )
         clips = config.clips
-        self.augment = ClipAugment(
-            time_shift=clips.time_shift,
-            noise_std=clips.noise_std,
-            freq_mask=resolved(clips.freq_mask),
-            time_mask=clips.time_mask,
+        self.augment = Augmentations(
+            TimeShift(clips.time_shift),
+            Noise(clips.noise_std),
+            Mask("freq", resolved(clips.freq_mask)),
+            Mask("time", clips.time_mask),
         )
 
     # -- before a run ----------------------------------------------------------------------------
@@ -164,8 +164,8 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
         positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
         own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
-        share = segments.share[:, None]
-        return Inputs(log_mel, lengths, ((1 - share) * own + share * other).to(device))
+        weight = segments.partner_weight[:, None]
+        return Inputs(log_mel, lengths, ((1 - weight) * own + weight * other).to(device))
 
     def before_step(self, views: list[Inputs], step: Step) -> None:
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
@@ -384,7 +384,6 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             "score": best.score,
             "step": best.step,
             "n": len(setup.split.valid),
-            "ids_sha256": setup.found.ids_sha256(setup.split.valid),
         }
         encoder = self.encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
         encoder.save(run / "encoder")
@@ -396,8 +395,15 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             encoder=str(run / "encoder"),
             sha256=encoder.sha256,
         )
-        result |= {"valid": valid, "seed": self.config.seed, "init": self.config.init}
-        write_atomic(run / RESULT, json.dumps(result, indent=1) + "\n")
+        result = replace(
+            result,
+            valid=best.score,
+            chosen=[{"split": setup.split.name, "step": best.step}],
+            seed=self.config.seed,
+            init=self.config.init,
+            data=self.config.data,
+        )
+        write_result(run / RESULT, result)
         write_report(run / "report.html", run=run, results=[result])
         logger.info("test: %s", numbers_text(part.numbers))
 
@@ -434,7 +440,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             exported(self.scored),
             self.log_mel,
             pooling="mean" if before is None else before.pooling,
-            chunk_seconds=10.0 if before is None else before.chunk_seconds,
+            window_seconds=10.0 if before is None else before.window_seconds,
             info={
                 **facts,
                 "network": "fine-tuned",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, Outputs
 from ssmast.evaluation.evaluate import PartScores, part_scores
-from ssmast.evaluation.heads_set import LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.model import Backbone
 from ssmast.training.finetune.network import classification_loss
 
@@ -27,7 +27,7 @@ class Best(NamedTuple):
     Attributes:
         weights: name -> tensor of the network.
         score: theirs.
-        loss: theirs; decides between scores that are not told apart.
+        loss: theirs; decides between scores that are equal.
         step: optimiser steps done by then.
     """
 

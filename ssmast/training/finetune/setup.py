@@ -20,10 +20,11 @@ from ssmast.audio import (
 )
 from ssmast.encoder import Encoder
 from ssmast.evaluation.class_scores import main_metric
-from ssmast.evaluation.heads_set import LabelledSet, load_labelled
-from ssmast.evaluation.splits import Split
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, require
+from ssmast.splits import Split
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, resolved
 from ssmast.training.init_weights import check_network, find_weights, read_weights
 from ssmast.training.inputs import build_log_mel, check_model
@@ -97,10 +98,8 @@ def set_up(config: FinetuneConfig) -> Setup:
     Raises:
         UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    if not config.data:
-        raise UsageError("data= is missing; give a labelled set (metadata.csv of path,label,split)")
-    found = load_labelled(
-        config.data, config.task, labels=config.labels, share=config.scoring.held_out
+    found = load_set(
+        config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
     split, corpus = found.split(config.fold), open_corpus(found.folder)
     encoder = _encoder_of(config)

@@ -28,7 +28,7 @@ def corpus(tmp_path):
 def test_the_copy_holds_the_same_clips_in_the_same_order(corpus, tmp_path):
     copy = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
     assert len(copy) == len(corpus)
-    assert copy.fingerprint == corpus.fingerprint
+    assert copy.listing_hash == corpus.listing_hash
     assert copy.table is corpus.table
     for i in range(len(corpus)):
         assert copy.name(i) == corpus.name(i)

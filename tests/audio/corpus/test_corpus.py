@@ -87,7 +87,7 @@ def test_a_list_of_paths_keeps_its_order(tmp_path):
     with pytest.raises(ValueError, match="names no clip"):
         open_corpus(path)
     path.write_text("b.wav\ngone.wav\nlost.wav\n")
-    with pytest.raises(FileNotFoundError, match=r"2 of the 3 clips .* the first is 'gone\.wav'"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 files .* the first is 'gone\.wav'"):
         open_corpus(path)
 
 
@@ -124,7 +124,7 @@ def test_clips_are_selected_by_their_row(tmp_path):
     assert names_of(train) == ["2.wav", "1.wav"]
     assert value_of(train, 1) == 1
     assert train.table["label"].to_pylist() == ["a", "b"]
-    assert train.fingerprint != corpus.fingerprint
+    assert train.listing_hash != corpus.listing_hash
     assert names_of(corpus.take(np.array([2, 0]))) == ["1.wav", "2.wav"]
     assert names_of(corpus.select(split="train", label="b")) == ["1.wav"]
     with pytest.raises(ValueError, match=r"no clip in .* has split=valid"):
@@ -176,7 +176,7 @@ def test_a_broken_table_says_what_is_wrong(tmp_path):
     assert read_table(path).to_pylist() == [{"path": "a.wav", "text": "two\nlines"}]
 
 
-def test_the_fingerprint_tells_names_and_sizes_not_places(tmp_path):
+def test_the_listing_hash_tells_names_and_sizes_not_places(tmp_path):
     prints = []
     for name, members in {
         "one": [("1.wav", 40), ("2.wav", 50)],
@@ -188,35 +188,35 @@ def test_the_fingerprint_tells_names_and_sizes_not_places(tmp_path):
         (tmp_path / name).mkdir()
         for member, length in members:
             (tmp_path / name / member).write_bytes(wav_bytes(1, length))
-        prints.append(open_corpus(tmp_path / name).fingerprint)
+        prints.append(open_corpus(tmp_path / name).listing_hash)
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
     assert len(prints[0]) == 64
 
 
-def test_the_stamp_tells_samples_that_change_under_the_same_name_and_size(tmp_path):
+def test_the_files_hash_tells_samples_that_change_under_the_same_name_and_size(tmp_path):
     for name in ("clean", "noisy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.wav").write_bytes(wav_bytes(1 if name == "clean" else 2, 40))
     write_tar(tmp_path / "noisy.tar", [("1.wav", wav_bytes(2, 40))])
-    stamps = [open_corpus(tmp_path / name).stamp for name in ("clean", "noisy", "noisy.tar")]
+    hashes = [open_corpus(tmp_path / name).files_hash for name in ("clean", "noisy", "noisy.tar")]
     assert (
-        open_corpus(tmp_path / "clean").fingerprint == open_corpus(tmp_path / "noisy").fingerprint
+        open_corpus(tmp_path / "clean").listing_hash == open_corpus(tmp_path / "noisy").listing_hash
     )
-    assert open_corpus(tmp_path / "clean").stamp == stamps[0]
-    assert open_corpus(tmp_path / "clean").take(np.array([0])).stamp == stamps[0]
+    assert open_corpus(tmp_path / "clean").files_hash == hashes[0]
+    assert open_corpus(tmp_path / "clean").take(np.array([0])).files_hash == hashes[0]
     file = tmp_path / "clean" / "1.wav"
     written = file.stat()
     file.write_bytes(wav_bytes(2, 40))
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns + 1000))
-    stamps.append(open_corpus(tmp_path / "clean").stamp)
-    assert len(set(stamps)) == 4
+    hashes.append(open_corpus(tmp_path / "clean").files_hash)
+    assert len(set(hashes)) == 4
     corpus = open_corpus(tmp_path / "clean")
     file.unlink()  # gone since it was opened: rejected where it is read
-    assert corpus.stamp not in stamps
+    assert corpus.files_hash not in hashes
 
 
-def test_moved_clips_keep_name_table_and_fingerprint(tmp_path):
+def test_moved_clips_keep_name_table_and_hash(tmp_path):
     labelled_folder(tmp_path, "path,label\n2.wav,a\n0.wav,b\n")
     corpus = open_corpus(tmp_path)
     copy = write_tar(tmp_path / "copy.tar", [("a.wav", wav_bytes(7)), ("b.wav", wav_bytes(8))])
@@ -224,7 +224,7 @@ def test_moved_clips_keep_name_table_and_fingerprint(tmp_path):
     moved = corpus.moved_to(copy, offsets=np.array([512, 512 + 1024]), sizes=sizes)
     assert names_of(moved) == names_of(corpus)
     assert [value_of(moved, i) for i in range(2)] == [7, 8]
-    assert moved.fingerprint == corpus.fingerprint
+    assert moved.listing_hash == corpus.listing_hash
     assert moved.table is corpus.table
     assert list(moved.files()) == [copy]
     assert list(corpus.files()) == [tmp_path / "2.wav", tmp_path / "0.wav"]

@@ -74,8 +74,8 @@ def test_clips_are_those_of_the_parts(folders):
         mixture.name(49)
     with pytest.raises(ValueError, match="cannot be selected"):
         mixture.select(split="train")
-    assert mixture.fingerprint == mixture_of(folders, [2, 2, 2]).fingerprint
-    assert mixture.fingerprint != mixture_of(folders, [2, 1, 1]).fingerprint
+    assert mixture.listing_hash == mixture_of(folders, [2, 2, 2]).listing_hash
+    assert mixture.listing_hash != mixture_of(folders, [2, 1, 1]).listing_hash
     nested = Mixture([(mixture, 1), (open_corpus(folders[0]), 1)])
     assert len(nested) == 79
     assert nested.name(78) == "1:029.wav"
@@ -108,7 +108,7 @@ def test_a_mixture_is_written_as_yaml_or_given_as_text(folders, tmp_path):
     file.write_text("- path: a\n  weight: 2\n- path: b\n- c\n")  # relative to the file
     mixture = open_corpus(file)
     assert len(mixture) == 49
-    assert mixture.fingerprint == mixture_of(folders, [2, 1, 1]).fingerprint
+    assert mixture.listing_hash == mixture_of(folders, [2, 1, 1]).listing_hash
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_parts_are_decoded_once_each(tmp_path):
         soundfile.write(tmp_path / "o" / f"{number}.ogg", noise, RATE)
     mixture = mixture_of([*parts, tmp_path / "o"], [1, 1])
     cached = cache_decoded(mixture, tmp_path / "cache", sample_rate=RATE)
-    assert cached.fingerprint == mixture.fingerprint
+    assert cached.listing_hash == mixture.listing_hash
     assert cached.source(0) == mixture.source(0)
     assert isinstance(cached.source(3), bytes)
     assert cached.sample_at(77, seed=0) == mixture.sample_at(77, seed=0)

@@ -42,12 +42,12 @@ def test_a_row_cut_short_by_a_crash_spoils_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("corpus_size", "max_share", "allowed"),
+    ("corpus_size", "max_fraction", "allowed"),
     [(1000, 0.1, 100), (100, 0.1, 20), (30, 0.1, 15), (10, 0.1, 5), (1000, 0.0, 20)],
 )
-def test_too_many_bad_clips_stop_the_run(tmp_path, corpus_size, max_share, allowed):
+def test_too_many_bad_clips_stop_the_run(tmp_path, corpus_size, max_fraction, allowed):
     path = tmp_path / "q.csv"
-    quarantine = Quarantine(path, corpus_size=corpus_size, max_share=max_share)
+    quarantine = Quarantine(path, corpus_size=corpus_size, max_fraction=max_fraction)
     quarantine.add([(f"{n}.wav", "is empty") for n in range(allowed)])
     with pytest.raises(
         ValueError, match=rf"{allowed + 1} of {corpus_size} clips are bad.*is empty"

@@ -19,7 +19,7 @@ from ssmast.classifier import load_classifier
 from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation import evaluate
-from ssmast.evaluation.heads_set import load_labelled
+from ssmast.evaluation.read_set import load_set
 from ssmast.model import create_model
 from ssmast.settings import parse
 from ssmast.training import replay
@@ -84,14 +84,13 @@ def test_a_run_leaves_a_classifier_its_test_and_a_report(finished, tones):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "encoder", "report.html"} <= names
     result = json.loads((finished / "test.json").read_text())
-    found = load_labelled(tones)
+    found = load_set(tones)
     test = found.splits[0].test
     assert result["n"] == len(test)
-    assert result["ids_sha256"] == found.ids_sha256(test)
-    assert result["valid"]["n"] == len(found.splits[0].valid)
-    assert result["valid"]["ids_sha256"] == found.ids_sha256(found.splits[0].valid)
+    assert result["ids_sha256"] == found.ids_sha256()  # as a probe of the set has it
+    assert result["n_valid"] == len(found.splits[0].valid)
     assert np.array(result["confusion"]).sum() == len(test)
-    assert "What is mistaken for what" in (finished / "report.html").read_text()
+    assert "Most frequent mistakes" in (finished / "report.html").read_text()
     classifier = load_classifier(finished)
     assert classifier.outputs.heads == [("label", ["high", "low", "middle"])]
     encoder = load_encoder(finished / "encoder")
@@ -108,7 +107,7 @@ def test_the_folder_scores_as_the_run_did(finished, tones, tmp_path, capsys):
     assert again["numbers"] == pytest.approx(before["numbers"])
     assert again["confusion"] == before["confusion"]
     assert again["encoder_sha256"] == before["encoder_sha256"]
-    assert "What is mistaken for what" in (tmp_path / "report.html").read_text()
+    assert "Most frequent mistakes" in (tmp_path / "report.html").read_text()
 
 
 _EVERYTHING = (
@@ -201,7 +200,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tones, tmp_path, monk
     words = ["scoring.every=1", "optim.swa_fraction=0", "checkpoint_every=1", "keep_checkpoints=9"]
     assert _run(*words, data=tones, run=tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "test.json").read_text())
-    assert (result["valid"]["step"], result["valid"]["score"]) == (2, 0.9)  # the first of equals
+    assert (result["chosen"][0]["step"], result["valid"]) == (2, 0.9)  # the first of equals
     at_2 = load_checkpoint(tmp_path / "run" / "checkpoints" / "00000002")[1]["network"]
     kept = load_encoder(tmp_path / "run" / "encoder").backbone.state_dict()
     for name, tensor in kept.items():

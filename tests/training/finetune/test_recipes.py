@@ -121,7 +121,9 @@ def test_the_recipes_hold_the_papers_settings():
     epochs = {"kinetics_sounds": 300, "epic_kitchens_100": 100, "vggsound": 50}
     epochs |= {"audioset_balanced": 50, "audioset_full": 10}
     for name, number in epochs.items():
-        config = parse(FinetuneConfig, [f"recipe=finetune_{name}"], command="test", recipes=RECIPES)
+        config = parse(
+            FinetuneConfig, [f"recipe=finetune_{name}", "data=x"], command="test", recipes=RECIPES
+        )
         assert config is not None
         assert (config.epochs, config.optim.name, config.optim.lr) == (number, "adamw", 1e-5)
         assert (config.model, config.optim.warmup, config.optim.min_lr) == ("mast_base", 0.0, 0.0)

@@ -1,11 +1,12 @@
-"""Which clips train, choose and score: rules that never let a fold leak.
+"""Which clips train, validate and test, by rules that never let a fold leak; and their hash.
 
-Labels of clips that may have several.
+Below `evaluation` and `datasets`, because both must hash the same clips to the same value.
 """
 
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +35,42 @@ class Split:
     valid: NDArray[np.int64]
     test: NDArray[np.int64]
 
+    @classmethod
+    def of_test(cls, name: str, test: NDArray[np.int64]) -> "Split":
+        """Clips that are not trained on."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(name=name, train=none, valid=none, test=test)
+
     def parts(self) -> dict[str, NDArray[np.int64]]:
         """The three parts by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def ids_sha256(
+    clips: Sequence[str], splits: Sequence[Split], positions: NDArray[np.int64] | None = None
+) -> str:
+    """Hash of the sorted (clip, split, part) lines: equal if the same clips play the same parts.
+
+    The one formula of every result file (`ssmast probe`, `finetune`, `evaluate`, `cluster`) and of
+    the task.json that `ssmast prepare task=` writes.
+
+    Args:
+        clips: names.
+        splits: positions in `clips`.
+        positions: hash these clips alone; None for all.
+    """
+    kept = None if positions is None else set(positions.tolist())
+    lines = sorted(
+        f"{clips[index]}\t{split.name}\t{part}\n"
+        for split in splits
+        for part, indices in split.parts().items()
+        for index in indices.tolist()
+        if kept is None or index in kept
+    )
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def named_parts(
@@ -45,11 +79,11 @@ def named_parts(
     values: list[str],
     *,
     groups: list[str] | None = None,
-    share: float = HELD_OUT,
+    fraction: float = HELD_OUT,
 ) -> Split:
     """One split from a column of train, valid and test.
 
-    Without a valid part, a share of the training clips is held out, see `hold_out`.
+    Without a valid part, a fraction of the training clips is held out, see `hold_out`.
 
     Raises:
         ValueError: if a value is none of the names (validation, val, dev are valid's).
@@ -69,7 +103,7 @@ def named_parts(
             [clips[i] for i in train],
             [labels[i] for i in train],
             groups=None if groups is None else [groups[i] for i in train],
-            share=share,
+            fraction=fraction,
         )
         train, valid = train[~held], train[held]
     return Split(
@@ -93,11 +127,11 @@ def trained_labels(
     """
     for part, positions in split.parts().items():
         if not len(positions):
-            raise ValueError(f"{name} has no clip in the {part} part of {split.name}")
+            raise ValueError(f"{name}: no clip in the {part} part of {split.name}")
     trained = {label for position in split.train for label in labels[position]}
     if len(trained) < least:
         raise ValueError(
-            f"{name} trains on {len(trained)} class in {split.name}; wanted at least {least}"
+            f"{name}: trains on {len(trained)} class in {split.name}; wanted at least {least}"
         )
     return trained
 
@@ -149,16 +183,16 @@ def hold_out(
     labels: list[str],
     *,
     groups: list[str] | None = None,
-    share: float = HELD_OUT,
+    fraction: float = HELD_OUT,
 ) -> NDArray[np.bool_]:
     """Which clips to hold out for validation; a function of their names, not of their order.
 
     Args:
         clips: names; their hashes make the choice.
-        labels: every class gives its `share`, but keeps at least one clip for training.
+        labels: every class gives its `fraction`, but keeps at least one clip for training.
         groups: clips of one group (a speaker) go together; the classes are then balanced as far
             as whole groups allow.
-        share: of the clips.
+        fraction: of the clips.
 
     Returns:
         (n,) True where held out.
@@ -167,20 +201,20 @@ def hold_out(
         ValueError: if there are fewer than two groups.
     """
     if groups is not None:
-        return _hold_out_groups(labels, groups, share=share)
+        return _hold_out_groups(labels, groups, fraction=fraction)
     held = np.zeros(len(clips), dtype=bool)
     by_class: dict[str, list[int]] = defaultdict(list)
     for index in sorted(range(len(clips)), key=lambda i: name_hash(clips[i])):
         by_class[labels[index]].append(index)
     for members in by_class.values():
-        held[members[: min(round(share * len(members)), len(members) - 1)]] = True
-    if not held.any():  # classes too small to give a whole clip each: take the share of all
+        held[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+    if not held.any():  # classes too small to give a whole clip each: take the fraction of all
         spare = [members[0] for members in by_class.values() if len(members) > 1]
-        held[spare[: max(1, round(share * len(clips)))]] = True
+        held[spare[: max(1, round(fraction * len(clips)))]] = True
     return held
 
 
-def _hold_out_groups(labels: list[str], groups: list[str], *, share: float) -> NDArray[np.bool_]:
+def _hold_out_groups(labels: list[str], groups: list[str], *, fraction: float) -> NDArray[np.bool_]:
     names = sorted(set(groups), key=name_hash)
     if len(names) < 2:
         raise ValueError(f"holding out whole groups needs at least 2 of them, got {names}")
@@ -189,7 +223,7 @@ def _hold_out_groups(labels: list[str], groups: list[str], *, share: float) -> N
     for label, group in zip(labels, groups, strict=True):
         counts[group][classes.index(label)] += 1
     total = np.array([Counter(labels)[name] for name in classes], dtype=float)
-    wanted, taken = share * total, np.zeros(len(classes))
+    wanted, taken = fraction * total, np.zeros(len(classes))
     chosen: set[str] = set()
     while len(chosen) < len(names) - 1:
         # The group that brings the class counts nearest to what is wanted; stop when none helps.

@@ -1,8 +1,7 @@
-"""One unit of work: some clips decoded, cut, judged and encoded into one tar, with their facts."""
+"""One job: some source clips decoded, cut, checked and encoded into one tar, with their facts."""
 
 import hashlib
 import json
-import os
 import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,20 +12,20 @@ import torch
 
 from ssmast.audio.encode import encode_sound
 from ssmast.audio.mel import LogMel
-from ssmast.audio.read import AudioError, decode_whole
+from ssmast.audio.read import AudioError, decode_whole, swing
 from ssmast.audio.resample import finished
-from ssmast.audio.segments import swing
+from ssmast.files import replacing, write_json
 from ssmast.prepare.duplicates import fingerprint
-from ssmast.prepare.plan import Cut, Plan, read_plan, write_atomic, write_table
+from ssmast.prepare.plan import Cut, Plan, read_plan, write_table
 
 BLOCK = 512
 
-FACTS = pa.schema(
+CLIP_SCHEMA = pa.schema(
     [
-        ("clip", pa.int64()),
-        ("piece", pa.int32()),
-        ("start", pa.int64()),  # in samples of the resampled clip
-        ("offset", pa.int64()),  # in the tar of the unit
+        ("source_clip", pa.int64()),  # number in the source corpus
+        ("number", pa.int32()),  # of the clip in its source clip
+        ("start", pa.int64()),  # in samples of the resampled source clip
+        ("offset", pa.int64()),  # in the tar of the job
         ("size", pa.int64()),
         ("samples", pa.int64()),
         ("source", pa.large_string()),
@@ -46,48 +45,43 @@ FACTS = pa.schema(
 Rejected = list[tuple[str, str, str]]
 
 
-def do_unit(work: Path, unit: int) -> Rejected:
-    """Do a unit, unless it is done: tar, list of rejected clips, and facts, which come last.
+def run_job(work: Path, job: int) -> Rejected:
+    """Run a job, unless it is done: write its tar, rejected source clips, and last its facts.
 
     Args:
         work: folder of the plan.
-        unit: its number.
+        job: its number.
 
     Returns:
-        What was rejected: (name, kind, reason).
+        Rejected source clips: (name, kind, reason).
     """
     plan = read_plan(work)
-    if plan.facts_of(unit).is_file():
-        return read_rejected(plan, unit)
+    if plan.facts_of(job).is_file():
+        return read_rejected(plan, job)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that sums come out the same, whoever computes them
-    partial = plan.tar_of(unit).with_name(f".{unit:07d}.{os.getpid()}.tmp")
+    torch.set_num_threads(1)  # so that sums are the same in every process
     try:
-        with partial.open("wb") as file:
-            rows, rejected = _write_pieces(plan, unit, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, plan.tar_of(unit))
+        with replacing(plan.tar_of(job)) as partial, partial.open("wb") as file:
+            rows, rejected = _write_clips(plan, job, file)
     finally:
         torch.set_num_threads(threads)
-        partial.unlink(missing_ok=True)
-    write_atomic(plan.rejected_of(unit), json.dumps(rejected).encode())
-    write_table(plan.facts_of(unit), pa.Table.from_pylist(rows, schema=FACTS))
+    write_json(plan.rejected_of(job), rejected, indent=None)
+    write_table(plan.facts_of(job), pa.Table.from_pylist(rows, schema=CLIP_SCHEMA))
     return rejected
 
 
-def read_rejected(plan: Plan, unit: int) -> Rejected:
-    """What a finished unit rejected.
+def read_rejected(plan: Plan, job: int) -> Rejected:
+    """Source clips that a finished job rejected.
 
     Args:
-        plan: of the work.
-        unit: its number.
+        plan: of the jobs.
+        job: its number.
     """
-    return [(a, b, c) for a, b, c in json.loads(plan.rejected_of(unit).read_bytes())]
+    return [(a, b, c) for a, b, c in json.loads(plan.rejected_of(job).read_bytes())]
 
 
 def write_member(file: BinaryIO, name: str, data: bytes) -> int:
-    """Append a member to a tar; the same bytes whoever writes it, and whenever.
+    """Append a member to a tar; the same bytes at any time and in any process.
 
     Args:
         file: open at the end of the last member.
@@ -120,19 +114,19 @@ def front_end(sample_rate: int) -> LogMel:
     """The log-mel that statistics and fingerprints are made of.
 
     Args:
-        sample_rate: of the pieces in Hz.
+        sample_rate: of the clips in Hz.
     """
     return LogMel(sample_rate=sample_rate, f_max=min(7800.0, 0.4875 * sample_rate))
 
 
-def _write_pieces(plan: Plan, unit: int, file: BinaryIO) -> tuple[list[dict[str, Any]], Rejected]:
+def _write_clips(plan: Plan, job: int, file: BinaryIO) -> tuple[list[dict[str, Any]], Rejected]:
     log_mel = front_end(plan.cut.sample_rate)
     rows: list[dict[str, Any]] = []
     rejected: Rejected = []
-    for clip in plan.clips_of(unit):
-        name = plan.corpus.name(clip)
+    for source in plan.sources_of(job):
+        name = plan.corpus.name(source)
         try:
-            pieces, about = _pieces(plan, clip, name)
+            clips, about = _cut_clips(plan, source, name)
         except AudioError as error:
             rejected.append((name, "unreadable", str(error)))
             continue
@@ -140,17 +134,17 @@ def _write_pieces(plan: Plan, unit: int, file: BinaryIO) -> tuple[list[dict[str,
             rejected.append((name, error.kind, str(error)))
             continue
         silent = 0
-        for number, (start, samples) in enumerate(pieces):
+        for number, (start, samples) in enumerate(clips):
             if swing(samples) < plan.cut.min_peak * 32768:
                 silent += 1
                 continue
             data = encode_sound(samples, sample_rate=plan.cut.sample_rate, codec=plan.cut.codec)
-            offset = write_member(file, f"{clip:09d}-{number:05d}.{plan.cut.codec}", data)
+            offset = write_member(file, f"{source:09d}-{number:05d}.{plan.cut.codec}", data)
             facts = _facts(samples, log_mel)
-            place = {"clip": clip, "piece": number, "start": start, "offset": offset}
+            place = {"source_clip": source, "number": number, "start": start, "offset": offset}
             rows.append({**place, "size": len(data), "source": name, **about, **facts})
         if silent:
-            some = "it is silent" if silent == len(pieces) else f"{silent} of {len(pieces)} pieces"
+            some = "it is silent" if silent == len(clips) else f"{silent} of {len(clips)} clips"
             reason = f"{name}: {some}: below a peak of {plan.cut.min_peak:g} about the middle"
             rejected.append((name, "silent", reason))
     end_tar(file)
@@ -163,12 +157,12 @@ class _RejectedError(Exception):
         self.kind = kind
 
 
-def _pieces(
-    plan: Plan, clip: int, name: str
+def _cut_clips(
+    plan: Plan, source: int, name: str
 ) -> tuple[list[tuple[int, np.ndarray]], dict[str, Any]]:
-    """(Start, 16-bit samples) of every piece of a clip, and what is known of the clip."""
+    """(Start, 16-bit samples) of every clip of a source clip, and what is known of the latter."""
     cut = plan.cut
-    audio, rate, decoder = decode_whole(plan.corpus.source(clip), name=name)
+    audio, rate, decoder = decode_whole(plan.corpus.source(source), name=name)
     audio = finished(audio, rate, cut.sample_rate, name)
     peak = float(np.abs(audio).max())
     if peak > cut.max_abs:
@@ -181,15 +175,15 @@ def _pieces(
     gain = min(1.0, 1.0 / peak) if peak else 1.0  # 16 bits end at full scale
     integers = np.rint(audio * np.float32(32768.0 * gain)).clip(-32768, 32767).astype(np.int16)
     about = {"source_rate": rate, "decoder": decoder, "gain": gain}
-    bounds = piece_bounds(len(integers), cut)
+    bounds = clip_bounds(len(integers), cut)
     return [(start, integers[start:stop]) for start, stop in bounds], about
 
 
-def piece_bounds(length: int, cut: Cut) -> list[tuple[int, int]]:
-    """First sample and sample after the last of every piece of a clip; they cover all of it.
+def clip_bounds(length: int, cut: Cut) -> list[tuple[int, int]]:
+    """First sample and sample after the last of every clip; together they cover the source clip.
 
     Args:
-        length: of the clip in samples.
+        length: of the source clip in samples.
         cut: how it is cut.
     """
     step = round(cut.segment_seconds * cut.sample_rate) or length

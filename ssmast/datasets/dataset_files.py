@@ -1,9 +1,4 @@
-"""The files below the root of a data set, each folder listed once.
-
-Choices that depend on names alone: not on the order of a listing, nor on what else is there.
-
-Finding clips cut out of YouTube videos, which every downloader names in its own way.
-"""
+"""The files of a data set: names and tables below its root, draws by name, YouTube clips."""
 
 import csv
 import hashlib
@@ -16,10 +11,10 @@ from typing import Any
 from ssmast.audio.decode import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 
 
-class Tree:
-    """Names of the files below a folder; hidden ones (`.DS_Store`, `._copy`) left out.
+class DatasetFiles:
+    """Files below a folder, each folder listed once; hidden ones (`.DS_Store`, `._copy`) left out.
 
-    Asking whether two million clips are there costs one listing a folder, not one look a clip.
+    Two million clips are looked up by one listing for each folder.
 
     Args:
         root: the folder.
@@ -30,7 +25,7 @@ class Tree:
         self._listed: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {}
         self._stems: dict[str, str] | None = None
 
-    def files(self, folder: str = "") -> list[str]:
+    def names(self, folder: str = "") -> list[str]:
         """Names of the files in a folder below the root, sorted; none if there is no folder."""
         return sorted(self._list(folder)[0])
 
@@ -52,13 +47,13 @@ class Tree:
             if real in seen:  # a link to a folder above
                 continue
             seen.add(real)
-            yield below, self.files(below)
+            yield below, self.names(below)
             pending += [f"{below}/{name}".lstrip("/") for name in reversed(self.folders(below))]
 
     def with_stem(self, stem: str) -> str | None:
         """Path of the sound file called so, whatever its folder and its extension.
 
-        Formats that soundfile decodes win over sound tracks of videos.
+        Formats that soundfile decodes are preferred to videos.
         """
         if self._stems is None:
             self._stems = {}
@@ -92,7 +87,7 @@ class Tree:
 
         Args:
             path: below the root.
-            columns: that there must be; others are given as well.
+            columns: that must be there; others are returned as well.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -176,7 +171,7 @@ class Tree:
 def keyed_order(names: Iterable[str], *, seed: int) -> list[str]:
     """The names in the order of a hash of each.
 
-    The first n of them are a draw without replacement that every machine makes alike.
+    The first n of them are a draw without replacement, the same on every machine.
 
     Args:
         names: all different.
@@ -194,7 +189,7 @@ def _digest(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\t{name}".encode("utf-8", "surrogateescape")).digest()
 
 
-# Names seen in the wild: id, Yid, id_30, id_30.000, id_000030, id_30000, each also with the end.
+# Names of downloaders: id, Yid, id_30, id_30.000, id_000030, id_30000, each also with the end.
 _TIMES: tuple[Callable[[float], str], ...] = (
     lambda seconds: f"{seconds:.0f}",
     lambda seconds: f"{seconds:06.0f}",
@@ -204,15 +199,15 @@ _TIMES: tuple[Callable[[float], str], ...] = (
 
 
 class YouTubeClips:
-    """Sound files below a root, found by video and start in any of the usual names.
+    """Sound files of YouTube clips, found by video and start under any of the usual names.
 
     Args:
-        tree: of the root.
+        files: of the root.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self._last = 0  # the pattern that fitted last is tried first
+    def __init__(self, files: DatasetFiles) -> None:
+        self.files = files
+        self._last = 0  # the pattern that matched last is tried first
 
     def path(self, video: str, start: float, stop: float) -> str | None:
         """Path of the clip, in whatever folder; None if it is not there.
@@ -224,7 +219,7 @@ class YouTubeClips:
         """
         names = _names(video, start, stop)
         for number in (self._last, *range(len(names))):
-            found = self.tree.with_stem(names[number])
+            found = self.files.with_stem(names[number])
             if found is not None:
                 self._last = number
                 return found

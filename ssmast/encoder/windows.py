@@ -1,7 +1,4 @@
-"""Cutting the log-mels of clips into pieces that a network takes, without changing a frame.
-
-Clips through a network piece by piece, and what the pieces give put together again.
-"""
+"""Long clips through a network: their log-mels cut into windows, the windows' results joined."""
 
 import contextlib
 import math
@@ -17,7 +14,7 @@ from ssmast.audio import LogMel, LongSound
 from ssmast.model import Backbone
 
 
-class Chunk(NamedTuple):
+class Window(NamedTuple):
     """Frames [start, start + length) of the log-mel of one clip of a list."""
 
     clip: int
@@ -25,13 +22,13 @@ class Chunk(NamedTuple):
     length: int
 
 
-class Chunks:
-    """How one encoder cuts: in whole columns of tokens, all pieces of a clip about equal.
+class WindowCutter:
+    """Cuts clips for one encoder: in whole columns of tokens, into windows of about equal length.
 
     Args:
         backbone: gives the stride of a column.
         log_mel: front end.
-        seconds: longest piece, rounded up to whole columns.
+        seconds: longest window, rounded up to whole columns.
     """
 
     def __init__(self, backbone: Backbone, log_mel: LogMel, *, seconds: float) -> None:
@@ -41,11 +38,11 @@ class Chunks:
         self._frame_ms = 1000 * log_mel.hop_length / log_mel.sample_rate
         self._most_columns = math.ceil(self.frames_in(seconds) / self.stride)
         self._fewest = backbone.fewest_frames
-        # Frames that a piece needs beyond columns x stride.
+        # Frames that a window needs beyond columns x stride.
         self._overhang = max(0, stem.kernel[1] - 2 * stem.padding[1] - stem.stride[1])
 
     def frames_in(self, seconds: float) -> float:
-        """Frames in so many seconds."""
+        """Frames in `seconds`."""
         return 1000 * seconds / self._frame_ms
 
     def frames(self, samples: int) -> int:
@@ -53,7 +50,7 @@ class Chunks:
         return max(self._log_mel.frames(samples), self._fewest)
 
     def columns(self, frames: int) -> int:
-        """Columns of tokens that so many frames give."""
+        """Columns of tokens of `frames`."""
         return self.backbone.grid_of(self._log_mel.num_mels, frames)[-1].time
 
     @property
@@ -64,7 +61,7 @@ class Chunks:
         return rows * self.backbone.num_features
 
     def hop_ms(self, shifts: Sequence[int]) -> float:
-        """Milliseconds from one column to the next of passes that begin at these frames."""
+        """Milliseconds between columns, of passes that begin at these frames."""
         return self.stride // len(shifts) * self._frame_ms
 
     def centres_ms(self, count: int, shifts: Sequence[int]) -> Tensor:
@@ -97,69 +94,69 @@ class Chunks:
             )
         return list(range(0, self.stride, fitting[0]))
 
-    def cut(self, clip: int, frames: int, *, first: int = 0) -> list[Chunk]:
-        """Pieces of equal length, so that no short tail is left over; from frame `first` on."""
+    def cut(self, clip: int, frames: int, *, first: int = 0) -> list[Window]:
+        """Windows of equal length, so that no short tail is left over; from frame `first` on."""
         if frames - first < self._fewest:
             return []
-        chunks = self._cut(clip, frames - first)
-        return [chunk._replace(start=chunk.start + first) for chunk in chunks]
+        windows = self._cut(clip, frames - first)
+        return [window._replace(start=window.start + first) for window in windows]
 
-    def _cut(self, clip: int, frames: int) -> list[Chunk]:
+    def _cut(self, clip: int, frames: int) -> list[Window]:
         columns = self.columns(frames)
         count = math.ceil(columns / self._most_columns)
         edges = [columns * part // count for part in range(count + 1)]
-        chunks = []
+        windows = []
         for start, stop in pairwise(edges):
             end = stop * self.stride + self._overhang if stop < columns else frames
-            chunks.append(Chunk(clip, start * self.stride, end - start * self.stride))
-        return chunks
+            windows.append(Window(clip, start * self.stride, end - start * self.stride))
+        return windows
 
     def log_mels(
-        self, waveforms: Sequence[Tensor | LongSound], chunks: Sequence[Chunk]
+        self, waveforms: Sequence[Tensor | LongSound], windows: Sequence[Window]
     ) -> tuple[Tensor, Tensor | None]:
-        """Normalised log-mels (B, 1, F, T) of the pieces: slices of those of the whole clips.
+        """Normalised log-mels (B, 1, F, T) of windows: the same frames as those of whole clips.
 
-        The pieces of a long sound must come from front to back. The second value holds the frames
+        The windows of a long sound must come from front to back. The second value holds the frames
         of each, or is None where all have T.
         """
         hop = self._log_mel.hop_length
-        # Each piece comes with the half window on both sides, which are cut off again.
+        # Each window comes with half an STFT window on both sides, which is cut off again.
         context = math.ceil(self._log_mel.n_fft // 2 / hop)
-        longest = max(chunk.length for chunk in chunks)
-        shape = (len(chunks), (longest + 2 * context) * hop)
+        longest = max(window.length for window in windows)
+        shape = (len(windows), (longest + 2 * context) * hop)
         batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
-        for row, chunk in enumerate(chunks):
-            first = (chunk.start - context) * hop
-            last = (chunk.start + chunk.length + context) * hop
-            samples = waveforms[chunk.clip][max(first, 0) : last]
+        for row, window in enumerate(windows):
+            first = (window.start - context) * hop
+            last = (window.start + window.length + context) * hop
+            samples = waveforms[window.clip][max(first, 0) : last]
             part = torch.as_tensor(samples, device="cpu")
             start = max(-first, 0)
             batch[row, start : start + len(part)] = part  # not a view: gradients may flow
         log_mel = self._log_mel(batch.to(self._log_mel.filterbank.device))[
             ..., context : context + longest
         ]
-        lengths = torch.tensor([chunk.length for chunk in chunks], device="cpu")
+        lengths = torch.tensor([window.length for window in windows], device="cpu")
         return log_mel, None if int(lengths.min()) == longest else lengths
 
 
-def batches(chunks: Sequence[Chunk], *, most_frames: float) -> Iterator[list[Chunk]]:
-    """Pieces of similar length together, each batch at most so many padded frames.
+def batches(windows: Sequence[Window], *, most_frames: float) -> Iterator[list[Window]]:
+    """Windows of similar length together, each batch of at most `most_frames` with padding.
 
-    Clips with long pieces come first; those of one clip, which are about equal, one after the
+    Clips with long windows come first; those of one clip, which are about equal, one after the
     other from front to back, so that a long file can be read meanwhile.
     """
     longest: dict[int, int] = {}
-    for chunk in chunks:
-        longest[chunk.clip] = max(longest.get(chunk.clip, 0), chunk.length)
-    batch: list[Chunk] = []
+    for window in windows:
+        longest[window.clip] = max(longest.get(window.clip, 0), window.length)
+    batch: list[Window] = []
     width = 0
-    for chunk in sorted(chunks, key=lambda c: (-longest[c.clip], c.clip, c.start)):
-        wider = max(width, chunk.length)
+    for window in sorted(windows, key=lambda c: (-longest[c.clip], c.clip, c.start)):
+        wider = max(width, window.length)
         # All are padded to the longest, and none to over twice its length.
-        if batch and ((len(batch) + 1) * wider > most_frames or 2 * chunk.length < wider):
+        if batch and ((len(batch) + 1) * wider > most_frames or 2 * window.length < wider):
             yield batch
-            batch, wider = [], chunk.length
-        batch.append(chunk)
+            batch, wider = [], window.length
+        batch.append(window)
         width = wider
     if batch:
         yield batch
@@ -167,7 +164,7 @@ def batches(chunks: Sequence[Chunk], *, most_frames: float) -> Iterator[list[Chu
 
 Clips = Sequence[Tensor | LongSound]
 
-# Networks that someone evaluates now: by how many threads, and the modes from before the first.
+# Networks that are in use now: by how many threads, and the modes from before the first.
 _EVALUATED: dict[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = {}
 _LOCK = threading.Lock()
 
@@ -176,7 +173,11 @@ _LOCK = threading.Lock()
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and afterwards in its own again.
 
-    Threads may be inside together: the first one sets the mode, the last one gives it back.
+    Threads may be inside together: the first one sets the mode, the last one restores it. So the
+    count is the process's, beside the network. Without it: a copy of the module tree with its own
+    modes runs the original behind a replaced `forward` (accelerate, torch.compile); modules of our
+    own that ask for no mode leave out the dropout of an adapter; a lock while the network runs
+    would have threads wait for one another.
     """
     with _LOCK:
         modes = [(module, module.training) for module in network.modules()]
@@ -196,15 +197,15 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def embed_pieces(
+def embed_windows(
     network: Callable[[Tensor, Tensor | None], Tensor],
     clips: Clips,
-    cutter: Chunks,
+    cutter: WindowCutter,
     *,
     is_max: Tensor,
     batch_seconds: float,
 ) -> Tensor:
-    """One vector a clip: the mean of its pieces' by length, or their maximum.
+    """One vector a clip: the mean of its windows' by length, or their maximum.
 
     Args:
         network: log-mels (B, 1, F, T), and the frames of each or None, to vectors (B, D).
@@ -216,56 +217,56 @@ def embed_pieces(
     Returns:
         Float32 (n, D) on the CPU.
     """
-    # Said here and elsewhere: the caller may have set another type or device for new tensors.
+    # Said outright: the caller may have set another type or device for new tensors.
     means = torch.zeros(len(clips), len(is_max), dtype=torch.float32, device="cpu")
     maxima = torch.full_like(means, -math.inf)
     totals = [cutter.frames(len(clip)) for clip in clips]
-    chunks = [chunk for clip, total in enumerate(totals) for chunk in cutter.cut(clip, total)]
-    for batch in batches(chunks, most_frames=cutter.frames_in(batch_seconds)):
+    windows = [window for clip, total in enumerate(totals) for window in cutter.cut(clip, total)]
+    for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
         vectors = network(log_mel, lengths).float().cpu()
-        for chunk, vector in zip(batch, vectors, strict=True):
-            means[chunk.clip] += vector * (chunk.length / totals[chunk.clip])
-            maxima[chunk.clip] = torch.maximum(maxima[chunk.clip], vector)
-            clip = clips[chunk.clip]
-            if isinstance(clip, LongSound) and chunk.start + chunk.length == totals[chunk.clip]:
-                clip.close()  # there may be thousands, and each holds its last piece
+        for window, vector in zip(batch, vectors, strict=True):
+            means[window.clip] += vector * (window.length / totals[window.clip])
+            maxima[window.clip] = torch.maximum(maxima[window.clip], vector)
+            clip = clips[window.clip]
+            if isinstance(clip, LongSound) and window.start + window.length == totals[window.clip]:
+                clip.close()  # there may be thousands, and each holds its last samples
     return torch.where(is_max, maxima, means)
 
 
 @torch.no_grad()
 def embed_columns(
-    clips: Clips, cutter: Chunks, *, shifts: Sequence[int], batch_seconds: float
+    clips: Clips, cutter: WindowCutter, *, shifts: Sequence[int], batch_seconds: float
 ) -> Tensor:
     """One vector a column of tokens: the frequency rows of the last layer, joined.
 
     Args:
         clips: of one length, (S,) at the front end's rate.
         cutter: cuts them; its backbone runs once for each shift.
-        shifts: frames to leave out before a clip, once a pass; of `Chunks.shifts`.
+        shifts: frames to leave out before a clip, once a pass; of `WindowCutter.shifts`.
         batch_seconds: audio that goes through the backbone at once.
 
     Returns:
         Float32 (n, N, rows x channels) on the CPU, `cutter.stride / len(shifts)` frames apart.
     """
     total, hop = cutter.frames(len(clips[0])), cutter.stride // len(shifts)
-    chunks = [
-        chunk
+    windows = [
+        window
         for clip in range(len(clips))
         for shift in shifts
-        for chunk in cutter.cut(clip, total, first=shift)
+        for window in cutter.cut(clip, total, first=shift)
     ]
     # Pass k gives the columns k, k + n, k + 2 n, ... ; a clip may be too short for the last.
     passes = [shift for shift in shifts if cutter.cut(0, total, first=shift)]
     count = sum(cutter.columns(total - shift) for shift in passes)
     shape = (len(clips), count, cutter.column_dim)
     columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
-    for batch in batches(chunks, most_frames=cutter.frames_in(batch_seconds)):
+    for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
         tokens, grid, _, _ = cutter.backbone.encode(log_mel, lengths=lengths)
         maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
-        for chunk, found in zip(batch, maps.float().cpu(), strict=True):
-            num = cutter.columns(chunk.length)
-            where = slice(chunk.start // hop, None, len(shifts))
-            columns[chunk.clip, where][:num] = found[:num]
+        for window, found in zip(batch, maps.float().cpu(), strict=True):
+            num = cutter.columns(window.length)
+            where = slice(window.start // hop, None, len(shifts))
+            columns[window.clip, where][:num] = found[:num]
     return columns

@@ -1,6 +1,6 @@
-"""Preparing a corpus: plan, units of work, packing; each can be broken off and gone on with.
+"""Preparing a corpus: plan, jobs, packing, each of which can be interrupted and resumed.
 
-Who does the units: this process, a pool of processes, or Ray. The bytes are the same.
+Jobs run in this process, in a pool of processes, or on Ray; the bytes are the same.
 """
 
 import concurrent.futures
@@ -14,31 +14,29 @@ import multiprocessing.connection
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.open import FACTS
+from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
+from ssmast.prepare.job import Rejected, read_rejected, run_job
 from ssmast.prepare.pack import pack
 from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
-from ssmast.prepare.unit import Rejected, do_unit, read_rejected
+from ssmast.progress import Progress
 
 
-def run_units(
-    work: Path, units: Sequence[int], *, engine: str, workers: int, address: str = ""
+def run_jobs(
+    work: Path, jobs: Sequence[int], *, engine: str, workers: int, address: str = ""
 ) -> Iterator[tuple[int, Rejected]]:
-    """Do units, and give each with what it rejected as it comes.
+    """Run jobs; yields each with the source clips it rejected as it finishes.
 
     Args:
         work: folder of the plan.
-        units: their numbers.
+        jobs: their numbers.
         engine: local or ray.
         workers: processes; one means this process, where the engine is local.
         address: of a Ray cluster whose machines all see `work`; empty to start one here.
@@ -48,35 +46,35 @@ def run_units(
         ChildProcessError: if a worker died.
     """
     if engine == "ray":
-        yield from _ray(work, units, workers=workers, address=address)
+        yield from _ray(work, jobs, workers=workers, address=address)
     elif engine != "local":
         raise ValueError(f"engine must be local or ray, got {engine!r}")
     elif workers == 1:
-        yield from ((unit, do_unit(work, unit)) for unit in units)
+        yield from ((job, run_job(work, job)) for job in jobs)
     else:
-        yield from _pool(work, units, workers=workers)
+        yield from _pool(work, jobs, workers=workers)
 
 
-def _pool(work: Path, units: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
+def _pool(work: Path, jobs: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
     with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(units)), mp_context=context, initializer=_die_with_parent
+        max_workers=min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent
     ) as pool:
         try:
-            futures = {pool.submit(do_unit, work, unit): unit for unit in units}
+            futures = {pool.submit(run_job, work, job): job for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a worker of prepare died, perhaps for want of memory; the same command goes on "
-                "where it was, with fewer workers= if need be"
+                "a worker of prepare died, perhaps out of memory; run the same command again to "
+                "resume, with fewer workers= if need be"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _die_with_parent() -> None:
-    """End this worker when the main process is gone: it would wait for work for ever."""
+    """End this worker when the main process dies: it would wait for jobs for ever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -89,7 +87,7 @@ def _die_with_parent() -> None:
 
 
 def _ray(
-    work: Path, units: Sequence[int], *, workers: int, address: str
+    work: Path, jobs: Sequence[int], *, workers: int, address: str
 ) -> Iterator[tuple[int, Rejected]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
     try:
@@ -103,14 +101,14 @@ def _ray(
         here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         ray.init(**({"address": address} if address else here), log_to_driver=False)
     try:
-        remote = ray.remote(num_cpus=1)(do_unit)
-        todo = list(reversed(units))
+        remote = ray.remote(num_cpus=1)(run_job)
+        todo = list(reversed(jobs))
         running: dict[Any, int] = {}
         while todo or running:
-            # Twice what can run at once: a cluster's queue is no place for a plan.
+            # Twice what can run at once, so that a cluster's queue stays short.
             while todo and len(running) < 2 * max(workers, int(ray.cluster_resources()["CPU"])):
-                unit = todo.pop()
-                running[remote.remote(work, unit)] = unit
+                job = todo.pop()
+                running[remote.remote(work, job)] = job
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 yield running.pop(reference), ray.get(reference)
@@ -123,7 +121,7 @@ _log = logging.getLogger(__name__)
 
 WORK = ".work"
 BAD = ("unreadable", "wild")
-"""Kinds of rejected clips that count as bad; short, silent and repeated ones are only left out."""
+"""Kinds of rejected clips that count as bad; short, silent and duplicate ones do not."""
 
 
 def prepare_corpus(
@@ -143,25 +141,24 @@ def prepare_corpus(
     workers: int = 0,
     ray_address: str = "",
 ) -> dict[str, Any]:
-    """Decode, resample, cut, sort out and pack a corpus into tar shards with a manifest.
+    """Decode, resample, cut, filter and pack a corpus into tar shards with a manifest.
 
-    Done in units of at most 256 clips. Broken off at any point, the same call goes on where it was;
-    what comes out is the same to the byte, whatever happened, and whoever did the units. While it
-    runs, `out` holds the audio twice.
+    Done in jobs of at most 256 clips. Interrupted at any point, the same call resumes; the result
+    is the same to the byte, also with another engine. While it runs, `out` holds the audio twice.
 
     Args:
         source: any corpus but a mixture.
         out: folder to write; it may hold nothing else.
-        sample_rate: of the pieces in Hz.
-        segment_seconds: length of a piece; 0 to keep clips whole.
-        min_seconds: shorter clips are left out; a shorter rest is joined to the piece before it.
-        min_peak: pieces that swing less than this about their middle are left out as silent.
-        max_abs: clips with a larger sample are bad.
+        sample_rate: of the clips in Hz.
+        segment_seconds: length of a clip; 0 to keep source clips whole.
+        min_seconds: shorter source clips are left out; a shorter rest is joined to the clip before.
+        min_peak: clips that swing less than this about their middle are left out as silent.
+        max_abs: source clips with a larger sample are bad.
         codec: flac (16 bits, lossless from there) or opus.
-        near_duplicates: cosine of two fingerprints from which the later piece is left out; 0 keeps
+        near_duplicates: cosine of two fingerprints from which the later clip is left out; 0 keeps
             all but exact copies.
-        shard_bytes: largest shard, save for a single larger piece.
-        max_bad_fraction: stop if more than this share of the clips is unreadable.
+        shard_bytes: largest shard, unless a single clip is larger.
+        max_bad_fraction: stop if more than this fraction of the source clips is unreadable.
         engine: local or ray.
         workers: processes; 0 for one a core.
         ray_address: of a running cluster whose machines all see `out`.
@@ -172,7 +169,7 @@ def prepare_corpus(
     Raises:
         ValueError: if a setting makes no sense, the folder holds something else, was begun with
             other settings or other audio, or too many clips are bad.
-        BlockingIOError: if another process is at work in the folder.
+        BlockingIOError: if another process is preparing the folder.
     """
     if not 0 <= near_duplicates <= 1:
         raise ValueError(f"near_duplicates must lie in [0, 1], got {near_duplicates:g}")
@@ -185,20 +182,22 @@ def prepare_corpus(
         codec=codec,
     )
     extra = {"near_duplicates": near_duplicates, "shard_bytes": shard_bytes}
-    settings = {**asdict(cut), **extra, "source": source.fingerprint, "format": FORMAT}
+    settings = {**asdict(cut), **extra, "source": source.listing_hash, "format": FORMAT}
     work = out / WORK
-    if (out / FACTS).is_file():
+    if (out / CORPUS_FILE).is_file():
         return _finished(source, out, work, settings)
     _check_folder(out, source.root)
     work.mkdir(parents=True, exist_ok=True)
-    with _only_one(work):
-        if (out / FACTS).is_file():  # the other one has finished meanwhile
+    with _locked(work):
+        if (out / CORPUS_FILE).is_file():  # the other process has finished
             return _finished(source, out, work, settings)
         write_plan(work, source, cut, extra)
         plan = read_plan(work.resolve())
         _remove_partial(out)
         workers = workers or len(os.sched_getaffinity(0))
-        _do_units(plan, engine=engine, workers=workers, address=ray_address, share=max_bad_fraction)
+        _run_jobs(
+            plan, engine=engine, workers=workers, address=ray_address, most_bad=max_bad_fraction
+        )
         about = pack(
             plan, source, out, shard_bytes=shard_bytes, near=near_duplicates, settings=settings
         )
@@ -206,30 +205,27 @@ def prepare_corpus(
     return about
 
 
-def _do_units(plan: Plan, *, engine: str, workers: int, address: str, share: float) -> None:
-    """Do what is not done yet, and stop where too many clips are bad."""
+def _run_jobs(plan: Plan, *, engine: str, workers: int, address: str, most_bad: float) -> None:
+    """Run what is not done yet, and stop where too many clips are bad."""
     bad = plan.work / "bad.csv"
-    bad.unlink(missing_ok=True)  # counted anew, so that too many stop the next run as well
-    quarantine = Quarantine(bad, corpus_size=len(plan.corpus), max_share=share)
+    bad.unlink(missing_ok=True)  # counted again, so that too many stop the next call as well
+    quarantine = Quarantine(bad, corpus_size=len(plan.corpus), max_fraction=most_bad)
     todo: list[int] = []
-    for unit in range(len(plan.ends)):
-        if plan.facts_of(unit).is_file():
-            quarantine.add(_bad(read_rejected(plan, unit)))
+    for job in range(len(plan.ends)):
+        if plan.facts_of(job).is_file():
+            quarantine.add(_bad(read_rejected(plan, job)))
         else:
-            todo.append(unit)
+            todo.append(job)
     if not todo:
         return
-    total, last = len(plan.ends), time.monotonic()
-    if len(todo) < total:
-        _log.info("%d of %d units are done already", total - len(todo), total)
-    with tqdm(total=total, initial=total - len(todo), desc="preparing", disable=None) as bar:
-        done = run_units(plan.work, todo, engine=engine, workers=workers, address=address)
-        for number, (_, rejected) in enumerate(done, start=1):
+    if len(todo) < len(plan.ends):
+        _log.info("%d of %d jobs are done already", len(plan.ends) - len(todo), len(plan.ends))
+    with Progress("preparing", total=sum(len(plan.sources_of(job)) for job in todo)) as progress:
+        for job, rejected in run_jobs(
+            plan.work, todo, engine=engine, workers=workers, address=address
+        ):
             quarantine.add(_bad(rejected))
-            bar.update()
-            if bar.disable and time.monotonic() - last > 15:
-                last = time.monotonic()
-                _log.info("prepared %d of %d units", total - len(todo) + number, total)
+            progress.advance(len(plan.sources_of(job)))
 
 
 def _bad(rejected: Rejected) -> list[tuple[str, str]]:
@@ -237,8 +233,8 @@ def _bad(rejected: Rejected) -> list[tuple[str, str]]:
 
 
 def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A folder that is done already, unless it was made otherwise."""
-    about: dict[str, Any] = json.loads((out / FACTS).read_text(encoding="utf-8"))
+    """The facts of a finished folder, unless it was made with other settings."""
+    about: dict[str, Any] = json.loads((out / CORPUS_FILE).read_text(encoding="utf-8"))
     for key, value in settings.items():
         if about["settings"].get(key) != value:
             if key == "source":
@@ -247,21 +243,21 @@ def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -
                 f"{out} holds a corpus made with {key}={about['settings'].get(key)}, now {value}; "
                 f"choose another out="
             )
-    if work.is_dir():  # killed while it cleaned up
+    if work.is_dir():  # killed during its removal
         shutil.rmtree(work)
     _log.info("%s is finished", out)
-    _say_what_is_newer(source, out)
+    _warn_of_newer_files(source, out)
     return about
 
 
-def _say_what_is_newer(source: Corpus, out: Path) -> None:
-    """Names and sizes tell which audio it was made of; samples may change and leave those alone."""
-    made = (out / FACTS).stat().st_mtime
+def _warn_of_newer_files(source: Corpus, out: Path) -> None:
+    """Warn of files written since: samples may change and leave names and sizes as they were."""
+    made = (out / CORPUS_FILE).stat().st_mtime
     newer = [file for file in source.files() if isinstance(file, Path) and _written(file) > made]
     if newer:
         _log.warning(
             "%d files in %s were written after %s was finished, the first is %s; if their samples "
-            "are others now, delete %s and prepare again",
+            "have changed, delete %s and prepare again",
             *(len(newer), source.root, out, newer[0], out),
         )
 
@@ -274,7 +270,7 @@ def _written(file: Path) -> float:
 
 
 def _check_folder(out: Path, root: Path | str) -> None:
-    """Refuse a folder that holds what is not ours, or lies where the audio is looked for."""
+    """Refuse a folder that holds other files, or lies inside that of the audio."""
     if isinstance(root, Path) and out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies inside {root}, the audio to prepare; choose another out=")
     if out.exists() and not out.is_dir():
@@ -284,15 +280,15 @@ def _check_folder(out: Path, root: Path | str) -> None:
 
 
 def _remove_partial(out: Path) -> None:
-    """Remove what a killed process was writing; nothing of it is under its final name."""
-    for folder in (out, out / WORK, out / WORK / "units"):
-        for path in folder.glob(".*.tmp"):
+    """Remove what a killed process was writing."""
+    for folder in (out, out / WORK, out / WORK / "jobs"):
+        for path in folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _only_one(work: Path) -> Iterator[None]:
-    """Keep a second process out; the lock goes with this one, however it ends."""
+def _locked(work: Path) -> Iterator[None]:
+    """Keep a second process out; the lock ends with this one, however it ends."""
     with (work / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

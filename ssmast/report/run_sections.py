@@ -1,61 +1,92 @@
-"""What the page says of a run: what was trained on what, its curves and views, how to repeat it."""
+"""What the page says of a run: its setup, its curves and views, and how to repeat it."""
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ssmast.evaluation.results import TITLES, columns_of
-from ssmast.html import details, key_table, picture, section, text
+from ssmast.evaluation.baselines import UNTRAINED
+from ssmast.evaluation.results import TITLES, Result
+from ssmast.html import details, key_table, picture, section, table, text
 from ssmast.report.curves import MOST_RUNS, curves
 from ssmast.report.sources import Source
 
+# By objective, as config.yaml names it; another one is called by that name.
+_OBJECTIVES = {"ss_mast": "SS-MAST", "ssast": "SSAST", "finetune": "fine-tuning"}
+_VIEWS = {
+    "ss_mast": "two segments, their augmented views, and what patch-drop takes out of a view in "
+    "each of its modes (grey)",
+    "ssast": "a segment, and which of its patches are masked (grey)",
+    "finetune": "each segment as it is cut from its clip, and as the network is fed it, with the "
+    "label it is to predict",
+}
+
 
 def headline(source: Source) -> dict[str, str]:
-    """The few numbers in large print."""
+    """The few numbers in large print: of fine-tuning the test score, of pretraining the loss."""
     shown: dict[str, str] = {}
+    tuned = next((result for result in source.probes if result.column == "fine-tuned"), None)
+    if tuned is not None:
+        shown[f"{tuned.part} {tuned.metric_title}"] = f"{100 * tuned.mean:.1f} %"
+        if tuned.valid is not None:
+            shown[f"validation {tuned.metric_title}"] = f"{100 * tuned.valid:.1f} %"
+        shown[f"{tuned.part} clips"] = f"{tuned.n or tuned.n_test:,}"
     metrics = source.read_metrics()
     if metrics:
         last = {key: value for row in metrics for key, value in row.items()}  # the last of each
         shown["steps"] = str(last.get("step", ""))
+        step = _chosen_step(tuned)
+        if step is not None:
+            shown["weights kept from"] = f"step {step}"
         for key, name in (("loss", "loss"), ("rank_embedding", "effective rank")):
-            if isinstance(last.get(key), int | float):
+            if tuned is None and isinstance(last.get(key), int | float):
                 shown[name] = f"{last[key]:.3g}"
-    names = {name for result in source.probes for name in columns_of(result)}
+    frozen = [result for result in source.probes if result is not tuned]
+    names = {name for result in frozen for name in result.columns}
     for name in (name for name in TITLES if name in names):
-        means = [columns_of(r)[name]["mean"] for r in source.probes if name in columns_of(r)]
-        shown[f"{TITLES[name]}, mean of {len(means)}"] = f"{100 * sum(means) / len(means):.1f} %"
+        means = [result.columns[name].mean for result in frozen if name in result.columns]
+        several = f", mean of {len(means)} tasks" if len(means) > 1 else ""
+        shown[f"{TITLES[name]}{several}"] = f"{100 * sum(means) / len(means):.1f} %"
     return shown
 
 
-OBJECTIVES = {"ss_mast": "SS-MAST", "ssast": "SSAST"}
-"""What to call the package's own objectives; any other goes by the name of its class."""
+def _chosen_step(result: Result | None) -> Any:
+    """The step whose weights fine-tuning kept; None where that is not known."""
+    return result.chosen[0].get("step") if result is not None and result.chosen else None
 
 
 def about(source: Source) -> str:
-    """What was trained on what: one sentence, then every setting."""
+    """The setup: one sentence, what the weights started from, then every setting."""
     config, facts = source.read_mapping("config.yaml"), source.read_mapping("facts.json")
     start = source.read_mapping("init.json")
-    parts = [f"<p>{text(_sentence(config, facts))}</p>" if config else ""]
+    parts = [f"<p>{text(_sentence(source, config, facts))}</p>" if config else ""]
     if start.get("source") or config.get("init"):
         origin = str(start.get("source") or config["init"])
         origin = "random weights" if origin == "none" else origin
-        parts.append(f"<p>It began from {text(origin)}.</p>")
+        parts.append(f"<p>Initial weights: {text(origin)}.</p>")
+    tuned = next((result for result in source.probes if result.column == "fine-tuned"), None)
+    step = _chosen_step(tuned)
+    if tuned is not None and step is not None:
+        same = " (the linear probe of the frozen encoder, before the first step)" * (step == 0)
+        parts.append(
+            f"<p>The weights of step {step}{same} were kept: best by {text(tuned.metric_title)} on "
+            f"the {tuned.n_valid} clips of the validation part.</p>"
+        )
     parts.append(key_table(facts))
     parts.append(details("All settings", key_table(config)))
-    return section("What was trained on what", *parts)
+    return section("Setup", *parts)
 
 
-def _sentence(config: dict[str, Any], facts: dict[str, Any]) -> str:
+def _sentence(source: Source, config: dict[str, Any], facts: dict[str, Any]) -> str:
     network = config.get("model") or "an encoder"
     clips = f"{facts['clips']:,} clips of " if "clips" in facts else ""
     data = facts.get("data") or config.get("data") or "the built-in synthetic corpus"
-    objective = str(config.get("objective") or "")
-    method = f" by {OBJECTIVES.get(objective, objective)}" if objective else ""
-    text = f"{network}, trained{method} on {clips}{data}"
+    objective = _OBJECTIVES.get(source.objective, source.objective)
+    by = f" by {objective}" if objective else ""
+    sentence = f"{network}, trained{by} on {clips}{data}"
     if config.get("steps") and config.get("batch_size"):
-        text += f" for {config['steps']:,} steps of {config['batch_size']:,} clips"
-    return text + (f", seed {config['seed']}." if "seed" in config else ".")
+        sentence += f" for {config['steps']:,} steps of {config['batch_size']:,} clips"
+    return sentence + (f", seed {config['seed']}." if "seed" in config else ".")
 
 
 def learnt(sources: Sequence[Source]) -> list[str]:
@@ -63,8 +94,8 @@ def learnt(sources: Sequence[Source]) -> list[str]:
     logged = [(source, rows) for source in sources if (rows := source.read_metrics())]
     if not logged:
         return []
-    (_, rows), others = logged[0], logged[1:MOST_RUNS]
-    pictures = curves(rows, others=[other for _, other in others])
+    (first, rows), others = logged[0], logged[1:MOST_RUNS]
+    pictures = curves(rows, others=[other for _, other in others], objective=first.objective)
     main = "".join(_figure(name, svg) for name, svg, is_main in pictures if is_main)
     more = "".join(_figure(name, svg) for name, svg, is_main in pictures if not is_main)
     key = "".join(
@@ -85,17 +116,17 @@ def _figure(name: str, svg: str) -> str:
 
 def _alarms(metrics: list[dict[str, Any]], name: str) -> str:
     """What the alarm said, and at which steps."""
-    heard: dict[str, list[Any]] = {}
+    steps_of: dict[str, list[Any]] = {}
     last: dict[str, str] = {}
     for row in metrics:
         alarms = row.get("alarms")
         for kind, sentence in (alarms if isinstance(alarms, dict) else {}).items():
-            heard.setdefault(kind, []).append(row.get("step"))
+            steps_of.setdefault(kind, []).append(row.get("step"))
             last[kind] = str(sentence)
     items = "".join(
         f"<li><b>{text(kind.replace('_', ' '))}</b>, steps {text(steps[0])} to "
         f"{text(steps[-1])} ({len(steps)} lines of the log): {text(last[kind])}</li>"
-        for kind, steps in heard.items()
+        for kind, steps in steps_of.items()
     )
     title = f"Alarm, {name}" if name else "Alarm"
     return f'<div class="alarm"><h3>{text(title)}</h3><ul>{items}</ul></div>' if items else ""
@@ -106,13 +137,7 @@ def views(source: Source) -> str:
     file = None if source.run is None else source.run / "views.png"
     if file is None or not file.is_file():
         return ""
-    shown = "two segments, their augmented views, and what patch-drop takes out of a view in each "
-    shown += "of its modes (grey)"
-    objective = source.read_mapping("config.yaml").get("objective", "ss_mast")
-    if objective == "ssast":
-        shown = "a segment, and which of its patches are masked (grey)"
-    elif objective != "ss_mast":
-        shown = f"segments, and what {objective} makes of them (grey: dropped)"
+    shown = _VIEWS.get(source.objective, "what the networks are fed")
     note = f"The first clips of a batch: {shown}. Colours: corpus standard deviations."
     image = picture(file.read_bytes(), "views")
     return (
@@ -128,24 +153,21 @@ def left_out(source: Source) -> str:
         return "<p>None: every clip that was asked for could be read.</p>"
     # Reasons begin with the file's name; without it, like ones can be counted.
     kinds = Counter(reason.replace(name, "").strip() for name, reason in rows)
-    counts = "".join(
-        f"<tr><td>{count}</td><td>{text(kind)}</td></tr>" for kind, count in kinds.most_common(20)
-    )
+    counts = table((count, kind) for kind, count in kinds.most_common(20))
     names = "".join(f"<li>{text(name)}</li>" for name, _ in rows[:200])
     return (
-        f'<p>{len(rows)} clips.</p><div class="wide"><table>{counts}</table></div>'
+        f"<p>{len(rows)} clips.</p>{counts}"
         f"<details><summary>Names</summary><ul>{names}</ul></details>"
     )
 
 
-def once_more(source: Source, commands: list[str] | None, command: list[str] | None) -> str:
+def reproduce(source: Source, commands: list[str] | None, command: list[str] | None) -> str:
     """The commands that make all of it again."""
     if commands is None:
         commands = _commands(source) + ([shlex.join(command)] if command else [])
     if not commands:
         return ""
-    results = [*source.probes, *source.clusters]
-    versions = sorted({str(result["version"]) for result in results if "version" in result})
+    versions = sorted({result.version for result in (*source.probes, *source.clusters)})
     note = f"<p class='soft'>ssmast {text(', '.join(versions))}</p>" if versions else ""
     return f"<pre>{text(chr(10).join(commands))}</pre>{note}"
 
@@ -154,31 +176,30 @@ def _commands(source: Source) -> list[str]:
     commands = []
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
-        door = "-m ssmast finetune" if source.is_fine_tuning else "pretrain/run.py"
-        objective = source.read_mapping("config.yaml").get("objective", "ss_mast")
-        if not source.is_fine_tuning and objective not in OBJECTIVES:
-            door = f"FILE_OF_{objective}.py"
-        commands.append(f"accelerate launch {door} {recipe} run=NEW_FOLDER")
+        command = "-m ssmast finetune" if source.is_fine_tuning else "-m ssmast pretrain"
+        if source.objective and source.objective not in _OBJECTIVES:
+            command = f"FILE_OF_{source.objective}.py"  # ran by ssmast.train
+        commands.append(f"accelerate launch {command} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:
-        if not {"encoder", "pooling"} <= one.keys():
-            continue  # of `ssmast finetune`, which scores what it trains
+        if one.column == "fine-tuned":
+            continue  # `ssmast finetune` scores what it trains
         group = (
-            one["encoder"], one.get("data") or "FOLDER_OF_SETS", one["protocol"],
-            len(one["scores"]), one.get("seed", 0), one["pooling"], one.get("layers", ""),
+            one.encoder, one.data or "FOLDER_OF_SETS", one.protocol, len(one.scores), one.seed,
+            one.pooling, one.layers,
         )  # fmt: skip
-        groups.setdefault(group, []).append(str(one["task"]))
+        groups.setdefault(group, []).append(one.task)
     for (encoder, data, protocol, seeds, seed, pooling, layers), tasks in groups.items():
         words = [f"encoder={encoder}", f"data={data}", f"tasks=[{','.join(tasks)}]"]
         words += [f"protocol={protocol}", f"seeds={seeds}", f"seed={seed}"]
-        if encoder != "log_mel":
-            words += [f"pooling={pooling}"] + ([f"layers={layers}"] if layers else [])
-        commands.append(f"python linear_eval/run.py {shlex.join(words)}")
+        if encoder not in UNTRAINED:
+            words += [f"pooling={pooling}"] * bool(pooling) + [f"layers={layers}"] * bool(layers)
+        commands.append(f"ssmast probe {shlex.join(words)}")
     for one in source.clusters:
-        words = [one["task"], f"encoder={one['encoder']}", f"data={one['data']}"]
-        words += [f"part={one['part']}", f"normalise={one['normalisation']}"]
-        words += [f"seeds={one['num_seeds']}", f"seed={one['seed']}"]
-        if one.get("picture"):
-            words += [f"classes=[{','.join(one['picture']['classes'])}]", "umap=true"]
-        commands.append(f"ssmast cluster {shlex.join(map(str, words))}")
+        words = [one.task, f"encoder={one.encoder}", f"data={one.data}"]
+        words += [f"part={one.part}", f"normalise={one.normalisation}"]
+        words += [f"seeds={one.num_seeds}", f"seed={one.seed}"]
+        if one.picture is not None:
+            words += [f"classes=[{','.join(one.picture['classes'])}]", "umap=true"]
+        commands.append(f"ssmast cluster {shlex.join(words)}")
     return commands

@@ -1,16 +1,11 @@
-"""An official layout -> a labelled set that points at it, checked against the published numbers.
+"""Builds labelled sets from official layouts and compares them with the published numbers.
 
 Nothing is copied: `metadata.csv` has paths below the root, and `task.json` says where that is.
-
-What was found of a data set, held against what was published of it.
-
-All tasks by name.
+`TASKS` holds all tasks by name.
 """
 
 import csv
 import difflib
-import hashlib
-import json
 import os
 import shlex
 from collections import Counter
@@ -19,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssmast.audio.corpus.index import split_span
+import numpy as np
+
 from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
+from ssmast.audio.read import split_excerpt
 from ssmast.datasets import (
     audioset,
     environment,
@@ -34,56 +31,75 @@ from ssmast.datasets import (
     voxceleb1,
     voxforge,
 )
-from ssmast.datasets.download import Progress, fetch, file_sha256
+from ssmast.datasets.dataset_files import DatasetFiles
+from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, published_of
-from ssmast.datasets.task import LABEL_SEPARATOR, DataTask, Ledger, Row
-from ssmast.datasets.tree import Tree
+from ssmast.datasets.task import LABEL_SEPARATOR, BuildNotes, DataTask, Row
+from ssmast.files import replacing, sha256_of, write_json
+from ssmast.splits import Split, group_folds, ids_sha256, named_parts, rarest_labels
 from ssmast.version import __version__
 
-_PARTS = ("train", "valid", "test")
+_SPLITS = ("train", "valid", "test")
 
 
-class Counted:
-    """What was counted while the rows went by.
+class SetStatistics:
+    """What is counted over the rows of a set.
 
     Args:
         definition: of the task.
-        ledger: that its builder writes in.
+        notes: filled by its builder.
     """
 
-    def __init__(self, definition: DataTask, ledger: Ledger) -> None:
-        self.definition, self.ledger = definition, ledger
+    def __init__(self, definition: DataTask, notes: BuildNotes) -> None:
+        self.definition, self.notes = definition, notes
         self.found: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.lost: list[tuple[str, str]] = []
         self.labels: Counter[str] = Counter()
-        self.lines: list[str] = []
+        self.clips: list[tuple[str, str, str, str]] = []  # path, part, labels, group
         self.seen: set[str] = set()
-        self.parts_of: dict[str, int] = {}  # one bit a part: sets would weigh a gigabyte
+        self.splits_of: dict[str, int] = {}  # one bit a split: sets would take a gigabyte
         self.bits: dict[str, int] = {}
 
     def add(self, row: Row) -> None:
         """Count a row whose file is there."""
-        self.found[row.part] += 1
+        self.found[row.split] += 1
         self.labels.update(row.labels)
-        self.lines.append(f"{row.path}\t{row.part}\n")
-        if self.definition.apart:
-            value = row.extra[self.definition.columns.index(self.definition.apart)]
+        group = self.definition.group
+        of_group = row.extra[self.definition.columns.index(group)] if group else ""
+        self.clips.append((row.path, row.split, LABEL_SEPARATOR.join(row.labels), of_group))
+        if self.definition.disjoint_by:
+            value = row.extra[self.definition.columns.index(self.definition.disjoint_by)]
             if value:
-                bit = self.bits.setdefault(row.part, 1 << len(self.bits))
-                self.parts_of[value] = self.parts_of.get(value, 0) | bit
+                bit = self.bits.setdefault(row.split, 1 << len(self.bits))
+                self.splits_of[value] = self.splits_of.get(value, 0) | bit
 
     @property
     def ids_sha256(self) -> str:
-        """Hash of the sorted (path, part) lines."""
-        digest = hashlib.sha256()
-        for line in sorted(self.lines):
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        """That of a probe of the set, see `ssmast.splits`; clips without a label take no part."""
+        labelled = self.definition.labelled
+        clips = [clip for clip in self.clips if clip[2] or not labelled]
+        paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
+        if self.definition.multi_label:
+            labels = rarest_labels(labels, LABEL_SEPARATOR)
+        try:
+            if self.definition.folds:
+                splits = group_folds(parts)
+            else:
+                splits = [
+                    named_parts(
+                        paths, labels, parts, groups=groups if self.definition.group else None
+                    )
+                ]
+        except ValueError:  # too few folds or groups to be split, so no probe has a hash either
+            order, splits = np.array(parts), []
+            for part in sorted(set(parts)):
+                splits.append(Split.of_test(part, np.flatnonzero(order == part)))
+        return ids_sha256(paths, splits)
 
 
 def facts_of(
-    definition: DataTask, root: Path, out: Path, options: dict[str, str], counted: Counted
+    definition: DataTask, root: Path, out: Path, options: dict[str, str], stats: SetStatistics
 ) -> dict[str, Any]:
     """What task.json says of a set.
 
@@ -92,18 +108,16 @@ def facts_of(
         root: folder of the data set.
         out: folder of the labelled set.
         options: all, with their values.
-        counted: after all rows.
+        stats: after all rows.
     """
-    ledger, published = counted.ledger, published_of(definition.name, options)
-    part = "fold" if definition.folds else "split"
-    notes = list(ledger.notes)
-    if definition.apart:
-        shared = sum(parts.bit_count() > 1 for parts in counted.parts_of.values())
-        notes.append(
-            f"{shared:,} of {len(counted.parts_of):,} values of {definition.apart} are in more "
-            "than one part"
-        )
-    absent = [name for name in ledger.classes if not counted.labels[name]]
+    built, published = stats.notes, published_of(definition.name, options)
+    split = "fold" if definition.folds else "split"
+    notes = list(built.remarks)
+    if definition.disjoint_by:
+        shared = sum(splits.bit_count() > 1 for splits in stats.splits_of.values())
+        of = f"{len(stats.splits_of):,} values of {definition.disjoint_by}"
+        notes.append(f"{shared:,} of {of} are in more than one split")
+    absent = [name for name in built.classes if not stats.labels[name]]
     if absent:
         shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         notes.append(f"{len(absent):,} classes have no clip here: {shown}")
@@ -116,48 +130,48 @@ def facts_of(
         "options": options,
         "audio": _audio(root, out),
         "label": "label" if definition.labelled else "",
-        part: part,
+        split: split,
         "protocol": "folds" if definition.folds else "split",
         "group": definition.group,
         "metric": definition.metric,
         "multi_label": definition.multi_label,
         "label_separator": LABEL_SEPARATOR,
-        "classes": ledger.classes or sorted(counted.labels),
-        "counts": {name: counted.found[name] for name in _ordered(counted.found)},
-        "missing": {name: counted.missing[name] for name in _ordered(counted.missing)},
-        "left_out": dict(ledger.left_out),
+        "classes": built.classes or sorted(stats.labels),
+        "counts": {name: stats.found[name] for name in _ordered(stats.found)},
+        "missing": {name: stats.missing[name] for name in _ordered(stats.missing)},
+        "left_out": dict(built.left_out),
         "published": published.to_dict() if published else {},
-        "differences": _differences(published, counted),
+        "differences": _differences(published, stats),
         "notes": notes,
-        "ids_sha256": counted.ids_sha256,
+        "ids_sha256": stats.ids_sha256,
         "version": __version__,
     }
 
 
-def _differences(published: Published | None, counted: Counted) -> list[str]:
+def _differences(published: Published | None, stats: SetStatistics) -> list[str]:
     """Where the set is not what was published, one sentence each; missing files always are."""
     wanted = published.counts if published else {}
     lines = []
-    for part in _ordered(set(wanted) | set(counted.found) | set(counted.missing)):
-        here, missing = counted.found[part], counted.missing[part]
-        if missing or (wanted and here != wanted.get(part, here)):
-            said = f"{wanted[part]:,} published, " if part in wanted else ""
+    for split in _ordered(set(wanted) | set(stats.found) | set(stats.missing)):
+        here, missing = stats.found[split], stats.missing[split]
+        if missing or (wanted and here != wanted.get(split, here)):
+            said = f"{wanted[split]:,} published, " if split in wanted else ""
             lost = f" ({missing:,} listed clips have no file, see missing.csv)" if missing else ""
-            lines.append(f"{part}: {said}{here:,} here{lost}")
+            lines.append(f"{split}: {said}{here:,} here{lost}")
     if published:
         for label, count in published.labels.items():
-            if counted.labels[label] != count:
-                lines.append(f"class {label}: {count:,} published, {counted.labels[label]:,} here")
-        names = len(counted.ledger.classes or counted.labels)
+            if stats.labels[label] != count:
+                lines.append(f"class {label}: {count:,} published, {stats.labels[label]:,} here")
+        names = len(stats.notes.classes or stats.labels)
         if published.num_classes and names != published.num_classes:
             lines.append(f"classes: {published.num_classes} published, {names} here")
     return lines
 
 
-def _ordered(parts: Mapping[str, int] | set[str]) -> list[str]:
+def _ordered(splits: Mapping[str, int] | set[str]) -> list[str]:
     """Train, valid, test, then folds by number."""
-    known = {name: f"{i}" for i, name in enumerate(_PARTS)}
-    return sorted(parts, key=lambda name: (known.get(name, "9"), name.zfill(8)))
+    known = {name: f"{i}" for i, name in enumerate(_SPLITS)}
+    return sorted(splits, key=lambda name: (known.get(name, "9"), name.zfill(8)))
 
 
 def _audio(root: Path, out: Path) -> str:
@@ -198,7 +212,7 @@ class TaskReport:
         out: the labelled set; None if it could not be built yet.
         facts: what task.json holds.
         unpack: commands that unpack what was fetched.
-        messages: what is still to do, and where what was not fetched comes from.
+        messages: what is left to do, and where to get what was not fetched.
     """
 
     task: str
@@ -245,11 +259,11 @@ def prepare_task(
         root: folder of the data set as its archives unpack, or the folder above it.
         out: folder of the labelled set; by default `sets/` and the name of the task.
         options: choices of the task by name.
-        download: fetch what is openly there into `root` first.
+        download: fetch what is openly available into `root` first.
         progress: called with (what, done, of how many).
 
     Returns:
-        The report; its `out` is None where archives were fetched that are to be unpacked first.
+        The report; its `out` is None where archives were fetched that must be unpacked first.
 
     Raises:
         ValueError: for an unknown task or option, an index that is damaged, or an `out` that holds
@@ -276,7 +290,7 @@ def prepare_task(
 
 
 def out_folder(definition: DataTask, options: Mapping[str, str]) -> Path:
-    """Where a set goes by default: `sets/NAME`, with the options that differ from the usual."""
+    """The default folder of a set: `sets/NAME`, with the options that differ from the default."""
     name = definition.name
     for key, value in definition.chosen(options).items():
         if value != definition.options[key].default:
@@ -292,58 +306,55 @@ def _build(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write the set; returns the facts in its task.json."""
-    tree, ledger = Tree(root), Ledger()
+    files, notes = DatasetFiles(root), BuildNotes()
     made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / ".metadata.csv.partial"
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            counted = Counted(definition, ledger)
-            writer = csv.writer(file, lineterminator="\n")
-            part = "fold" if definition.folds else "split"
-            header = ["path", "label", part, *definition.columns]
-            unlabelled = 0 if definition.labelled else 1
-            writer.writerow([name for name in header if name != "label" or not unlabelled])
-            for row in _present(definition.build(tree, options, ledger), tree, counted, progress):
-                label = LABEL_SEPARATOR.join(row.labels)
-                labels = [] if unlabelled else [label]
-                writer.writerow([row.path, *labels, row.part, *row.extra])
-        if not counted.found:
-            raise FileNotFoundError(
-                f"none of the {sum(counted.missing.values()):,} clips that {definition.title} "
-                f"lists lies below {root}; wanted {definition.layout}"
-            )
-        facts = facts_of(definition, root, out, options, counted)
-        _write_missing(out, counted)
-        # task.json first: without it the paths of metadata.csv would lead nowhere.
-        _write_text(out / TASK_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        os.replace(partial, out / "metadata.csv")
+        with replacing(out / "metadata.csv") as partial:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                stats = SetStatistics(definition, notes)
+                writer = csv.writer(file, lineterminator="\n")
+                split = "fold" if definition.folds else "split"
+                label = ["label"] if definition.labelled else []
+                writer.writerow(["path", *label, split, *definition.columns])
+                for row in _present(
+                    definition.build(files, options, notes), files, stats, progress
+                ):
+                    label = [LABEL_SEPARATOR.join(row.labels)] if definition.labelled else []
+                    writer.writerow([row.path, *label, row.split, *row.extra])
+            if not stats.found:
+                raise FileNotFoundError(
+                    f"none of the {sum(stats.missing.values()):,} clips that {definition.title} "
+                    f"lists lies below {root}; wanted {definition.layout}"
+                )
+            facts = facts_of(definition, root, out, options, stats)
+            _write_missing(out, stats)
+            # task.json first: without it the paths of metadata.csv would lead nowhere.
+            write_json(out / TASK_FILE, facts)
     finally:
-        partial.unlink(missing_ok=True)
         if made and not any(out.iterdir()):
             out.rmdir()
     return facts
 
 
 def _present(
-    rows: Iterator[Row], tree: Tree, counted: Counted, progress: Progress | None
+    rows: Iterator[Row], files: DatasetFiles, stats: SetStatistics, progress: Progress | None
 ) -> Iterator[Row]:
-    """The rows whose file is there, each path once; all are counted."""
-    multi = counted.definition.multi_label
+    """The rows whose file exists, each path once; all are counted."""
+    multi = stats.definition.multi_label
     for number, row in enumerate(rows, start=1):
         if progress and number % 10_000 == 0:
             progress("looking for clips", number, 0)
         if any(LABEL_SEPARATOR in label for label in row.labels) and multi:
             raise ValueError(f"a class name holds {LABEL_SEPARATOR!r}: {row.labels}")
-        if row.path in counted.seen:
-            counted.ledger.left_out["listed twice"] += 1
+        if row.path in stats.seen:
+            stats.notes.left_out["listed twice"] += 1
             continue
-        counted.seen.add(row.path)
-        if not tree.has(row.path) and not tree.has(split_span(row.path)[0]):
-            counted.missing[row.part] += 1
-            counted.lost.append((row.path, row.part))
+        stats.seen.add(row.path)
+        if not files.has(row.path) and not files.has(split_excerpt(row.path)[0]):
+            stats.missing[row.split] += 1
+            stats.lost.append((row.path, row.split))
             continue
-        counted.add(row)
+        stats.add(row)
         yield row
 
 
@@ -358,34 +369,26 @@ def _check_out(out: Path, task: str) -> None:
         raise ValueError(f"{out} holds {what}; give another out=")
 
 
-def _write_missing(out: Path, counted: Counted) -> None:
+def _write_missing(out: Path, stats: SetStatistics) -> None:
     path = out / "missing.csv"
-    if not counted.lost:
+    if not stats.lost:
         path.unlink(missing_ok=True)
         return
-    temporary = out / ".missing.csv.partial"
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "part"])
-        writer.writerows(counted.lost)
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        writer.writerow(["path", "split"])
+        writer.writerows(stats.lost)
 
 
 def _download(
     definition: DataTask, root: Path, progress: Progress | None
 ) -> tuple[list[str], list[str]]:
-    """Fetch what is openly there; returns the commands that unpack it, and messages."""
+    """Fetch what is openly available; returns the commands that unpack it, and messages."""
     unpack, messages = [], []
     for remote in definition.downloads:
         path = fetch(remote, root, progress=progress)
         if not remote.checksum:
-            messages.append(f"{path}: no checksum is published; its SHA-256 is {file_sha256(path)}")
+            messages.append(f"{path}: no checksum is published; its SHA-256 is {sha256_of(path)}")
         if remote.unpack:
             words = {"file": shlex.quote(str(path)), "root": shlex.quote(str(root))}
             unpack.append(remote.unpack.format(**words))

@@ -5,23 +5,15 @@ mapped: a shuffled epoch would touch every page of a map, and so hold the whole 
 
     8 bytes   b"SSMASTIX"
     8 bytes   length of the header, little-endian
-    header    JSON: clips, shards, suffixes, fingerprint
+    header    JSON: clips, shards, suffixes, fingerprint (`Corpus.listing_hash`)
     32 bytes  a clip: offset, size, end of its name (int64), number of its shard (int32), 4 unused
     names     one after the other
-
-A stretch of a longer sound file as a clip of its own: `P01_01.wav#t=12.5,14.25`.
-
-The notation is that of W3C Media Fragments: seconds from the start of the file, first included,
-second excluded. `&id=NAME` after it tells apart clips that cover the same stretch.
 """
 
 import json
-import math
 import os
-import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,70 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)(?:&id=[^&#]+)?$")
-
-
-@dataclass(frozen=True)
-class Span:
-    """What `read_audio` and `read_segments` take for a stretch of a file.
-
-    Attributes:
-        path: of the file.
-        start: its first moment in seconds.
-        stop: its end in seconds; one beyond the end of the file means the end of the file.
-    """
-
-    path: Path
-    start: float
-    stop: float
-
-    def __str__(self) -> str:
-        return span_name(str(self.path), self.start, self.stop)
-
-    def samples(self, total: int, sample_rate: int) -> tuple[int, int]:
-        """First sample and end of the span in a file of `total` samples; equal if it is empty."""
-        last = min(math.floor(self.stop * sample_rate + 0.5), total)
-        return min(math.floor(self.start * sample_rate + 0.5), last), last
-
-
-def span_name(path: str, start: float, stop: float, *, clip: str = "") -> str:
-    """The name of a span.
-
-    Args:
-        path: of the file.
-        start: in seconds.
-        stop: in seconds.
-        clip: what else names the clip, where several cover the same stretch; no `&` or `#`.
-
-    >>> span_name("a.wav", 0.5, 2)
-    'a.wav#t=0.5,2'
-    """
-    name = f"{path}#t={_seconds(start)},{_seconds(stop)}"
-    return f"{name}&id={clip}" if clip else name
-
-
-def split_span(name: str) -> tuple[str, tuple[float, float] | None]:
-    """The file of a clip and its (start, stop) in seconds, or None if the clip is a whole file.
-
-    >>> split_span("a.wav#t=0.5,2&id=x"), split_span("a#1.wav")
-    (('a.wav', (0.5, 2.0)), ('a#1.wav', None))
-    """
-    found = _FRAGMENT.search(name)
-    if found is None:
-        return name, None
-    return name[: found.start()], (float(found[1]), float(found[2]))
-
-
-def _seconds(value: float) -> str:
-    # Microseconds are finer than a sample; trailing zeros would give one span two names.
-    return f"{value:.6f}".rstrip("0").rstrip(".")
-
+from ssmast.audio.read import split_excerpt
+from ssmast.files import replacing
 
 LOOSE = -1
 """Number of the shard of a clip that is a file of its own."""
 
-SPAN = -2
-"""Number of the shard of a clip that is a span of a loose file, `a.wav#t=1.5,3`."""
+EXCERPT = -2
+"""Number of the shard of a clip that is an excerpt of a loose file, `a.wav#t=1.5,3`."""
 
 _MAGIC = b"SSMASTIX"
 _ROW = struct.Struct("<qqqi4x")
@@ -106,7 +42,7 @@ _ROWS = np.dtype(
 
 
 class Entry(NamedTuple):
-    """One clip: its name, and the byte range of a shard, or shard LOOSE or SPAN."""
+    """One clip: its name, and the byte range of a shard, or shard LOOSE or EXCERPT."""
 
     name: bytes
     shard: int
@@ -140,7 +76,7 @@ class ArrayEntries:
     Args:
         names: binary, UTF-8 with undecodable bytes kept.
         sizes: in bytes, int64.
-        shard: number of the shard of each clip, LOOSE or SPAN; None if all are loose files.
+        shard: number of the shard of each clip, LOOSE or EXCERPT; None if all are loose files.
         offset: of each clip inside its shard.
     """
 
@@ -208,7 +144,7 @@ class IndexFile:
             raise ValueError(f"{self.path} is no index of a prepared corpus; run prepare again")
         header: dict[str, Any] = json.loads(self._file.read(length))
         self.shards: list[str] = header["shards"]
-        self.fingerprint: str = header["fingerprint"]
+        self.listing_hash: str = header["fingerprint"]
         self._suffixes = set(header["suffixes"])
         self._len = int(header["clips"])
         self._rows = 16 + length
@@ -268,9 +204,9 @@ def write_index(
     offset: np.ndarray,
     shards: Sequence[str],
     suffixes: Iterable[str],
-    fingerprint: str,
+    listing_hash: str,
 ) -> None:
-    """Write an index file, aside first and then under its name.
+    """Write an index file, whole or not at all.
 
     Args:
         path: of the index.
@@ -280,23 +216,19 @@ def write_index(
         offset: of each clip inside its shard.
         shards: names of the shards, relative to the folder of the index.
         suffixes: of the names.
-        fingerprint: of the corpus.
+        listing_hash: of the corpus.
     """
     header = {"clips": len(names), "shards": list(shards), "suffixes": sorted(suffixes)}
-    text = json.dumps({**header, "fingerprint": fingerprint}).encode()
+    text = json.dumps({**header, "fingerprint": listing_hash}).encode()
     rows = np.zeros(len(names), dtype=_ROWS)
     rows["offset"], rows["size"], rows["shard"] = offset, sizes, shard
     rows["name_end"] = np.cumsum(np.asarray(pc.call_function("binary_length", [names])))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
         file.write(rows.tobytes())
         for start in range(0, len(names), 1 << 16):
             file.write(b"".join(names[start : start + (1 << 16)].to_pylist()))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _suffix(name: bytes) -> str:
-    return os.path.splitext(split_span(os.fsdecode(name))[0])[1].lower()
+    return os.path.splitext(split_excerpt(os.fsdecode(name))[0])[1].lower()

@@ -1,0 +1,324 @@
+"""Read a labelled set: a folder with `metadata.csv` becomes clips, labels and honest splits.
+
+    metadata.csv      path,label,split,...   split is train, valid or test
+    metadata.csv      path,label,fold,...    one score a fold
+    audio.tar         or the audio files themselves, named by `path`
+
+A task names a set and, where wanted, other columns:
+`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`,
+`events:multi_label=true` where the label column holds several labels a clip, `dog;rain`.
+What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it.
+"""
+
+import logging
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssmast.audio.corpus.table import read_header, read_table, read_task_file
+from ssmast.evaluation.labelled_set import (
+    TASK_KEYS,
+    Head,
+    LabelledSet,
+    TaskSpec,
+    check_splits,
+    with_class_names,
+)
+from ssmast.splits import HELD_OUT, group_folds, leave_one_out, named_parts, rarest_labels
+
+logger = logging.getLogger(__name__)
+
+# What a task.json may decide; whether a clip has several labels belongs to its label column.
+_FROM_FILE = TASK_KEYS[:5]
+
+
+def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
+    """The spec with what the user left open taken from the task.json of the set.
+
+    Args:
+        spec: as asked for.
+        facts: from `read_task_file`.
+
+    >>> filled(TaskSpec(name="a"), {"label": "class", "protocol": "folds"}).label
+    'class'
+    """
+    usual = TaskSpec(name=spec.name)
+    left_open = [key for key in _FROM_FILE if getattr(spec, key) == getattr(usual, key)]
+    if not {"split", "fold"} <= set(left_open) and "protocol" in left_open:
+        left_open.remove("protocol")  # another column was asked for: it decides
+    return replace(spec, **{key: str(facts[key]) for key in left_open if facts.get(key)})
+
+
+def split_names(text: str) -> list[str]:
+    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
+
+    >>> split_names("[a, b:label=speaker,split=c, d]")
+    ['a', 'b:label=speaker,split=c', 'd']
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    names: list[str] = []
+    for word in (word.strip().strip("'\"") for word in text.split(",")):
+        # A word such as `split=c` belongs to the task before it.
+        if names and re.match(rf"({'|'.join(TASK_KEYS)})=", word):
+            names[-1] += "," + word
+        elif word:
+            names.append(word)
+    return names
+
+
+def parse_task(text: str) -> TaskSpec:
+    """A task from `name` or `name:key=value,key=value`.
+
+    Raises:
+        ValueError: if a key is unknown or the name is missing.
+    """
+    name, _, rest = text.partition(":")
+    if not name:
+        raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
+    options: dict[str, str] = {}
+    for word in filter(None, rest.split(",")):
+        key, equals, value = word.partition("=")
+        if key not in TASK_KEYS or not equals:
+            raise ValueError(
+                f"task {text!r}: after ':' come key=value pairs with the keys "
+                f"{', '.join(TASK_KEYS)}, got {word!r}"
+            )
+        if key == "multi_label" and value not in ("true", "false"):
+            raise ValueError(f"task {text!r}: multi_label must be true or false, got {value!r}")
+        if key == "separator" and not value:
+            raise ValueError(f"task {text!r}: separator must not be empty")
+        options[key] = value
+    return TaskSpec(name=name, **options)
+
+
+def find_sets(data: str | Path) -> list[str]:
+    """Names of the labelled sets in `data`: sub-folders whose metadata.csv has a label column.
+
+    If `data` is such a set itself, the answer is its own name.
+
+    Raises:
+        FileNotFoundError: if `data` is no folder or holds no labelled set.
+        ValueError: if a metadata.csv is not UTF-8.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
+    if _has_labels(data):
+        return [data.resolve().name]
+    names = sorted(folder.name for folder in data.iterdir() if _has_labels(folder))
+    if not names:
+        raise FileNotFoundError(
+            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of path,label,split"
+        )
+    return names
+
+
+def load_set(
+    data: str | Path,
+    task: TaskSpec | str = "",
+    *,
+    labels: Sequence[str] | None = None,
+    held_out: float = HELD_OUT,
+) -> LabelledSet:
+    """Read a labelled set: columns, the rows that have them all, and splits.
+
+    Args:
+        data: the set, or a folder of sets.
+        task: which set, by which columns: a spec, or NAME:label=COLUMN,split=COLUMN,...; empty
+            where `data` is one set.
+        labels: label columns, one head each; None for that of the spec. Several have one label a
+            cell each.
+        held_out: fraction of the training clips that validates, where the set has no such part.
+
+    Raises:
+        FileNotFoundError: if the set is not there.
+        ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
+            empty, or several columns are asked to hold several labels a clip.
+    """
+    task = task or _only_set(data)
+    asked = parse_task(task) if isinstance(task, str) else task
+    folder = _find_folder(Path(data), asked.name)
+    origin = read_task_file(folder)
+    spec = filled(asked, origin)
+    columns = list(labels or ()) or [spec.label]
+    if len(columns) > 1 and spec.multi_label == "true":
+        raise ValueError(
+            f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
+        )
+    separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
+    table = _read_columns(folder)
+    for name in columns:
+        _check_columns(table, replace(spec, label=name), folder)
+    kind, column = _protocol_of(table, spec, folder)
+    kept, left_out = _complete_rows(table, [*columns, column])
+    clips = [table["path"][index] for index in kept]
+    # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
+    counts = Counter(posixpath.normpath(clip) for clip in clips)
+    repeated = next((clip for clip, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
+    cells = [[table[name][index] for index in kept] for name in columns]
+    _warn_of_odd_labels(cells, separator, folder)
+    values = [table[column][index] for index in kept]
+    groups = [table[spec.group][index] for index in kept] if spec.group else None
+    strata = rarest_labels(cells[0], separator) if separator else cells[0]
+    try:
+        if kind == "split":
+            splits = [named_parts(clips, strata, values, groups=groups, fraction=held_out)]
+        else:
+            splits = (group_folds if kind == "folds" else leave_one_out)(values)
+    except ValueError as error:  # among twenty sets, which one?
+        raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
+    labelled = with_class_names(
+        LabelledSet(
+            spec=asked,
+            folder=folder,
+            clips=clips,
+            rows=np.array(kept, dtype=np.int64),
+            heads=[Head(name=name, classes=[]) for name in columns],
+            cells=cells,
+            separator=separator,
+            splits=splits,
+            left_out=left_out,
+            origin=origin,
+        )
+    )
+    check_splits(labelled)
+    return labelled
+
+
+def _only_set(data: str | Path) -> str:
+    names = find_sets(data)
+    if len(names) > 1:
+        raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
+    return names[0]
+
+
+def _complete_rows(
+    table: dict[str, list[str]], columns: Sequence[str]
+) -> tuple[list[int], dict[str, int]]:
+    """Rows that have a value in every column, and how many were left out for which column."""
+    left_out: Counter[str] = Counter()
+    kept: list[int] = []
+    for index in range(len(table["path"])):
+        empty = next((name for name in columns if not table[name][index]), None)
+        if empty:
+            left_out[f"empty {empty}"] += 1
+        else:
+            kept.append(index)
+    return kept, dict(left_out)
+
+
+def _has_labels(folder: Path) -> bool:
+    table = folder / "metadata.csv"
+    return table.is_file() and "label" in read_header(table)
+
+
+def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
+    """Say what is read as it stands, but was hardly meant."""
+    where = folder / "metadata.csv"
+    missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
+    if missing:
+        logger.warning(
+            "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
+            "known",
+            *(where, missing),
+        )
+    if separator and not any(separator in cell for cell in labels[0]):
+        logger.warning(
+            "%s: no clip has more than one label by the separator %r; give another by separator=",
+            *(where, separator),
+        )
+
+
+def _find_folder(data: Path, name: str) -> Path:
+    """The folder of one labelled set.
+
+    Args:
+        data: folder of labelled sets, or the set itself.
+        name: of the set's folder.
+
+    Raises:
+        FileNotFoundError: naming the sets that are there.
+    """
+    for folder in (data / name, data if data.resolve().name == name else None):
+        if folder is not None and (folder / "metadata.csv").is_file():
+            return folder
+    found = ", ".join(find_sets(data))
+    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
+
+
+def _read_columns(folder: Path) -> dict[str, list[str]]:
+    """Columns of metadata.csv by name, a value a row, without the space around it.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    table = read_table(folder / "metadata.csv")
+    if not len(table):
+        raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
+    return {
+        name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
+    }
+
+
+def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
+    """What stands between the labels of a clip, empty where each has one."""
+    if spec.multi_label:
+        return spec.separator if spec.multi_label == "true" else ""
+    if origin.get("multi_label") and spec.label == origin.get("label"):
+        return str(origin.get("label_separator") or spec.separator)
+    return ""
+
+
+def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
+    """Refuse a table that lacks a column which the task names.
+
+    Raises:
+        ValueError: naming the columns there are.
+    """
+    wanted = ["path", spec.label, *filter(None, [spec.group])]
+    if spec.split != "split" or spec.protocol == "split":
+        wanted.append(spec.split)
+    if spec.fold != "fold" or spec.protocol == "folds":
+        wanted.append(spec.fold)
+    for column in wanted:
+        if column not in table:
+            raise ValueError(
+                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(table)}"
+            )
+
+
+def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
+    """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
+    if spec.protocol.startswith("leave_one_out:"):
+        column = spec.protocol.partition(":")[2]
+        if column not in table:
+            raise ValueError(
+                f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
+                f"it has: {', '.join(table)}"
+            )
+        return "leave_one_out", column
+    columns = {"split": spec.split, "folds": spec.fold}
+    if spec.protocol in columns:
+        return spec.protocol, columns[spec.protocol]
+    if spec.protocol != "auto":
+        raise ValueError(
+            "protocol of a task must be auto, split, folds or leave_one_out:COLUMN, "
+            f"got {spec.protocol!r}"
+        )
+    for kind, column in columns.items():
+        if any(table.get(column, [])):
+            return kind, column
+    raise ValueError(
+        f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
+        "add one of train, valid, test"
+    )
