@@ -198,5 +198,6 @@ def test_the_slurm_job_starts_one_launcher_a_node_with_its_own_rank(tmp_path):
     }
     assert [(a, b) for a, b in zip(first, second, strict=True) if a != b] == [("0", "1")]
     assert first[12:] == [
-        "pretrain/run.py", "processes=16", "resume=auto", "recipe=ss_mast_base", "data=a b",
-    ]  # fmt: skip
+        *("-m", "ssmast", "pretrain"),
+        *("processes=16", "resume=auto", "recipe=ss_mast_base", "data=a b"),
+    ]

@@ -192,7 +192,7 @@ def test_a_fine_tuning_that_is_not_finished_says_how_to_go_on(tuned, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tuned, broken)
     shutil.rmtree(broken / "encoder")
-    sentence = "no encoder yet; resume with the same command and resume=auto"
+    sentence = "no encoder yet; finish it by the same command and resume=auto"
     with pytest.raises(ValueError, match=sentence):
         export.main([str(broken), f"out={tmp_path / 'e'}"])
     newest = checkpoints(tuned / "checkpoints")[-1]
@@ -275,5 +275,5 @@ def test_what_is_not_there_is_said(run, tmp_path):
         export.main([str(run / "encoder"), f"out={tmp_path / 'x'}", "network=student"])
     with pytest.raises(UsageError, match="needs onnx=true"):
         export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])
-    with pytest.raises(UsageError, match=r"export RUN out=DIR"):
+    with pytest.raises(UsageError, match="out= is missing"):
         export.main([str(run)])

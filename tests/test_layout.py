@@ -111,6 +111,68 @@ def test_nothing_is_unpickled_evaluated_or_handed_to_a_shell(file):
         assert not any(word.arg == "shell" for word in node.keywords)
 
 
+def _seen(file: Path) -> dict[str, set[str]]:
+    """Module of ours that a file imports -> the names it takes from it."""
+    seen: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in MODULES:
+                    seen.setdefault(alias.name, set())
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module in MODULES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in MODULES:
+                    seen.setdefault(inner, set())
+                else:
+                    seen.setdefault(node.module, set()).add(alias.name)
+    return seen
+
+
+MODULES = {_module(file): file for file in _files()}
+
+
+def test_no_import_circle():
+    """Lazy imports inside functions count too."""
+    arrows = {name: set(_seen(file)) - {name} for name, file in MODULES.items()}
+    left = dict(arrows)
+    while True:
+        free = [name for name, seen in left.items() if not seen & set(left)]
+        if not free:
+            break
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_underscore_names_stay_in_their_file(file):
+    for module, names in _seen(file).items():
+        private = {name for name in names if name.startswith("_") and not name.startswith("__")}
+        assert not private, f"{_module(file)} takes {private} from {module}"
+
+
+# room -> most files directly in it, most arrows between its modules (sub-folders included)
+BUDGET = {"training": (20, 70), "audio": (20, 50), "evaluation": (25, 79), "model": (12, 35)}
+
+
+@pytest.mark.parametrize("room", BUDGET)
+def test_rooms_stay_small(room):
+    most_files, most_arrows = BUDGET[room]
+    inside = {name for name in MODULES if f"{name}.".startswith(f"ssmast.{room}.")}
+    assert len(list((PACKAGE / room).glob("*.py"))) <= most_files
+    assert sum(len((set(_seen(MODULES[name])) - {name}) & inside) for name in inside) <= most_arrows
+
+
+# The same word for the same thing: the main of a command, its keys, a page.
+SHARED_NAMES = {"__init__", "command", "config", "objective"}
+
+
+def test_no_file_name_means_two_things():
+    names = [file.stem for file in _files() if file.stem not in SHARED_NAMES]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_help_answers_without_loading_torch():
     code = (
         "import sys; sys.argv = ['ssmast', '--help']; import ssmast.cli; ssmast.cli.main();"

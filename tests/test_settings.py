@@ -2,6 +2,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 
+from ssmast.export import ExportConfig
 from ssmast.settings import (
     RENAMED,
     Settings,
@@ -250,7 +251,7 @@ def test_no_schema_takes_a_word_for_another_type(tmp_path):
 
 
 def test_an_old_key_is_refused_with_its_new_name(tmp_path):
-    config = [PretrainConfig, FinetuneConfig]
+    config = [PretrainConfig, FinetuneConfig, ExportConfig]
     for old, new in RENAMED.items():
         schema = next(each for each in config if new in flat_fields(each))
         with pytest.raises(UsageError, match=f"{old} in `t` is now {new}"):

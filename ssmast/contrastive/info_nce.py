@@ -22,7 +22,8 @@ def info_nce(
         queries: (B, P) student projections, unit length; the gradient flows here.
         positives: (B, P) teacher projections of the same clips' other view, unit length.
         negatives: (K, P) teacher projections of other clips, unit length; K may be 0.
-        temperature: divides the cosine similarity; smaller is sharper.
+        temperature: divides the cosine similarity; smaller is sharper. A tensor must be positive:
+            to look would make the host wait for a GPU in every step.
         query_ids: (B,) clip of each query; with `negative_ids` it takes a query's own clip out
             of its negatives.
         negative_ids: (K,) clip of each negative.
@@ -32,15 +33,14 @@ def info_nce(
         are nearer to their own key than to any negative.
 
     Raises:
-        ValueError: if the temperature is not positive.
+        ValueError: if the temperature is a number and not positive.
 
     Source: Oord et al. 2018 (CPC), eq. 4; the SS-MAST poster's L(f, h).
     Differs from the poster: a query's own clip is never among its negatives; the released code
     enqueued the keys of the first term before the second term was computed.
     """
-    value = temperature.item() if isinstance(temperature, Tensor) else temperature
-    if value <= 0:
-        raise ValueError(f"temperature must be positive, got {value}; 0.1 is usual")
+    if not isinstance(temperature, Tensor) and temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; 0.1 is usual")
     with torch.autocast(queries.device.type, enabled=False):
         queries, positives = queries.float(), positives.float()
         positive_logits = (queries * positives).sum(dim=1, keepdim=True) / temperature  # (B, 1)
@@ -57,5 +57,5 @@ def info_nce(
         if len(negatives):
             # A tie (up to rounding) is a miss: one point for all clips must not score 100 %.
             best = negative_logits.max(dim=1).values
-            accuracy = (positive_logits[:, 0] > best + 1e-6 / value).float().mean()
+            accuracy = (positive_logits[:, 0] > best + 1e-6 / temperature).float().mean()
     return loss, accuracy

@@ -1,4 +1,4 @@
-"""Any audio -> tar shards of short, clean, unique clips with a manifest, for training at any size.
+"""Prepare audio for training: tar shards of short, clean, unique clips, with a manifest.
 
     ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
     ssmast prepare task=NAME root=DIR        a published data set to a labelled set

@@ -265,8 +265,8 @@ class PretrainConfig(TrainConfig):
     objective: str = setting(
         "ss_mast",
         "ss_mast (two views, student, teacher, queue), or ssast (masked patches, for ssast_* "
-        "models; reads ssast.*, views.frames, views.waveform_augment and views.transforms, and "
-        "none of patch_drop, head, loss, teacher)",
+        "models; uses the keys ssast.*, views.frames, views.waveform_augment and views.transforms, "
+        "and none of patch_drop, head, loss, teacher)",
     )
     data: str = setting(
         "",

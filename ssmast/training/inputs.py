@@ -262,9 +262,10 @@ class ViewMaker:
             uniforms = self._uniform(segments, _DROP_STREAM + view, num)
         else:
             uniforms = self._uniform_of_step(step, _DROP_STREAM + view, num)
-        return backbone.draw_patch_drop(
+        drop = backbone.draw_patch_drop(
             mels, frames, rate=rate, mode=mode, batch=batch, uniforms=uniforms
         )
+        return self._placed(drop)
 
     def drop_lines(
         self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
@@ -282,7 +283,7 @@ class ViewMaker:
         """
         grid = backbone.grid_of(self.config.front_end.num_mels, self.config.views.frames)[0]
         groups = grid.pool(backbone.drop_group)
-        draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:])).cpu()
+        draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]))
         kept = []
         for draw, size, length, rate in zip(
             draws.split(list(groups[:])), backbone.drop_group, grid[:], (rows, columns), strict=True
@@ -291,7 +292,7 @@ class ViewMaker:
             chosen = draw.argsort()[:num].sort().values
             members = (chosen[:, None] * size + torch.arange(size)).flatten()
             kept.append(members[members < length])
-        return PatchDrop(grid, rows=kept[0], columns=kept[1])
+        return self._placed(PatchDrop(grid, rows=kept[0], columns=kept[1]))
 
     @property
     def _device(self) -> torch.device:
@@ -311,12 +312,26 @@ class ViewMaker:
         """Draws (B, num), one row a clip."""
         epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
         draws: np.ndarray = keyed_uniform(self.config.seed, epoch, clip, stream, num)
-        return torch.from_numpy(draws).to(self._device)
+        return _sent(torch.from_numpy(draws), self._device)
 
     def _uniform_of_step(self, step: int, stream: int, num: int) -> Tensor:
-        """Draws (num,), the same on every process."""
-        draws = keyed_uniform(self.config.seed, 0, step, stream, num)
-        return torch.from_numpy(draws).to(self._device)
+        """Draws (num,) on the CPU, the same on every process: sizes follow from them."""
+        return torch.from_numpy(keyed_uniform(self.config.seed, 0, step, stream, num))
+
+    def _placed(self, drop: PatchDrop) -> PatchDrop:
+        """The drop's tensors on the device of the views."""
+        rows, columns = drop.rows, drop.columns
+        if rows is None or columns is None:
+            return drop
+        rows, columns = _sent(rows, self._device), _sent(columns, self._device)
+        return drop._replace(rows=rows, columns=columns)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from page-locked memory, so that the host need not wait for the GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

@@ -129,9 +129,13 @@ class TrainingState:
         first = self.accelerator.process_index * share
         gradients = embeddings.grad[first : first + share].split([len(p) for p in pieces])
         sums = GradientSum(self.objective.parameters())
-        for pair, piece, gradient in zip(pairs, pieces, gradients, strict=True):
+        # The last piece first: it alone kept its graph, and no other is made before that is freed.
+        for pair, gradient in zip(reversed(pairs), reversed(gradients), strict=True):
+            piece = pieces.pop()
             again = piece if piece.requires_grad else self._embed(*pair)
+            del piece
             again.backward(gradient)
+            del again
             sums.add_()
         sums.write_(over_processes=self.accelerator.num_processes > 1)
         return _detached(loss, embeddings.detach())

@@ -145,5 +145,5 @@ def test_segments_go_through_the_file_at_the_rate_asked_for(tmp_path):
         collate_fn=collate_segments,
     )
     for step, batch in enumerate(loader):
-        for k, waveform in enumerate(batch["waveform"]):
+        for k, waveform in enumerate(batch.waveform):
             assert waveform.equal(some[4 * step + k]["waveform"])

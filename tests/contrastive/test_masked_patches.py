@@ -97,7 +97,7 @@ def test_what_is_hidden_moves_nothing_and_what_is_shown_does(model):
         return F.fold(rows.transpose(1, 2), (64, 96), kernel_size=size, stride=size)
 
     with torch.no_grad():
-        tokens, seen, mask = net.encode_masked(x, masked=masked, mask_token=token)
+        tokens, seen, mask, _ = net.encode_masked(x, masked=masked, mask_token=token)
         changed = image(torch.where(masked[..., None], other, patches))
         again, *_ = net.encode_masked(changed, masked=masked, mask_token=token)
         torch.testing.assert_close(tokens, again, rtol=0, atol=0)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ssmast.contrastive import Branch, Student, Teacher, build_predictor, build_projector
+from ssmast.model import Grid, Tokens
 
 
 class _Mean(nn.Module):
@@ -16,12 +17,13 @@ class _Mean(nn.Module):
         self.norm = nn.BatchNorm1d(6)
 
     def encode(self, log_mel, *, patch_drop=None):
-        return self.layer(log_mel[:, 0].transpose(1, 2)), None, None
+        x = self.layer(log_mel[:, 0].transpose(1, 2))
+        return Tokens(x, Grid(1, x.shape[1]))
 
 
 def _student(norm: str = "layer", **kwargs) -> Student:
     projector = build_projector(kind="mlp", dim_in=6, hidden=16, dim=4, num_layers=3, norm=norm)
-    branch = Branch(_Mean(), lambda tokens, grid, mask: tokens.mean(dim=1), projector)
+    branch = Branch(_Mean(), lambda tokens: tokens.x.mean(dim=1), projector)
     return Student(branch, build_predictor(hidden=16, dim=4, norm=norm), temperature=0.2, **kwargs)
 
 
@@ -82,7 +84,7 @@ def test_learnt_temperature_gets_gradient_and_stays_above_its_floor():
 
 def test_linear_head_is_one_layer_as_in_the_paper():
     head = build_projector(kind="linear", dim_in=6, hidden=1, dim=4, num_layers=3, norm="layer")
-    assert [type(layer) for layer in head] == [nn.Linear]
+    assert [type(layer) for layer in head.layers] == [nn.Linear]
 
 
 @pytest.mark.parametrize(("key", "value"), [("kind", "cnn"), ("norm", "group")])
@@ -100,7 +102,7 @@ def test_batch_norm_goes_by_the_batch_at_hand_even_in_evaluation():
     head = build_projector(kind="mlp", dim_in=6, hidden=16, dim=4, num_layers=2, norm="batch")
     x = torch.randn(7, 6) * 3 + 100
     torch.testing.assert_close(head.eval()(x), head.train()(x))
-    hidden = head[0](x)
+    hidden = head.layers[0](x)
     wanted = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
-    torch.testing.assert_close(head[1](hidden), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.layers[1](hidden), wanted, rtol=1e-4, atol=1e-4)
     assert not list(head.buffers())

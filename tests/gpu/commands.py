@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from ssmast.cli import main as ssmast
@@ -221,6 +222,7 @@ def run(name: str, device: str) -> dict[str, Any]:
     command = COMMANDS[name]
     out = Path(device)
     words = [word.format(out=out, cpu="cpu") for word in command.words]
+    AcceleratorState._reset_state(True)  # else the precision of the command before stays
     printed = io.StringIO()
     if name == "resume":  # of the first step, as if the second had been lost
         shutil.rmtree(out / "mast" / "checkpoints" / "00000002")

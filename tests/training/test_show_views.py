@@ -118,7 +118,7 @@ def test_a_run_shows_its_own_settings_and_a_missing_patch_drop_covers_nothing(au
     assert run_command(show_views.main, words, name="ssmast show-views") == 0
     assert again.read_bytes() == written
     page = (run / "report.html").read_text()
-    assert "What the networks see" in page
+    assert "What the networks are fed" in page
     assert re.search(r'<img alt="views" [^>]*src="data:image/png;base64,iVBOR', page)
 
 
