@@ -22,7 +22,7 @@ from tests.training.finetune.test_command import SMALL
 # Key -> another value, and what else has to be set for it to count.
 _CHANGES = {
     "model": "ast_nano", "steps": "9", "batch_size": "6", "seed": "1", "drop_path": "0.5",
-    "labels": "[speaker]", "task": "tones:protocol=folds", "fold": "2 task=tones:protocol=folds",
+    "labels": "[fold]", "task": "tones:protocol=folds", "fold": "2 task=tones:protocol=folds",
     "pooling_schedule": "none",
     "front_end.sample_rate": "32000", "front_end.n_fft": "512", "front_end.hop_length": "100",
     "front_end.num_mels": "48", "front_end.f_min": "100", "front_end.f_max": "7000",
