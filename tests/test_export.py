@@ -49,7 +49,7 @@ def test_the_network_that_the_run_chose_and_scored_is_what_is_exported(run, tmp_
     export.main([str(run), f"out={tmp_path / 'student'}", "network=student"])
     student = load_encoder(tmp_path / "student")
     result = {"task": "t", "protocol": "linear", "metric": "accuracy", "mean": 0.773, "splits": []}
-    result |= {"encoder_sha256": student.sha256, "pooling": student.pooling}
+    result |= {"num_classes": 2, "encoder_sha256": student.sha256, "pooling": student.pooling}
     (chosen / "probe").mkdir()
     (chosen / "probe" / "t.json").write_text(json.dumps(result))
     assert export.main([str(chosen), f"out={tmp_path / 'e'}"]) == 0
@@ -221,6 +221,7 @@ def test_the_card_has_the_scores_of_these_weights_alone(run, tmp_path):
         "metric": "accuracy",
         "mean": 0.8125,
         "ci95": 0.012,
+        "num_classes": 10,
         "splits": [],
         "encoder_sha256": load_encoder(run / "encoder").sha256,
         "pooling": "freq+max",

@@ -57,8 +57,18 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
             "since `--cpu` starts only one"
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    share = threads or max(1, len(os.sched_getaffinity(0)) // local)
+    torch.set_num_threads(min(share, _openmp_limit()))
     return accelerator
+
+
+def _openmp_limit() -> int:
+    """Threads that OMP_THREAD_LIMIT allows.
+
+    With more, PyTorch adds up parts that no thread has computed: a gradient norm became infinite.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    return max(1, int(limit)) if limit.isdigit() else 1 << 20
 
 
 def _launcher() -> list[str]:

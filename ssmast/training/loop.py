@@ -54,7 +54,7 @@ class Fetcher:
         """The next batch, or None if `give_up` said so first.
 
         Raises:
-            Whatever the iterator raises.
+            BaseException: whatever the iterator raises.
         """
         self._wanted.put(True)
         while True:

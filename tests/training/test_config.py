@@ -214,6 +214,13 @@ def test_the_precision_is_the_accelerators(asked, used, monkeypatch):
     assert seen["mixed_precision"] == (used or ("bf16" if has_it else "no"))
 
 
+@pytest.mark.parametrize(("limit", "used"), [("1", 1), ("2", 2), ("", 3), ("none", 3)])
+def test_openmp_s_limit_of_threads_is_kept(limit, used, monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+    launch.start_accelerator(precision="fp32", processes=0, threads=3)
+    assert torch.get_num_threads() == used
+
+
 @pytest.mark.parametrize(("has_it", "used"), [(True, "bf16"), (False, "no")])
 def test_bfloat16_is_not_emulated_on_a_gpu_that_lacks_it(has_it, used, monkeypatch):
     seen = []

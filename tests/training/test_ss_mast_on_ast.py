@@ -1,6 +1,7 @@
 """SS-MAST's objective with AST in MAST's place: the step, a run, what it leaves."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,7 @@ from tests.training.test_ss_mast import _batch, _config, _trainer
 @pytest.mark.parametrize("mode", ["random", "structured"])
 def test_micro_batches_equal_one_batch(mode):
     def stepped(parts: int):
-        head = _config().head
-        head.norm = "layer"  # BatchNorm sees a micro-batch
+        head = replace(_config().head, norm="layer")  # BatchNorm sees a micro-batch
         numbers = {"model": "ast_nano", "head": head, "drop_path": 0.0}
         numbers["optim"] = Optim(gradient_accumulation_steps=parts)
         trainer = _trainer(_config(**numbers, patch_drop=PatchDropConfig(rate=0.4, mode=mode)))
@@ -32,8 +32,7 @@ def test_micro_batches_equal_one_batch(mode):
 
 
 def test_every_student_parameter_gets_gradient():
-    head = _config().head
-    head.pooling = "cls"
+    head = replace(_config().head, pooling="cls")
     trainer = _trainer(_config(model="ast_nano", head=head, patch_drop=PatchDropConfig(rate=0.0)))
     for seed in (0, 1):
         trainer.train_step(_batch(seed))

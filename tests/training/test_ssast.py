@@ -108,7 +108,7 @@ def test_a_step_that_is_not_finite_moves_nothing():
     ("words", "sentence"),
     [
         (["model=mast_nano"], "MAST's overlapping stem"),
-        (["model=ast_nano"], "must not overlap with shown ones, got model=ast_nano"),
+        (["model=ast_nano"], "must not overlap with visible ones, got model=ast_nano"),
         (["export.network=teacher"], "student: ssast has no teacher"),
         (["patch_drop.rate=0.5"], "patch_drop.rate must be left alone by objective=ssast"),
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
@@ -151,7 +151,8 @@ def test_a_run_leaves_an_encoder_a_picture_and_a_report(run):
     page = (run / "report.html").read_text()
     assert "which of its patches are masked" in page
     assert "trained by SSAST on" in page
-    assert "matching a masked patch among the clip" in page
+    assert "loss of matching masked patches (nats)" in page
+    assert "InfoNCE" not in page
 
 
 def test_a_run_that_was_cut_short_ends_in_the_same_bits(run, tmp_path):
