@@ -30,7 +30,7 @@ from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.segments import SegmentBatch
 from ssmast.audio.stats import known_mean_std, measure_mean_std
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
-from ssmast.settings import UsageError, require
+from ssmast.settings import UsageError
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -337,10 +337,8 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 def build_augment(config: PretrainConfig) -> ViewAugment:
     """The batched part of the augmentation."""
     views = config.views
-    crop = ResizedCrop(
-        freq=_pair("views.crop_freq", views.crop_freq),
-        time=_pair("views.crop_time", views.crop_time),
-    )
+    (low_freq, high_freq), (low_time, high_time) = views.crop_freq, views.crop_time
+    crop = ResizedCrop(freq=(low_freq, high_freq), time=(low_time, high_time))
     return ViewAugment(crop, mixup_rate=views.mixup_rate)
 
 
@@ -373,8 +371,3 @@ def segments_of(
         waveform_augment=config.views.waveform_augment,
         transforms=config.views.transforms or None,
     )
-
-
-def _pair(key: str, values: list[float]) -> tuple[float, float]:
-    require(len(values) == 2, key, values, "two numbers")
-    return values[0], values[1]
