@@ -192,7 +192,7 @@ def test_a_fine_tuning_that_is_not_finished_says_how_to_go_on(tuned, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tuned, broken)
     shutil.rmtree(broken / "encoder")
-    sentence = "no encoder yet; finish it by the same command and resume=auto"
+    sentence = "no encoder yet; resume with the same command and resume=auto"
     with pytest.raises(ValueError, match=sentence):
         export.main([str(broken), f"out={tmp_path / 'e'}"])
     newest = checkpoints(tuned / "checkpoints")[-1]
