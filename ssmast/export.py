@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import is_encoder, read_json
-from ssmast.encoder.pooling import LAYERS
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
@@ -41,9 +40,13 @@ class ExportConfig(Settings):
     network: str = setting("", "network to export, such as student; empty: as the run says")
     checkpoint: str = setting("", "checkpoint folder; empty: the newest valid one of the run")
     pooling: str = setting(
-        "", "mean, mean+max, freq, freq+max, with AST also cls; empty: as the run says"
+        "", "statistics joined by +, such as freq+max+std; empty: as the run says"
     )
-    layers: str = setting("", "layers that are pooled; empty: as the run says", choices=LAYERS)
+    layers: str = setting(
+        "",
+        "layers that are pooled: last, stages, blocks, or numbers of stages such as 2-3; empty: as "
+        "the run says",
+    )
     window_seconds: float = setting(
         0.0,
         "longer audio is embedded in windows of this many seconds; 0: as the run says",

@@ -8,31 +8,31 @@ from lightly.models.utils import deactivate_requires_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model import Backbone, PatchDrop, Tokens
+from ssmast.model import Backbone, PatchDrop
 
-PoolTokens = Callable[[Tokens], Tensor]
+Embed = Callable[[Backbone, Tensor, PatchDrop | None], Tensor]
 
 
 class Branch(nn.Module):
     """Log-mel -> embedding -> projection: what student and teacher have in common.
 
     Args:
-        backbone: encoder with `encode(log_mel, patch_drop=...) -> Tokens`.
-        pool: maps tokens to the embedding (B, E).
+        backbone: encoder.
+        embed: maps it, a log-mel and a patch-drop to the embedding (B, E).
         projector: maps the embedding to the projection (B, P).
     """
 
     backbone: Backbone
 
-    def __init__(self, backbone: Backbone, pool: PoolTokens, projector: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, embed: Embed, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.pool = pool
+        self._embed = embed
         self.projector = projector
 
     def embed(self, log_mel: Tensor, patch_drop: PatchDrop | None = None) -> Tensor:
         """Normalised log-mel (B, 1, F, T) -> embedding (B, E); no clip sees another."""
-        return self.pool(self.backbone.encode(log_mel, patch_drop=patch_drop))
+        return self._embed(self.backbone, log_mel, patch_drop)
 
 
 class Student(nn.Module):

@@ -29,10 +29,10 @@ from ssmast.encoder.folder import (
 from ssmast.encoder.input import Clip, read_clips, read_groups
 from ssmast.encoder.pooling import (
     check_pooling,
-    encode_layers,
+    deepest_level,
+    embed_layers,
     layer_dims,
     max_indices,
-    pool_layers,
 )
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
@@ -44,11 +44,12 @@ class Encoder(nn.Module):
     Args:
         backbone: a model of the family, made by `ssmast.create_model`.
         log_mel: the front end, with the normalisation it was trained with.
-        pooling: "mean", "mean+max", "freq" (time mean of each frequency row), "freq+max" (then
-            the maximum over all tokens), or for AST "cls", the mean of class and distillation
-            token.
-        layers: which tokens are pooled: "last", the ends of the "stages", or all "blocks"; their
-            vectors are joined.
+        pooling: statistics of the tokens, joined by "+": "mean", "max", "freq" (time mean of each
+            frequency row), "std" (over time, of each row), "time2" and "time4" (means of parts of
+            the clip); or for AST "cls", the mean of class and distillation token.
+        layers: which tokens are pooled: "last", the ends of the "stages", all "blocks", or numbers
+            of stages (of an AST: of blocks) such as "2-3"; their vectors are joined. What follows
+            the deepest of them is not computed.
         window_seconds: longer clips are cut into equal windows of at most about this length; of
             their vectors the means are averaged by length, of the maxima the largest is taken.
         info: facts for the model card, plain JSON values.
@@ -100,7 +101,8 @@ class Encoder(nn.Module):
     @property
     def layer_dims(self) -> list[int]:
         """Length of each layer's part of an embedding, in their order."""
-        return layer_dims(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
+        mels = self.log_mel.num_mels
+        return layer_dims(self.backbone, num_mels=mels, layers=self.layers, pooling=self.pooling)
 
     @property
     def frame_dim(self) -> int:
@@ -121,7 +123,8 @@ class Encoder(nn.Module):
         """Settings that decide an embedding beside the weights, plain JSON values."""
         return {
             "front_end": self.log_mel.settings(),
-            **self._pooled(),
+            "pooling": self.pooling,
+            "layers": self.layers,
             "window_seconds": self.window_seconds,
         }
 
@@ -192,7 +195,8 @@ class Encoder(nn.Module):
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
     ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
-        is_max = max_indices(self.backbone, num_mels=self.log_mel.num_mels, **self._pooled())
+        mels = self.log_mel.num_mels
+        is_max = max_indices(self.backbone, num_mels=mels, layers=self.layers, pooling=self.pooling)
         with evaluating(self):
             return embed_windows(
                 self.pool,
@@ -210,7 +214,7 @@ class Encoder(nn.Module):
         hop_ms: float | None = None,
         batch_seconds: float = 10.0,
     ) -> tuple[Tensor, Tensor]:
-        """One vector a time column of tokens: the frequency rows of the last layer, joined.
+        """One vector a time column of tokens: the frequency rows of the deepest layer, joined.
 
         Args:
             waveform: a file, or samples (S,) or (B, S).
@@ -256,8 +260,9 @@ class Encoder(nn.Module):
             log_mel: of the front end.
             lengths: frames of each clip, where clips were padded to one width.
         """
-        layers = encode_layers(self.backbone, log_mel, lengths, layers=self.layers)
-        return pool_layers(layers, pooling=self.pooling)
+        return embed_layers(
+            self.backbone, log_mel, lengths=lengths, layers=self.layers, pooling=self.pooling
+        )
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -282,12 +287,10 @@ class Encoder(nn.Module):
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _pooled(self) -> dict[str, str]:
-        return {"pooling": self.pooling, "layers": self.layers}
-
     def window_cutter(self) -> WindowCutter:
         """Cuts long clips as this encoder's settings say."""
-        return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds)
+        level = deepest_level(self.backbone, self.layers)
+        return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds, level=level)
 
 
 def load_encoder(path: str | Path) -> Encoder:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import encode_layers, pool_layers
+from ssmast.encoder.pooling import blocks_of, pool_layers
 from ssmast.encoder.windows import evaluating
+from ssmast.model import Tokens
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 18
@@ -41,11 +42,15 @@ class _Graph(nn.Module):
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         """Embeddings (B, D), and probabilities (B, C) where there are classes."""
         encoder, backbone = self.encoder, self.encoder.backbone
-        layers = encode_layers(backbone, encoder.log_mel(waveform), None, layers=encoder.layers)
-        embeddings = pool_layers(layers, pooling=encoder.pooling)
+        log_mel = encoder.log_mel(waveform)
         if not self.heads:
-            return (embeddings,)
-        logits = backbone.head(backbone.pool(layers[-1]))
+            return (encoder.pool(log_mel),)
+        every: list[Tokens] = []
+        last = backbone.encode(log_mel, every=every)
+        every[-1] = last
+        layers = [every[block] for block in blocks_of(backbone, encoder.layers)]
+        embeddings = pool_layers(layers, pooling=encoder.pooling)
+        logits = backbone.head(backbone.pool(last))
         if encoder.info["classifier"]["multi_label"]:
             return embeddings, logits.sigmoid()
         parts = [part.softmax(dim=1) for part in logits.split(self.heads, dim=1)]
@@ -76,7 +81,7 @@ def output_names(encoder: Encoder) -> list[str]:
 def min_samples(encoder: Encoder) -> int:
     """Samples of the shortest clip that a graph takes: two columns of the last tokens."""
     stem = encoder.backbone.patch_embed
-    frames = encoder.backbone.time_stride + max(1, stem.kernel[1] - 2 * stem.padding[1])
+    frames = encoder.backbone.time_stride() + max(1, stem.kernel[1] - 2 * stem.padding[1])
     return encoder.log_mel.samples(frames + 1)
 
 

@@ -1,15 +1,45 @@
 """Log-mel -> embedding (B, D): which layers' tokens are pooled, and how."""
 
-from bisect import bisect_left
+import re
 
 import torch
 from torch import Tensor
 
-from ssmast.model import Backbone, Tokens, pool_tokens, pooled_dim
-from ssmast.model.pool import MAX_MODES
+from ssmast.model import Backbone, PatchDrop, Tokens, pool_tokens, pooled_dim
+from ssmast.model.pool import POOL_MODES, statistic_dims
 
-# The last tokens, those at the end of every stage, or those of every block.
+# The last tokens, those at the end of every stage, or those of every block; numbers beside them.
 LAYERS = ("last", "stages", "blocks")
+_NUMBERS = re.compile(r"[1-9]\d*(-[1-9]\d*)?(\+[1-9]\d*(-[1-9]\d*)?)*")
+
+
+def blocks_of(backbone: Backbone, layers: str) -> list[int]:
+    """Blocks whose tokens are pooled, by number and in their order.
+
+    Args:
+        backbone: whose blocks.
+        layers: "last"; "stages"; "blocks"; or numbers of stages (of an AST: of blocks) from 1 on,
+            such as "2-3" or "1+3".
+
+    Raises:
+        ValueError: for what it does not have.
+    """
+    if layers == "blocks":
+        return list(range(len(backbone.block_channels)))
+    if layers in LAYERS:
+        ends = backbone.stage_ends
+        return ends[-1:] if layers == "last" else ends
+    ends, wanted = backbone.level_ends, set[int]()
+    if _NUMBERS.fullmatch(layers):
+        for part in layers.split("+"):
+            first, _, last = part.partition("-")
+            wanted |= set(range(int(first), int(last or first) + 1))
+    if not wanted or max(wanted) > len(ends):
+        raise ValueError(
+            f"layers must be {', '.join(LAYERS)}, or numbers from 1 to {len(ends)} such as "
+            f"{max(1, len(ends) - 2)}-{len(ends)} or 1+{len(ends)}, got {layers!r}"
+        )
+    return [ends[number - 1] for number in sorted(wanted)]
 
 
 def check_pooling(backbone: Backbone, *, pooling: str, layers: str) -> None:
@@ -18,26 +48,69 @@ def check_pooling(backbone: Backbone, *, pooling: str, layers: str) -> None:
     Raises:
         ValueError: for an unknown pooling or layers, or "cls" without class tokens.
     """
-    if layers not in LAYERS:
-        raise ValueError(f"layers must be one of {', '.join(LAYERS)}, got {layers!r}")
+    blocks_of(backbone, layers)
     backbone.check_pooling(pooling)
 
 
+def poolings_to_try(backbone: Backbone) -> list[str]:
+    """What pooling=best chooses from."""
+    return [mode for mode in POOL_MODES if mode != "cls" or backbone.num_class_tokens]
+
+
+def layers_to_try(backbone: Backbone) -> list[str]:
+    """What layers=best chooses from: each stage, all, all but the last, and all blocks."""
+    stages = len(backbone.stage_ends)
+    found = {tuple(blocks_of(backbone, layers)): layers for layers in reversed(LAYERS)}
+    if stages > 1:
+        for layers in (f"1-{stages - 1}", *map(str, range(1, stages))):
+            found.setdefault(tuple(blocks_of(backbone, layers)), layers)
+    return list(found.values())
+
+
+def deepest_level(backbone: Backbone, layers: str) -> int:
+    """Number from 0 on of the level (stage, or block of an AST) that the network runs to."""
+    ends, last = backbone.level_ends, blocks_of(backbone, layers)[-1]
+    return next(number for number, end in enumerate(ends) if end >= last)
+
+
 def encode_layers(
-    backbone: Backbone, log_mel: Tensor, lengths: Tensor | None, *, layers: str
+    backbone: Backbone,
+    log_mel: Tensor,
+    lengths: Tensor | None,
+    *,
+    layers: str,
+    patch_drop: PatchDrop | None = None,
 ) -> list[Tokens]:
     """Tokens of normalised log-mels (B, 1, F, T) after each of the layers; the last is normed.
+
+    What comes after the deepest of them is not computed.
 
     Args:
         backbone: to run.
         log_mel: of the front end.
         lengths: frames of each clip, where clips were padded to one width.
-        layers: one of `LAYERS`.
+        layers: see `blocks_of`.
+        patch_drop: patches to leave out.
     """
-    if layers == "last":
-        return [backbone.encode(log_mel, lengths=lengths)]
-    blocks = backbone.encode_blocks(log_mel, lengths=lengths)
-    return blocks if layers == "blocks" else [blocks[index] for index in backbone.stage_ends]
+    blocks, every = blocks_of(backbone, layers), list[Tokens]()
+    stop = deepest_level(backbone, layers) + 1
+    last = backbone.encode(log_mel, lengths=lengths, patch_drop=patch_drop, every=every, stop=stop)
+    every[-1] = last  # with the final norm, if that was the last block of all
+    return [every[block] for block in blocks]
+
+
+def embed_layers(
+    backbone: Backbone,
+    log_mel: Tensor,
+    *,
+    layers: str,
+    pooling: str,
+    lengths: Tensor | None = None,
+    patch_drop: PatchDrop | None = None,
+) -> Tensor:
+    """Vectors (B, D) of normalised log-mels (B, 1, F, T): `encode_layers`, then `pool_layers`."""
+    tokens = encode_layers(backbone, log_mel, lengths, layers=layers, patch_drop=patch_drop)
+    return pool_layers(tokens, pooling=pooling)
 
 
 def pool_layers(layers: list[Tokens], *, pooling: str) -> Tensor:
@@ -45,7 +118,7 @@ def pool_layers(layers: list[Tokens], *, pooling: str) -> Tensor:
 
     Args:
         layers: of `encode_layers`.
-        pooling: one of `POOL_MODES`.
+        pooling: see `pool_tokens`.
     """
     return torch.cat([pool_tokens(tokens, mode=pooling) for tokens in layers], dim=1)
 
@@ -57,22 +130,19 @@ def layer_dims(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) 
 
 def max_indices(backbone: Backbone, *, num_mels: int, pooling: str, layers: str) -> Tensor:
     """Which numbers of an embedding are maxima over tokens, bool (D,)."""
-    parts = []
-    for rows, channels in _layer_sizes(backbone, num_mels, layers):
-        part = torch.zeros(pooled_dim(pooling, rows, channels), dtype=torch.bool, device="cpu")
-        if pooling in MAX_MODES:
-            part[-channels:] = True
-        parts.append(part)
+    parts = [
+        torch.full((length,), statistic == "max", device="cpu")
+        for sizes in _layer_sizes(backbone, num_mels, layers)
+        for statistic, length in statistic_dims(pooling, *sizes).items()
+    ]
     return torch.cat(parts)
 
 
 def _layer_sizes(backbone: Backbone, num_mels: int, layers: str) -> list[tuple[int, int]]:
     """(frequency rows, channels) of every layer that is pooled."""
-    grids = backbone.grid_of(num_mels, max(backbone.input_size[1], 1))
-    if layers == "last":
-        return [(grids[-1].freq, backbone.num_features)]
-    channels, ends = backbone.block_channels, backbone.stage_ends
-    # Block i belongs to the first stage that ends at i or later.
-    rows = [grids[1 + bisect_left(ends, index)].freq for index in range(len(channels))]
-    wanted = ends if layers == "stages" else range(len(channels))
-    return [(rows[index], channels[index]) for index in wanted]
+    frames, sizes = max(backbone.input_size[1], 1), []
+    for block in blocks_of(backbone, layers):
+        level = next(n for n, end in enumerate(backbone.level_ends) if end >= block)
+        grid = backbone.level_grid(num_mels, frames, level)
+        sizes.append((grid.freq, backbone.block_channels[block]))
+    return sizes

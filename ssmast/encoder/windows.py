@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
-from ssmast.model import Backbone
+from ssmast.model import Backbone, Grid
 
 
 class Window(NamedTuple):
@@ -29,12 +29,16 @@ class WindowCutter:
         backbone: gives the stride of a column.
         log_mel: front end.
         seconds: longest window, rounded up to whole columns.
+        level: whose columns: number of a stage (of an AST: a block), by default the last.
     """
 
-    def __init__(self, backbone: Backbone, log_mel: LogMel, *, seconds: float) -> None:
+    def __init__(
+        self, backbone: Backbone, log_mel: LogMel, *, seconds: float, level: int = -1
+    ) -> None:
         stem = backbone.patch_embed
         self.backbone, self._log_mel = backbone, log_mel
-        self.stride = backbone.time_stride
+        self.level = range(len(backbone.level_ends))[level]
+        self.stride = backbone.time_stride(level)
         self._frame_ms = 1000 * log_mel.hop_length / log_mel.sample_rate
         self._most_columns = math.ceil(self.frames_in(seconds) / self.stride)
         self._fewest = backbone.fewest_frames
@@ -51,14 +55,16 @@ class WindowCutter:
 
     def columns(self, frames: int) -> int:
         """Columns of tokens of `frames`."""
-        return self.backbone.grid_of(self._log_mel.num_mels, frames)[-1].time
+        return self._grid(frames).time
 
     @property
     def column_dim(self) -> int:
         """Frequency rows x channels of a column of tokens."""
-        frames = max(self.backbone.input_size[1], 1)
-        rows = self.backbone.grid_of(self._log_mel.num_mels, frames)[-1].freq
-        return rows * self.backbone.num_features
+        rows = self._grid(max(self.backbone.input_size[1], 1)).freq
+        return rows * self.backbone.block_channels[self.backbone.level_ends[self.level]]
+
+    def _grid(self, frames: int) -> Grid:
+        return self.backbone.level_grid(self._log_mel.num_mels, frames, self.level)
 
     def hop_ms(self, shifts: Sequence[int]) -> float:
         """Milliseconds between columns, of passes that begin at these frames."""
@@ -238,7 +244,7 @@ def embed_windows(
 def embed_columns(
     clips: Clips, cutter: WindowCutter, *, shifts: Sequence[int], batch_seconds: float
 ) -> Tensor:
-    """One vector a column of tokens: the frequency rows of the last layer, joined.
+    """One vector a column of tokens: the frequency rows of the cutter's level, joined.
 
     Args:
         clips: of one length, (S,) at the front end's rate.
@@ -263,7 +269,7 @@ def embed_columns(
     columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
-        tokens, grid, _, _ = cutter.backbone.encode(log_mel, lengths=lengths)
+        tokens, grid, _, _ = cutter.backbone.encode(log_mel, lengths=lengths, stop=cutter.level + 1)
         maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
         for window, found in zip(batch, maps.float().cpu(), strict=True):
             num = cutter.columns(window.length)

@@ -19,10 +19,9 @@ from ssmast.audio import LongSound
 from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
-from ssmast.encoder.pooling import LAYERS
+from ssmast.encoder.pooling import layers_to_try, poolings_to_try
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.protocols import Protocol as ProbeProtocol
-from ssmast.model.pool import POOL_MODES
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
@@ -292,10 +291,10 @@ def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:
 
 def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
     """The encoder with other settings, smaller vectors first; all with the same weights."""
-    # Class tokens sum a clip up as the mean does: tried where the model has them.
-    known = [m for m in POOL_MODES if m != "cls" or encoder.backbone.num_class_tokens]
-    poolings = known if pooling == BEST else [pooling or encoder.pooling]
-    layer_modes = LAYERS if layers == BEST else [layers or encoder.layers]
+    poolings = (
+        poolings_to_try(encoder.backbone) if pooling == BEST else [pooling or encoder.pooling]
+    )
+    layer_modes = layers_to_try(encoder.backbone) if layers == BEST else [layers or encoder.layers]
     if (poolings, layer_modes) == ([encoder.pooling], [encoder.layers]):
         return [encoder]
     made = [

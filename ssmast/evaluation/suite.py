@@ -66,13 +66,13 @@ class ProbeConfig(Settings):
     )
     pooling: str = setting(
         "",
-        "another pooling than the encoder folder's: mean, mean+max, freq, freq+max, with AST cls; "
-        "best: chosen on the validation part",
+        "another pooling than the encoder folder's: statistics joined by +, such as freq+max+std "
+        "(see export.pooling of `ssmast pretrain`); best: chosen on the validation part",
     )
     layers: str = setting(
         "",
-        "other layers than the encoder folder's: last, stages, blocks; best: chosen on the "
-        "validation part",
+        "other layers than the encoder folder's: last, stages, blocks, or numbers of stages such "
+        "as 2-3; best: chosen on the validation part",
     )
     lr: float = setting(
         0.0,

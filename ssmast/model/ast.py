@@ -148,7 +148,6 @@ class AST(Backbone):
     """
 
     LEVELS = "blocks"
-    GLOBAL_POOLS = ("cls", "mean", "mean+max", "freq+max", "attention", "")
     TIMM_POOLS = {"token": "cls", "avg": "mean"}  # noqa: RUF012 (declared as ClassVar above)
 
     def __init__(
@@ -321,9 +320,8 @@ class AST(Backbone):
         """Channels of the tokens after every block."""
         return [self.num_features] * len(self.blocks)
 
-    @property
-    def time_stride(self) -> int:
-        """Frames from one column of patches to the next."""
+    def time_stride(self, level: int = -1) -> int:
+        """Frames from one column of patches to the next, the same after every block."""
         return self.patch_embed.stride[1]
 
     @property

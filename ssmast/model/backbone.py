@@ -4,6 +4,7 @@ How log-mels become tokens is each family's own, in one method: `MAST.encode`, `
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,7 +14,7 @@ from timm.layers.weight_init import trunc_normal_tf_
 from torch import Tensor, nn
 
 from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, draw_patch_drop
-from ssmast.model.pool import POOL_MODES, AttentionPool, pool_for_head, pooled_dim
+from ssmast.model.pool import AttentionPool, pool_for_head, pooled_dim, statistics_of
 
 Pair = tuple[int, int]
 
@@ -32,7 +33,6 @@ class Backbone(nn.Module, ABC):
     """
 
     LEVELS: ClassVar[str]  # attribute that holds them
-    GLOBAL_POOLS: ClassVar[tuple[str, ...]] = ("mean", "mean+max", "freq+max", "attention", "")
     TIMM_POOLS: ClassVar[dict[str, str]] = {"avg": "mean"}  # timm's words for them
 
     patch_embed: PatchEmbed
@@ -83,6 +83,12 @@ class Backbone(nn.Module, ABC):
         """Grid after the stem and after each stage for an input of that size."""
         ...
 
+    def level_grid(self, freq_bins: int, frames: int, level: int = -1) -> Grid:
+        """Grid of the tokens after a level, by default the last."""
+        grids = self.grid_of(freq_bins, frames)
+        stages = [bisect_left(self.stage_ends, end) for end in self.level_ends]
+        return grids[1 + stages[level]]
+
     @property
     @abstractmethod
     def stage_ends(self) -> list[int]:
@@ -100,10 +106,9 @@ class Backbone(nn.Module, ABC):
         """Channels of the tokens after every block."""
         ...
 
-    @property
     @abstractmethod
-    def time_stride(self) -> int:
-        """Frames from one column of the last grid to the next."""
+    def time_stride(self, level: int = -1) -> int:
+        """Frames from one column to the next of the tokens after a level, by default the last."""
         ...
 
     @property
@@ -145,10 +150,11 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: naming those that do.
         """
-        modes = [known for known in POOL_MODES if known != "cls" or self.num_class_tokens]
-        if mode not in modes:
-            why = " (only ast_* models have class tokens)" if mode == "cls" else ""
-            raise ValueError(f"pooling must be one of {', '.join(modes)}, got {mode!r}{why}")
+        if statistics_of(mode) == ["cls"] and not self.num_class_tokens:
+            raise ValueError(
+                f'pooling "cls" needs class tokens, which only ast_* models have; give another '
+                f"such as mean for {type(self).__name__}"
+            )
 
     # -- timm's interface --------------------------------------------------------------------------
 
@@ -160,12 +166,12 @@ class Backbone(nn.Module, ABC):
         """What `forward_features` returns -> logits; with `pre_logits` what the head sees.
 
         Raises:
-            ValueError: for global_pool "freq+max", which needs the grid of the tokens.
+            ValueError: for a global_pool such as "freq+max", which needs the grid of the tokens.
         """
-        if self.global_pool == "freq+max":
+        if not set(self.global_pool.split("+")) <= {"mean", "max", "cls", "attention", ""}:
             raise ValueError(
-                'global_pool "freq+max" needs the grid of the tokens; call the model, or '
-                "model.pool(model.encode(log_mel))"
+                f"global_pool {self.global_pool!r} needs the grid of the tokens; call the model, "
+                "or model.pool(model.encode(log_mel))"
             )
         if self.global_pool:
             n = self.num_class_tokens
@@ -241,9 +247,8 @@ class Backbone(nn.Module, ABC):
         """
         if global_pool is not None:
             global_pool = self.TIMM_POOLS.get(global_pool, global_pool)
-            if global_pool not in self.GLOBAL_POOLS:
-                allowed = ", ".join(repr(pool) for pool in self.GLOBAL_POOLS)
-                raise ValueError(f"global_pool must be one of {allowed}, got {global_pool!r}")
+            if global_pool not in ("attention", ""):
+                self.check_pooling(global_pool)
             if global_pool != self.global_pool:
                 attends = global_pool == "attention"
                 self.attn_pool = (

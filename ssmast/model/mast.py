@@ -65,7 +65,7 @@ class MAST(Backbone):
         mlp_ratio: hidden width of the MLP over its input.
         qkv_bias: whether queries, keys and values have a bias.
         expand_attn: the width grows in attention (True) or in the MLP before (mast_large).
-        global_pool: "mean", "mean+max", "freq+max" or "attention" before the head; "" for none.
+        global_pool: a mode of `pool_tokens` or "attention" before the head; "" for none.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 at the first.
         long_input: position tables for inputs beyond the training length: "interpolate" stretches
@@ -236,10 +236,10 @@ class MAST(Backbone):
         """Channels of the tokens after every block."""
         return [module.dim_out for module in self.stages.modules() if isinstance(module, Block)]
 
-    @property
-    def time_stride(self) -> int:
-        """Frames from one column of the last grid to the next."""
-        return self.patch_embed.stride[1] * math.prod(time for _, time in self.stride_q)
+    def time_stride(self, level: int = -1) -> int:
+        """Frames from one column to the next of the tokens after a stage, by default the last."""
+        stages = range(len(self.stride_q))[level] + 1
+        return self.patch_embed.stride[1] * math.prod(time for _, time in self.stride_q[:stages])
 
     @property
     def drop_group(self) -> Pair:

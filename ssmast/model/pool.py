@@ -1,14 +1,51 @@
 """From a grid of tokens to one vector a clip."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model.patch import Tokens
+from ssmast.model.patch import Grid, Tokens
 
-POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "cls")
-# The modes whose vector ends with a maximum over tokens, one for each channel.
-MAX_MODES = ("mean+max", "freq+max")
+# What a pooling may join by "+", each at most once; "cls" stands alone.
+STATISTICS = ("mean", "freq", "max", "std", "time2", "time4", "cls")
+# Some of the ways to join them: those that pooling=best tries.
+POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "freq+max+std", "cls")
+# Added to a variance, so that the gradient of its root is finite where all tokens are alike.
+_LEAST_VARIANCE = 1e-6
+
+
+def statistics_of(mode: str) -> list[str]:
+    """The statistics that a pooling joins, in their order.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    parts = mode.split("+")
+    known = all(part in STATISTICS for part in parts)
+    if not known or len(set(parts)) < len(parts) or ("cls" in parts and len(parts) > 1):
+        raise ValueError(
+            f"pooling must be {', '.join(STATISTICS[:-1])}, several of them joined by + such as "
+            f"freq+max+std, or cls, got {mode!r}"
+        )
+    return parts
+
+
+def statistic_dims(mode: str, freq: int, dim: int) -> dict[str, int]:
+    """Length of each statistic's part of a pooled vector.
+
+    Args:
+        mode: joined by "+".
+        freq: frequency rows of the tokens' grid.
+        dim: channels.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    vectors = {"freq": freq, "std": freq, "time2": 2, "time4": 4}
+    return {part: vectors.get(part, 1) * dim for part in statistics_of(mode)}
 
 
 def pooled_dim(mode: str, freq: int, dim: int) -> int:
@@ -17,10 +54,7 @@ def pooled_dim(mode: str, freq: int, dim: int) -> int:
     Raises:
         ValueError: for an unknown mode.
     """
-    factors = {"mean": 1, "mean+max": 2, "freq": freq, "freq+max": freq + 1, "cls": 1}
-    if mode not in factors:
-        raise ValueError(f"pooling must be one of {', '.join(POOL_MODES)}, got {mode!r}")
-    return factors[mode] * dim
+    return sum(statistic_dims(mode, freq, dim).values())
 
 
 def pool_tokens(tokens: Tokens, *, mode: str) -> Tensor:
@@ -30,8 +64,10 @@ def pool_tokens(tokens: Tokens, *, mode: str) -> Tensor:
         tokens: (B, N, D) on their grid. Rows that structured patch-drop removed count as zeros, so
             that the vector's length does not depend on the draw; so does a row without a valid
             token.
-        mode: "mean"; "mean+max"; "freq": the time mean of each frequency row, row after row;
-            "freq+max": the same, then the maximum over all tokens; "cls": the mean of the class
+        mode: one or several of these, joined by "+" and in that order in the vector: "mean" and
+            "max" over all tokens; "freq", the time mean of each frequency row, row after row;
+            "std", the standard deviation over time of each row; "time2" and "time4", the means of
+            as many equal parts of the clip, one after the other. Or "cls": the mean of the class
             tokens.
 
     Returns:
@@ -43,24 +79,74 @@ def pool_tokens(tokens: Tokens, *, mode: str) -> Tensor:
     Source: "freq+max" after Niizumi et al. 2022 (BYOL-A v2; M2D), frequency kept apart; "cls" as
     Gong et al. 2021 (AST) average their two.
     """
-    x, grid, mask, cls = tokens
-    pooled_dim(mode, grid.full.freq, x.shape[-1])
-    if mode == "cls":
-        if cls is None:
+    parts = statistics_of(mode)
+    if parts == ["cls"]:
+        if tokens.cls is None:
             raise ValueError('pooling "cls" needs class tokens, which only ast_* models have')
-        return cls.mean(dim=1)
-    if mode == "mean":
-        return _mean(x, mask)
-    top = x if mask is None else x.masked_fill(~mask[..., None], float("-inf"))
-    top = top.amax(dim=1)
-    if mode == "mean+max":
-        return torch.cat([_mean(x, mask), top], dim=-1)
-    rows = x.unflatten(1, grid[:])  # (B, N, D) -> (B, f, t, D)
-    rows = _mean(rows, None if mask is None else mask.unflatten(1, grid[:]))
-    if grid.full.freq != grid.freq:
-        whole = rows.new_zeros(len(rows), grid.full.freq, rows.shape[-1])
-        rows = whole.index_copy(1, grid.positions(0, rows.device), rows)
-    return rows.flatten(1) if mode == "freq" else torch.cat([rows.flatten(1), top], dim=-1)
+        return tokens.cls.mean(dim=1)
+    found = [_STATISTICS[part](tokens) for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+def _mean_of_all(tokens: Tokens) -> Tensor:
+    return _mean(tokens.x, tokens.mask)
+
+
+def _max_of_all(tokens: Tokens) -> Tensor:
+    x, mask = tokens.x, tokens.mask
+    return (x if mask is None else x.masked_fill(~mask[..., None], float("-inf"))).amax(dim=1)
+
+
+def _row_means(tokens: Tokens) -> Tensor:
+    rows, mask = _rows(tokens)
+    return _whole(_mean(rows, mask), tokens.grid).flatten(1)
+
+
+def _row_stds(tokens: Tokens) -> Tensor:
+    rows, mask = _rows(tokens)
+    off = (rows - _mean(rows, mask)[..., None, :]).square()
+    return _whole((_mean(off, mask) + _LEAST_VARIANCE).sqrt(), tokens.grid).flatten(1)
+
+
+def _part_means(tokens: Tokens, *, parts: int) -> Tensor:
+    """Means of equal parts of the clip (B, parts x D): a column counts in each by its overlap."""
+    rows, mask = _rows(tokens)
+    columns = _mean(rows.transpose(1, 2), None if mask is None else mask.transpose(1, 2))
+    number = torch.arange(columns.shape[1], device=columns.device, dtype=columns.dtype)
+    if mask is None:
+        total = torch.full_like(columns[:, 0, 0], columns.shape[1])
+    else:
+        total = mask.any(dim=1).sum(dim=1).to(columns.dtype)
+    start = torch.arange(parts, device=columns.device, dtype=columns.dtype)
+    start = start * total[:, None] / parts  # (B, parts), in columns
+    end = start + total[:, None] / parts
+    last, first = torch.minimum(number + 1, end[..., None]), torch.maximum(number, start[..., None])
+    overlap = (last - first).clamp(min=0.0)  # (B, parts, t)
+    return (overlap / (end - start)[..., None] @ columns).flatten(1)
+
+
+_STATISTICS: dict[str, Callable[[Tokens], Tensor]] = {
+    "mean": _mean_of_all,
+    "max": _max_of_all,
+    "freq": _row_means,
+    "std": _row_stds,
+    "time2": partial(_part_means, parts=2),
+    "time4": partial(_part_means, parts=4),
+}
+
+
+def _rows(tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, f, t, D) and their mask (B, f, t)."""
+    grid, mask = tokens.grid, tokens.mask
+    return tokens.x.unflatten(1, grid[:]), None if mask is None else mask.unflatten(1, grid[:])
+
+
+def _whole(rows: Tensor, grid: Grid) -> Tensor:
+    """Rows (B, f, D) -> those of the full grid, where those that were dropped are zeros."""
+    if grid.full.freq == grid.freq:
+        return rows
+    whole = rows.new_zeros(len(rows), grid.full.freq, rows.shape[-1])
+    return whole.index_copy(1, grid.positions(0, rows.device), rows)
 
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:

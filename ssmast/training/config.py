@@ -80,7 +80,10 @@ class Head:
     """Projection head on the embedding."""
 
     kind: str = setting("mlp", "mlp, or linear as in the poster's code", choices=("mlp", "linear"))
-    pooling: str = setting("mean", "how tokens are pooled into the input of the head")
+    pooling: str = setting(
+        "mean", "how tokens are pooled into the input of the head, as export.pooling"
+    )
+    layers: str = setting("last", "layers that the head gets, as export.layers")
     hidden: int = setting(1024, "width of the hidden layers", range="[1, inf)")
     dim: int = setting(256, "size of the projection", range="[1, inf)")
     num_layers: int = setting(3, "linear layers of the mlp", range="[1, inf)")
@@ -173,10 +176,15 @@ class Export:
     network: str = setting("", "network to export: student or teacher; empty: the usual one")
     pooling: str = setting(
         "freq+max",
-        "how tokens are pooled into the embedding: mean, mean+max, freq, freq+max; with AST also "
-        "cls",
+        "how tokens are pooled into the embedding, joined by +: mean, max, freq (time mean of each "
+        "frequency row), std (over time, of each row), time2 and time4 (means of that many parts "
+        "of the clip); with AST also cls",
     )
-    layers: str = setting("last", "layers that are pooled: last, stages or blocks")
+    layers: str = setting(
+        "last",
+        "layers that are pooled: last, stages, blocks, or numbers of stages such as 2-3 (of an "
+        "AST: of blocks)",
+    )
     window_seconds: float = setting(
         10.0, "longer audio is embedded in windows of this many seconds", range="[0.1, inf)"
     )

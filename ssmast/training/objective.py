@@ -18,14 +18,12 @@ from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import check_pooling
+from ssmast.encoder.pooling import check_pooling, embed_layers, layer_dims
 from ssmast.model import (
     Backbone,
     LoadReport,
     PatchDrop,
     create_model,
-    pool_tokens,
-    pooled_dim,
 )
 from ssmast.report import write_report
 from ssmast.settings import UsageError, to_dict
@@ -259,7 +257,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         return self.embed_views(self.backbone, cast(TwoViews, views))
 
     def embed_views(self, backbone: Backbone, views: TwoViews, *, drops: bool = True) -> Tensor:
-        """Embeddings (B, 2, E) of both views, pooled as `head.pooling` says.
+        """Embeddings (B, 2, E) of both views, pooled as `head.pooling` and `head.layers` say.
 
         Args:
             backbone: encoder.
@@ -268,10 +266,13 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         """
         pairs: Iterable[tuple[Tensor, PatchDrop | None]]
         pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
-        mode = cast(PretrainConfig, self.config).head.pooling
-        pooled = []
-        for log_mel, drop in pairs:
-            pooled.append(pool_tokens(backbone.encode(log_mel, patch_drop=drop), mode=mode))
+        head = cast(PretrainConfig, self.config).head
+        pooled = [
+            embed_layers(
+                backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
+            )
+            for log_mel, drop in pairs
+        ]
         return torch.stack(pooled, dim=1)
 
     def targets(self, views: Views) -> Any:
@@ -338,8 +339,9 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def embedding_dim(self) -> int:
         """Length E of what `embed_views` gives of `backbone`."""
         config = cast(PretrainConfig, self.config)
-        grid = self.backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
-        return pooled_dim(config.head.pooling, grid.freq, self.backbone.num_features)
+        mels, head = config.front_end.num_mels, config.head
+        sizes = layer_dims(self.backbone, num_mels=mels, pooling=head.pooling, layers=head.layers)
+        return sum(sizes)
 
     def encoders(self) -> dict[str, Backbone]:
         """Networks that can be exported, by name, the usual one first; "student" is the trained."""
@@ -462,6 +464,6 @@ def build_backbone(config: PretrainConfig) -> Backbone:
             drop_path_rate=config.drop_path,
         ),
     )
-    backbone.check_pooling(config.head.pooling)
+    check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     return backbone

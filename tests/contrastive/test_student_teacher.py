@@ -23,7 +23,7 @@ class _Mean(nn.Module):
 
 def _student(norm: str = "layer", **kwargs) -> Student:
     projector = build_projector(kind="mlp", dim_in=6, hidden=16, dim=4, num_layers=3, norm=norm)
-    branch = Branch(_Mean(), lambda tokens: tokens.x.mean(dim=1), projector)
+    branch = Branch(_Mean(), lambda net, log_mel, _: net.encode(log_mel).x.mean(dim=1), projector)
     return Student(branch, build_predictor(hidden=16, dim=4, norm=norm), temperature=0.2, **kwargs)
 
 

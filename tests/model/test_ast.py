@@ -157,8 +157,8 @@ def test_wrong_input_and_wrong_numbers_are_refused():
         nano()(torch.randn(2, 1, 128, 96), lengths=[15, 96])
     with pytest.raises(ValueError, match="num_heads must divide the width 128, got 3"):
         nano(num_heads=3)
-    with pytest.raises(ValueError, match=r"global_pool must be one of 'cls', .* got 'max'"):
-        nano(global_pool="max")
+    with pytest.raises(ValueError, match=r"pooling must be mean, .* or cls, got 'median'"):
+        nano(global_pool="median")
 
 
 # -- patch-drop ----------------------------------------------------------------------------------

@@ -226,8 +226,8 @@ def test_wrong_input_and_wrong_numbers_are_refused():
         nano(long_input="cut")
     with pytest.raises(ValueError, match=r"attention_path must be one of auto, .* got 'flash'"):
         nano(attention_path="flash")
-    with pytest.raises(ValueError, match=r"global_pool must be one of 'mean', .* got 'max'"):
-        nano(global_pool="max")
+    with pytest.raises(ValueError, match=r"pooling must be mean, freq, max, .* got 'median'"):
+        nano(global_pool="median")
     with pytest.raises(ValueError, match="strides must divide one another, got 3 and 4"):
         nano(stride_q=((3, 3), (1, 1), (1, 1), (1, 1)), stride_kv=(12, 12))
 

@@ -13,20 +13,44 @@ def test_modes_are_what_their_names_say():
     tokens = Tokens(x, Grid(3, 4), cls=classes)
     rows = x.unflatten(1, (3, 4)).mean(2)
     top = x.max(1).values
+    spread = (x.unflatten(1, (3, 4)).var(2, correction=0) + 1e-6).sqrt().flatten(1)
+    time = x.unflatten(1, (3, 4)).mean(1)  # (2, 4, 5)
     expected = {
         "mean": x.mean(1),
         "mean+max": torch.cat([x.mean(1), top], 1),
         "freq": torch.cat([rows[:, 0], rows[:, 1], rows[:, 2]], 1),
         "freq+max": torch.cat([rows[:, 0], rows[:, 1], rows[:, 2], top], 1),
+        "freq+max+std": torch.cat([rows.flatten(1), top, spread], 1),
+        "max+time2": torch.cat([top, time[:, :2].mean(1), time[:, 2:].mean(1)], 1),
+        "time4": time.flatten(1),
         "cls": (classes[:, 0] + classes[:, 1]) / 2,
     }
-    for mode in POOL_MODES:
+    assert set(POOL_MODES) <= set(expected)
+    for mode in expected:
         out = pool_tokens(tokens, mode=mode)
         torch.testing.assert_close(out, expected[mode])
         assert out.shape == (2, pooled_dim(mode, 3, 5))
 
 
-@pytest.mark.parametrize("mode", ["mean", "mean+max", "freq+max"])
+def test_a_column_counts_in_two_parts_of_a_clip_by_its_overlap_with_each():
+    columns = torch.tensor([1.0, 2.0, 6.0])
+    out = pool_tokens(Tokens(columns.view(1, 3, 1), Grid(1, 3)), mode="time2")
+    torch.testing.assert_close(out, torch.tensor([[(1 + 2 / 2) / 1.5, (2 / 2 + 6) / 1.5]]))
+
+
+def test_the_gradient_of_a_standard_deviation_is_finite_where_all_tokens_are_alike():
+    x = torch.ones(1, 4, 3, requires_grad=True)
+    pool_tokens(Tokens(x, Grid(2, 2)), mode="std").sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["median", "max+max", "cls+max", "freq+", ""])
+def test_a_statistic_that_does_not_exist_is_refused(mode):
+    with pytest.raises(ValueError, match="pooling must be mean, freq, max, std, time2, time4"):
+        pool_tokens(Tokens(torch.ones(1, 4, 3), Grid(2, 2)), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["mean", "mean+max", "freq+max", "std+time4", "time2+max+mean"])
 def test_a_padded_clip_pools_as_it_would_alone(mode):
     x = torch.randn(1, 3, 6, 5)
     x[:, :, 4:] = float("nan")  # whatever lies in the padding
@@ -63,13 +87,6 @@ def test_attention_pool_sees_only_valid_tokens_and_mixes_them_by_weight():
     torch.testing.assert_close(pool(x, masks), pool(x[:, :5]))
     same = pool(x[:, :1].expand(-1, 4, -1))
     torch.testing.assert_close(same, pool.proj(pool.value(x[:, 0])))
-
-
-def test_an_unknown_mode_names_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"one of mean, mean\+max, freq, freq\+max, cls, got 'max'"
-    ):
-        pool_tokens(Tokens(torch.randn(1, 4, 2), Grid(2, 2)), mode="max")
 
 
 def test_class_tokens_that_are_not_there_cannot_be_pooled():

@@ -24,7 +24,8 @@ from ssmast.contrastive.monitors import (
     relative_distance,
     uniformity,
 )
-from ssmast.model import Backbone, Tokens, pool_tokens, pooled_dim
+from ssmast.encoder.pooling import embed_layers, layer_dims
+from ssmast.model import Backbone, PatchDrop
 from ssmast.training.config import PretrainConfig
 from ssmast.training.inputs import Drops, TwoViews
 from ssmast.training.objective import Objective, RunFacts, Step, StepLoss, build_backbone
@@ -179,14 +180,18 @@ def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, floa
 def build_student(config: PretrainConfig) -> Student:
     """Backbone, projector and predictor with fresh weights."""
     backbone, head = build_backbone(config), config.head
-    grid = backbone.grid_of(config.front_end.num_mels, config.views.frames)[-1]
 
-    def pool(tokens: Tokens) -> Tensor:
-        return pool_tokens(tokens, mode=head.pooling)
+    def embed(backbone: Backbone, log_mel: Tensor, drop: PatchDrop | None) -> Tensor:
+        return embed_layers(
+            backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
+        )
+
+    mels = config.front_end.num_mels
+    sizes = layer_dims(backbone, num_mels=mels, layers=head.layers, pooling=head.pooling)
 
     projector = build_projector(
         kind=head.kind,
-        dim_in=pooled_dim(head.pooling, grid.freq, backbone.num_features),
+        dim_in=sum(sizes),
         hidden=head.hidden,
         dim=head.dim,
         num_layers=head.num_layers,
@@ -194,7 +199,7 @@ def build_student(config: PretrainConfig) -> Student:
     )
     predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
     return Student(
-        Branch(backbone, pool, projector),
+        Branch(backbone, embed, projector),
         predictor,
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,

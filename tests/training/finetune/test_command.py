@@ -331,7 +331,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(tones, tmp_path, capsys):
         "scoring.metric=map": "metric must be one of accuracy",
         "model=mast_nan": "model 'mast_nan' is unknown",
         "labels=[pitch]": "has no column 'pitch'",
-        "heads.pooling=cls": "global_pool must be one of",
+        "heads.pooling=cls": "needs class tokens",
         "pooling_schedule=three": "pooling_schedule must be one of",
         "heads.lr_scale=[1.0,2.0]": "heads.lr_scale must be one number",
     }
