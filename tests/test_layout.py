@@ -12,7 +12,7 @@ from ssmast.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, splits,
 # command.
-BASE = {"settings", "files", "command", "progress", "html", "splits", "version"}
+BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
 MAY_SEE = {
@@ -22,12 +22,13 @@ MAY_SEE = {
     "progress": set(),
     "splits": set(),
     "version": set(),
+    "weights": set(),
     "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings", "files", "progress"},
-    "model": {"settings"},
+    "model": {"settings", "weights"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "files"},
+    "encoder": {"audio", "model", "settings", "files", "weights"},
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,

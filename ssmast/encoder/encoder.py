@@ -29,13 +29,12 @@ from ssmast.encoder.folder import (
 from ssmast.encoder.input import Clip, read_clips, read_groups
 from ssmast.encoder.pooling import (
     check_pooling,
-    deepest_level,
-    embed_layers,
     layer_dims,
     max_indices,
 )
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
+from ssmast.weights import DEFAULT
 
 
 class Encoder(nn.Module):
@@ -260,8 +259,8 @@ class Encoder(nn.Module):
             log_mel: of the front end.
             lengths: frames of each clip, where clips were padded to one width.
         """
-        return embed_layers(
-            self.backbone, log_mel, lengths=lengths, layers=self.layers, pooling=self.pooling
+        return self.backbone.embed(
+            log_mel, lengths=lengths, layers=self.layers, pooling=self.pooling
         )
 
     # -- saving ----------------------------------------------------------------------------------
@@ -289,12 +288,16 @@ class Encoder(nn.Module):
 
     def window_cutter(self) -> WindowCutter:
         """Cuts long clips as this encoder's settings say."""
-        level = deepest_level(self.backbone, self.layers)
+        level = self.backbone.deepest_level(self.layers)
         return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds, level=level)
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """The encoder in a folder, or on the Hugging Face Hub (`org/name`); on the CPU, in eval mode.
+def load_encoder(path: str | Path = DEFAULT) -> Encoder:
+    """An encoder, on the CPU and in eval mode.
+
+    Args:
+        path: encoder folder, or a name on the Hugging Face Hub (`org/name`); by default the encoder
+            that comes with the package.
 
     Raises:
         FileNotFoundError: if there is none, or one of its files is missing.

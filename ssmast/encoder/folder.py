@@ -18,6 +18,7 @@ from torch import Tensor
 from ssmast.audio import LogMel
 from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model
+from ssmast.weights import DEFAULT, FOLDER
 
 CONFIG, WEIGHTS, CARD, CHECKSUMS = (
     "config.json",
@@ -73,8 +74,9 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     """Configuration and weights file of an encoder folder, after checking both.
 
     Args:
-        path: folder, or the name of a model on the Hugging Face Hub (`org/name`, optionally with
-            `hf-hub:` before it), which is then downloaded.
+        path: folder; or "default" for the encoder that comes with the package; or the name of a
+            model on the Hugging Face Hub (`org/name`, optionally with `hf-hub:` before it), which
+            is then downloaded.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
@@ -119,6 +121,8 @@ def _find_folder(path: str) -> Path:
     folder = Path(path)
     if folder.is_dir():
         return folder
+    if path == DEFAULT:
+        return FOLDER
     name = path.removeprefix("hf-hub:")
     is_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?", name) is not None
     # `runs/demo` with a folder `runs` here is a path with a mistake, not a name on the Hub.
@@ -126,7 +130,7 @@ def _find_folder(path: str) -> Path:
         return _download(name)
     raise FileNotFoundError(
         f"there is no encoder folder at {path}; wanted a folder with {CONFIG}, {WEIGHTS} and "
-        f"{CHECKSUMS}, or a Hub name such as org/name"
+        f"{CHECKSUMS}, a Hub name such as org/name, or {DEFAULT}"
     )
 
 

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import blocks_of, pool_layers
 from ssmast.encoder.windows import evaluating
-from ssmast.model import Tokens
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 18
@@ -32,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 class _Graph(nn.Module):
-    """The module that is exported: waveform (B, S) -> outputs, the backbone run once."""
+    """The module that is exported: waveform (B, S) -> outputs."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -45,12 +43,9 @@ class _Graph(nn.Module):
         log_mel = encoder.log_mel(waveform)
         if not self.heads:
             return (encoder.pool(log_mel),)
-        every: list[Tokens] = []
-        last = backbone.encode(log_mel, every=every)
-        every[-1] = last
-        layers = [every[block] for block in blocks_of(backbone, encoder.layers)]
-        embeddings = pool_layers(layers, pooling=encoder.pooling)
-        logits = backbone.head(backbone.pool(last))
+        embeddings = encoder.pool(log_mel)
+        shared = (encoder.layers, encoder.pooling) == (backbone.pool_layers, backbone.global_pool)
+        logits = backbone.head(embeddings if shared else backbone.before_head(log_mel))
         if encoder.info["classifier"]["multi_label"]:
             return embeddings, logits.sigmoid()
         parts = [part.softmax(dim=1) for part in logits.split(self.heads, dim=1)]

@@ -39,6 +39,7 @@ from ssmast.evaluation.results import (
 )
 from ssmast.files import write_atomic
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.weights import DEFAULT
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
@@ -109,7 +110,9 @@ PARTS = ("test", "all")
 class ClusterConfig(Settings):
     """`ssmast cluster`: a frozen encoder and classes to scores and a map."""
 
-    encoder: str = setting("", "encoder folder or Hub name", required=True)
+    encoder: str = setting(
+        DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
+    )
     data: str = setting("", "folder of labelled sets, or one set", required=True)
     task: str = setting(
         "", "set in `data`, with other columns if wanted: NAME:label=COLUMN", required=True

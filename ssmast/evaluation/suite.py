@@ -31,6 +31,7 @@ from ssmast.evaluation.scorer import Scorer
 from ssmast.files import write_atomic
 from ssmast.report import write_report
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ class ProbeConfig(Settings):
     """`ssmast probe`: a frozen encoder to scores."""
 
     encoder: str = setting(
-        "",
-        f"encoder folder, Hub name, or a baseline in place of an encoder: {', '.join(UNTRAINED)}",
-        required=True,
+        DEFAULT,
+        "encoder folder, Hub name, or a baseline in place of an encoder: "
+        f"{', '.join(UNTRAINED)}; default: the one that comes with the package",
     )
     data: str = setting(
         "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True

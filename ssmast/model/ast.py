@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from ssmast.model.attention import exact_dtype, read_rows
 from ssmast.model.backbone import Backbone, Pair, init_weights, pair
 from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, drop_patches
-from ssmast.model.pool import pool_for_head
 
 
 def resize_positions(
@@ -140,6 +139,7 @@ class AST(Backbone):
         qkv_bias: whether queries, keys and values have a bias.
         global_pool: "cls" (mean of the two class tokens), or one of MAST's, before
             the head; "" for none.
+        pool_layers: layers that the head sees, see `blocks_of`.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 at the first.
         norm_eps: of every LayerNorm. DeiT's 1e-6; transformers' copy of AST has 1e-12.
@@ -164,6 +164,7 @@ class AST(Backbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         global_pool: str = "cls",
+        pool_layers: str = "last",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
@@ -202,7 +203,7 @@ class AST(Backbone):
             for index in range(depth)
         ]
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn_pool = None
+        self.attn_pool, self.pool_layers = None, pool_layers
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
@@ -212,8 +213,7 @@ class AST(Backbone):
         self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
     ) -> Tensor:
         """(B, C, F, T) -> logits (B, num_classes), or the pooled embedding without a head."""
-        tokens = self.encode(log_mel, lengths=lengths, patch_drop=patch_drop)
-        return self.head(pool_for_head(tokens, mode=self.global_pool, attention=self.attn_pool))
+        return self.head(self.before_head(log_mel, lengths=lengths, patch_drop=patch_drop))
 
     def encode(
         self,

@@ -3,6 +3,7 @@
 How log-mels become tokens is each family's own, in one method: `MAST.encode`, `AST.encode`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import OrderedDict
@@ -14,9 +15,18 @@ from timm.layers.weight_init import trunc_normal_tf_
 from torch import Tensor, nn
 
 from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, draw_patch_drop
-from ssmast.model.pool import AttentionPool, pool_for_head, pooled_dim, statistics_of
+from ssmast.model.pool import (
+    AttentionPool,
+    pool_for_head,
+    pool_tokens,
+    pooled_dim,
+    statistics_of,
+)
 
 Pair = tuple[int, int]
+# The last tokens, those at the end of every stage, or those of every block; numbers beside them.
+LAYERS = ("last", "stages", "blocks")
+_NUMBERS = re.compile(r"[1-9]\d*(-[1-9]\d*)?(\+[1-9]\d*(-[1-9]\d*)?)*")
 
 
 class Backbone(nn.Module, ABC):
@@ -46,6 +56,7 @@ class Backbone(nn.Module, ABC):
     last_heads: int
     drop_rate: float
     global_pool: str = ""
+    pool_layers: str = "last"
     num_class_tokens: int = 0
 
     # -- log-mel -> tokens -> embedding ------------------------------------------------------------
@@ -72,8 +83,65 @@ class Backbone(nn.Module, ABC):
         last = self.encode(log_mel, lengths=lengths, every=every)
         return [*every[:-1], last]
 
+    def encode_layers(
+        self,
+        log_mel: Tensor,
+        *,
+        layers: str,
+        lengths: Lengths = None,
+        patch_drop: PatchDrop | None = None,
+    ) -> list[Tokens]:
+        """Tokens after each of some layers; those of the last block of all are normed.
+
+        What comes after the deepest of them is not computed.
+
+        Args:
+            log_mel: (B, C, F, T).
+            layers: see `blocks_of`.
+            lengths: frames of each clip, where clips were padded to one width.
+            patch_drop: patches to leave out.
+        """
+        every: list[Tokens] = []
+        every[-1:] = [
+            self.encode(
+                log_mel,
+                lengths=lengths,
+                patch_drop=patch_drop,
+                every=every,
+                stop=self.deepest_level(layers) + 1,
+            )
+        ]
+        return [every[block] for block in self.blocks_of(layers)]
+
+    def embed(
+        self,
+        log_mel: Tensor,
+        *,
+        layers: str,
+        pooling: str,
+        lengths: Lengths = None,
+        patch_drop: PatchDrop | None = None,
+    ) -> Tensor:
+        """The pooled vectors of some layers, joined (B, D): `encode_layers`, then `pool_tokens`."""
+        found = self.encode_layers(log_mel, layers=layers, lengths=lengths, patch_drop=patch_drop)
+        return torch.cat([pool_tokens(tokens, mode=pooling) for tokens in found], dim=1)
+
+    def before_head(
+        self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
+    ) -> Tensor:
+        """What the head sees: vectors (B, D), or the tokens (B, N, D) for global_pool ""."""
+        if self.global_pool in ("attention", ""):
+            return self.pool(self.encode(log_mel, lengths=lengths, patch_drop=patch_drop))
+        return self.embed(
+            log_mel,
+            layers=self.pool_layers,
+            pooling=self.global_pool,
+            lengths=lengths,
+            patch_drop=patch_drop,
+        )
+
     def pool(self, tokens: Tokens) -> Tensor:
-        """What the head sees of tokens: (B, D), or the tokens (B, N, D) for global_pool ""."""
+        """What the head sees of the last tokens, where it sees no others; see `before_head`."""
         return pool_for_head(tokens, mode=self.global_pool, attention=self.attn_pool)
 
     # -- sizes -------------------------------------------------------------------------------------
@@ -144,6 +212,46 @@ class Backbone(nn.Module, ABC):
             uniforms=uniforms,
         )
 
+    # -- layers that are pooled --------------------------------------------------------------------
+
+    def blocks_of(self, layers: str) -> list[int]:
+        """Blocks whose tokens are pooled, by number and in their order.
+
+        Args:
+            layers: "last"; "stages", the ends of all; "blocks"; or numbers of stages (of an AST: of
+                blocks) from 1 on, such as "2-3" or "1+3".
+
+        Raises:
+            ValueError: for what this model does not have.
+        """
+        if layers == "blocks":
+            return list(range(len(self.block_channels)))
+        if layers in LAYERS:
+            return self.stage_ends[-1:] if layers == "last" else self.stage_ends
+        ends, wanted = self.level_ends, set[int]()
+        if _NUMBERS.fullmatch(layers):
+            for part in layers.split("+"):
+                first, _, last = part.partition("-")
+                wanted |= set(range(int(first), int(last or first) + 1))
+        if not wanted or max(wanted) > len(ends):
+            raise ValueError(
+                f"layers must be {', '.join(LAYERS)}, or numbers from 1 to {len(ends)} such as "
+                f"{max(1, len(ends) - 2)}-{len(ends)} or 1+{len(ends)}, got {layers!r}"
+            )
+        return [ends[number - 1] for number in sorted(wanted)]
+
+    def deepest_level(self, layers: str) -> int:
+        """Number from 0 on of the level that the network has to run to."""
+        return bisect_left(self.level_ends, self.blocks_of(layers)[-1])
+
+    def layer_sizes(self, layers: str, *, num_mels: int) -> list[tuple[int, int]]:
+        """(frequency rows, channels) of each layer that is pooled."""
+        frames, sizes = max(self.input_size[1], 1), []
+        for block in self.blocks_of(layers):
+            grid = self.level_grid(num_mels, frames, bisect_left(self.level_ends, block))
+            sizes.append((grid.freq, self.block_channels[block]))
+        return sizes
+
     def check_pooling(self, mode: str) -> None:
         """Refuse a mode of `pool_tokens` that does not exist or not for this model.
 
@@ -166,12 +274,14 @@ class Backbone(nn.Module, ABC):
         """What `forward_features` returns -> logits; with `pre_logits` what the head sees.
 
         Raises:
-            ValueError: for a global_pool such as "freq+max", which needs the grid of the tokens.
+            ValueError: for a global_pool such as "freq+max", which needs the grid of the tokens, or
+                pool_layers other than the last.
         """
-        if not set(self.global_pool.split("+")) <= {"mean", "max", "cls", "attention", ""}:
+        simple = set(self.global_pool.split("+")) <= {"mean", "max", "cls", "attention", ""}
+        if not simple or self.pool_layers != "last":
             raise ValueError(
-                f"global_pool {self.global_pool!r} needs the grid of the tokens; call the model, "
-                "or model.pool(model.encode(log_mel))"
+                f"global_pool {self.global_pool!r} of layers {self.pool_layers!r} needs more than "
+                "the last tokens; call the model, or model.before_head(log_mel)"
             )
         if self.global_pool:
             n = self.num_class_tokens
@@ -258,8 +368,13 @@ class Backbone(nn.Module, ABC):
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features
         if self.global_pool not in ("attention", ""):
-            rows = self.grid_of(*self.input_size)[-1].freq
-            self.head_hidden_size = pooled_dim(self.global_pool, rows, self.num_features)
+            sizes = self.layer_sizes(self.pool_layers, num_mels=self.input_size[0])
+            self.head_hidden_size = sum(pooled_dim(self.global_pool, *size) for size in sizes)
+        elif self.pool_layers != "last":
+            raise ValueError(
+                f"pool_layers must be last with global_pool {self.global_pool!r}, got "
+                f"{self.pool_layers!r}"
+            )
         fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         parts = OrderedDict(**self._head_norm(), drop=nn.Dropout(self.drop_rate), fc=fc)
         self.head = nn.Sequential(parts)

@@ -1,16 +1,23 @@
 """The families' names and numbers, registered with timm; importing this module registers them."""
 
 import contextlib
+import json
 import logging
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
 from ssmast.model.ast import AST
 from ssmast.model.mast import MAST
-from ssmast.model.pretrained import fit_timm_state_dict, is_timm_state_dict
+from ssmast.model.pretrained import (
+    fit_timm_state_dict,
+    is_timm_state_dict,
+    load_mast_state_dict,
+)
+from ssmast.weights import FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ def _cfg(**weights: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "mast_nano": _cfg(),
+        "mast_nano": _cfg(file=str(FOLDER / "model.safetensors")),  # comes with the package
         **{
             f"{name}.fb_in1k": _cfg(hf_hub_id=f"timm/{tag}")
             for name, tag in IMAGENET.items()
@@ -81,6 +88,10 @@ def _create(
     """
     numbers = _with_size(numbers)
     overlay = dict(numbers.pop("pretrained_cfg_overlay", None) or {})
+    ours = pretrained and variant == "mast_nano" and not (overlay or numbers.get("pretrained_cfg"))
+    if ours:  # a file that timm would take as it is, whatever the size of the input
+        source = _shipped_arguments()
+        numbers, pretrained = {"input_size": source["input_size"], **numbers}, False
     if not pretrained:  # with weights, the configuration says what they were made for
         size = numbers.get("input_size", (128, 1024))
         overlay.setdefault("input_size", (numbers.get("in_chans", 1), *size))
@@ -96,7 +107,25 @@ def _create(
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **numbers,
         )
+    if ours:
+        _load_shipped_(model, source)
     return model if dtype is None else model.to(dtype)
+
+
+def _shipped_arguments() -> dict[str, Any]:
+    """Of the encoder that comes with the package."""
+    arguments = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["model_args"]
+    return {**arguments, "input_size": tuple(arguments["input_size"])}
+
+
+def _load_shipped_(model: Any, arguments: dict[str, Any]) -> None:
+    """Put the weights that come with the package into a mast_nano; its head stays fresh."""
+    with torch.device("meta"):
+        source = _create(MAST, "mast_nano", False, dict(arguments), levels=4)
+    whole = model if isinstance(model, MAST) else model.model
+    weights = load_file(FOLDER / "model.safetensors")
+    report = load_mast_state_dict(whole, weights, source=source)
+    logger.info("weights of the encoder that comes with the package: %s", report)
 
 
 def _with_size(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from ssmast.model.attention import PATHS, exact_dtype
 from ssmast.model.backbone import Backbone, Pair, init_weights, pair
 from ssmast.model.block import Block, Stretch
 from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, drop_patches
-from ssmast.model.pool import pool_for_head
 
 LONG_INPUTS = ("interpolate", "clamp")
 
@@ -66,6 +65,7 @@ class MAST(Backbone):
         qkv_bias: whether queries, keys and values have a bias.
         expand_attn: the width grows in attention (True) or in the MLP before (mast_large).
         global_pool: a mode of `pool_tokens` or "attention" before the head; "" for none.
+        pool_layers: layers that the head sees, see `blocks_of`.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 at the first.
         long_input: position tables for inputs beyond the training length: "interpolate" stretches
@@ -95,6 +95,7 @@ class MAST(Backbone):
         qkv_bias: bool = True,
         expand_attn: bool = True,
         global_pool: str = "mean",
+        pool_layers: str = "last",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         long_input: str = "interpolate",
@@ -153,7 +154,7 @@ class MAST(Backbone):
             )
         self.num_features, self.last_heads = dim, num_heads * 2 ** (len(depths) - 1)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.attn_pool = None
+        self.attn_pool, self.pool_layers = None, pool_layers
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
@@ -163,8 +164,7 @@ class MAST(Backbone):
         self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
     ) -> Tensor:
         """(B, C, F, T) -> logits (B, num_classes), or the pooled embedding without a head."""
-        tokens = self.encode(log_mel, lengths=lengths, patch_drop=patch_drop)
-        return self.head(pool_for_head(tokens, mode=self.global_pool, attention=self.attn_pool))
+        return self.head(self.before_head(log_mel, lengths=lengths, patch_drop=patch_drop))
 
     def encode(
         self,

@@ -33,6 +33,7 @@ from ssmast.settings import (
     setting,
     wants_dry_run,
 )
+from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class EmbedConfig(Settings):
     """`ssmast embed`: files to embeddings."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
-    encoder: str = setting("", "encoder folder or Hub name", required=True)
+    encoder: str = setting(
+        DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
+    )
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"

@@ -31,6 +31,7 @@ from ssmast.retrieval.embed_files import (
     read_embeddings,
 )
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class IndexConfig(Settings):
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
     embeddings: str = setting("", "in place of data: what `ssmast embed` wrote, .npz or .parquet")
     encoder: str = setting(
-        "", "encoder folder or Hub name; queries are embedded with it", required=True
+        DEFAULT,
+        "encoder folder or Hub name, which queries are embedded with too; default: the one that "
+        "comes with the package",
     )
     out: str = setting("", "folder to write", required=True)
     kind: str = setting(

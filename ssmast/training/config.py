@@ -221,8 +221,8 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "none",
-        "initial weights: none (random), imagenet, a .safetensors of timm's MViTv2 or of an AST, "
-        "an encoder folder or a run folder",
+        "initial weights: none (random), default (the encoder that comes with the package), "
+        "imagenet, a .safetensors of timm's MViTv2 or of an AST, an encoder or a run folder",
     )
     steps: int = setting(0, "optimiser steps; 0: as many as `epochs` takes", range="[0, inf)")
     epochs: float = setting(10.0, "passes over the data, if steps is 0")

@@ -25,6 +25,7 @@ from ssmast.model import (
     mast_name,
 )
 from ssmast.settings import UsageError
+from ssmast.weights import DEFAULT, FOLDER
 
 
 def backbone_weights(
@@ -63,8 +64,8 @@ def find_weights(init: str, model: str) -> Path | None:
     """File or encoder folder that `init` names; None for random weights. May download.
 
     Args:
-        init: "none", "imagenet", a .safetensors of timm's MViTv2 or of an AST, an encoder or a
-            run folder.
+        init: "none"; "default", the encoder that comes with the package; "imagenet"; a
+            .safetensors of timm's MViTv2 or of an AST; an encoder or a run folder.
         model: the model that is trained.
 
     Raises:
@@ -79,6 +80,8 @@ def find_weights(init: str, model: str) -> Path | None:
     path = Path(init)
     if path.is_dir():
         return path / "encoder" if (path / "encoder").is_dir() else path
+    if init == DEFAULT:
+        return FOLDER
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt", ".tar"}:
         raise ValueError(
             f"init={init} may hold a pickle, which can run code when it is read; save the state "
@@ -86,8 +89,8 @@ def find_weights(init: str, model: str) -> Path | None:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"init={init} does not exist; give none, imagenet, a .safetensors file of timm's "
-            "MViTv2 or of an AST, or an encoder or run folder"
+            f"init={init} does not exist; give none, default, imagenet, a .safetensors file of "
+            "timm's MViTv2 or of an AST, or an encoder or run folder"
         )
     return path
 

@@ -18,7 +18,7 @@ from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import check_pooling, embed_layers, layer_dims
+from ssmast.encoder.pooling import check_pooling, layer_dims
 from ssmast.model import (
     Backbone,
     LoadReport,
@@ -268,9 +268,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
         head = cast(PretrainConfig, self.config).head
         pooled = [
-            embed_layers(
-                backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
-            )
+            backbone.embed(log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop)
             for log_mel, drop in pairs
         ]
         return torch.stack(pooled, dim=1)

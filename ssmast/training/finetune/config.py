@@ -19,6 +19,9 @@ SCHEDULES = {
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
 
 
+AUTO = "auto"
+
+
 def resolved(value: Value | None) -> Value:
     """A key that may be left open, of a config that `setup.sized` has resolved."""
     assert value is not None
@@ -68,8 +71,8 @@ class Heads:
 
     pooling: str = setting(
         "",
-        "mean, mean+max, freq+max or attention, with AST also cls; empty: as in init's encoder, "
-        "else mean, with AST cls",
+        "attention, or as export.pooling of `ssmast pretrain`, of the last layer; empty: pooling "
+        "and layers of init's encoder, else mean, with AST cls",
     )
     dropout: float = setting(0.0, "dropout before the linear layers", range="[0, 1)")
     smoothing: float | None = setting(
@@ -184,6 +187,11 @@ class FinetuneConfig(TrainConfig):
     labels: list[str] = setting([], "label columns, one head for each; empty: as the set says")
     fold: str = setting("", "fold to test on; empty: the first")
     model: str = setting("", "as in `ssmast pretrain`; empty: that of init=, else mast_nano")
+    init: str = setting(
+        AUTO,
+        "initial weights, as in `ssmast pretrain`; none: from scratch; auto: default, the encoder "
+        "that comes with the package, where the model is its own",
+    )
     pooling_schedule: str = setting(
         "",
         "strides of MAST's stages, for the ablation; all: one run for each; empty: the model's own",

@@ -80,7 +80,7 @@ class HeadLayers(nn.Module):
 
 
 def build_network(
-    model: str, *, sizes: Sequence[int], pooling: str, arguments: dict[str, Any]
+    model: str, *, sizes: Sequence[int], pooling: str, layers: str, arguments: dict[str, Any]
 ) -> Backbone:
     """A backbone with fresh heads.
 
@@ -88,13 +88,16 @@ def build_network(
         model: name of the architecture.
         sizes: classes of each head.
         pooling: before the heads; empty for the model's own.
+        layers: that are pooled.
         arguments: of `create_model`.
 
     Raises:
         ValueError: for a pooling that the model does not have.
     """
-    network = cast(Backbone, create_model(model, num_classes=sum(sizes), **arguments))
-    network.reset_classifier(sum(sizes), pooling or None)
+    arguments = {**arguments, "num_classes": sum(sizes), "pool_layers": layers}
+    if pooling:
+        arguments["global_pool"] = pooling
+    network = cast(Backbone, create_model(model, **arguments))
     layers = HeadLayers(network.head_hidden_size, sizes)
     network.head.fc = layers.to(network.patch_embed.proj.weight.device)
     return network
@@ -105,8 +108,7 @@ def features_of(
 ) -> Tensor:
     """What the linear layers see (B, D); without a graph through the backbone if it is frozen."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        tokens = network.encode(log_mel, lengths=lengths)
-    x = network.pool(tokens)
+        x = network.before_head(log_mel, lengths=lengths)
     for name, part in network.head.named_children():
         if name != "fc":
             x = part(x)

@@ -87,11 +87,13 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         super().__init__(config, run)
         assert isinstance(run.data, Setup)
         self.setup = setup = run.data
+        own = config.heads.pooling
+        like = None if own else setup.encoder
         self.network = build_network(
             config.model,
             sizes=[len(head.classes) for head in setup.found.heads],
-            pooling=config.heads.pooling
-            or ("" if setup.encoder is None else setup.encoder.pooling),
+            pooling=own if like is None else like.pooling,
+            layers="last" if like is None else like.layers,
             arguments=model_arguments(setup),
         )
         self.network.set_grad_checkpointing(config.grad_checkpointing)
@@ -440,6 +442,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             exported(self.scored),
             self.log_mel,
             pooling="mean" if before is None else before.pooling,
+            layers="last" if before is None else before.layers,
             window_seconds=10.0 if before is None else before.window_seconds,
             info={
                 **facts,

@@ -1,8 +1,8 @@
 """What a fine-tuning run is, resolved before it begins: its set, its front end, its sizes."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,16 +19,20 @@ from ssmast.audio import (
     read_audio,
 )
 from ssmast.encoder import Encoder
+from ssmast.encoder.folder import CONFIG, read_json
 from ssmast.evaluation.class_scores import main_metric
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, require
 from ssmast.splits import Split
-from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig, resolved
+from ssmast.training.finetune.config import AUTO, SCHEDULES, FinetuneConfig, resolved
 from ssmast.training.init_weights import check_network, find_weights, read_weights
 from ssmast.training.inputs import build_log_mel, check_model
 from ssmast.training.objective import TrainingData
+from ssmast.weights import DEFAULT, FOLDER
+
+logger = logging.getLogger(__name__)
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
 _LOOKED_AT = 64
@@ -98,6 +102,7 @@ def set_up(config: FinetuneConfig) -> Setup:
     Raises:
         UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
     """
+    config = replace(config, init=_init_of(config))
     found = load_set(
         config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
@@ -181,13 +186,31 @@ def model_arguments(setup: Setup) -> dict[str, Any]:
     }
 
 
+def _init_of(config: FinetuneConfig) -> str:
+    """Where the weights come from: `init`, or the encoder that comes with the package.
+
+    Raises:
+        UsageError: if that is left open and the encoder is of another model.
+    """
+    if config.init != AUTO:
+        return config.init
+    architecture = read_json(FOLDER / CONFIG)["architecture"]
+    if config.model not in ("", architecture) or config.pooling_schedule:
+        asked = f"model={config.model}" if config.model else "pooling_schedule"
+        raise UsageError(
+            f"init must be given with {asked}, as the encoder that comes with the package is a "
+            f"{architecture}: none (from scratch), imagenet, an encoder or a run folder"
+        )
+    logger.info("init=%s, the encoder that comes with the package", DEFAULT)
+    return DEFAULT
+
+
 def _encoder_of(config: FinetuneConfig) -> Encoder | None:
     """The encoder that `init` names; None where it names something else."""
-    if config.init in ("none", "imagenet") or not Path(config.init).is_dir():
+    if config.init in ("none", "imagenet"):
         return None
     folder = find_weights(config.init, config.model)
-    assert folder is not None
-    return read_weights(folder).encoder
+    return read_weights(folder).encoder if folder is not None and folder.is_dir() else None
 
 
 def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:

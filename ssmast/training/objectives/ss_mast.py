@@ -24,7 +24,7 @@ from ssmast.contrastive.monitors import (
     relative_distance,
     uniformity,
 )
-from ssmast.encoder.pooling import embed_layers, layer_dims
+from ssmast.encoder.pooling import layer_dims
 from ssmast.model import Backbone, PatchDrop
 from ssmast.training.config import PretrainConfig
 from ssmast.training.inputs import Drops, TwoViews
@@ -182,9 +182,7 @@ def build_student(config: PretrainConfig) -> Student:
     backbone, head = build_backbone(config), config.head
 
     def embed(backbone: Backbone, log_mel: Tensor, drop: PatchDrop | None) -> Tensor:
-        return embed_layers(
-            backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
-        )
+        return backbone.embed(log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop)
 
     mels = config.front_end.num_mels
     sizes = layer_dims(backbone, num_mels=mels, layers=head.layers, pooling=head.pooling)

@@ -18,7 +18,9 @@ _SMALL = {"input_size": (32, 32), "embed_dim": 8, "depths": (1, 1, 1, 1)}
 
 def _network(pooling: str = "freq+max", model: str = "mast_nano"):
     arguments = _SMALL if model.startswith("mast") else {"input_size": (32, 32)}
-    return build_network(model, sizes=[3, 5], pooling=pooling, arguments=arguments).eval()
+    return build_network(
+        model, sizes=[3, 5], pooling=pooling, layers="last", arguments=arguments
+    ).eval()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_head_may_pool_by_frequency_row():
     x = torch.randn(2, 1, 32, 48)
     pooled = pool_tokens(network.encode(x), mode="freq+max")
     torch.testing.assert_close(network(x), network.head.fc(pooled))
-    with pytest.raises(ValueError, match="needs the grid"):
+    with pytest.raises(ValueError, match="needs more than the last tokens"):
         network.forward_head(network.forward_features(x))
 
 
