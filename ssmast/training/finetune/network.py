@@ -98,8 +98,8 @@ def build_network(
     if pooling:
         arguments["global_pool"] = pooling
     network = cast(Backbone, create_model(model, **arguments))
-    layers = HeadLayers(network.head_hidden_size, sizes)
-    network.head.fc = layers.to(network.patch_embed.proj.weight.device)
+    heads = HeadLayers(network.head_hidden_size, sizes)
+    network.head.fc = heads.to(network.patch_embed.proj.weight.device)
     return network
 
 
