@@ -72,7 +72,10 @@ def run_probe(
         )
         train, valid = prepared.part("train"), prepared.part("valid")
         fitted = protocol.fit(
-            Problem(train, valid, len(prepared.classes), metric, seeds, widths, lr)
+            Problem(
+                *(train, valid, len(prepared.classes), metric, seeds, widths, lr),
+                shots=protocol.shots,
+            )
         )
         tally.add(
             fitted.scores(prepared.part("test")[0]),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ssmast.evaluation.fitting import Fitted, Part
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import Metric
-from ssmast.evaluation.simple import fit_knn, fit_logreg
+from ssmast.evaluation.simple import fit_few_shot, fit_knn, fit_logreg
 from ssmast.evaluation.trained_heads import fit_evar, fit_hear, fit_superb, fit_xares
 
 # Seconds of the crops in the published evaluations, by the name of the built set.
@@ -34,6 +34,7 @@ class Problem(NamedTuple):
         seeds: one repetition each.
         widths: lengths of the layers' vectors that lie one after the other in the features.
         lr: asked for in place of the protocol's fixed rate; 0 for that one.
+        shots: labelled clips of each class, where few are drawn.
     """
 
     train: Part
@@ -43,6 +44,7 @@ class Problem(NamedTuple):
     seeds: range
     widths: Sequence[int] = ()
     lr: float = 0.0
+    shots: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class Protocol:
         random_valid: fraction of the training clips that validates where a set has folds; 0: the
             fold after the test fold does.
         fixed_rate: one learning rate is given, which `lr=` replaces.
+        shots: training clips drawn of each class, which `shots=` replaces; 0: all are used.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Protocol:
     crops: dict[str, float] | None = None
     random_valid: float = 0.0
     fixed_rate: bool = False
+    shots: int = 0
 
     @property
     def updates_encoder(self) -> bool:
@@ -120,6 +124,13 @@ def _fit_knn(of: Problem) -> Fitted:
     return fit_knn(of.train, of.valid, num_classes=of.num_classes, metric=of.metric)
 
 
+def _fit_few_shot(of: Problem) -> Fitted:
+    return fit_few_shot(
+        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
+        shots=of.shots,
+    )  # fmt: skip
+
+
 def _fit_evar(of: Problem) -> Fitted:
     return fit_evar(
         of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
@@ -155,6 +166,7 @@ PROTOCOLS = {
         LINEAR,
         Protocol(name="logreg", fit=_fit_logreg),
         KNN,
+        Protocol(name="few_shot", fit=_fit_few_shot, num_seeds=20, standardise=False, shots=8),
         Protocol(
             name="evar_strict", fit=_fit_evar, num_seeds=3, first_seed=42, crops=EVAR_SECONDS,
             random_valid=0.1, fixed_rate=True,

@@ -159,7 +159,13 @@ class Scorer:
                 *(labelled.labels_sha256(), job.corpus.files_hash),
             ],
             "probe": [
-                *(self.protocol.name, job.metric.name, self.num_seeds, self.seed),
+                *(
+                    self.protocol.name,
+                    self.protocol.shots,
+                    job.metric.name,
+                    self.num_seeds,
+                    self.seed,
+                ),
                 *(self.lr, self.crop_seconds, self.num_epochs, self.shuffle),
             ],
             "encoder": encoder,

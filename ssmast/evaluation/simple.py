@@ -1,18 +1,19 @@
-"""Two probes without a learning rate or a seed: logistic regression and nearest neighbours.
+"""Probes without a learning rate: logistic regression, nearest neighbours, and few labels.
 
 The first cross-checks the linear probe; the second trains nothing, so nothing but the embedding is
-measured.
+measured; the third asks how far a few labelled clips of each class go.
 """
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmast.evaluation.fitting import Fitted, Part
+from ssmast.evaluation.fitting import Fitted, Part, mean_and_std
 from ssmast.evaluation.metrics import Metric
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
@@ -99,6 +100,67 @@ class _OneByOne:
         for column, model in self._models.items():
             logits[0, :, column] = torch.from_numpy(model.decision_function(features.cpu().numpy()))
         return logits.to(features.device)
+
+
+# Penalty of `fit_few_shot` over the mean squared length of a standardised vector.
+_FEW_SHOT_PENALTY = 0.1
+
+
+def fit_few_shot(
+    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, shots: int
+) -> Fitted:
+    """Ridge regression of each class against the rest on `shots` clips of each, one draw a seed.
+
+    The features are standardised by the drawn clips alone, and the penalty is fixed: so few labels
+    leave nothing to choose it by. The validation part is only scored.
+
+    Args:
+        train: features (n, D) and class numbers (n,), each of the C classes there.
+        valid: the same.
+        num_classes: C.
+        metric: of the validation scores.
+        seeds: one draw each.
+        shots: clips of each class.
+
+    Raises:
+        ValueError: if clips have several labels, or a class has fewer clips.
+    """
+    features, truth = train
+    if truth.ndim == 2:
+        raise ValueError("few_shot draws clips of each class, and these have several labels each")
+    counts = truth.bincount(minlength=num_classes)
+    if int(counts.min()) < shots:
+        raise ValueError(
+            f"few_shot wants {shots} training clips of each class, and one has "
+            f"{int(counts.min())}; give shots={int(counts.min())}"
+        )
+    models = []
+    for seed in seeds:
+        drawn = np.random.default_rng(seed).random(len(truth))
+        order = torch.from_numpy(drawn).argsort()
+        own = [order[truth.cpu()[order] == number][:shots] for number in range(num_classes)]
+        rows = torch.cat(own).to(features.device)
+        models.append(_ridge(features[rows], truth[rows], num_classes=num_classes))
+    return Fitted(
+        scores=lambda features: torch.stack([model(features) for model in models]),
+        chosen={"shots": shots, "draws": len(seeds)},
+        valid=metric.score(torch.stack([model(valid[0]) for model in models]), valid[1]).tolist(),
+    )
+
+
+def _ridge(features: Tensor, truth: Tensor, *, num_classes: int) -> Callable[[Tensor], Tensor]:
+    """Features (n, D) -> scores (n, C); solved in clips, as there are fewer of them than numbers.
+
+    Source: Saunders et al. 1998 (ridge regression in dual variables).
+    """
+    mean, std = mean_and_std(features)
+    x = (features.double() - mean) / std
+    targets = 2 * F.one_hot(truth, num_classes).double() - 1
+    gram, level = x @ x.T, targets.mean(dim=0)
+    penalty = _FEW_SHOT_PENALTY * gram.diagonal().mean().clamp(min=1e-12)
+    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    weights = x.T @ torch.linalg.solve(gram + penalty * eye, targets - level)
+    return lambda others: (((others.double() - mean) / std) @ weights + level).float()
 
 
 K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)

@@ -75,6 +75,7 @@ class ProbeConfig(Settings):
         "other layers than the encoder folder's: last, stages, blocks, or numbers of stages such "
         "as 2-3; best: chosen on the validation part",
     )
+    shots: int = setting(0, "with few_shot: labelled clips of each class; 0: 8", range="[0, inf)")
     lr: float = setting(
         0.0,
         "learning rate of evar_strict, xares and lape_finetune; 0: the published one",
@@ -98,6 +99,8 @@ class ProbeConfig(Settings):
         """Refuse keys that do not go together."""
         super().__post_init__()
         protocol = PROTOCOLS[self.protocol]
+        if self.shots and not protocol.shots:
+            raise UsageError(f"protocol {self.protocol} draws no clips; leave shots= out")
         if self.lr and not protocol.fixed_rate:
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
         if protocol.updates_encoder and BEST in (self.pooling, self.layers):
@@ -138,6 +141,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     """
     sets = _load_sets(config)
     state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
+    protocol = replace(protocol, shots=config.shots or protocol.shots)
     columns = make_columns(
         config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
         baselines=config.baselines, seed=config.seed, device=state.device,
@@ -167,7 +171,8 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     for number, job in enumerate(jobs, start=1):
         spec = job.labelled.spec
         inputs = scorer.inputs_sha256(job, encoder=config.encoder)
-        name = protocol.name + ("-shuffled" if config.shuffled else "")
+        shots = f"-{protocol.shots}" if protocol.shots else ""
+        name = protocol.name + shots + ("-shuffled" if config.shuffled else "")
         file = result_file(out, job.labelled, name)
         result = _read_done(file, inputs)
         if result is not None and scorer.can_be_read_now(job, result.rejected):

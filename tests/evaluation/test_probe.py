@@ -11,7 +11,7 @@ from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import get_metric, t_interval
 from ssmast.evaluation.probe import metric_of, run_probe
 from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
-from ssmast.evaluation.simple import fit_knn
+from ssmast.evaluation.simple import fit_few_shot, fit_knn
 from ssmast.splits import group_folds, named_parts
 
 # Those that leave the encoder as it is; the slow ones have their tests in test_heads.py.
@@ -233,7 +233,7 @@ def test_the_rate_is_chosen_by_validation():
 
 def test_unknown_names_list_the_known_ones():
     features, task = gaussians(num_clips=40, dim=4, classes=2, apart=3.0)
-    with pytest.raises(ValueError, match=r"one of linear, logreg, knn, evar_strict, .*, got 'svm'"):
+    with pytest.raises(ValueError, match=r"one of linear, logreg, knn, few_shot, .*, got 'svm'"):
         get_protocol("svm")
     with pytest.raises(ValueError, match=r"one of accuracy, balanced_accuracy, map, .*, got 'f1'"):
         metric_of(task, "f1")
@@ -302,3 +302,39 @@ def test_log_mel_rows_agree_with_the_published_baselines(shared_data, tmp_path):
         assert low < 100 * linear.mean < high, spec
         assert logreg.test_interval95 is not None
         assert logreg.test_interval95[0] < linear.mean < logreg.test_interval95[1], spec
+
+
+# -- few labels ------------------------------------------------------------------------------------
+
+
+def test_few_shot_is_scikit_learns_ridge_on_the_drawn_clips():
+    from sklearn.linear_model import RidgeClassifier
+
+    features, task = gaussians(num_clips=240, dim=40, classes=3, apart=6.0)
+    metric, truth = metric_of(task), torch.arange(240) % 3
+    part = (features, truth)
+    fitted = fit_few_shot(part, part, num_classes=3, metric=metric, seeds=range(3, 5), shots=5)
+    scores = fitted.scores(features)
+    assert scores.shape == (2, 240, 3)
+    assert not torch.allclose(scores[0], scores[1])  # another draw
+    for row, seed in enumerate((3, 4)):
+        order = np.random.default_rng(seed).random(240).argsort()
+        drawn = np.concatenate([order[truth[order].numpy() == c][:5] for c in range(3)])
+        few = features[drawn].double().numpy()
+        mean, std = few.mean(axis=0), few.std(axis=0)
+        x = (few - mean) / std
+        ridge = RidgeClassifier(alpha=0.1 * (x**2).sum(axis=1).mean()).fit(x, truth[drawn].numpy())
+        theirs = ridge.decision_function((features.double().numpy() - mean) / std)
+        np.testing.assert_allclose(scores[row], theirs, atol=1e-4)
+
+
+def test_few_shot_takes_as_many_clips_as_asked_and_more_are_better():
+    features, task = gaussians(num_clips=400, dim=60, classes=4, apart=3.0)
+    protocol = PROTOCOLS["few_shot"]
+    few = run_probe(features, task, protocol=dataclasses.replace(protocol, shots=1))
+    more = run_probe(features, task, protocol=protocol)
+    assert len(more.scores) == 20
+    assert more.chosen[0] == {"split": "split", "shots": 8, "draws": 20}
+    assert more.mean > few.mean + 0.1 > 0.35
+    with pytest.raises(ValueError, match=r"wants 99 .* one has 50; give shots=50"):
+        run_probe(features, task, protocol=dataclasses.replace(protocol, shots=99))

@@ -26,8 +26,8 @@ def test_a_folder_of_sound_becomes_one_file(encoder_folder, tmp_path, caplog):
 
 
 def test_missing_words_are_usage_errors(encoder_folder, tmp_path):
-    with pytest.raises(UsageError, match="encoder= is missing"):
-        main([f"data={tmp_path}"])
+    with pytest.raises(UsageError, match="data= is missing"):
+        main([f"encoder={encoder_folder}"])
     with pytest.raises(UsageError, match="must end in"):
         main([f"encoder={encoder_folder}", f"data={tmp_path}", "out=x.csv"])
 
