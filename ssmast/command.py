@@ -23,6 +23,13 @@ class StoppedError(BaseException):
         super().__init__(f"stopped by {name}{'; ' if outcome else ''}{outcome}")
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str) -> int:
     """Run `main(argv)` and turn its errors into one sentence and an exit status.
 

@@ -40,7 +40,7 @@ MAY_SEE = {
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
-    "doctor": {"audio", "model", "training", "settings"} | ENCODER,
+    "doctor": {"audio", "command", "model", "training", "settings"} | ENCODER,
     "demo": {"evaluation", "training", "report"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},

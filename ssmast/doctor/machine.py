@@ -3,11 +3,11 @@
 import importlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssmast.command import num_cores
 from ssmast.doctor.finding import Finding, note, ok, problem, reason
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the loader's processes pass their batches
@@ -31,13 +31,6 @@ def check_cores() -> Iterator[Finding]:
         yield note("cores", f"{shown}; OMP_NUM_THREADS={asked}, which training itself overrides")
     else:
         yield ok("cores", f"{shown}; OMP_NUM_THREADS={asked}")
-
-
-def num_cores() -> int:
-    """Cores in this process' affinity."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_gpus() -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from typing import Any
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
+from ssmast.command import num_cores
 from ssmast.prepare.job import Rejected, read_rejected, run_job
 from ssmast.prepare.pack import pack
 from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
@@ -194,7 +195,7 @@ def prepare_corpus(
         write_plan(work, source, cut, extra)
         plan = read_plan(work.resolve())
         _remove_partial(out)
-        workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or num_cores()
         _run_jobs(
             plan, engine=engine, workers=workers, address=ray_address, most_bad=max_bad_fraction
         )

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from ssmast.audio.augment import ResizedCrop
 from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.segments import SegmentBatch
 from ssmast.audio.stats import known_mean_std, measure_mean_std
+from ssmast.command import num_cores
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
 from ssmast.settings import UsageError
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
@@ -135,7 +135,7 @@ def decoded(config: TrainConfig, corpus: Corpus, *, runs: Path) -> Corpus:
         where,
         sample_rate=config.front_end.sample_rate,
         max_bytes=8 << 30 if config.cache == "auto" else None,
-        workers=len(os.sched_getaffinity(0)),  # nothing else runs yet
+        workers=num_cores(),  # nothing else runs yet
     )
 
 

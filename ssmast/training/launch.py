@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from ssmast.command import StoppedError
+from ssmast.command import StoppedError, num_cores
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
             "since `--cpu` starts only one"
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
-    share = threads or max(1, len(os.sched_getaffinity(0)) // local)
+    share = threads or max(1, num_cores() // local)
     torch.set_num_threads(min(share, _openmp_limit()))
     return accelerator
 

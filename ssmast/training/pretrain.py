@@ -48,13 +48,16 @@ def train(kind: type[Objective[Any, Any, Any]], argv: list[str] | None = None) -
         Exit status: 0 when the encoder stands, 2 for a wrong command line, 1 for wrong input.
 
     Raises:
-        TypeError: if the class is no `Objective`, or its settings none of pretraining.
+        TypeError: if the class is no `Objective`, has no `loss`, or its settings are none of
+            pretraining.
     """
     if not (issubclass(kind, Objective) and issubclass(kind.settings, PretrainConfig)):
         raise TypeError(
             f"train takes a subclass of ssmast.Objective whose settings are a PretrainConfig, got "
             f"{kind.__name__} with {kind.settings.__name__}"
         )
+    if kind.loss is Objective.loss:
+        raise TypeError(f"{kind.__name__} must define loss, what the run minimises")
     command = f"python {Path(sys.argv[0]).name}"
     words = sys.argv[1:] if argv is None else argv
     return run_command(lambda words: _command(kind, words, command=command), words, name=command)

@@ -316,3 +316,12 @@ def test_two_processes_train_as_one_and_are_killed_and_resumed(file, audio, tmp_
     _, tensors = load_checkpoint(checkpoints(run / "checkpoints")[-1])
     assert tensors["optimizer"]
     shutil.rmtree(run)
+
+
+def test_a_class_that_cannot_train_is_refused_before_anything_is_read():
+    class NoLoss(Objective):
+        pass
+
+    for kind, sentence in ((NoLoss, "NoLoss must define loss"), (dict, "a subclass of")):
+        with pytest.raises((TypeError, AttributeError), match=sentence):
+            pretrain.train(kind, [])
