@@ -53,8 +53,8 @@ def train(kind: type[Objective[Any, Any, Any]], argv: list[str] | None = None) -
     """
     if not (issubclass(kind, Objective) and issubclass(kind.settings, PretrainConfig)):
         raise TypeError(
-            f"train takes a subclass of ssmast.Objective whose settings are a PretrainConfig, got "
-            f"{kind.__name__} with {kind.settings.__name__}"
+            "train takes a subclass of ssmast.Objective whose settings are a PretrainConfig, got "
+            f"{kind.__name__}"
         )
     if kind.loss is Objective.loss:
         raise TypeError(f"{kind.__name__} must define loss, what the run minimises")

@@ -40,8 +40,8 @@ from tests.training.test_survive import _logged, _until
 
 SMALL = (
     "recipe=finetune_small", "steps=4", "batch_size=4", "workers=0", "checkpoint_every=2",
-    "log_every=1", "init=none", "front_end.num_mels=32", "clips.frames=32", "tensorboard=false", "threads=1",
-    "front_end.stats_clips=8", "scoring.every=2", "heads.freeze=0", "optim.lr=1e-5",
+    "init=none", "log_every=1", "front_end.num_mels=32", "clips.frames=32", "tensorboard=false",
+    "threads=1", "front_end.stats_clips=8", "scoring.every=2", "heads.freeze=0", "optim.lr=1e-5",
 )  # fmt: skip
 
 
