@@ -147,8 +147,9 @@ def pretrain(run: Run) -> None:
     if (run.folder / "encoder" / "checksums.json").is_file():
         return
     logger.info("pretraining %s", run.folder.name)
-    words = ["recipe=real_nano", "threads=1", "resume=auto", f"run={run.folder}", *run.words]
-    command = [sys.executable, "-m", "ssmast.training.pretrain", *words]
+    words = ["recipe=real_nano", "threads=1", "resume=auto", f"run={run.folder}"]
+    words += ["export.pooling=freq+max", "export.layers=last", *run.words]  # as the tables were made
+    command = [sys.executable, "-m", "ssmast", "pretrain", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip()[-800:]}")
