@@ -243,7 +243,7 @@ def window_log_mels(
     if missing > 0:
         waveform = F.pad(waveform, (0, missing))
     log_mel = front_end.normalize(front_end.log_mel(waveform, fast=fast))
-    frames = (1 + samples // front_end.hop_length).clamp(min=fewest)
+    frames = front_end.frames(samples).clamp(min=fewest)
     return log_mel, None if int(frames.min()) == log_mel.shape[3] else frames
 
 

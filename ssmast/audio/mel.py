@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,19 +139,33 @@ class LogMel(nn.Module):
         """Normalised log-mel spectrogram (B, 1, F, T) of waveforms (B, S)."""
         return self.normalize(self.log_mel(waveform))
 
-    def frames(self, samples: int) -> int:
-        """Number of frames of a waveform of `samples` samples."""
+    def frames(self, samples: Any) -> Any:
+        """Number of frames of a waveform of `samples` samples (or of several, a tensor)."""
         return 1 + samples // self.hop_length
 
     def samples(self, frames: int) -> int:
         """Fewest samples that make `frames` frames: 15,200 (0.95 s) for 96 at the defaults."""
         return (frames - 1) * self.hop_length
 
+    def span(self, start: int, frames: int) -> tuple[int, int, int]:
+        """What of a clip makes its frames [start, start + frames).
+
+        Returns:
+            First sample (negative where zeros stand before the clip), number of samples, and how
+            many of the frames that come of them to leave out at the start.
+        """
+        context = math.ceil(self.n_fft // 2 / self.hop_length)  # half a window on both sides
+        return (
+            (start - context) * self.hop_length,
+            (frames + 2 * context) * self.hop_length,
+            context,
+        )
+
     def centres_hz(self) -> Tensor:
         """Frequency at which each mel filter peaks, in Hz (F,), float64."""
         return _mel_edges(self.num_mels, self.f_min, self.f_max)[1:-1]
 
-    def settings(self) -> dict[str, int | float]:
+    def settings(self) -> dict[str, Any]:
         """Constructor arguments in plain numbers; `LogMel(**settings)` is this object again."""
         return {
             "sample_rate": self.sample_rate,
@@ -165,7 +180,7 @@ class LogMel(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as `print` shows them."""
-        return ", ".join(f"{name}={value:g}" for name, value in self.settings().items())
+        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
 
 
 def mel_filterbank(

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ssmast.audio.kaldi import front_end_of
 from ssmast.model import IMAGENET
 from ssmast.settings import flatten
 
@@ -129,8 +130,8 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
     facts = {
         "architecture": f"`{config['architecture']}`, {num_parameters / 1e6:.1f} M parameters",
         "input": f"waveform at {front['sample_rate']} Hz (other rates are resampled), any length",
-        "front end": f"log-mel, {front['num_mels']} bins, {front['f_min']:g} to "
-        f"{front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
+        "front end": f"{front.get('kind', 'log-mel')}, {front['num_mels']} bins, "
+        f"{front['f_min']:g} to {front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
         "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
         "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
@@ -277,8 +278,8 @@ def _onnx(config: dict[str, Any]) -> list[str]:
     outputs, length = "`embeddings` (batch, D)", config["ssmast"]["window_seconds"]
     if info.get("classifier"):
         outputs += " and `probabilities` (batch, C), classes in the order above"
-        seconds = (info["classifier"]["frames"] - 1) * config["ssmast"]["front_end"]["hop_length"]
-        length = seconds / rate
+        samples = front_end_of(config["ssmast"]["front_end"]).samples(info["classifier"]["frames"])
+        length = samples / rate
     lines = [
         "## ONNX",
         "",

@@ -16,6 +16,7 @@ from timm.models import is_model
 from torch import Tensor
 
 from ssmast.audio import LogMel
+from ssmast.audio.kaldi import front_end_of
 from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model
 from ssmast.weights import DEFAULT, FOLDER
@@ -291,7 +292,7 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
 
 def build_parts(config: Mapping[str, Any]) -> tuple[Backbone, LogMel]:
     """The backbone, with fresh weights, and the front end that a config.json describes."""
-    return _backbone_of(config), LogMel(**config["ssmast"]["front_end"])
+    return _backbone_of(config), front_end_of(config["ssmast"]["front_end"])
 
 
 def _backbone_of(config: Mapping[str, Any]) -> Backbone:

@@ -125,21 +125,18 @@ class WindowCutter:
         The windows of a long sound must come from front to back. The second value holds the frames
         of each, or is None where all have T.
         """
-        hop = self._log_mel.hop_length
-        # Each window comes with half an STFT window on both sides, which is cut off again.
-        context = math.ceil(self._log_mel.n_fft // 2 / hop)
         longest = max(window.length for window in windows)
-        shape = (len(windows), (longest + 2 * context) * hop)
-        batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        _, width, skipped = self._log_mel.span(0, longest)
+        batch = torch.zeros((len(windows), width), dtype=torch.float32, device="cpu")
         for row, window in enumerate(windows):
-            first = (window.start - context) * hop
-            last = (window.start + window.length + context) * hop
-            samples = waveforms[window.clip][max(first, 0) : last]
+            # A window comes with what its first and last frames reach into, cut off again below.
+            first, count, _ = self._log_mel.span(window.start, window.length)
+            samples = waveforms[window.clip][max(first, 0) : first + count]
             part = torch.as_tensor(samples, device="cpu")
             start = max(-first, 0)
             batch[row, start : start + len(part)] = part  # not a view: gradients may flow
         log_mel = self._log_mel(batch.to(self._log_mel.filterbank.device))[
-            ..., context : context + longest
+            ..., skipped : skipped + longest
         ]
         lengths = torch.tensor([window.length for window in windows], device="cpu")
         return log_mel, None if int(lengths.min()) == longest else lengths

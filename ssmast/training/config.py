@@ -13,6 +13,12 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 class FrontEnd:
     """Waveform to log-mel."""
 
+    kind: str = setting(
+        "log_mel",
+        "log_mel; kaldi: the filterbank features of AST, SSAST and PSLA (windows of 25 ms, n_fft "
+        "follows); usually with num_mels=128 f_min=20 f_max=8000",
+        choices=("log_mel", "kaldi"),
+    )
     sample_rate: int = setting(16000, "sample rate in Hz; audio at other rates is resampled")
     n_fft: int = setting(1024, "FFT size in samples")
     hop_length: int = setting(160, "samples from one frame to the next (160 = 10 ms)")

@@ -26,11 +26,12 @@ from ssmast.audio import (
 )
 from ssmast.audio.augment import ResizedCrop
 from ssmast.audio.corpus.cache import cache_decoded
+from ssmast.audio.kaldi import front_end_of
 from ssmast.audio.segments import SegmentBatch
 from ssmast.audio.stats import known_mean_std, measure_mean_std
 from ssmast.command import num_cores
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
-from ssmast.settings import UsageError
+from ssmast.settings import UsageError, to_dict
 from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,11 @@ def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
         mean: of the log-mel over its corpus.
         std: of the log-mel over its corpus.
     """
-    return LogMel(
-        sample_rate=front.sample_rate,
-        n_fft=front.n_fft,
-        hop_length=front.hop_length,
-        num_mels=front.num_mels,
-        f_min=front.f_min,
-        f_max=front.f_max,
-        mean=mean,
-        std=std,
-    )
+    settings = to_dict(front)
+    del settings["stats_clips"]
+    if front.kind == "kaldi" and front.n_fft == FrontEnd().n_fft:
+        del settings["n_fft"]  # left alone: it follows from the window of 25 ms
+    return front_end_of({**settings, "mean": mean, "std": std})
 
 
 def mean_and_std(

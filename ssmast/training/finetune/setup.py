@@ -12,12 +12,12 @@ from ssmast.audio import (
     AudioError,
     BalancedOrder,
     Corpus,
-    LogMel,
     MixedSegments,
     SegmentDataset,
     open_corpus,
     read_audio,
 )
+from ssmast.audio.kaldi import front_end_of
 from ssmast.encoder import Encoder
 from ssmast.encoder.folder import CONFIG, read_json
 from ssmast.evaluation.class_scores import main_metric
@@ -28,7 +28,7 @@ from ssmast.settings import UsageError, require
 from ssmast.splits import Split
 from ssmast.training.finetune.config import AUTO, SCHEDULES, FinetuneConfig, resolved
 from ssmast.training.init_weights import check_network, find_weights, read_weights
-from ssmast.training.inputs import build_log_mel, check_model
+from ssmast.training.inputs import build_log_mel, check_model, log_mel_of
 from ssmast.training.objective import TrainingData
 from ssmast.weights import DEFAULT, FOLDER
 
@@ -121,7 +121,7 @@ def set_up(config: FinetuneConfig) -> Setup:
     config = sized(config, num_clips=len(split.train))
     metric = main_metric(found, config.scoring.metric)
     # The encoder's own front end, which its weights are used to.
-    log_mel = None if encoder is None else LogMel(**cast(Any, encoder.log_mel.settings()))
+    log_mel = None if encoder is None else front_end_of(encoder.log_mel.settings())
     return Setup(
         clips=clips,
         log_mel=log_mel,
@@ -244,7 +244,7 @@ def _usual_frames(corpus: Corpus, front: Any) -> int:
             audio = read_audio(corpus.source(clip), sample_rate=front.sample_rate)
         except AudioError:
             continue  # the run will list it
-        lengths.append(1 + len(audio) // front.hop_length)
+        lengths.append(log_mel_of(front, mean=0.0, std=1.0).frames(len(audio)))
     if not lengths:
         raise ValueError(
             f"none of {len(looked_at)} training clips could be read; give clips.frames"
