@@ -131,7 +131,8 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
         "architecture": f"`{config['architecture']}`, {num_parameters / 1e6:.1f} M parameters",
         "input": f"waveform at {front['sample_rate']} Hz (other rates are resampled), any length",
         "front end": f"{front.get('kind', 'log-mel')}, {front['num_mels']} bins, "
-        f"{front['f_min']:g} to {front['f_max']:g} Hz, {1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
+        f"{front['f_min']:g} to {front['f_max']:g} Hz, "
+        f"{1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
         "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
         "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
