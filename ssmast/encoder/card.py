@@ -17,6 +17,7 @@ _OBJECTIVES = {
         "temperature": "loss.temperature",
         "negatives kept": "loss.queue_size",
     },
+    "ss_mast_mosaic": {"temperature": "loss.temperature"},
     "ssast": {"patches masked": "ssast.masked"},
 }
 # Entries of `info` with a section of their own.

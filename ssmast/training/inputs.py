@@ -226,11 +226,21 @@ class ViewMaker:
         raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
         return TwoViews(
             log_mels=(self._view(raw[0], segments, 0), self._view(raw[1], segments, 1)),
-            drops=(
-                self.drop(segments, 0, step=step, backbone=backbone),
-                self.drop(segments, 1, step=step, backbone=backbone),
-            ),
+            drops=self._drops(segments, step=step, backbone=backbone),
             raw=raw[0],
+        )
+
+    def _drops(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> Drops:
+        """Columns of view 1 and rows of view 2 where they are to be lost, or what `drop` gives."""
+        columns, rows = self.config.lost_lines
+        if columns or rows:
+            return (
+                self.drop_lines(0, columns=columns, step=step, backbone=backbone),
+                self.drop_lines(1, rows=rows, step=step, backbone=backbone),
+            )
+        return (
+            self.drop(segments, 0, step=step, backbone=backbone),
+            self.drop(segments, 1, step=step, backbone=backbone),
         )
 
     def drop(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
+from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling, embed_layers, layer_dims
@@ -343,6 +344,18 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         sizes = layer_dims(self.backbone, num_mels=mels, pooling=head.pooling, layers=head.layers)
         return sum(sizes)
 
+    def build_projector(self) -> nn.Module:
+        """Head on the embedding of `backbone`, as the keys `head.*` say, with fresh weights."""
+        head = cast(PretrainConfig, self.config).head
+        return build_projector(
+            kind=head.kind,
+            dim_in=self.embedding_dim,
+            hidden=head.hidden,
+            dim=head.dim,
+            num_layers=head.num_layers,
+            norm=head.norm,
+        )
+
     def encoders(self) -> dict[str, Backbone]:
         """Networks that can be exported, by name, the usual one first; "student" is the trained."""
         return {"student": self.backbone}
@@ -427,7 +440,10 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         """Above the picture of `panels`."""
         config = cast(PretrainConfig, self.config)
         size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
+        columns, rows = config.lost_lines
         rate = f"patch_drop.rate={config.patch_drop.rate:g}"
+        if columns or rows:
+            rate = f"views.columns={columns:g}, views.rows={rows:g}"
         return f"{type(self).__name__}, step {step}, seed {config.seed}: {size}, {rate}"
 
     def encoder(self, facts: dict[str, Any]) -> Encoder:

@@ -167,7 +167,8 @@ def view_panels(
     log_mels = list(views.log_mels) if isinstance(views, TwoViews) else []
     drops: list[tuple[str, int, PatchDrop | None]] = []
     maker = objective.make_views
-    if maker is not None and type(objective).views is Objective.views:
+    lost = maker is not None and any(maker.config.lost_lines)
+    if maker is not None and type(objective).views is Objective.views and not lost:
         config = objective.config.patch_drop
         used = ", in use" if config.rate else ""
         drops.append((f"view 1, {config.mode} drop{used}", 0, views.drops[0]))

@@ -66,8 +66,8 @@ def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
 @pytest.mark.parametrize(
     "word",
     ["front_end.f_max=9000", "front_end.num_mels=0", "views.crop_freq=[2, 1]",
-     "head.kind=conv", "head.norm=group", "head.pooling=max", "export.layers=first",
-     "export.pooling=max", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
+     "head.kind=conv", "head.norm=group", "head.pooling=most", "export.layers=first",
+     "export.pooling=most", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
      "loss.temperature=0"],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
@@ -93,9 +93,9 @@ _CHANGES = {
     "optim.max_grad_norm": "0.01",
     "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
     "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
-    "views.crop_time": "[1, 1]",
+    "views.crop_time": "[1, 1]", "views.columns": "0.3 patch_drop.rate=0", "views.rows": "0.3",
     "patch_drop.rate": "0", "patch_drop.mode": "random", "patch_drop.teacher": "true",
-    "head.kind": "linear", "head.pooling": "freq+max", "head.hidden": "8", "head.dim": "4",
+    "head.kind": "linear", "head.pooling": "freq+max", "head.layers": "stages", "head.hidden": "8", "head.dim": "4",
     "head.num_layers": "2", "head.norm": "layer", "head.predictor": "8",
     "loss.temperature": "0.5", "loss.learn_temperature": "true", "loss.queue_size": "4",
     "loss.queue_fraction": "0.1", "loss.batch_negatives": "false",

@@ -4,10 +4,15 @@ from typing import Any
 
 from ssmast.settings import UsageError
 from ssmast.training.objective import Objective
+from ssmast.training.objectives.mosaic import Mosaic
 from ssmast.training.objectives.ss_mast import SSMAST
 from ssmast.training.objectives.ssast import SSAST
 
-OBJECTIVES: dict[str, type[Objective[Any, Any, Any]]] = {"ss_mast": SSMAST, "ssast": SSAST}
+OBJECTIVES: dict[str, type[Objective[Any, Any, Any]]] = {
+    "ss_mast": SSMAST,
+    "ss_mast_mosaic": Mosaic,
+    "ssast": SSAST,
+}
 
 
 def objective_of(name: str) -> type[Objective[Any, Any, Any]]:
@@ -18,7 +23,7 @@ def objective_of(name: str) -> type[Objective[Any, Any, Any]]:
     """
     if name not in OBJECTIVES:
         raise UsageError(
-            f"objective must be {' or '.join(OBJECTIVES)}, got {name!r}; an objective "
+            f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}; an objective "
             "of your own is run by its own file (ssmast.train)"
         )
     return OBJECTIVES[name]

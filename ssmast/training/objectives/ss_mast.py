@@ -26,9 +26,15 @@ from ssmast.contrastive.monitors import (
 )
 from ssmast.encoder.pooling import embed_layers, layer_dims
 from ssmast.model import Backbone, PatchDrop
-from ssmast.training.config import PretrainConfig
-from ssmast.training.inputs import Drops, TwoViews
-from ssmast.training.objective import Objective, RunFacts, Step, StepLoss, build_backbone
+from ssmast.training.objective import (
+    Objective,
+    PretrainConfig,
+    RunFacts,
+    Step,
+    StepLoss,
+    TwoViews,
+    build_backbone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +81,14 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
 
     def embed(self, views: TwoViews) -> Tensor:
         """The student's embeddings (B, 2, E)."""
-        return _embedded(self.student.branch, views.log_mels, views.drops)
+        return self.embed_views(self.student.branch.backbone, views)
 
     @torch.no_grad()
     def targets(self, views: TwoViews) -> Tensor:
         """The teacher's embeddings (B, 2, E)."""
         self.teacher.eval()
-        drops = views.drops if self.config.patch_drop.teacher else (None, None)
-        return _embedded(self.teacher.branch, views.log_mels, drops)
+        drops = self.config.patch_drop.teacher
+        return self.embed_views(self.teacher.branch.backbone, views, drops=drops)
 
     def loss(self, embeddings: Tensor, targets: Tensor, step: Step) -> ContrastiveLoss:
         """L(f, h) + L(h, f): view 1 asks for its clip's key of view 2, and the reverse.
@@ -149,12 +155,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
             "teacher_distance": relative_distance(student.parameters(), teacher.parameters()),
             "momentum": self.momentum(step - 1),
         }
-
-
-def _embedded(branch: Branch, log_mels: tuple[Tensor, Tensor], drops: Drops) -> Tensor:
-    """Embeddings (B, 2, E) of both views."""
-    pairs = zip(log_mels, drops, strict=True)
-    return torch.stack([branch.embed(log_mel, drop) for log_mel, drop in pairs], dim=1)
 
 
 @torch.no_grad()
