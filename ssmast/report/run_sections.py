@@ -15,6 +15,10 @@ from ssmast.report.sources import Source
 _OBJECTIVES = {
     "ss_mast": "SS-MAST",
     "ss_mast_mosaic": "SS-MAST mosaic",
+    "swav": "SwAV",
+    "vicreg": "VICReg",
+    "barlow_twins": "Barlow Twins",
+    "dino": "DINO",
     "ssast": "SSAST",
     "finetune": "fine-tuning",
 }

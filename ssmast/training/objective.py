@@ -3,7 +3,7 @@
 The loop (`step.py`, `loop.py`) owns the rest: micro-batches, the gradient through them, several
 processes, precision, the optimiser, checkpoints, alarms. So an objective is exact under gradient
 accumulation and on several processes by construction, and a new one is one small file:
-docs/objectives.md.
+docs/objectives.md. All that such a file needs can be imported from here.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
+from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
@@ -252,18 +253,21 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def embed(self, views: Views) -> Tensor:
         """The part with a gradient that knows single clips, (B, ...); here (B, 2, E).
 
-        It runs under autocast. Called twice it must give the same: of all micro-batches but the
-        last it is computed again for the gradient.
+        With `views.local` there are as many more rows of E. It runs under autocast. Called twice it
+        must give the same: of all micro-batches but the last it is computed again for the gradient.
         """
         return self.embed_views(self.backbone, cast(TwoViews, views))
 
-    def embed_views(self, backbone: Backbone, views: TwoViews, *, drops: bool = True) -> Tensor:
+    def embed_views(
+        self, backbone: Backbone, views: TwoViews, *, drops: bool = True, local: bool = True
+    ) -> Tensor:
         """Embeddings (B, 2, E) of both views, pooled as `head.pooling` and `head.layers` say.
 
         Args:
             backbone: encoder.
             views: of a micro-batch.
             drops: leave out the patches that are dropped.
+            local: embed the short crops too, behind both views: (B, 2 + `views.local`, E).
         """
         pairs: Iterable[tuple[Tensor, PatchDrop | None]]
         pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
@@ -274,6 +278,10 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             )
             for log_mel, drop in pairs
         ]
+        if local and views.local:  # of one length, so in one pass
+            crops = torch.cat(views.local)
+            more = embed_layers(backbone, crops, layers=head.layers, pooling=head.pooling)
+            pooled += more.chunk(len(views.local))
         return torch.stack(pooled, dim=1)
 
     def targets(self, views: Views) -> Any:
@@ -307,6 +315,14 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         if self.make_views is not None and len(views) and isinstance(views[0], TwoViews):
             raw = [cast(TwoViews, micro).raw for micro in views]
             self.mixup_memory.enqueue_(step.gather(torch.cat(raw)))
+
+    def momentum(self, step: int) -> float:
+        """A teacher's momentum after `step` steps, as the keys `teacher.*` say.
+
+        Source: Grill et al. 2020 (BYOL), section 3.3.
+        """
+        teacher = cast(PretrainConfig, self.config).teacher
+        return cosine_schedule(step, self.run.steps, teacher.momentum, teacher.final_momentum)
 
     @torch.no_grad()
     def numbers(self, loss: Loss, step: int) -> dict[str, float]:
@@ -482,4 +498,20 @@ def build_backbone(config: PretrainConfig) -> Backbone:
     )
     check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
+    _check_lost_lines(config, backbone)
+    if config.views.local:
+        backbone.grid_of(config.front_end.num_mels, config.views.frames // 3)  # refuses too short
     return backbone
+
+
+def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:
+    """Refuse lines to lose of which a view this small would lose none, for they go in groups."""
+    mels, frames = config.front_end.num_mels, config.views.frames
+    groups = backbone.grid_of(mels, frames)[0].pool(backbone.drop_group)
+    columns, rows = config.lost_lines
+    for key, rate, num in (("columns", columns, groups.time), ("rows", rows, groups.freq)):
+        if rate and max(1, round((1 - rate) * num)) == num:
+            raise ValueError(
+                f"views.{key}={rate:g} takes nothing of a view of {mels} mel bins x {frames} "
+                f"frames, whose {key} go in {num} group(s); give a larger view, another rate, or 0"
+            )

@@ -191,6 +191,8 @@ def view_panels(
             patch = student.patch_embed.stride
             covered = None if drop is None else dropped_patches(drop, i)
             row.append(Panel(title, log_mels[k][i, 0], dropped=covered, patch=patch))
+        if isinstance(views, TwoViews):
+            row += [Panel(f"short crop {k + 1}", x[i, 0]) for k, x in enumerate(views.local)]
         rows.append(row)
     return rows
 
