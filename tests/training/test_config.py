@@ -33,10 +33,12 @@ _FREE = {
 
 def _config(*words: str) -> PretrainConfig:
     # Some have no heads, queue or predictor to make small.
-    other = [word[10:] for word in words if word.startswith("objective=")]
-    unused = {"ssast": ("head.", "loss.")}.get(*other, ("loss.", "head.predictor")) if other else ()
-    small = [word for word in SMALL if not word.startswith(unused)] if other else list(SMALL)
-    small += ["loss.queue_size=576"] if other and "recipe=" not in words[0] else []  # not smoke's
+    asked = {word.partition("=")[2] for word in words if word.startswith("objective=")}
+    small = list(SMALL)
+    if asked:
+        unused = ("head.", "loss.") if "ssast" in asked else ("loss.", "head.predictor")
+        small = [word for word in SMALL if not word.startswith(unused)]
+        small.append("loss.queue_size=576")  # in place of the recipe's own
     config = parse(PretrainConfig, [*small, *words], command="test", recipes=RECIPES)
     assert config is not None
     return config
