@@ -25,6 +25,7 @@ _OBJECTIVES = {
 _VIEWS = {
     "ss_mast": "two segments, their augmented views, and what patch-drop takes out of a view in "
     "each of its modes (grey)",
+    "ss_mast_mosaic": "two segments, their views, and the lines that each view lost (grey)",
     "ssast": "a segment, and which of its patches are masked (grey)",
     "finetune": "each segment as it is cut from its clip, and as the network is fed it, with the "
     "label it is to predict",

@@ -355,22 +355,11 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @property
     def embedding_dim(self) -> int:
         """Length E of what `embed_views` gives of `backbone`."""
-        config = cast(PretrainConfig, self.config)
-        mels, head = config.front_end.num_mels, config.head
-        sizes = layer_dims(self.backbone, num_mels=mels, pooling=head.pooling, layers=head.layers)
-        return sum(sizes)
+        return _embedding_dim(cast(PretrainConfig, self.config), self.backbone)
 
     def build_projector(self) -> nn.Module:
         """Head on the embedding of `backbone`, as the keys `head.*` say, with fresh weights."""
-        head = cast(PretrainConfig, self.config).head
-        return build_projector(
-            kind=head.kind,
-            dim_in=self.embedding_dim,
-            hidden=head.hidden,
-            dim=head.dim,
-            num_layers=head.num_layers,
-            norm=head.norm,
-        )
+        return projector_of(cast(PretrainConfig, self.config), self.backbone)
 
     def encoders(self) -> dict[str, Backbone]:
         """Networks that can be exported, by name, the usual one first; "student" is the trained."""
@@ -502,6 +491,24 @@ def build_backbone(config: PretrainConfig) -> Backbone:
     if config.views.local:
         backbone.grid_of(config.front_end.num_mels, config.views.frames // 3)  # refuses too short
     return backbone
+
+
+def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
+    """Head on the embedding of an encoder, as the keys `head.*` say, with fresh weights."""
+    head = config.head
+    return build_projector(
+        kind=head.kind,
+        dim_in=_embedding_dim(config, backbone),
+        hidden=head.hidden,
+        dim=head.dim,
+        num_layers=head.num_layers,
+        norm=head.norm,
+    )
+
+
+def _embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
+    mels, head = config.front_end.num_mels, config.head
+    return sum(layer_dims(backbone, num_mels=mels, pooling=head.pooling, layers=head.layers))
 
 
 def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:

@@ -12,7 +12,6 @@ from ssmast.contrastive import (
     Student,
     Teacher,
     build_predictor,
-    build_projector,
     info_nce,
 )
 from ssmast.contrastive.monitors import (
@@ -23,8 +22,7 @@ from ssmast.contrastive.monitors import (
     relative_distance,
     uniformity,
 )
-from ssmast.encoder.pooling import embed_layers, layer_dims
-from ssmast.model import Backbone, PatchDrop
+from ssmast.model import Backbone
 from ssmast.training.objective import (
     Objective,
     PretrainConfig,
@@ -33,6 +31,7 @@ from ssmast.training.objective import (
     StepLoss,
     TwoViews,
     build_backbone,
+    projector_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -181,26 +180,9 @@ def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, floa
 def build_student(config: PretrainConfig) -> Student:
     """Backbone, projector and predictor with fresh weights."""
     backbone, head = build_backbone(config), config.head
-
-    def embed(backbone: Backbone, log_mel: Tensor, drop: PatchDrop | None) -> Tensor:
-        return embed_layers(
-            backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
-        )
-
-    mels = config.front_end.num_mels
-    sizes = layer_dims(backbone, num_mels=mels, layers=head.layers, pooling=head.pooling)
-
-    projector = build_projector(
-        kind=head.kind,
-        dim_in=sum(sizes),
-        hidden=head.hidden,
-        dim=head.dim,
-        num_layers=head.num_layers,
-        norm=head.norm,
-    )
     predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
     return Student(
-        Branch(backbone, embed, projector),
+        Branch(backbone, projector_of(config, backbone)),
         predictor,
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,
