@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -84,8 +85,10 @@ class DINO(Objective[PretrainConfig, TwoViews, DistillationLoss]):
         super().__init__(config, run)
         self.backbone, own = self.build_backbone(), config.dino
         sizes = (self.embedding_dim, config.head.hidden, config.head.dim, own.outputs)
-        self.head = DINOProjectionHead(*sizes)
-        copies = {"backbone": copy.deepcopy(self.backbone), "head": DINOProjectionHead(*sizes)}
+        with warnings.catch_warnings():  # lightly's weight norm is PyTorch's old one
+            warnings.simplefilter("ignore", FutureWarning)
+            self.head, head = (DINOProjectionHead(*sizes) for _ in range(2))
+        copies = {"backbone": copy.deepcopy(self.backbone), "head": head}
         self.teacher = nn.ModuleDict(copies)
         self.teacher["head"].load_state_dict(self.head.state_dict())
         deactivate_requires_grad(self.teacher)
