@@ -1,45 +1,36 @@
 """Student and momentum teacher."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from lightly.models.utils import deactivate_requires_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.model import Backbone, PatchDrop
-
-Embed = Callable[[Backbone, Tensor, PatchDrop | None], Tensor]
+from ssmast.model import Backbone
 
 
 class Branch(nn.Module):
-    """Log-mel -> embedding -> projection: what student and teacher have in common.
+    """What student and teacher have in common.
 
     Args:
         backbone: encoder.
-        embed: maps it, a log-mel and a patch-drop to the embedding (B, E).
-        projector: maps the embedding to the projection (B, P).
+        projector: maps its embedding (B, E) to the projection (B, P).
     """
 
     backbone: Backbone
 
-    def __init__(self, backbone: Backbone, embed: Embed, projector: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self._embed = embed
         self.projector = projector
-
-    def embed(self, log_mel: Tensor, patch_drop: PatchDrop | None = None) -> Tensor:
-        """Normalised log-mel (B, 1, F, T) -> embedding (B, E); no clip sees another."""
-        return self._embed(self.backbone, log_mel, patch_drop)
 
 
 class Student(nn.Module):
     """The network that learns: a branch, a predictor and, if asked, the temperature.
 
-    It works in two parts: `branch.embed` knows single clips, so it may see the batch in pieces;
-    `predict` may normalise over the batch, so it wants all of it.
+    Its backbone knows single clips, so it may see the batch in pieces; `predict` may normalise over
+    the batch, so it wants all of it.
     """
 
     def __init__(

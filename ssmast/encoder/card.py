@@ -18,6 +18,9 @@ _OBJECTIVES = {
         "temperature": "loss.temperature",
         "negatives kept": "loss.queue_size",
     },
+    "ss_mast_mosaic": {"temperature": "loss.temperature"},
+    "swav": {"prototypes": "swav.prototypes"},
+    "dino": {"outputs": "dino.outputs"},
     "ssast": {"patches masked": "ssast.masked"},
 }
 # Entries of `info` with a section of their own.

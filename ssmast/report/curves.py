@@ -32,6 +32,10 @@ _BY_OBJECTIVE = {
         "loss": "InfoNCE loss (nats)",
         "accuracy": "positive found among the negatives (rate)",
     },
+    "ss_mast_mosaic": {
+        "loss": "NT-Xent loss (nats)",
+        "accuracy": "positive found among the batch (rate)",
+    },
     "ssast": {"loss": "loss (nats)", "accuracy": "masked patches matched (rate)"},
     "finetune": {"loss": "loss on the training part (nats)"},
 }

@@ -12,10 +12,20 @@ from ssmast.report.curves import MOST_RUNS, curves
 from ssmast.report.sources import Source
 
 # By objective, as config.yaml names it; another one is called by that name.
-_OBJECTIVES = {"ss_mast": "SS-MAST", "ssast": "SSAST", "finetune": "fine-tuning"}
+_OBJECTIVES = {
+    "ss_mast": "SS-MAST",
+    "ss_mast_mosaic": "SS-MAST mosaic",
+    "swav": "SwAV",
+    "vicreg": "VICReg",
+    "barlow_twins": "Barlow Twins",
+    "dino": "DINO",
+    "ssast": "SSAST",
+    "finetune": "fine-tuning",
+}
 _VIEWS = {
     "ss_mast": "two segments, their augmented views, and what patch-drop takes out of a view in "
     "each of its modes (grey)",
+    "ss_mast_mosaic": "two segments, their views, and the lines that each view lost (grey)",
     "ssast": "a segment, and which of its patches are masked (grey)",
     "finetune": "each segment as it is cut from its clip, and as the network is fed it, with the "
     "label it is to predict",

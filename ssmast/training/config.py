@@ -1,12 +1,31 @@
 """Every key of `ssmast pretrain`, and what all trainings share, with defaults and meanings."""
 
-from dataclasses import dataclass, fields
+import operator
+from dataclasses import dataclass
 from pathlib import Path
 
-from ssmast.settings import Settings, require, setting
+from ssmast.settings import Settings, flat_fields, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
 RECIPES = Path(__file__).parents[1] / "recipes"
+# Objective -> which keys it uses of the sections that not all do: sections, and single keys of
+# others. A section stands for all its keys but views.local, which is named where it is used.
+_PROJECTOR = ("head.kind", "head.pooling", "head.layers", "head.hidden", "head.dim")
+_PROJECTOR += ("head.num_layers", "head.norm")
+_DROP = ("patch_drop.rate", "patch_drop.mode")
+_USED = {
+    "ss_mast": ("views", "views.local", "patch_drop", "head", "loss", "teacher"),
+    "ss_mast_mosaic": ("views", *_PROJECTOR, "loss.temperature"),
+    "swav": ("views", "views.local", *_DROP, *_PROJECTOR, "swav"),
+    "vicreg": ("views", *_DROP, *_PROJECTOR, "vicreg"),
+    "barlow_twins": ("views", *_DROP, *_PROJECTOR, "barlow_twins"),
+    "dino": (
+        *("views", "views.local", "patch_drop", "teacher", "dino"),
+        *("head.pooling", "head.layers", "head.hidden", "head.dim"),
+    ),
+    "ssast": ("views.frames", "views.waveform_augment", "views.transforms", "ssast"),
+}
+_OF_SOME = {key.partition(".")[0] for used in _USED.values() for key in used}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +82,25 @@ class Views:
         [0.6, 1.5],
         "random resized crop: smallest and largest width relative to the view",
         length=2,
+    )
+    columns: float | None = setting(
+        None,
+        "fraction of the time columns that the student's view 1 loses, whole ones, which saves "
+        "time; with rows, in place of patch_drop.rate; auto: 0.5 with ss_mast_mosaic, else 0",
+        range="[0, 0.9]",
+        auto=True,
+    )
+    rows: float | None = setting(
+        None,
+        "fraction of the frequency rows that the student's view 2 loses; auto: as columns",
+        range="[0, 0.9]",
+        auto=True,
+    )
+    local: int = setting(
+        0,
+        "short crops of a clip that the student sees beside the two views, a third of their frames "
+        "each (SwAV's multi-crop); with ss_mast, swav and dino",
+        range="[0, inf)",
     )
 
 
@@ -146,6 +184,48 @@ class SSASTConfig:
     )
     weight: float = setting(
         10.0, "weight of the generative loss beside the discriminative one", range="[0, inf)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwAVConfig:
+    """Swapped prediction of prototypes, with objective=swav."""
+
+    prototypes: int = setting(
+        64, "prototypes; fewer than the clips of a batch, which share them evenly", range="[2, inf)"
+    )
+    temperature: float = setting(
+        0.1, "divides the similarity to the prototypes in the prediction", range="[0.01, inf)"
+    )
+    epsilon: float = setting(0.05, "the same in the codes; larger is softer", range="[0.02, inf)")
+    iterations: int = setting(3, "iterations of Sinkhorn's algorithm", range="[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VICRegConfig:
+    """Weights of the three terms, with objective=vicreg."""
+
+    invariance: float = setting(25.0, "of the distance of both views", range="[0, inf)")
+    variance: float = setting(25.0, "of dimensions that spread less than 1", range="[0, inf)")
+    covariance: float = setting(1.0, "of dimensions that go together", range="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarlowTwinsConfig:
+    """Cross-correlation of both views, with objective=barlow_twins."""
+
+    redundancy: float = setting(0.005, "weight of what lies off its diagonal", range="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOConfig:
+    """Self-distillation with a centred teacher, with objective=dino."""
+
+    outputs: int = setting(1024, "outputs of the heads", range="[2, inf)")
+    temperature: float = setting(0.1, "of the student's outputs", range="[0.01, inf)")
+    teacher_temperature: float = setting(0.04, "of the teacher's outputs", range="[0.01, inf)")
+    center_momentum: float = setting(
+        0.9, "momentum of the mean that the teacher's outputs are centred by", range="[0, 1]"
     )
 
 
@@ -274,13 +354,13 @@ class TrainConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """`ssmast pretrain`: SS-MAST's student, teacher and queue, or SSAST's masked patches."""
+    """`ssmast pretrain`: every key of every objective in the package."""
 
     objective: str = setting(
         "ss_mast",
-        "ss_mast (two views, student, teacher, queue), or ssast (masked patches, for ssast_* "
-        "models; uses the keys ssast.*, views.frames, views.waveform_augment and views.transforms, "
-        "and none of patch_drop, head, loss, teacher)",
+        "ss_mast (student, teacher, queue), ss_mast_mosaic (views that lost other lines each, no "
+        "teacher), swav, vicreg, barlow_twins, dino, or ssast (masked patches, for ssast_* "
+        "models); keys that it does not use must be left alone",
     )
     data: str = setting(
         "",
@@ -299,6 +379,10 @@ class PretrainConfig(TrainConfig):
     loss: Loss = setting(Loss)
     teacher: TeacherConfig = setting(TeacherConfig)
     ssast: SSASTConfig = setting(SSASTConfig)
+    swav: SwAVConfig = setting(SwAVConfig)
+    vicreg: VICRegConfig = setting(VICRegConfig)
+    barlow_twins: BarlowTwinsConfig = setting(BarlowTwinsConfig)
+    dino: DINOConfig = setting(DINOConfig)
     export: Export = setting(Export)
     probe: ProbeWhileTraining = setting(ProbeWhileTraining)
 
@@ -308,27 +392,34 @@ class PretrainConfig(TrainConfig):
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
         size, wanted = self.loss.queue_size, "above 0 with loss.batch_negatives=false"
         require(size > 0 or self.loss.batch_negatives, "loss.queue_size", size, wanted)
-        if self.objective == "ssast":
-            self._check_ssast()
-
-    def _check_ssast(self) -> None:
-        """Refuse what was asked for and does not exist without views, teacher and queue."""
         low, high = self.ssast.cluster
         require(low <= high, "ssast.cluster", [low, high], "two rising numbers, such as [3, 5]")
-        views = Views(
-            frames=self.views.frames,
-            waveform_augment=self.views.waveform_augment,
-            transforms=self.views.transforms,
-        )
-        for section, value, default in (
-            ("views", self.views, views),
-            ("patch_drop", self.patch_drop, PatchDropConfig()),
-            ("head", self.head, Head()),
-            ("loss", self.loss, Loss()),
-            ("teacher", self.teacher, TeacherConfig()),
-        ):
-            for item in fields(value):
-                asked, usual = getattr(value, item.name), getattr(default, item.name)
-                key = f"{section}.{item.name}"
-                wanted = "left alone by objective=ssast (recipe=ssast_nano and ssast_base do)"
-                require(asked == usual, key, asked, wanted)
+        rate = self.patch_drop.rate
+        if any((self.views.columns or 0, self.views.rows or 0)) and rate != PatchDropConfig.rate:
+            wanted = "0 or left alone with views.columns or views.rows, which take its place"
+            require(rate == 0, "patch_drop.rate", rate, wanted)
+        frames, wanted = self.views.frames, "at least 24 with views.local, which are a third of it"
+        require(not self.views.local or frames >= 24, "views.frames", frames, wanted)
+        if self.objective == "ss_mast_mosaic":
+            wanted = "above 0, or views.rows, with objective=ss_mast_mosaic"
+            require(any(self.lost_lines), "views.columns", self.views.columns, wanted)
+        if self.objective in _USED:
+            self._check_unused(_USED[self.objective])
+
+    @property
+    def lost_lines(self) -> tuple[float, float]:
+        """Fractions of the columns that view 1 loses and of the rows that view 2 loses."""
+        usual = 0.5 if self.objective == "ss_mast_mosaic" else 0.0
+        columns, rows = self.views.columns, self.views.rows
+        return usual if columns is None else columns, usual if rows is None else rows
+
+    def _check_unused(self, used: tuple[str, ...]) -> None:
+        """Refuse what was asked for and means nothing to the objective."""
+        for name, key in flat_fields(PretrainConfig).items():
+            section = name.partition(".")[0]
+            is_used = name in used or (section in used and name != "views.local")
+            if section not in _OF_SOME or is_used:
+                continue
+            asked, off = operator.attrgetter(name)(self), name == "patch_drop.rate"
+            wanted = f"left alone by objective={self.objective}, which does not use it"
+            require(asked == key.default or (off and asked == 0), name, asked, wanted)

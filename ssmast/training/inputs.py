@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 SYNTHETIC_CLIPS = 1500
 # Streams of keyed random numbers; distinct numbers keep them apart.
-_VIEW_STREAM, _DROP_STREAM = 0, 100
+_VIEW_STREAM, _DROP_STREAM, _LOCAL_STREAM = 0, 100, 300
 
 Drops = tuple[PatchDrop | None, PatchDrop | None]
 
@@ -189,11 +189,13 @@ class TwoViews:
         log_mels: both views, normalised, (B, 1, F, T) each.
         drops: patches that the student does not see of each.
         raw: (B, 1, F, T), the first segment before augmentation, for the mixup memory.
+        local: short crops for the student alone, normalised, (B, 1, F, T // 3) each.
     """
 
     log_mels: tuple[Tensor, Tensor]
     drops: Drops
     raw: Tensor
+    local: tuple[Tensor, ...] = ()
 
 
 class ViewMaker:
@@ -222,11 +224,22 @@ class ViewMaker:
         raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
         return TwoViews(
             log_mels=(self._view(raw[0], segments, 0), self._view(raw[1], segments, 1)),
-            drops=(
-                self.drop(segments, 0, step=step, backbone=backbone),
-                self.drop(segments, 1, step=step, backbone=backbone),
-            ),
+            drops=self._drops(segments, step=step, backbone=backbone),
             raw=raw[0],
+            local=tuple(self._local(raw, segments, k) for k in range(self.config.views.local)),
+        )
+
+    def _drops(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> Drops:
+        """Columns of view 1 and rows of view 2 where they are to be lost, or what `drop` gives."""
+        columns, rows = self.config.lost_lines
+        if columns or rows:
+            return (
+                self.drop_lines(0, columns=columns, step=step, backbone=backbone),
+                self.drop_lines(1, rows=rows, step=step, backbone=backbone),
+            )
+        return (
+            self.drop(segments, 0, step=step, backbone=backbone),
+            self.drop(segments, 1, step=step, backbone=backbone),
         )
 
     def drop(
@@ -296,10 +309,29 @@ class ViewMaker:
 
     def _view(self, raw: Tensor, segments: SegmentBatch, view: int) -> Tensor:
         draws = self._uniform(segments, _VIEW_STREAM + view, self.augment.num_draws + 1)
+        return self._augmented(raw, draws[:, :-1], self.memory.pick(draws[:, -1]))
+
+    def _local(self, raw: list[Tensor], segments: SegmentBatch, number: int) -> Tensor:
+        """A third of either segment, from anywhere in it, augmented like a view."""
+        num, length = raw[0].shape[3], raw[0].shape[3] // 3
+        draws = self._uniform(segments, _LOCAL_STREAM + number, self.augment.num_draws + 3)
+        own, (pick, which, place) = draws[:, :-3], draws[:, -3:].unbind(1)
+        start = (place * (num - length + 1)).long().clamp_max(num - length)
+        frames = start[:, None] + torch.arange(length, device=self._device)  # (B, T // 3)
+
+        def cut(log_mel: Tensor) -> Tensor:
+            index = frames[:, None, None, :].expand(-1, *log_mel.shape[1:3], -1)
+            return log_mel.gather(3, index)
+
+        segment = torch.where((which < 0.5)[:, None, None, None], raw[0], raw[1])
+        background = self.memory.pick(pick)
+        return self._augmented(cut(segment), own, None if background is None else cut(background))
+
+    def _augmented(self, raw: Tensor, draws: Tensor, background: Tensor | None) -> Tensor:
         return self.augment(
             raw,
-            draws=draws[:, :-1],
-            background=self.memory.pick(draws[:, -1]),
+            draws=draws,
+            background=background,
             mean=self.log_mel.mean,
             std=self.log_mel.std,
         )

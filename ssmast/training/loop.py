@@ -17,7 +17,7 @@ from ssmast.audio import Quarantine
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import StoppedError
 from ssmast.training.alarm import Alarm, AlarmError
-from ssmast.training.launch import StopRequest
+from ssmast.training.launch import StopRequest, on_main
 from ssmast.training.metrics_log import MetricsLog
 from ssmast.training.online_probe import Watcher
 from ssmast.training.run_folder import RunFolder, write_skipped
@@ -135,7 +135,7 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
         wanted = stop.poll() or (_STOP_BY_ALARM if alarm.wants_stop else 0)
         stopped_by = _agree(state.accelerator, wanted)
         if stopped_by or batch is None:
-            state.save(with_.folder)
+            _save(state, with_.folder)
             if stopped_by == _STOP_BY_ALARM:
                 raise AlarmError(
                     f"alarm=stop ended the run at step {state.step}: "
@@ -176,15 +176,20 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
         scores = _scores_if_due(state, with_) or scores
         since += time.perf_counter() - before  # clips/s are those of training
         if done == state.steps:
-            state.save(with_.folder)
+            _save(state, with_.folder)
         elif config.checkpoint_every and done % config.checkpoint_every == 0:
             _save_or_warn(state, with_.folder)
+
+
+def _save(state: TrainingState, folder: RunFolder) -> None:
+    """Write a checkpoint (main process); all wait for it, and all raise if it fails."""
+    on_main(state.accelerator, lambda: state.save(folder))
 
 
 def _save_or_warn(state: TrainingState, folder: RunFolder) -> None:
     """Save; a full disk is no reason to lose what is in memory, so the run continues."""
     try:
-        state.save(folder)
+        _save(state, folder)
     except OSError as error:
         if state.accelerator.is_main_process:
             logger.warning(

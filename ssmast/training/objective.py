@@ -3,7 +3,7 @@
 The loop (`step.py`, `loop.py`) owns the rest: micro-batches, the gradient through them, several
 processes, precision, the optimiser, checkpoints, alarms. So an objective is exact under gradient
 accumulation and on several processes by construction, and a new one is one small file:
-docs/objectives.md.
+docs/objectives.md. All that such a file needs can be imported from here.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
+from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
+from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling, layer_dims
@@ -251,18 +253,21 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def embed(self, views: Views) -> Tensor:
         """The part with a gradient that knows single clips, (B, ...); here (B, 2, E).
 
-        It runs under autocast. Called twice it must give the same: of all micro-batches but the
-        last it is computed again for the gradient.
+        With `views.local` there are as many more rows of E. It runs under autocast. Called twice it
+        must give the same: of all micro-batches but the last it is computed again for the gradient.
         """
         return self.embed_views(self.backbone, cast(TwoViews, views))
 
-    def embed_views(self, backbone: Backbone, views: TwoViews, *, drops: bool = True) -> Tensor:
+    def embed_views(
+        self, backbone: Backbone, views: TwoViews, *, drops: bool = True, local: bool = True
+    ) -> Tensor:
         """Embeddings (B, 2, E) of both views, pooled as `head.pooling` and `head.layers` say.
 
         Args:
             backbone: encoder.
             views: of a micro-batch.
             drops: leave out the patches that are dropped.
+            local: embed the short crops too, behind both views: (B, 2 + `views.local`, E).
         """
         pairs: Iterable[tuple[Tensor, PatchDrop | None]]
         pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
@@ -271,6 +276,10 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             backbone.embed(log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop)
             for log_mel, drop in pairs
         ]
+        if local and views.local:  # of one length, so in one pass
+            crops = torch.cat(views.local)
+            more = backbone.embed(crops, layers=head.layers, pooling=head.pooling)
+            pooled += more.chunk(len(views.local))
         return torch.stack(pooled, dim=1)
 
     def targets(self, views: Views) -> Any:
@@ -305,6 +314,14 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             raw = [cast(TwoViews, micro).raw for micro in views]
             self.mixup_memory.enqueue_(step.gather(torch.cat(raw)))
 
+    def momentum(self, step: int) -> float:
+        """A teacher's momentum after `step` steps, as the keys `teacher.*` say.
+
+        Source: Grill et al. 2020 (BYOL), section 3.3.
+        """
+        teacher = cast(PretrainConfig, self.config).teacher
+        return cosine_schedule(step, self.run.steps, teacher.momentum, teacher.final_momentum)
+
     @torch.no_grad()
     def numbers(self, loss: Loss, step: int) -> dict[str, float]:
         """What metrics.jsonl says of a step; asked for at logged steps alone.
@@ -336,10 +353,11 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @property
     def embedding_dim(self) -> int:
         """Length E of what `embed_views` gives of `backbone`."""
-        config = cast(PretrainConfig, self.config)
-        mels, head = config.front_end.num_mels, config.head
-        sizes = layer_dims(self.backbone, num_mels=mels, pooling=head.pooling, layers=head.layers)
-        return sum(sizes)
+        return _embedding_dim(cast(PretrainConfig, self.config), self.backbone)
+
+    def build_projector(self) -> nn.Module:
+        """Head on the embedding of `backbone`, as the keys `head.*` say, with fresh weights."""
+        return projector_of(cast(PretrainConfig, self.config), self.backbone)
 
     def encoders(self) -> dict[str, Backbone]:
         """Networks that can be exported, by name, the usual one first; "student" is the trained."""
@@ -425,7 +443,10 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         """Above the picture of `panels`."""
         config = cast(PretrainConfig, self.config)
         size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
+        columns, rows = config.lost_lines
         rate = f"patch_drop.rate={config.patch_drop.rate:g}"
+        if columns or rows:
+            rate = f"views.columns={columns:g}, views.rows={rows:g}"
         return f"{type(self).__name__}, step {step}, seed {config.seed}: {size}, {rate}"
 
     def encoder(self, facts: dict[str, Any]) -> Encoder:
@@ -464,4 +485,38 @@ def build_backbone(config: PretrainConfig) -> Backbone:
     )
     check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
+    _check_lost_lines(config, backbone)
+    if config.views.local:
+        backbone.grid_of(config.front_end.num_mels, config.views.frames // 3)  # refuses too short
     return backbone
+
+
+def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
+    """Head on the embedding of an encoder, as the keys `head.*` say, with fresh weights."""
+    head = config.head
+    return build_projector(
+        kind=head.kind,
+        dim_in=_embedding_dim(config, backbone),
+        hidden=head.hidden,
+        dim=head.dim,
+        num_layers=head.num_layers,
+        norm=head.norm,
+    )
+
+
+def _embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
+    mels, head = config.front_end.num_mels, config.head
+    return sum(layer_dims(backbone, num_mels=mels, pooling=head.pooling, layers=head.layers))
+
+
+def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:
+    """Refuse lines to lose of which a view this small would lose none, for they go in groups."""
+    mels, frames = config.front_end.num_mels, config.views.frames
+    groups = backbone.grid_of(mels, frames)[0].pool(backbone.drop_group)
+    columns, rows = config.lost_lines
+    for key, rate, num in (("columns", columns, groups.time), ("rows", rows, groups.freq)):
+        if rate and max(1, round((1 - rate) * num)) == num:
+            raise ValueError(
+                f"views.{key}={rate:g} takes nothing of a view of {mels} mel bins x {frames} "
+                f"frames, whose {key} go in {num} group(s); give a larger view, another rate, or 0"
+            )

@@ -1,4 +1,4 @@
-"""Pretrain an encoder without labels: SS-MAST (student, teacher, queue, patch-drop), or SSAST.
+"""Pretrain an encoder without labels: SS-MAST, or another objective (objective=).
 
 accelerate launch -m ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
 accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke

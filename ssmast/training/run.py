@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
 from ssmast.training.alarm import Alarm
-from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.inputs import (
     build_log_mel,
     decoded,
@@ -22,7 +21,13 @@ from ssmast.training.inputs import (
 from ssmast.training.launch import StopRequest, on_main, start_accelerator
 from ssmast.training.loop import Instruments, run_loop
 from ssmast.training.metrics_log import MetricsLog, read_metrics
-from ssmast.training.objective import Objective, RunFacts, TrainingData
+from ssmast.training.objective import (
+    Objective,
+    PretrainConfig,
+    RunFacts,
+    TrainConfig,
+    TrainingData,
+)
 from ssmast.training.run_folder import RunFolder, open_run
 from ssmast.training.show_views import draw_step
 from ssmast.training.step import TrainingState

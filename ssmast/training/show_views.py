@@ -167,7 +167,8 @@ def view_panels(
     log_mels = list(views.log_mels) if isinstance(views, TwoViews) else []
     drops: list[tuple[str, int, PatchDrop | None]] = []
     maker = objective.make_views
-    if maker is not None and type(objective).views is Objective.views:
+    lost = maker is not None and any(maker.config.lost_lines)
+    if maker is not None and type(objective).views is Objective.views and not lost:
         config = objective.config.patch_drop
         used = ", in use" if config.rate else ""
         drops.append((f"view 1, {config.mode} drop{used}", 0, views.drops[0]))
@@ -190,6 +191,8 @@ def view_panels(
             patch = student.patch_embed.stride
             covered = None if drop is None else dropped_patches(drop, i)
             row.append(Panel(title, log_mels[k][i, 0], dropped=covered, patch=patch))
+        if isinstance(views, TwoViews):
+            row += [Panel(f"short crop {k + 1}", x[i, 0]) for k, x in enumerate(views.local)]
         rows.append(row)
     return rows
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ssmast.audio.segments import SegmentBatch
 from ssmast.settings import to_dict
 from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
-from ssmast.training.launch import on_main
 from ssmast.training.objective import Objective, Step, StepLoss
 from ssmast.training.optim import (
     GradientSum,
@@ -186,20 +185,14 @@ class TrainingState:
     # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint (main process); all wait for it, and all raise if it fails."""
-        on_main(
-            self.accelerator,
-            lambda: save_checkpoint(
-                folder.checkpoints,
-                self.step,
-                tensors=self.tensors(),
-                state={
-                    **self._facts(),
-                    "version": __version__,
-                    "encoders": self.objective.encoder_places(),
-                },
-                keep=self.config.keep_checkpoints,
-            ),
+        """Write a checkpoint; of one process alone."""
+        places = self.objective.encoder_places()
+        save_checkpoint(
+            folder.checkpoints,
+            self.step,
+            tensors=self.tensors(),
+            state={**self._facts(), "version": __version__, "encoders": places},
+            keep=self.config.keep_checkpoints,
         )
 
     def load_(self, path: Path) -> None:

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -131,3 +132,25 @@ def test_a_learnt_temperature_has_a_finite_gradient_though_the_own_clip_is_maske
     step = 1e-3
     slope = (loss(0.2 + step) - loss(0.2 - step)) / (2 * step)
     assert float(temperature.grad) == pytest.approx(float(slope), rel=1e-2)
+
+
+def test_with_several_positives_it_is_the_mean_of_one_at_a_time():
+    queries, positives, negatives = _unit(3, 8), _unit(3, 2, 8, seed=1), _unit(6, 8, seed=2)
+    ids = {"query_ids": torch.tensor([0, 1, 9]), "negative_ids": torch.arange(6)}
+    loss, accuracy = info_nce(queries, positives, negatives, temperature=0.2, **ids)
+    single = [
+        info_nce(queries, positives[:, m], negatives, temperature=0.2, **ids) for m in range(2)
+    ]
+    assert loss.item() == pytest.approx(np.mean([float(one) for one, _ in single]), rel=1e-6)
+    assert accuracy.item() == pytest.approx(np.mean([float(hit) for _, hit in single]))
+    swapped, _ = info_nce(queries, positives.flip(1), negatives, temperature=0.2, **ids)
+    assert swapped.item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_several_positives_that_coincide_with_all_keys_are_guessed():
+    key = _unit(1, 16)
+    loss, accuracy = info_nce(
+        _unit(4, 16), key.expand(4, 3, -1), key.expand(5, -1), temperature=0.1
+    )
+    assert loss.item() == pytest.approx(math.log(6), abs=1e-5)
+    assert accuracy.item() == 0

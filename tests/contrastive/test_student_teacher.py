@@ -23,13 +23,17 @@ class _Mean(nn.Module):
 
 def _student(norm: str = "layer", **kwargs) -> Student:
     projector = build_projector(kind="mlp", dim_in=6, hidden=16, dim=4, num_layers=3, norm=norm)
-    branch = Branch(_Mean(), lambda net, log_mel, _: net.encode(log_mel).x.mean(dim=1), projector)
+    branch = Branch(_Mean(), projector)
     return Student(branch, build_predictor(hidden=16, dim=4, norm=norm), temperature=0.2, **kwargs)
+
+
+def _embedding(branch: Branch, log_mel: torch.Tensor) -> torch.Tensor:
+    return branch.backbone.encode(log_mel).x.mean(dim=1)
 
 
 def test_outputs_are_unit_length():
     student = _student()
-    embedding = student.branch.embed(torch.randn(3, 1, 8, 5))
+    embedding = _embedding(student.branch, torch.randn(3, 1, 8, 5))
     assert embedding.shape == (3, 6)
     for vectors in (student.predict(embedding), Teacher(student.branch).project(embedding)):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
@@ -40,8 +44,8 @@ def test_student_gets_gradient_and_teacher_gets_none():
     student = _student()
     teacher = Teacher(student.branch)
     view = torch.randn(3, 1, 8, 5)
-    key = teacher.project(teacher.branch.embed(view))
-    (student.predict(student.branch.embed(view)) * key).sum().backward()
+    key = teacher.project(_embedding(teacher.branch, view))
+    (student.predict(_embedding(student.branch, view)) * key).sum().backward()
     touched = [p.grad is not None for n, p in student.named_parameters() if "norm.w" not in n]
     assert sum(touched) >= len(touched) - 2  # the stand-in's unused BatchNorm and temperature
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())

@@ -32,8 +32,13 @@ _FREE = {
 
 
 def _config(*words: str) -> PretrainConfig:
-    # SSAST has neither heads nor queue to make small.
-    small = [w for w in SMALL if "objective=ssast" not in words or w[:5] not in ("head.", "loss.")]
+    # Some have no heads, queue or predictor to make small.
+    asked = {word.partition("=")[2] for word in words if word.startswith("objective=")}
+    small = list(SMALL)
+    if asked:
+        unused = ("head.", "loss.") if "ssast" in asked else ("loss.", "head.predictor")
+        small = [word for word in SMALL if not word.startswith(unused)]
+        small.append("loss.queue_size=576")  # in place of the recipe's own
     config = parse(PretrainConfig, [*small, *words], command="test", recipes=RECIPES)
     assert config is not None
     return config
@@ -66,8 +71,8 @@ def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
 @pytest.mark.parametrize(
     "word",
     ["front_end.f_max=9000", "front_end.num_mels=0", "views.crop_freq=[2, 1]",
-     "head.kind=conv", "head.norm=group", "head.pooling=max", "export.layers=first",
-     "export.pooling=max", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
+     "head.kind=conv", "head.norm=group", "head.pooling=most", "export.layers=first",
+     "export.pooling=most", "patch_drop.mode=some", "optim.betas=[0.9]", "drop_path=2",
      "loss.temperature=0"],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_any_audio_is_read(word):
@@ -80,6 +85,7 @@ def _check(word: str) -> None:
     objective_of(config.objective).check(config)
 
 
+_OTHERS = ("swav", "vicreg", "barlow_twins", "dino")
 _SSAST = "recipe=ssast_nano views.frames=96 front_end.num_mels=64 objective=ssast"
 # Key -> another value, and what else has to be set for it to count.
 _CHANGES = {
@@ -93,13 +99,20 @@ _CHANGES = {
     "optim.max_grad_norm": "0.01",
     "views.frames": "48", "views.segments": "1", "views.waveform_augment": "1",
     "views.mixup_rate": "0.9", "views.mixup_memory": "2", "views.crop_freq": "[1, 1]",
-    "views.crop_time": "[1, 1]",
+    "views.crop_time": "[1, 1]", "views.columns": "0.5 patch_drop.rate=0 views.frames=64",
+    "views.rows": "0.5",
     "patch_drop.rate": "0", "patch_drop.mode": "random", "patch_drop.teacher": "true",
-    "head.kind": "linear", "head.pooling": "freq+max", "head.hidden": "8", "head.dim": "4",
-    "head.num_layers": "2", "head.norm": "layer", "head.predictor": "8",
+    "head.kind": "linear", "head.pooling": "freq+max", "head.layers": "stages",
+    "head.hidden": "8", "head.dim": "4", "head.num_layers": "2", "head.norm": "layer",
+    "head.predictor": "8",
     "loss.temperature": "0.5", "loss.learn_temperature": "true", "loss.queue_size": "4",
     "loss.queue_fraction": "0.1", "loss.batch_negatives": "false",
     "teacher.momentum": "0.5", "teacher.final_momentum": "0.5",
+    "views.local": "1",
+    "swav.prototypes": "5", "swav.temperature": "0.2", "swav.epsilon": "0.1",
+    "swav.iterations": "1", "vicreg.invariance": "1", "vicreg.variance": "1",
+    "vicreg.covariance": "9", "barlow_twins.redundancy": "0.1", "dino.outputs": "7",
+    "dino.temperature": "0.2", "dino.teacher_temperature": "0.1", "dino.center_momentum": "0.5",
     "ssast.masked": "0.5", "ssast.cluster": "[1, 1]", "ssast.weight": "1",
 }  # fmt: skip
 # What cannot change a step, and where it is tested.
@@ -147,6 +160,7 @@ def _trained(audio: Path, *words: str) -> list[float]:
 def usual(audio) -> dict[str, list[float]]:
     """Of the settings as they are, by method and optimiser."""
     words = {"": [], "sgd": ["optim.name=sgd"], "ssast": _SSAST.split()}
+    words |= {name: [f"objective={name}"] for name in _OTHERS}
     return {name: _trained(audio, *own) for name, own in words.items()}
 
 
@@ -157,8 +171,12 @@ def test_the_same_settings_train_the_same(audio, usual):
 @pytest.mark.parametrize("key", _CHANGES)
 def test_a_key_that_should_change_a_step_does(key, audio, usual):
     value, *others = _CHANGES[key].replace(", ", ",").split()
-    base = "ssast" if key.startswith("ssast.") else "sgd" if key == "optim.momentum" else ""
-    words = [*(_SSAST.split() if base == "ssast" else []), *others, f"{key}={value}"]
+    base, section = "", key.partition(".")[0]
+    if section in ("ssast", *_OTHERS):
+        base, others = section, _SSAST.split() if section == "ssast" else [f"objective={section}"]
+    elif key == "optim.momentum":
+        base = "sgd"
+    words = [*others, f"{key}={value}"]
     assert _trained(audio, *words) != usual[base]
 
 

@@ -202,7 +202,13 @@ def _state(name: str, folder: Path, parts: int = 1) -> TrainingState:
     if name == "ssast":
         words.append("ssast.cluster=[1,1]")
     else:
-        words += ["head.hidden=16", "head.dim=8", "head.predictor=16", "views.mixup_memory=8"]
+        words += ["head.hidden=16", "head.dim=8", "views.mixup_memory=8"]
+    if name in OBJECTIVES:
+        words.append(f"objective={name}")
+        words += ["views.columns=0"] if name == "ss_mast_mosaic" else []  # 32 frames: one group
+        words += ["views.local=2"] if name in ("ss_mast", "swav", "dino") else []
+    if name not in ("ssast", "ss_mast"):
+        words.append("loss.queue_size=576")  # the recipe's own is for a queue
     config = parse(own.settings, words, command="test", recipes=RECIPES)
     return state_of(own, config)
 

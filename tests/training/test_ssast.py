@@ -114,7 +114,7 @@ def test_a_step_that_is_not_finite_moves_nothing():
         (["loss.temperature=0.1"], "loss.temperature must be left alone"),
         (["ssast.masked=1"], "ssast.masked must be above 0 and below 1"),
         (["ssast.cluster=[3]"], "ssast.cluster must be 2 numbers, each at least 1"),
-        (["objective=moco"], "objective must be ss_mast or ssast, got 'moco'"),
+        (["objective=moco"], "ss_mast_mosaic, swav, vicreg, barlow_twins, dino, ssast, got 'moco'"),
     ],
 )
 def test_what_ssast_cannot_do_is_refused_in_one_sentence(words, sentence, tmp_path):

@@ -23,7 +23,6 @@ from ssmast.evaluation.results import write_result
 from ssmast.model import Backbone, LoadReport, create_model
 from ssmast.report import write_report
 from ssmast.settings import to_dict
-from ssmast.training.finetune.config import FinetuneConfig, resolved
 from ssmast.training.finetune.network import (
     HEAD_PARTS,
     HeadLayers,
@@ -35,7 +34,14 @@ from ssmast.training.finetune.network import (
     frozen_features,
 )
 from ssmast.training.finetune.selection import KeptWeights, Validation
-from ssmast.training.finetune.setup import Setup, model_arguments, set_up, training_items
+from ssmast.training.finetune.setup import (
+    FinetuneConfig,
+    Setup,
+    model_arguments,
+    resolved,
+    set_up,
+    training_items,
+)
 from ssmast.training.init_weights import load_backbone_, read_weights, write_init_json
 from ssmast.training.launch import on_main
 from ssmast.training.objective import Objective, Panel, RunFacts, Step, StepLoss, TrainingData

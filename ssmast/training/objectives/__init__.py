@@ -1,13 +1,24 @@
-"""The objectives of `ssmast pretrain`, one file each."""
+"""The objectives of `ssmast pretrain`, by name."""
 
 from typing import Any
 
 from ssmast.settings import UsageError
 from ssmast.training.objective import Objective
+from ssmast.training.objectives.mosaic import Mosaic
+from ssmast.training.objectives.prototypes import DINO, SwAV
+from ssmast.training.objectives.redundancy import BarlowTwins, VICReg
 from ssmast.training.objectives.ss_mast import SSMAST
 from ssmast.training.objectives.ssast import SSAST
 
-OBJECTIVES: dict[str, type[Objective[Any, Any, Any]]] = {"ss_mast": SSMAST, "ssast": SSAST}
+OBJECTIVES: dict[str, type[Objective[Any, Any, Any]]] = {
+    "ss_mast": SSMAST,
+    "ss_mast_mosaic": Mosaic,
+    "swav": SwAV,
+    "vicreg": VICReg,
+    "barlow_twins": BarlowTwins,
+    "dino": DINO,
+    "ssast": SSAST,
+}
 
 
 def objective_of(name: str) -> type[Objective[Any, Any, Any]]:
@@ -18,7 +29,7 @@ def objective_of(name: str) -> type[Objective[Any, Any, Any]]:
     """
     if name not in OBJECTIVES:
         raise UsageError(
-            f"objective must be {' or '.join(OBJECTIVES)}, got {name!r}; an objective "
+            f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}; an objective "
             "of your own is run by its own file (ssmast.train)"
         )
     return OBJECTIVES[name]

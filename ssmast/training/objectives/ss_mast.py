@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor
 
 from ssmast.contrastive import (
@@ -13,7 +12,6 @@ from ssmast.contrastive import (
     Student,
     Teacher,
     build_predictor,
-    build_projector,
     info_nce,
 )
 from ssmast.contrastive.monitors import (
@@ -24,11 +22,17 @@ from ssmast.contrastive.monitors import (
     relative_distance,
     uniformity,
 )
-from ssmast.encoder.pooling import layer_dims
-from ssmast.model import Backbone, PatchDrop
-from ssmast.training.config import PretrainConfig
-from ssmast.training.inputs import Drops, TwoViews
-from ssmast.training.objective import Objective, RunFacts, Step, StepLoss, build_backbone
+from ssmast.model import Backbone
+from ssmast.training.objective import (
+    Objective,
+    PretrainConfig,
+    RunFacts,
+    Step,
+    StepLoss,
+    TwoViews,
+    build_backbone,
+    projector_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,44 +78,54 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
         return {name: branch.backbone for name, branch in branches.items()}
 
     def embed(self, views: TwoViews) -> Tensor:
-        """The student's embeddings (B, 2, E)."""
-        return _embedded(self.student.branch, views.log_mels, views.drops)
+        """The student's embeddings (B, 2 + `views.local`, E)."""
+        return self.embed_views(self.student.branch.backbone, views)
 
     @torch.no_grad()
     def targets(self, views: TwoViews) -> Tensor:
         """The teacher's embeddings (B, 2, E)."""
         self.teacher.eval()
-        drops = views.drops if self.config.patch_drop.teacher else (None, None)
-        return _embedded(self.teacher.branch, views.log_mels, drops)
+        drops = self.config.patch_drop.teacher
+        return self.embed_views(self.teacher.branch.backbone, views, drops=drops, local=False)
 
     def loss(self, embeddings: Tensor, targets: Tensor, step: Step) -> ContrastiveLoss:
         """L(f, h) + L(h, f): view 1 asks for its clip's key of view 2, and the reverse.
 
-        Both terms see one snapshot of the queue. Heads run in float32: at first the keys of all
-        clips nearly coincide.
+        A short crop asks for both keys; every pair of crop and key weighs the same, and the sum is
+        that of two pairs, however many crops there are. All terms see one snapshot of the queue.
+        Heads run in float32: at first the keys of all clips nearly coincide.
         """
         keys = [self.teacher.project(targets[:, i]) for i in (0, 1)]
         negatives, negative_ids = self.queue.snapshot()
         temperature = self.student.temperature
-        p_1, p_2 = (self.student.predict(embeddings[:, i]) for i in (0, 1))
+        p_1, p_2, *crops = (self.student.predict(rows) for rows in embeddings.unbind(1))
         in_batch = self.config.loss.batch_negatives
-        losses, hits = [], []
-        for queries, own in ((p_1, keys[1]), (p_2, keys[0])):
-            loss, hit = info_nce(
+
+        def term(queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+            rivals, ids = negatives, negative_ids
+            if in_batch:
+                rows = own.flatten(0, -2)
+                rivals = torch.cat([negatives, rows])
+                ids = torch.cat([ids, step.ids.repeat_interleave(len(rows) // len(own))])
+            return info_nce(
                 queries,
                 own,
-                torch.cat([negatives, own]) if in_batch else negatives,
+                rivals,
                 temperature=temperature,
                 query_ids=step.ids,
-                negative_ids=torch.cat([negative_ids, step.ids]) if in_batch else negative_ids,
+                negative_ids=ids,
             )
-            losses.append(loss)
-            hits.append(hit)
-        others = len(step.ids) - 1 if in_batch else 0
+
+        (loss_1, hit_1), (loss_2, hit_2) = term(p_1, keys[1]), term(p_2, keys[0])
+        loss, others = loss_1 + loss_2, len(step.ids) - 1 if in_batch else 0
+        chance = chance_loss(len(negatives) + others)
+        for crop in crops:
+            loss = loss + 2 * term(crop, torch.stack(keys, dim=1))[0]
+            chance += chance_loss(len(negatives) + 2 * others)
         return ContrastiveLoss(
-            loss=losses[0] + losses[1],
-            accuracy=(hits[0] + hits[1]) / 2,
-            chance_loss=torch.tensor(chance_loss(len(negatives) + others), dtype=torch.float64),
+            loss=loss / (1 + len(crops)),
+            accuracy=(hit_1 + hit_2) / 2,
+            chance_loss=torch.tensor(chance / (1 + len(crops)), dtype=torch.float64),
             predictions=torch.stack([p_1, p_2]),
             keys=torch.cat(keys),
             temperature=temperature,
@@ -122,14 +136,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
         self.teacher.ema_update_(self.student.branch, self.momentum(step.number))
         self.queue.enqueue_(loss.keys, torch.cat([step.ids, step.ids]), step=step.number)
         super().after_step(loss, views, step)
-
-    def momentum(self, step: int) -> float:
-        """The teacher's momentum after `step` steps.
-
-        Source: Grill et al. 2020 (BYOL), section 3.3.
-        """
-        teacher = self.config.teacher
-        return cosine_schedule(step, self.run.steps, teacher.momentum, teacher.final_momentum)
 
     @torch.no_grad()
     def numbers(self, loss: ContrastiveLoss, step: int) -> dict[str, float]:
@@ -149,12 +155,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
             "teacher_distance": relative_distance(student.parameters(), teacher.parameters()),
             "momentum": self.momentum(step - 1),
         }
-
-
-def _embedded(branch: Branch, log_mels: tuple[Tensor, Tensor], drops: Drops) -> Tensor:
-    """Embeddings (B, 2, E) of both views."""
-    pairs = zip(log_mels, drops, strict=True)
-    return torch.stack([branch.embed(log_mel, drop) for log_mel, drop in pairs], dim=1)
 
 
 @torch.no_grad()
@@ -180,24 +180,9 @@ def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, floa
 def build_student(config: PretrainConfig) -> Student:
     """Backbone, projector and predictor with fresh weights."""
     backbone, head = build_backbone(config), config.head
-
-    def embed(backbone: Backbone, log_mel: Tensor, drop: PatchDrop | None) -> Tensor:
-        return backbone.embed(log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop)
-
-    mels = config.front_end.num_mels
-    sizes = layer_dims(backbone, num_mels=mels, layers=head.layers, pooling=head.pooling)
-
-    projector = build_projector(
-        kind=head.kind,
-        dim_in=sum(sizes),
-        hidden=head.hidden,
-        dim=head.dim,
-        num_layers=head.num_layers,
-        norm=head.norm,
-    )
     predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
     return Student(
-        Branch(backbone, embed, projector),
+        Branch(backbone, projector_of(config, backbone)),
         predictor,
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,

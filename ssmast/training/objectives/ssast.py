@@ -16,8 +16,15 @@ from ssmast.contrastive import (
 )
 from ssmast.model import AST, Backbone, Tokens, pool_tokens
 from ssmast.settings import UsageError
-from ssmast.training.config import PretrainConfig
-from ssmast.training.objective import Objective, Panel, RunFacts, Step, StepLoss, build_backbone
+from ssmast.training.objective import (
+    Objective,
+    Panel,
+    PretrainConfig,
+    RunFacts,
+    Step,
+    StepLoss,
+    build_backbone,
+)
 
 # Stream of keyed random numbers; those of views and patch-drop are others.
 _MASK_STREAM = 200
