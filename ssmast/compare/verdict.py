@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # Student's t: distribution and quantile, freedom first
 
 ALPHA, POWER = 0.05, 0.8
 MOST_SEEDS = 1000
@@ -119,8 +119,8 @@ def difference(first: str, second: str, scores: Mapping[str, Scores]) -> Differe
     if std < _SAME:  # one value, or scores so coarse that they hide how much they vary
         return Difference(**found)
     error = std / math.sqrt(num)
-    reach = float(stats.t.ppf(1 - ALPHA / 2, num - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
+    reach = float(stdtrit(num - 1, 1 - ALPHA / 2)) * error
+    p = 2 * float(stdtr(num - 1, -abs(mean) / error))
     return Difference(
         **found,
         low=mean - reach,
@@ -172,12 +172,11 @@ def _holm(pairs: Sequence[Difference]) -> list[Difference]:
 
 def _more_seeds(mean: float, std: float, num: int) -> int:
     """Seeds beyond `num` that tell such a difference apart four times of five; at most 1000."""
-    for more in range(1, MOST_SEEDS):
-        freedom = num + more - 1
-        reach = stats.t.ppf(1 - ALPHA / 2, freedom) + stats.t.ppf(POWER, freedom)
-        if mean * math.sqrt(num + more) >= reach * std:
-            return more
-    return MOST_SEEDS
+    more = np.arange(1, MOST_SEEDS)
+    freedom = num + more - 1
+    reach = stdtrit(freedom, 1 - ALPHA / 2) + stdtrit(freedom, POWER)
+    enough = more[mean * np.sqrt(num + more) >= reach * std]
+    return int(enough[0]) if len(enough) else MOST_SEEDS
 
 
 def _sentence(

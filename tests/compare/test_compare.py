@@ -15,7 +15,8 @@ from ssmast.command import StoppedError
 from ssmast.compare import command, equal_minutes
 from ssmast.compare.config import CompareConfig, named_settings, variants_of
 from ssmast.encoder import load_encoder
-from ssmast.evaluation import scorer
+from ssmast.evaluation.results import Result
+from ssmast.evaluation.suite import run_suite
 from ssmast.files import write_json
 from ssmast.settings import UsageError
 from tests.training.processes import SMALL
@@ -43,11 +44,6 @@ class Trainer:
             raise ValueError("5 steps in a row gave a non-finite loss")
         self.ran.append(folder.name)
         shutil.copytree(self.encoder, folder / "encoder")
-        weights = load_encoder(folder / "encoder")
-        with torch.no_grad():
-            for parameter in weights.parameters():
-                parameter.mul_(1 + 100 * config.optim.lr)
-        weights.save(folder / "encoder")
         each = _PACE[config.optim.lr] * (1.0 if "calibration" in config.run else self.slower)
         rows = [{"step": 1, "processor_seconds": each}]
         rows.append({"step": config.steps, "processor_seconds": each * (config.steps - 1)})
@@ -57,8 +53,34 @@ class Trainer:
         return folder
 
 
+@dataclasses.dataclass
+class Prober:
+    """Stands in for the probe: the first part of a name decides the score, the seed moves it."""
+
+    scored: list[str] = dataclasses.field(default_factory=list)
+    dies_at: str = ""
+
+    def __call__(self, config) -> list[Result]:
+        name = Path(config.out).name
+        if self.dies_at == name:
+            raise KeyboardInterrupt
+        self.scored.append(name)
+        levels = {"fast": 0.8, "slow": 0.7, "untrained": 0.5}
+        mean = levels.get(name.split("-")[0], 0.4)
+        mean += {"0": 0.0, "1": 0.004, "2": 0.001}.get(name[-1], 0.0) * (mean > 0.75)
+        facts = {"num_classes": 3, "protocol": "linear", "metric": "accuracy", "chance": 1 / 3}
+        return [Result(task=task, mean=mean, n_test=12, **facts) for task in ("tones", "more")]
+
+
 @pytest.fixture
-def trainer(monkeypatch, encoder_folder) -> Trainer:
+def prober(monkeypatch) -> Prober:
+    prober = Prober()
+    monkeypatch.setattr(command, "run_suite", prober)
+    return prober
+
+
+@pytest.fixture
+def trainer(monkeypatch, prober, encoder_folder) -> Trainer:
     trainer = Trainer(encoder_folder)
     monkeypatch.setattr(equal_minutes, "run", trainer)
     return trainer
@@ -89,10 +111,12 @@ def test_variants_get_equal_time_and_end_in_table_json_and_page(
     out = tmp_path / "out"
     shown = capsys.readouterr().out
     assert shown == (out / "compare.md").read_text()
-    assert shown.startswith("**")
+    gain = "10.2 points, 95 % interval +7.7 to +12.7"
+    assert shown.startswith(f"**fast is better than slow by {gain} (over 2 tasks and 2 seeds).**")
     for name in ("fast", "slow", "untrained", "log-mel", "random convolution"):
         assert f"\n| {name} |" in shown
-    assert "minus" in shown
+    assert "| fast | 120 | 1 | 80.2 ± 2.5 | 80.2 ± 2.5 | 80.2 ± 2.5 | +30.2 ± 2.5 |" in shown
+    assert "| fast minus slow | +10.2 ± 2.5 | 2 seeds | 0.012 | yes |" in shown
     found = json.loads((out / "compare.json").read_text())
     steps = {variant["name"]: variant["steps"] for variant in found["variants"]}
     assert steps == {"fast": 120, "slow": 240}
@@ -134,21 +158,26 @@ def test_stopped_at_any_run_it_goes_on_with_what_is_left(stage, trainer, words):
     _ran(trainer)
 
 
-def test_stopped_while_scoring_it_keeps_the_runs_and_the_scores(trainer, words, monkeypatch):
-    score, scored = scorer.Scorer.score, []
-
-    def stops_at(self, job):
-        scored.append(job)
-        if len(scored) == 5:  # two baselines, fast and its untrained twin, then slow
-            raise KeyboardInterrupt
-        return score(self, job)
-
-    monkeypatch.setattr(scorer.Scorer, "score", stops_at)
+def test_stopped_while_scoring_it_keeps_the_runs(trainer, prober, words):
+    prober.dies_at = "slow-0"
     assert main(["compare", *words]) == 130
     _ran(trainer, *ALL[:4])
+    prober.dies_at = ""
     assert main(["compare", *words]) == 0
     _ran(trainer, *ALL[4:])
-    assert len(scored) == 5 + 4  # slow again; then both of seed 1, and its twin
+
+
+def test_what_is_scored_is_not_scored_again(trainer, words, monkeypatch, tmp_path, caplog):
+    """With the probe itself."""
+    monkeypatch.setattr(command, "run_suite", run_suite)
+    words[5] = "seeds=1"
+    assert main(["compare", *words]) == 0
+    before = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert before["variants"][0]["scores"]["0"].keys() == {"tones"}
+    with caplog.at_level(logging.INFO):
+        assert main(["compare", *words]) == 0
+    assert caplog.text.count("done before") == 6  # two fixed, two variants, their twin twice
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == before
 
 
 def test_more_seeds_and_variants_are_added_to_what_is_there(trainer, words, tmp_path):
