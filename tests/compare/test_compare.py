@@ -19,6 +19,7 @@ from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import run_suite
 from ssmast.files import write_json
 from ssmast.settings import UsageError
+from ssmast.training import inputs
 from tests.training.processes import SMALL
 
 # lr -> processor seconds of a step
@@ -298,23 +299,25 @@ def test_a_dry_run_lists_the_variants(words, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys):
-    """optim.lr=0 learns nothing; real runs, resumed in the middle of one."""
+def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys, monkeypatch):
+    """Real runs: one that learns, one whose weights stand still, one that fails; then resumed."""
+    monkeypatch.setattr(inputs, "SYNTHETIC_CLIPS", 240)
     given = {"steps", "workers", "checkpoint_every", "log_every", "tensorboard", "threads"}
     given |= {"show_views", "recipe"}
     common = ",".join(word for word in SMALL if word.partition("=")[0] not in given)
     words = [
         f"out={tmp_path / 'out'}", "minutes=0.04", "seeds=1", "recipe=smoke", f"common=[{common}]",
-        "variants=[learns:optim.lr=1e-3,still:optim.lr=0,bad:optim.lr=1e9]", "calibration_steps=5",
+        "variants=[learns:optim.lr=1e-3,still:optim.lr=1e-12,bad:init=gone.safetensors]",
+        "calibration_steps=5",
     ]  # fmt: skip
     assert main(["compare", *words]) == 0
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    learns, still, _ = found["variants"]
+    learns, _, bad = found["variants"]
     assert learns["steps"] > 5
-    # Weights that do not move are those of the start: the same in every run of the seed.
-    assert still["over_untrained"]["mean"] is not None
-    assert "learns" in found["means"]
+    assert set(found["means"]) == {"learns", "still"}
+    assert "gone.safetensors" in bad["failed"]
+    assert 0.005 < learns["minutes"]["0"] < 0.4
     assert shown.startswith("**")
     run = tmp_path / "out" / "runs" / "learns-0"
     before = (run / "encoder" / "model.safetensors").read_bytes()
