@@ -1,6 +1,6 @@
 """Tell which objective, recipe or setting is better for one's own sounds, at equal time.
 
-    ssmast compare data=FOLDER sets=LABELLED_SETS objectives=[ss_mast,ssast] out=compared
+    ssmast compare data=FOLDER sets=SETS out=compared objectives=[ss_mast] recipes=[ssast_nano]
     ssmast compare data=FOLDER sets=SETS out=compared minutes=5 variants=[usual,fast:optim.lr=1e-3]
 
 Each variant is pretrained for the same processor time of one core, with the same seeds on the same
