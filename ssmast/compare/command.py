@@ -86,7 +86,8 @@ def compare(config: CompareConfig) -> Comparison:
                 pace.give_up(variant.name)
         comparison.write()
     if not comparison.compared:
-        raise ValueError(f"no variant could be compared; {comparison.notes()[0]}")
+        first = comparison.entries[0]
+        raise ValueError(f"no variant could be compared; {first.name} failed: {first.failed}")
     for note in comparison.notes():
         logger.info("%s", note)
     logger.info("results: %s", Path(config.out) / "report.html")
@@ -160,8 +161,9 @@ class _Pace:
         self._start = time.monotonic()
         each = sum(self._took) / len(self._took) if self._took else self._guess
         logger.info(
-            "run %d of %d: %s, seed %d, %d steps; about %s left in all",
+            "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
             *(self._number, self._total, name, seed, steps),
+            "about" if self._took else "at least",
             timedelta(seconds=round(each * len(self._left))),
         )
 

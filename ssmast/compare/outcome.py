@@ -1,5 +1,6 @@
 """What a comparison ends in: a table, its JSON and a page."""
 
+import itertools
 import math
 import shlex
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from ssmast.version import __version__
 TOLERANCE = 0.1
 """A run that used this fraction of its time more or less than was asked for is pointed out."""
 _TWIN = "untrained"
+_COLOURS = ("c0", "c1", "c3", "c4", "c5")
 
 
 @dataclass(kw_only=True)
@@ -56,8 +58,8 @@ class Entry:
         return difference(self.name, _TWIN, {self.name: self.scores, _TWIN: self.untrained})
 
     def time_off(self, minutes: float) -> float:
-        """How much more time was used than was asked for, as a fraction; the mean of the runs."""
-        return sum(self.minutes.values()) / len(self.minutes) / minutes - 1
+        """How much more time than was asked for its worst run used, as a fraction."""
+        return max((used / minutes - 1 for used in self.minutes.values()), key=abs)
 
 
 @dataclass(kw_only=True)
@@ -106,9 +108,9 @@ class Comparison:
     def notes(self) -> list[str]:
         """What must be known beside the verdict."""
         minutes = self.config.minutes
-        found = [f"{e.name} failed: {e.failed}" for e in self.entries if e.failed]
-        found += [
-            f"{e.name} used {100 + 100 * e.time_off(minutes):.0f} % of the time that was asked for"
+        found = [
+            f"a run of {e.name} used {100 + 100 * e.time_off(minutes):.0f} % of the time that was "
+            "asked for"
             for e in self.compared
             if abs(e.time_off(minutes)) > TOLERANCE
         ]
@@ -166,12 +168,16 @@ def as_page(comparison: Comparison) -> str:
     """The whole HTML document."""
     verdict = comparison.verdict
     rows = comparison.rows()
-    colours = {name: f"c{number % 6}" for number, name in enumerate(rows)}
-    for name in list(rows)[len(comparison.compared) :]:
-        colours[name] = "c6"
-    head, *cells = _score_rows(comparison)
+    colours = dict.fromkeys(rows, "c6")
+    names = [entry.name for entry in comparison.compared]
+    colours |= dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+    head, *cells = _score_rows(comparison, with_reasons=False)
+    cells = [[name, *(cell.replace(" ", "\u00a0") for cell in rest)] for name, *rest in cells]
     notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes())
-    settings = [(entry.name, " ".join(entry.words) or "the recipe") for entry in comparison.entries]
+    settings = [
+        (entry.name, " ".join(entry.words) or "the recipe", entry.failed and _why(entry))
+        for entry in comparison.entries
+    ]
     command = shlex.join(["ssmast", "compare", *to_words(comparison.config)])
     return page(
         "Comparison at equal time",
@@ -189,8 +195,8 @@ def as_page(comparison: Comparison) -> str:
     )
 
 
-def _score_rows(comparison: Comparison) -> list[list[str]]:
-    """Head and rows of the table of scores; variants that failed come last."""
+def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[list[str]]:
+    """Head and rows of the table of scores; variants that failed come last, and say why."""
     tasks = [result.task for result in comparison.tasks]
     names = [
         result.task + ("" if result.metric == "accuracy" else f" ({result.metric_title})")
@@ -209,8 +215,13 @@ def _score_rows(comparison: Comparison) -> list[list[str]]:
     for entry in comparison.entries:
         if entry.failed:
             blank = [""] * len(tasks)
-            found.append([entry.name, str(entry.steps or ""), "", *blank, "failed", ""])
+            why = _why(entry) if with_reasons else "failed"
+            found.append([entry.name, str(entry.steps or ""), "", *blank, why, ""])
     return found
+
+
+def _why(entry: Entry) -> str:
+    return f"failed: {entry.failed}"
 
 
 def _minutes(entry: Entry, comparison: Comparison) -> str:

@@ -188,13 +188,14 @@ def _sentence(
     num_tasks: int,
 ) -> str:
     best = ranked[0]
-    parts = [_said(pair) for pair in pairs if pair.first == best]
+    others = sorted((pair for pair in pairs if pair.first == best), key=lambda p: not p.is_apart)
+    parts = [_said(pair) for pair in others]
     if not parts:
         parts = [f"scores {100 * means[best]:.1f} and has no other to be compared with"]
     basis = f"{_count(num_tasks, 'task')} and {_count(num_seeds, 'seed')}"
     if num_seeds == 1:
         basis += ", which says nothing about other seeds"
-    return f"{best} {', '.join(parts)} (over {basis})."
+    return f"{best} {'; it '.join(parts)} (over {basis})."
 
 
 def _said(pair: Difference) -> str:

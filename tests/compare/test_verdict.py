@@ -134,5 +134,12 @@ def test_only_seeds_that_all_have_are_compared():
         judge({})
 
 
+def test_what_is_worse_is_named_before_what_cannot_be_told_apart():
+    scores = _by_seed(a=[0.80, 0.82, 0.81], b=[0.79, 0.822, 0.812], c=[0.5, 0.519, 0.511])
+    said = judge(scores).sentence
+    assert said.startswith("a is better than c by 30.0 points, 95 % interval +29.8 to +30.2; it ")
+    assert "; it cannot be told apart from b (" in said
+
+
 def test_one_alone_is_told_with_its_score():
     assert judge(_by_seed(a=[0.5, 0.7])).sentence.startswith("a scores 60.0 and has no other")
