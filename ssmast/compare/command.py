@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ssmast.command import StoppedError
 from ssmast.compare.config import CompareConfig, Variant, variants_of
 from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, train
 from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
@@ -43,7 +44,11 @@ def main(argv: list[str]) -> int:
         for variant in variants_of(config):
             sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")
         return 0
-    sys.stdout.write(as_markdown(compare(config)))
+    try:
+        comparison = compare(config)
+    except StoppedError as error:  # a run would speak of its own resume=auto
+        raise StoppedError(error.signal_number, "the same command resumes it") from error
+    sys.stdout.write(as_markdown(comparison))
     return 0
 
 

@@ -147,9 +147,10 @@ def test_untrained_networks_differ_by_seed_and_are_shared_by_variants(trainer, w
 
 
 @pytest.mark.parametrize("stage", ALL)
-def test_stopped_at_any_run_it_goes_on_with_what_is_left(stage, trainer, words):
+def test_stopped_at_any_run_it_goes_on_with_what_is_left(stage, trainer, words, capsys):
     trainer.dies_at = stage
     assert main(["compare", *words]) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the same command resumes it" in capsys.readouterr().err
     before = ALL[: ALL.index(stage)]
     _ran(trainer, *before)
     trainer.dies_at = ""
