@@ -24,6 +24,10 @@ COMMANDS = {
     "export": ("ssmast.export", "write a run's encoder: folder, model card, ONNX, the Hub"),
     "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and map them"),
     "report": ("ssmast.report", "write one HTML page about runs and results"),
+    "compare": (
+        "ssmast.compare.command",
+        "tell which objective or setting is better, and how sure",
+    ),
     "show-views": ("ssmast.training.show_views", "draw the augmented views made in pretraining"),
     "describe": ("ssmast.model.describe", "list layers, parameters and MACs of a model"),
 }

@@ -36,6 +36,7 @@ MAY_SEE = {
     "report": RESULTS,
     "retrieval": RESULTS,
     "training": {"contrastive", "report"} | RESULTS,
+    "compare": {"training", "report"} | RESULTS,
     "predict": {"audio", "classifier"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     if config is None:
         return 0
     if wants_dry_run(argv):
-        for labelled in _load_sets(config):
+        for labelled in load_sets(config):
             counts = " + ".join(
                 "/".join(str(len(part)) for part in split.parts().values())
                 for split in labelled.splits
@@ -139,7 +139,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    sets = _load_sets(config)
+    sets = load_sets(config)
     state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     protocol = replace(protocol, shots=config.shots or protocol.shots)
     columns = make_columns(
@@ -205,7 +205,12 @@ def out_folder(config: ProbeConfig) -> Path:
     return Path(config.out) if config.out else beside(config.encoder, "probe")
 
 
-def _load_sets(config: ProbeConfig) -> list[LabelledSet]:
+def load_sets(config: ProbeConfig) -> list[LabelledSet]:
+    """The labelled sets of `tasks`.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence saying what to change.
+    """
     names = find_sets(config.data) if config.tasks == "all" else split_names(config.tasks)
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")

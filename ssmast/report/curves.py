@@ -59,7 +59,8 @@ _VALID = "valid/"
 # `probe/<set>/<what>`: a score while training, or what guessing would score.
 _PROBE, _CHANCE, _SECONDS = "probe/", "chance", "probe/seconds"
 _PROTOCOLS = {"knn": "nearest neighbours", "linear": "linear layer"}
-_HIDDEN = {"step", "epoch", "seconds", "time", "chance_loss", _SECONDS, f"{_VALID}n"}
+_HIDDEN = {"step", "epoch", "seconds", "time", "chance_loss", "processor_seconds", _SECONDS}
+_HIDDEN |= {f"{_VALID}n"}
 
 
 def curves(

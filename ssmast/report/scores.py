@@ -13,7 +13,7 @@ _COLOURS = {"pretrained": "c0", "untrained": "c1", "log_mel": "c2", "random_conv
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
+class Dot:
     """One dot: name, value and half-width in percent, colour class, and what to say of it."""
 
     name: str
@@ -59,7 +59,7 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
     """One task: a row for each column of each source, then the published ones."""
     found = [(s, r) for s in sources for r in s.probes if _key(r) == key]
     _, first = found[0]
-    rows: list[_Row] = []
+    rows: list[Dot] = []
     for position, (source, result) in enumerate(found):
         other = first.ids_sha256 != result.ids_sha256
         for name, score in result.columns.items():
@@ -70,7 +70,7 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
             if len(sources) > 1 and not is_shared:
                 title = source.name if name == result.column else f"{source.name}, {title}"
             rows.append(
-                _Row(
+                Dot(
                     name=title,
                     mean=100 * score.mean,
                     reach=100 * (score.ci95 or 0.0),
@@ -82,7 +82,7 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
     for row in published_of(first.task, str(first.built.get("task", "")), first.metric):
         reach = row.reach or 0.0
         rows.append(
-            _Row(
+            Dot(
                 name=row.name,
                 mean=100 * row.value,
                 reach=100 * reach,
@@ -95,7 +95,7 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
     facts = f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"
     return (
         f'<div class="task"><h3>{text(first.task)}</h3>'
-        f'<p class="soft">{text(facts)}</p>{"".join(_dot(row, mark) for row in rows)}</div>'
+        f'<p class="soft">{text(facts)}</p>{"".join(dot(row, mark) for row in rows)}</div>'
     )
 
 
@@ -120,7 +120,13 @@ def _counts(result: Result) -> str:
     return f"{result.num_classes} classes, {counts}{folds}{notes}{shuffled}{vector}"
 
 
-def _dot(row: _Row, mark: str) -> str:
+def dot(row: Dot, mark: str) -> str:
+    """The row of a dot with its whisker on a track from 0 to 100.
+
+    Args:
+        row: what to draw.
+        mark: HTML of what else lies on the track, such as chance.
+    """
     low, high = max(0.0, row.mean - row.reach), min(100.0, row.mean + row.reach)
     note = f'<small class="soft">{text(row.note)}</small>' if row.note else ""
     return (

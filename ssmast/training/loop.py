@@ -125,6 +125,7 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
     skipped_in_a_row = 0
     rejected: list[tuple[str, str]] = []
     waited, since, since_step = 0.0, time.perf_counter(), state.step
+    busy_since = time.process_time()
     fetcher = Fetcher(batches)
     while state.step < state.steps:
         asked = time.perf_counter()
@@ -164,17 +165,20 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
             row: dict[str, Any] = dict(state.numbers(result))
             row["clips_per_second"] = (done - since_step) * config.batch_size / seconds
             row["data_wait"] = waited / seconds
+            row["processor_seconds"] = time.process_time() - busy_since
             raised = alarm.look({"step": done, **row}) if log.enabled else {}
             log.write(done, row | ({"alarms": raised} if raised else {}))
             told = {} if with_.watcher is None else with_.watcher.shown(scores)
             log.advance(done, _shown(row, told, raised))
             waited, since, since_step = 0.0, now, done
+            busy_since = time.process_time()
             # All processes hold the same list, so all of them stop when it grows too long.
             with_.quarantine.add(gather_object(rejected))
             rejected = []
-        before = time.perf_counter()
+        before, busy_before = time.perf_counter(), time.process_time()
         scores = _scores_if_due(state, with_) or scores
         since += time.perf_counter() - before  # clips/s are those of training
+        busy_since += time.process_time() - busy_before
         if done == state.steps:
             _save(state, with_.folder)
         elif config.checkpoint_every and done % config.checkpoint_every == 0:

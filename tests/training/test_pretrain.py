@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def test_a_run_leaves_what_is_promised(finished):
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(row["loss"]) for row in rows)
+    used = sum(row["processor_seconds"] for row in rows)
+    assert 0 < used < time.process_time()
     encoder = load_encoder(finished / "encoder")
     assert encoder.embed(np.zeros(8000, np.float32), 16000).shape == (1, encoder.dim)
 

@@ -1,0 +1,185 @@
+"""Tell which objective, recipe or setting is better for one's own sounds, at equal time.
+
+    ssmast compare data=FOLDER sets=SETS out=compared objectives=[ss_mast] recipes=[ssast_nano]
+    ssmast compare data=FOLDER sets=SETS out=compared minutes=5 variants=[usual,fast:optim.lr=1e-3]
+
+Each variant is pretrained for the same processor time of one core, with the same seeds on the same
+stream of clips, and scored by the probe, beside the same network untrained, log-mel statistics and
+a random convolution. It ends in compare.md, compare.json, report.html and one sentence: which is
+better by how much, or that it cannot be told. Interrupted, the same command resumes it.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from ssmast.command import StoppedError
+from ssmast.compare.config import CompareConfig, Variant, variants_of
+from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, train
+from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
+from ssmast.encoder import load_encoder
+from ssmast.evaluation.baselines import UNTRAINED, random_twin
+from ssmast.evaluation.processes import process_state
+from ssmast.evaluation.results import Result
+from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
+from ssmast.settings import parse, wants_dry_run
+from ssmast.training.inputs import built_in_corpus
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast compare`: parse, compare, print the table."""
+    config = parse(
+        CompareConfig, argv, command="ssmast compare", description=__doc__ or "", dry_run=True
+    )
+    if config is None:
+        return 0
+    if wants_dry_run(argv):
+        for variant in variants_of(config):
+            sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")
+        return 0
+    try:
+        comparison = compare(config)
+    except StoppedError as error:  # a run would speak of its own resume=auto
+        raise StoppedError(error.signal_number, "the same command resumes it") from error
+    sys.stdout.write(as_markdown(comparison))
+    return 0
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Compare as the settings say, or go on with it.
+
+    Raises:
+        ValueError, OSError: one sentence saying what to change; if no variant could be trained,
+            why the first could not.
+    """
+    if process_state().size > 1:
+        raise ValueError("ssmast compare runs as one process; start it without a launcher")
+    variants = variants_of(config)
+    seeds = range(config.seed, config.seed + config.seeds)
+    load_sets(_probe(config, encoder="log_mel"))  # a wrong name is said before hours
+    calibrations = Calibrations(config, variants)
+    comparison = Comparison(
+        config=config,
+        entries=[Entry(name=variant.name, words=variant.words) for variant in variants],
+        fixed={name: run_suite(_probe(config, encoder=name)) for name in UNTRAINED},
+    )
+    pairs = list(zip(variants, comparison.entries, strict=True))
+    for variant, entry in pairs:
+        logger.info("%s: how many steps fit into %g minutes", variant.name, config.minutes)
+        try:
+            entry.steps = calibrations.of(variant).steps
+        except Exception as error:
+            _give_up(entry, error)
+    pace = _Pace(config, [variant for variant, entry in pairs if not entry.failed], seeds)
+    for seed in seeds:
+        for variant, entry in pairs:
+            if entry.failed:
+                continue
+            pace.say(variant.name, seed, entry.steps)
+            try:
+                _run(config, variant, entry, calibrations, seed)
+                pace.done(variant.name, seed)
+            except Exception as error:
+                _give_up(entry, error)
+                pace.give_up(variant.name)
+        comparison.write()
+    if not comparison.compared:
+        first = comparison.entries[0]
+        raise ValueError(f"no variant could be compared; {first.name} failed: {first.failed}")
+    for note in comparison.notes():
+        logger.info("%s", note)
+    logger.info("results: %s", Path(config.out) / "report.html")
+    return comparison
+
+
+def _run(
+    config: CompareConfig, variant: Variant, entry: Entry, calibrations: Calibrations, seed: int
+) -> None:
+    """One seed of a variant: its run, its scores, and those of the network untrained."""
+    trained = train(config, variant, calibrations.of(variant), seed)
+    name = f"{variant.name}-{seed}"
+    scores = checked(run_suite(_probe(config, encoder=str(trained.encoder), name=name)))
+    twin = _twin(config, trained.encoder, seed)
+    untrained: list[Result] = run_suite(_probe(config, encoder=str(twin), name=twin.name))
+    entry.minutes[seed] = trained.minutes
+    entry.alarms = trained.alarms or entry.alarms
+    entry.twins[seed] = twin.name
+    entry.untrained[seed] = checked(untrained)
+    entry.scores[seed] = scores
+
+
+def _twin(config: CompareConfig, encoder: Path, seed: int) -> Path:
+    """Folder of the same network untrained; variants of one architecture share it."""
+    twin = random_twin(load_encoder(encoder), seed=seed)
+    words = json.dumps(twin.config(), sort_keys=True)
+    name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    folder = Path(config.out) / RUNS / name
+    if not (folder / "checksums.json").is_file():  # written with the folder, at once
+        twin.save(folder)
+    return folder
+
+
+def _probe(config: CompareConfig, *, encoder: str, name: str = "") -> ProbeConfig:
+    """What scores an encoder; embeddings that are shared are made once."""
+    out = Path(config.out)
+    return ProbeConfig(
+        encoder=encoder,
+        data=config.sets or str(built_in_corpus(out / RUNS)),
+        tasks=config.tasks,
+        out=str(out / "probe" / (name or encoder)),
+        cache=str(out / "embeddings"),
+        baselines="false",
+    )
+
+
+def _give_up(entry: Entry, error: Exception) -> None:
+    """Keep why a variant failed; the others go on."""
+    entry.failed = " ".join(str(error).split()) or type(error).__name__
+    is_said = isinstance(error, ValueError | OSError)  # else it is a bug and keeps its traceback
+    logger.warning("%s failed: %s", entry.name, entry.failed, exc_info=None if is_said else error)
+
+
+class _Pace:
+    """How long all that is left will take; a run's time and its scores' as they were so far."""
+
+    def __init__(self, config: CompareConfig, variants: Sequence[Variant], seeds: range) -> None:
+        self._left = {
+            (variant.name, seed)
+            for variant in variants
+            for seed in seeds
+            if not is_trained(config, variant, seed)
+        }
+        self._total, self._number = len(variants) * len(seeds), 0
+        self._guess, self._took = 60 * config.minutes, []
+        self._start = time.monotonic()
+
+    def say(self, name: str, seed: int, steps: int) -> None:
+        """Announce a run."""
+        self._number += 1
+        self._start = time.monotonic()
+        each = sum(self._took) / len(self._took) if self._took else self._guess
+        logger.info(
+            "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
+            *(self._number, self._total, name, seed, steps),
+            "about" if self._took else "at least",
+            timedelta(seconds=round(each * len(self._left))),
+        )
+
+    def done(self, name: str, seed: int) -> None:
+        """A run has ended, and is scored."""
+        if (name, seed) in self._left:  # not so if it was finished before
+            self._left.remove((name, seed))
+            self._took.append(time.monotonic() - self._start)
+
+    def give_up(self, name: str) -> None:
+        """A variant failed, so its further seeds are left out."""
+        gone = {one for one in self._left if one[0] == name}
+        self._left -= gone
+        self._total -= max(len(gone) - 1, 0)

@@ -1,0 +1,175 @@
+"""Keys of `ssmast compare`, and the variants that they name."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssmast.settings import Settings, UsageError, parse, setting
+from ssmast.training.config import RECIPES, PretrainConfig, ProbeWhileTraining
+from ssmast.training.objectives import objective_of
+
+# Settings that all variants have in common, or that say nothing about what is learnt.
+_OURS = {
+    "data", "run", "steps", "epochs", "seed", "resume", "workers", "processes", "threads",
+    "checkpoint_every", "keep_checkpoints", "log_every", "cache", "tensorboard", "show_views",
+}  # fmt: skip
+LOG_EVERY = 10
+"""Steps from one logged line to the next; the time that a run used is added up from them."""
+_BASELINES = ("untrained", "log_mel", "log-mel", "random_conv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """`ssmast compare`: variants of pretraining to a verdict."""
+
+    data: str = setting(
+        "", "unlabelled audio, as `ssmast pretrain` takes it; empty: the built-in corpus"
+    )
+    sets: str = setting(
+        "", "folder of labelled sets, or one set, to score on; empty: the built-in corpus"
+    )
+    tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN] as in `ssmast probe`")
+    out: str = setting("", "folder of runs, scores and page; resumed if there", required=True)
+    objectives: list[str] = setting([], "objectives to compare, such as [ss_mast,ssast]")
+    recipes: list[str] = setting([], "recipes to compare, by name or .yaml file")
+    variants: str = setting(
+        "",
+        "single settings to compare: [name:key=value,key=value,other:key=value]; a name alone is "
+        "the recipe as it is",
+    )
+    recipe: str = setting("real_nano", "recipe that objectives and variants start from")
+    common: str = setting("", "settings of all variants: [key=value,key=value]")
+    minutes: float = setting(
+        20.0,
+        "processor minutes of one core that each run trains for; on a GPU minutes of the clock",
+        range="(0, inf)",
+    )
+    seeds: int = setting(3, "runs of each variant", range="[1, inf)")
+    seed: int = setting(0, "first seed")
+    calibration_steps: int = setting(
+        8, "steps that tell how many fit into the minutes", range="[2, inf)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is compared.
+
+    Attributes:
+        name: in the table, also of its folders.
+        words: `key=value` words that make it what it is.
+        config: its settings; data, run, seed and steps are still those of nobody.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    config: PretrainConfig
+
+
+def variants_of(config: CompareConfig) -> list[Variant]:
+    """All that is to be compared, checked as far as possible without reading audio.
+
+    Raises:
+        UsageError: naming the variant and what is wrong with it.
+        ValueError: if its networks cannot be built.
+    """
+    asked = [(name, (f"objective={name}",)) for name in config.objectives]
+    asked += [(Path(name).stem, (f"recipe={name}",)) for name in config.recipes]
+    asked += [(name, tuple(words)) for name, words in named_settings(config.variants).items()]
+    if not asked:
+        raise UsageError(
+            "nothing to compare; give objectives=[a,b], recipes=[a,b] or variants=[name:key=value]"
+        )
+    names = [name for name, _ in asked]
+    for name in names:
+        if names.count(name) > 1 or name in _BASELINES or not re.fullmatch(r"[\w.+-]*\w", name):
+            raise UsageError(
+                f"variant {name!r} needs another name: letters, digits and . + - _, each once, "
+                f"and none of {', '.join(_BASELINES)}"
+            )
+    common = _split(config.common)
+    return [
+        Variant(name=name, words=words, config=_settings(config, name, [*common, *words]))
+        for name, words in asked
+    ]
+
+
+def named_settings(text: str) -> dict[str, list[str]]:
+    """Name of each variant -> its `key=value` words.
+
+    >>> named_settings("[usual, wide:optim.lr=1e-3,views.crop_time=[0.6, 1.5]]")
+    {'usual': [], 'wide': ['optim.lr=1e-3', 'views.crop_time=[0.6, 1.5]']}
+
+    Raises:
+        UsageError: if a word belongs to no name, or a name comes twice.
+    """
+    found: dict[str, list[str]] = {}
+    for word in _split(text):
+        before, equals, _ = word.partition("=")
+        name, colon, _ = before.partition(":")
+        if colon or not equals:
+            if name in found:
+                raise UsageError(f"variant {name!r} comes twice in variants=; name each once")
+            found[name] = [rest] if (rest := word[len(name) + 1 :]) else []
+        elif found:
+            found[next(reversed(found))].append(word)
+        else:
+            raise UsageError(f"variants={text} must begin with a name, as [name:{word}]")
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """The parts of `[a,b]` or `a,b`; a comma within brackets parts nothing."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in map(str.strip, parts) if part]
+
+
+def _settings(config: CompareConfig, name: str, words: list[str]) -> PretrainConfig:
+    """The settings of a variant, with all that `ssmast compare` decides itself."""
+    for word in words:
+        key = word.partition("=")[0]
+        if "=" not in word:
+            raise UsageError(f"variant {name}: settings are key=value words, got {word!r}")
+        if key in _OURS or key.startswith("probe."):
+            raise UsageError(
+                f"variant {name}: {key} is the same for all variants and set by `ssmast compare` "
+                "itself; leave it out"
+            )
+    try:
+        parsed = parse(
+            PretrainConfig,
+            words,
+            command=f"variant {name}",
+            recipes=RECIPES,
+            default_recipe=config.recipe,
+        )
+        assert parsed is not None, "no word is a flag"
+        kind = objective_of(parsed.objective)
+        settings = dataclasses.replace(
+            kind.resolve(parsed),
+            data=config.data,
+            workers=0,  # or its time would be that of other processes
+            threads=1,
+            processes=1,
+            log_every=LOG_EVERY,
+            keep_checkpoints=1,
+            resume="auto",
+            cache="auto",
+            tensorboard=False,
+            show_views=0,
+            probe=ProbeWhileTraining(),
+        )
+        kind.check(settings)
+    except UsageError as error:
+        raise UsageError(f"variant {name}: {error}") from error
+    return settings

@@ -1,0 +1,167 @@
+"""Runs of equal processor time: how many steps fit into it, and how much was really used."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssmast.compare.config import LOG_EVERY, CompareConfig, Variant
+from ssmast.files import write_json
+from ssmast.settings import to_dict
+from ssmast.training.config import PretrainConfig
+from ssmast.training.metrics_log import read_metrics
+from ssmast.training.pretrain import run
+from ssmast.training.run_folder import changed_settings
+
+logger = logging.getLogger(__name__)
+
+RUNS = "runs"
+"""Folder within `out` of all runs, which share one cache of decoded audio."""
+_CHECKPOINTS = 10  # of a run, spread over it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How fast a variant trains here; measured once.
+
+    Attributes:
+        settings: of the variant.
+        minutes: that were asked for.
+        seconds_per_step: processor time of one core.
+        steps: that fit.
+    """
+
+    settings: dict[str, Any]
+    minutes: float
+    seconds_per_step: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        encoder: its folder.
+        minutes: processor time that its steps took.
+        alarms: what the alarm said at the end.
+    """
+
+    encoder: Path
+    minutes: float
+    alarms: str = ""
+
+
+class Calibrations:
+    """The calibrations of a comparison, kept in `calibration.json`.
+
+    Args:
+        config: of the comparison.
+        variants: of the comparison.
+
+    Raises:
+        FileExistsError: if the folder holds one of the variants with other settings or minutes.
+    """
+
+    def __init__(self, config: CompareConfig, variants: Sequence[Variant]) -> None:
+        self.config, self.file = config, Path(config.out) / "calibration.json"
+        self.known: dict[str, Calibration] = {}
+        if self.file.is_file():
+            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            self.known = {name: Calibration(**content) for name, content in stored.items()}
+        for variant in variants:
+            before = self.known.get(variant.name)
+            if before is None:
+                continue
+            changed = changed_settings(
+                {"minutes": before.minutes, **before.settings},
+                {"minutes": config.minutes, **to_dict(variant.config)},
+            )
+            if changed:
+                raise FileExistsError(
+                    f"{config.out} was started with other settings of {variant.name}: "
+                    f"{'; '.join(changed)}; use those again or choose another out="
+                )
+
+    def of(self, variant: Variant) -> Calibration:
+        """How fast the variant is: as stored, or by a few steps now."""
+        if variant.name in self.known:
+            return self.known[variant.name]
+        steps = self.config.calibration_steps
+        folder = Path(self.config.out) / RUNS / f"{variant.name}-calibration"
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was interrupted
+        settings = dataclasses.replace(
+            variant.config, run=str(folder), seed=self.config.seed, steps=steps, log_every=steps,
+            checkpoint_every=0, alarm="off",
+        )  # fmt: skip
+        run(settings)
+        # The first step, which has a line of its own, also sets things up.
+        rows = _training_rows(folder)[1:]
+        each = _seconds(rows, steps - 1, settings) / (steps - 1)
+        shutil.rmtree(folder)
+        found = Calibration(
+            settings=to_dict(variant.config),
+            minutes=self.config.minutes,
+            seconds_per_step=each,
+            steps=max(1, round(60 * self.config.minutes / each)),
+        )
+        self.known[variant.name] = found
+        write_json(self.file, {name: vars(one) for name, one in self.known.items()})
+        logger.info("%s: %.3g s a step, %d steps", variant.name, each, found.steps)
+        return found
+
+
+def run_folder(config: CompareConfig, variant: Variant, seed: int) -> Path:
+    """Where a run of a variant lies."""
+    return Path(config.out) / RUNS / f"{variant.name}-{seed}"
+
+
+def is_trained(config: CompareConfig, variant: Variant, seed: int) -> bool:
+    """Whether the run ended before; its report is written last."""
+    return (run_folder(config, variant, seed) / "report.html").is_file()
+
+
+def train(config: CompareConfig, variant: Variant, calibration: Calibration, seed: int) -> Trained:
+    """Pretrain a variant, or what is left of it to do.
+
+    Raises:
+        ValueError, OSError: whatever keeps it from being trained, in one sentence.
+    """
+    tenth = calibration.steps / _CHECKPOINTS
+    settings = dataclasses.replace(
+        variant.config,
+        run=str(run_folder(config, variant, seed)),
+        seed=seed,
+        steps=calibration.steps,
+        # At a logged step, so that no time is lost from the sum when a run is resumed.
+        checkpoint_every=LOG_EVERY * max(1, round(tenth / LOG_EVERY)),
+    )
+    folder = run(settings)
+    rows = _training_rows(folder)
+    last = rows[-1].get("alarms", {})
+    return Trained(
+        encoder=folder / "encoder",
+        minutes=_seconds(rows, calibration.steps, settings) / 60,
+        alarms="; ".join(last.values()),
+    )
+
+
+def _training_rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(folder / "metrics.jsonl") if "processor_seconds" in row]
+
+
+def _seconds(rows: list[dict[str, Any]], steps: int, settings: PretrainConfig) -> float:
+    """Processor time of the main process in these lines; where a GPU computes, of the clock."""
+    if not torch.cuda.is_available():
+        return sum(row["processor_seconds"] for row in rows)
+    before = [rows[-1]["step"] - steps, *(row["step"] for row in rows[:-1])]
+    return sum(
+        (row["step"] - first) * settings.batch_size / row["clips_per_second"]
+        for first, row in zip(before, rows, strict=True)
+    )

@@ -1,0 +1,328 @@
+"""`ssmast compare` from words to page, with a training that is made up; and once for real."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssmast.cli import main
+from ssmast.command import StoppedError
+from ssmast.compare import command, equal_minutes
+from ssmast.compare.config import CompareConfig, named_settings, variants_of
+from ssmast.encoder import load_encoder
+from ssmast.evaluation.results import Result
+from ssmast.evaluation.suite import run_suite
+from ssmast.files import write_json
+from ssmast.settings import UsageError
+from ssmast.training import inputs
+from tests.training.processes import SMALL
+
+# lr -> processor seconds of a step
+_PACE = {1e-3: 0.5, 5e-4: 0.25}
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Stands in for pretraining: a run folder with times and an encoder, nothing learnt."""
+
+    encoder: Path
+    ran: list[str] = dataclasses.field(default_factory=list)
+    dies_at: str = ""
+    slower: float = 1.0
+
+    def __call__(self, config) -> Path:
+        folder = Path(config.run)
+        if (folder / "report.html").is_file():
+            return folder
+        if self.dies_at == folder.name:
+            raise StoppedError(signal.SIGTERM)
+        if config.optim.lr > 1:
+            raise ValueError("5 steps in a row gave a non-finite loss")
+        self.ran.append(folder.name)
+        shutil.copytree(self.encoder, folder / "encoder")
+        each = _PACE[config.optim.lr] * (1.0 if "calibration" in config.run else self.slower)
+        rows = [{"step": 1, "processor_seconds": each}]
+        rows.append({"step": config.steps, "processor_seconds": each * (config.steps - 1)})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json(folder / "settings.json", dataclasses.asdict(config))
+        (folder / "report.html").write_text("")
+        return folder
+
+
+@dataclasses.dataclass
+class Prober:
+    """Stands in for the probe: the first part of a name decides the score, the seed moves it."""
+
+    scored: list[str] = dataclasses.field(default_factory=list)
+    dies_at: str = ""
+
+    def __call__(self, config) -> list[Result]:
+        name = Path(config.out).name
+        if self.dies_at == name:
+            raise KeyboardInterrupt
+        self.scored.append(name)
+        levels = {"fast": 0.8, "slow": 0.7, "untrained": 0.5}
+        mean = levels.get(name.split("-")[0], 0.4)
+        mean += {"0": 0.0, "1": 0.004, "2": 0.001}.get(name[-1], 0.0) * (mean > 0.75)
+        facts = {"num_classes": 3, "protocol": "linear", "metric": "accuracy", "chance": 1 / 3}
+        return [Result(task=task, mean=mean, n_test=12, **facts) for task in ("tones", "more")]
+
+
+@pytest.fixture
+def prober(monkeypatch) -> Prober:
+    prober = Prober()
+    monkeypatch.setattr(command, "run_suite", prober)
+    return prober
+
+
+@pytest.fixture
+def trainer(monkeypatch, prober, encoder_folder) -> Trainer:
+    trainer = Trainer(encoder_folder)
+    monkeypatch.setattr(equal_minutes, "run", trainer)
+    return trainer
+
+
+@pytest.fixture
+def words(sets, tmp_path) -> list[str]:
+    return [
+        "data=somewhere", f"sets={sets}", "tasks=[tones]", f"out={tmp_path / 'out'}", "minutes=1",
+        "seeds=2", "variants=[fast:optim.lr=1e-3,slow:optim.lr=5e-4]",
+    ]  # fmt: skip
+
+
+def _ran(trainer, *names):
+    assert trainer.ran == list(names)
+    trainer.ran.clear()
+
+
+ALL = ("fast-calibration", "slow-calibration", "fast-0", "slow-0", "fast-1", "slow-1")
+
+
+def test_variants_get_equal_time_and_end_in_table_json_and_page(
+    trainer, words, tmp_path, capsys, caplog
+):
+    with caplog.at_level(logging.INFO):
+        assert main(["compare", *words]) == 0
+    _ran(trainer, *ALL)
+    out = tmp_path / "out"
+    shown = capsys.readouterr().out
+    assert shown == (out / "compare.md").read_text()
+    gain = "10.2 points, 95 % interval +7.7 to +12.7"
+    assert shown.startswith(f"**fast is better than slow by {gain} (over 2 tasks and 2 seeds).**")
+    for name in ("fast", "slow", "untrained", "log-mel", "random convolution"):
+        assert f"\n| {name} |" in shown
+    assert "| fast | 120 | 1 | 80.2 ± 2.5 | 80.2 ± 2.5 | 80.2 ± 2.5 | +30.2 ± 2.5 |" in shown
+    assert "| fast minus slow | +10.2 ± 2.5 | 2 seeds | 0.012 | yes |" in shown
+    found = json.loads((out / "compare.json").read_text())
+    steps = {variant["name"]: variant["steps"] for variant in found["variants"]}
+    assert steps == {"fast": 120, "slow": 240}
+    for variant in found["variants"]:
+        assert variant["minutes"] == {"0": 1.0, "1": 1.0}
+        assert variant["scores"].keys() == {"0", "1"}
+        assert variant["untrained"].keys() == {"0", "1"}
+    assert found["verdict"] in shown
+    settings = json.loads((out / "runs" / "slow-1" / "settings.json").read_text())
+    wanted = {"steps": 240, "seed": 1, "data": "somewhere", "workers": 0, "threads": 1}
+    assert {key: settings[key] for key in wanted} == wanted
+    html = (out / "report.html").read_text()
+    for words_shown in ("fast \u2212 slow", "Task by task", "ssmast compare data=somewhere"):
+        assert words_shown in html
+    assert "run 1 of 4: fast, seed 0, 120 steps; at least 0:04:00 left in all" in caplog.text
+
+
+def test_untrained_networks_differ_by_seed_and_are_shared_by_variants(trainer, words, tmp_path):
+    assert main(["compare", *words]) == 0
+    fast, slow = json.loads((tmp_path / "out" / "compare.json").read_text())["variants"]
+    assert fast["twins"] == slow["twins"]
+    assert fast["twins"]["0"] != fast["twins"]["1"]
+    one = load_encoder(tmp_path / "out" / "runs" / fast["twins"]["0"])
+    trained = load_encoder(tmp_path / "out" / "runs" / "fast-0" / "encoder")
+    assert one.sha256 != trained.sha256
+    assert (one.dim, one.pooling) == (trained.dim, trained.pooling)
+
+
+@pytest.mark.parametrize("stage", ALL)
+def test_stopped_at_any_run_it_goes_on_with_what_is_left(stage, trainer, words, capsys):
+    trainer.dies_at = stage
+    assert main(["compare", *words]) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the same command resumes it" in capsys.readouterr().err
+    before = ALL[: ALL.index(stage)]
+    _ran(trainer, *before)
+    trainer.dies_at = ""
+    assert main(["compare", *words]) == 0
+    _ran(trainer, *ALL[len(before) :])
+    assert main(["compare", *words]) == 0
+    _ran(trainer)
+
+
+def test_stopped_while_scoring_it_keeps_the_runs(trainer, prober, words):
+    prober.dies_at = "slow-0"
+    assert main(["compare", *words]) == 130
+    _ran(trainer, *ALL[:4])
+    prober.dies_at = ""
+    assert main(["compare", *words]) == 0
+    _ran(trainer, *ALL[4:])
+
+
+def test_what_is_scored_is_not_scored_again(trainer, words, monkeypatch, tmp_path, caplog):
+    """With the probe itself."""
+    monkeypatch.setattr(command, "run_suite", run_suite)
+    words[5] = "seeds=1"
+    assert main(["compare", *words]) == 0
+    before = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert before["variants"][0]["scores"]["0"].keys() == {"tones"}
+    with caplog.at_level(logging.INFO):
+        assert main(["compare", *words]) == 0
+    assert caplog.text.count("done before") == 6  # two fixed, two variants, their twin twice
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == before
+
+
+def test_more_seeds_and_variants_are_added_to_what_is_there(trainer, words, tmp_path):
+    assert main(["compare", *words]) == 0
+    trainer.ran.clear()
+    more = [
+        "seeds=3" if word == "seeds=2" else word.replace("slow:", "other:optim.lr=5e-4,slow:")
+        for word in words
+    ]
+    assert main(["compare", *more]) == 0
+    _ran(trainer, "other-calibration", "other-0", "other-1", "fast-2", "other-2", "slow-2")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("minutes=2", "minutes (was 1.0, now 2.0)"),
+        ("common=[batch_size=8]", "batch_size (was 96, now 8)"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(word, said, trainer, words, capsys):
+    assert main(["compare", *words]) == 0
+    trainer.ran.clear()
+    assert main(["compare", *words, word]) == 1
+    assert f"was started with other settings of fast: {said}" in capsys.readouterr().err
+    _ran(trainer)
+
+
+def test_a_variant_that_fails_is_a_row_that_says_why_and_the_others_go_on(
+    trainer, words, tmp_path, capsys
+):
+    words = [word.replace("[fast", "[bad:optim.lr=9,fast") for word in words]
+    assert main(["compare", *words]) == 0
+    _ran(trainer, *ALL)
+    shown = capsys.readouterr().out
+    assert "\n| bad |  |  |  |  | failed: 5 steps in a row gave a non-finite loss |  |" in shown
+    assert "failed: 5 steps in a row" in (tmp_path / "out" / "report.html").read_text()
+    assert "bad" not in json.loads((tmp_path / "out" / "compare.json").read_text())["means"]
+
+
+def test_where_all_fail_the_first_reason_is_the_error(trainer, words, capsys):
+    words[-1] = "variants=[bad:optim.lr=9]"
+    assert main(["compare", *words]) == 1
+    assert "no variant could be compared; bad failed: 5 steps in a row" in capsys.readouterr().err
+
+
+def test_time_that_is_more_than_a_tenth_off_is_said(trainer, words, capsys):
+    trainer.slower = 1.2
+    assert main(["compare", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "- a run of fast used 120 % of the time that was asked for" in shown
+    assert "| 1.2 (+20 %) |" in shown
+
+
+def test_on_a_gpu_the_time_is_that_of_the_clock(trainer, words, monkeypatch):
+    config = variants_of(command.CompareConfig(variants="a", out="x"))[0].config
+    rows = [{"step": 10, "clips_per_second": 48.0}, {"step": 14, "clips_per_second": 96.0}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert equal_minutes._seconds(rows, 14, config) == 10 * 96 / 48 + 4 * 96 / 96
+
+
+def test_names_and_settings_of_variants_are_read_from_one_word():
+    assert named_settings("[a,b:optim.betas=[0.9, 0.95],seed=1]") == {
+        "a": [],
+        "b": ["optim.betas=[0.9, 0.95]", "seed=1"],
+    }
+
+
+def test_objectives_recipes_and_settings_are_variants_over_what_is_common():
+    config = CompareConfig(
+        out="x", objectives=["ss_mast"], recipes=["ssast_nano"], variants="wide:head.dim=64",
+        common="[batch_size=32]",
+    )  # fmt: skip
+    found = {variant.name: variant.config for variant in variants_of(config)}
+    assert list(found) == ["ss_mast", "ssast_nano", "wide"]
+    assert [one.objective for one in found.values()] == ["ss_mast", "ssast", "ss_mast"]
+    assert {one.batch_size for one in found.values()} == {32}
+    assert (found["ss_mast"].head.dim, found["wide"].head.dim) == (256, 64)
+    assert found["wide"].front_end.num_mels == 64  # of recipe=real_nano
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "nothing to compare; give objectives="),
+        ({"variants": "a:optim.lrr=1"}, "unknown key 'optim.lrr' in `variant a`; did you mean"),
+        ({"variants": "a:optim.lr=-1"}, "variant a: optim.lr must be"),
+        ({"variants": "a:steps=3"}, "variant a: steps is the same for all variants"),
+        ({"variants": "a:probe.every=3"}, "probe.every is the same for all variants"),
+        ({"variants": "optim.lr=1"}, "must begin with a name, as [name:optim.lr=1]"),
+        ({"variants": "a,a:optim.lr=1"}, "variant 'a' comes twice"),
+        ({"variants": "log_mel"}, "variant 'log_mel' needs another name"),
+        ({"variants": "../a"}, "variant '../a' needs another name"),
+        ({"objectives": ["ss_mast"], "variants": "ss_mast"}, "'ss_mast' needs another name"),
+        ({"objectives": ["none"]}, "variant none: objective must be"),
+        ({"objectives": ["ssast"]}, "left alone by objective=ssast"),
+        ({"variants": "a:model=none"}, "variant a: model 'none' is unknown"),
+        ({"variants": "a", "common": "lr"}, "settings are key=value words, got 'lr'"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_starts(asked, said):
+    with pytest.raises(UsageError, match=r".") as error:
+        variants_of(CompareConfig(out="x", **asked))
+    assert said in str(error.value)
+
+
+def test_a_wrong_set_is_said_before_anything_starts(trainer, words, capsys):
+    assert main(["compare", *words, "tasks=[nowhere]"]) == 1
+    assert "no labelled set 'nowhere'" in capsys.readouterr().err
+    _ran(trainer)
+
+
+def test_a_dry_run_lists_the_variants(words, tmp_path, capsys):
+    assert main(["compare", *words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "fast: optim.lr=1e-3\nslow: optim.lr=5e-4\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys, monkeypatch):
+    """Real runs: one that learns, one whose weights stand still, one that fails; then resumed."""
+    monkeypatch.setattr(inputs, "SYNTHETIC_CLIPS", 240)
+    given = {"steps", "workers", "checkpoint_every", "log_every", "tensorboard", "threads"}
+    given |= {"show_views", "recipe"}
+    common = ",".join(word for word in SMALL if word.partition("=")[0] not in given)
+    words = [
+        f"out={tmp_path / 'out'}", "minutes=0.04", "seeds=1", "recipe=smoke", f"common=[{common}]",
+        "variants=[learns:optim.lr=1e-3,still:optim.lr=1e-12,bad:init=gone.safetensors]",
+        "calibration_steps=5",
+    ]  # fmt: skip
+    assert main(["compare", *words]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    learns, _, bad = found["variants"]
+    assert learns["steps"] > 5
+    assert set(found["means"]) == {"learns", "still"}
+    assert "gone.safetensors" in bad["failed"]
+    assert 0.005 < learns["minutes"]["0"] < 0.4
+    assert shown.startswith("**")
+    run = tmp_path / "out" / "runs" / "learns-0"
+    before = (run / "encoder" / "model.safetensors").read_bytes()
+    (run / "report.html").unlink()
+    shutil.rmtree(run / "encoder")
+    assert main(["compare", *words]) == 0
+    assert (run / "encoder" / "model.safetensors").read_bytes() == before
+    assert capsys.readouterr().out == shown
