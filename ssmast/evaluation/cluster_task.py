@@ -35,6 +35,7 @@ from ssmast.evaluation.results import (
     beside,
     markdown_row,
     result_file,
+    result_notes,
     write_result,
 )
 from ssmast.files import write_atomic
@@ -90,6 +91,7 @@ def clusters_note(result: ClusterResult) -> str:
         f"{result.pooling}. k-means with {result.num_classes} clusters and {seeds}, of which the "
         "one of least inertia counts; in brackets the least and the greatest over them. Random "
         "labels: the same partitions shuffled; homogeneity and completeness are above 0 by chance."
+        + "".join(f" {said[0].upper()}{said[1:]}." for said in result_notes(result))
     )
 
 
@@ -232,6 +234,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         layers=main.variants[0].layers,
         column=main.name,
         rejected=embedded.rejected,
+        left_out=labelled.left_out,
         columns=columns,
         picture=_picture(config, labelled, embedded, classes) if wants_picture else None,
     )

@@ -31,7 +31,7 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.results import Result, Score, beside, set_facts, write_result
+from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
 from ssmast.report import write_report
 from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
 
@@ -212,7 +212,8 @@ def main(argv: list[str]) -> int:
         )
         _write(config, replace(result, data=config.data))
         rows = classes_table(result.per_class or [])
-        sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n")
+        notes = "".join(f"{note}\n" for note in result_notes(result))
+        sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n{notes}")
     return 0
 
 

@@ -206,7 +206,8 @@ class LabelledSet:
     def weights(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """How often to draw each clip for all classes to be equally frequent.
 
-        The sum of 1 / (clips of the class) over the classes of the clip.
+        The sum of 1 / (clips of the class) over the classes of the clip; clips with none of the
+        classes count as a class of their own.
 
         Source: Gong et al. 2021 (PSLA), the sampling that AST trains full AudioSet with.
         """
@@ -216,6 +217,8 @@ class LabelledSet:
             for position in positions:
                 counts[numbers[position]] += 1
             total += [float((1 / counts[numbers[position]]).sum()) for position in positions]
+        unlabelled = np.array([not any(own[p].size for own in self.numbers) for p in positions])
+        total[unlabelled] = 1 / max(1, unlabelled.sum())
         return total
 
 

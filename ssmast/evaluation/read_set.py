@@ -30,7 +30,14 @@ from ssmast.evaluation.labelled_set import (
     check_splits,
     with_class_names,
 )
-from ssmast.splits import HELD_OUT, group_folds, leave_one_out, named_parts, rarest_labels
+from ssmast.splits import (
+    HELD_OUT,
+    group_folds,
+    label_set,
+    leave_one_out,
+    named_parts,
+    rarest_labels,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +165,8 @@ def load_set(
     for name in columns:
         _check_columns(table, replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
-    kept, left_out = _complete_rows(table, [*columns, column])
+    # With several labels a clip, an empty cell is a clip with none of the classes.
+    kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
     clips = [table["path"][index] for index in kept]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
     counts = Counter(posixpath.normpath(clip) for clip in clips)
@@ -231,6 +239,12 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -
             "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
             "known",
             *(where, missing),
+        )
+    unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
+    if unlabelled:
+        logger.info(
+            "%s: %d of %d clips have an empty label cell, taken as clips with none of the classes",
+            *(where, unlabelled, len(labels[0])),
         )
     if separator and not any(separator in cell for cell in labels[0]):
         logger.warning(

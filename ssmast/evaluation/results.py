@@ -118,6 +118,7 @@ class About(JsonRecord):
         classes: their names.
         ids_sha256: `splits.ids_sha256` of the clips that could be read.
         rejected: (name, reason) of the clips that could not.
+        left_out: rows of the set that took no part, by reason.
         seed: the first one.
         pooling: of the embeddings; None where a network was fine-tuned.
         layers: the same.
@@ -133,6 +134,7 @@ class About(JsonRecord):
     classes: list[str] = field(default_factory=list)
     ids_sha256: str = ""
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     pooling: str | None = None
     layers: str | None = None
@@ -149,7 +151,6 @@ class Result(About, Score):
         n_valid: the same of the validation part.
         n_test: clips of the test part, over folds the sum.
         splits: name and counts of each.
-        left_out: rows of the set that took no part, by reason.
         num_unseen: test clips of classes that are not trained on.
         multi_label: clips have any number of labels.
         built: of a published data set, which, and where this copy differs from what was published.
@@ -173,7 +174,6 @@ class Result(About, Score):
     n_valid: int = 0
     n_test: int = 0
     splits: list[dict[str, Any]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
     num_unseen: int = 0
     multi_label: bool = False
     built: dict[str, Any] = field(default_factory=dict)
@@ -245,6 +245,15 @@ def set_facts(labelled: LabelledSet, splits: list[Split] | None = None) -> dict[
         "multi_label": labelled.multi_label,
         "built": {key: labelled.origin[key] for key in _ORIGIN if key in labelled.origin},
     }
+
+
+def result_notes(result: Result | ClusterResult) -> list[str]:
+    """What the numbers of a result do not tell: what took no part in it; a sentence each."""
+    left_out = dict(result.left_out)
+    if result.rejected:
+        left_out.setdefault("unreadable", len(result.rejected))
+    counts = [f"{n:,} clip{'s' * (n != 1)} ({reason})" for reason, n in left_out.items() if n]
+    return [f"left out: {', '.join(counts)}"] if counts else []
 
 
 def read_result(file: Path) -> Result | ClusterResult | None:
@@ -338,6 +347,7 @@ def results_table(results: list[Result]) -> str:
         f"{seeds}, over the folds where there are folds. In brackets: the difference to the first "
         "column.\n"
     )
+    note += "".join(f"\n{one.task}: {said}.\n" for one in results for said in result_notes(one))
     return "\n".join(lines) + "\n" + note
 
 

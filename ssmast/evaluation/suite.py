@@ -117,7 +117,9 @@ def main(argv: list[str]) -> int:
                 for split in labelled.splits
             )
             sys.stdout.write(
-                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}\n"
+                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}"
+                + "".join(f", {n} left out ({why})" for why, n in labelled.left_out.items())
+                + "\n"
             )
         return 0
     results = run_suite(config)

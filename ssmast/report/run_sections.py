@@ -149,14 +149,21 @@ def views(source: Source) -> str:
 def left_out(source: Source) -> str:
     """Clips that could not be used: how many for which reason, and their names."""
     rows = source.read_quarantine()
+    # Rows of a set's table that no quarantine names: without a label, of no part.
+    missing = "".join(
+        f"<p>{text(one.task)}: {count:,} rows of the set ({text(why)}).</p>"
+        for one in (*source.probes, *source.clusters)
+        for why, count in one.left_out.items()
+        if why != "unreadable" and count
+    )
     if not rows:
-        return "<p>None: every clip that was asked for could be read.</p>"
+        return missing or "<p>None: every clip that was asked for could be read.</p>"
     # Reasons begin with the file's name; without it, like ones can be counted.
     kinds = Counter(reason.replace(name, "").strip() for name, reason in rows)
     counts = table((count, kind) for kind, count in kinds.most_common(20))
     names = "".join(f"<li>{text(name)}</li>" for name, _ in rows[:200])
     return (
-        f"<p>{len(rows)} clips.</p>{counts}"
+        f"{missing}<p>{len(rows)} clips.</p>{counts}"
         f"<details><summary>Names</summary><ul>{names}</ul></details>"
     )
 

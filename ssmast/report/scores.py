@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssmast.evaluation.results import TITLES, Result, Score
+from ssmast.evaluation.results import TITLES, Result, Score, result_notes
 from ssmast.html import details, section, table, text
 from ssmast.report.published_scores import published_of
 from ssmast.report.sources import Source
@@ -92,10 +92,12 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
             )
         )
     mark = "" if first.chance is None else f'<s style="left:{100 * first.chance:.2f}%"></s>'
-    facts = f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"
+    facts = [f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"]
+    facts += result_notes(first)
+    said = "".join(f'<p class="soft">{text(fact)}</p>' for fact in facts)
     return (
         f'<div class="task"><h3>{text(first.task)}</h3>'
-        f'<p class="soft">{text(facts)}</p>{"".join(_dot(row, mark) for row in rows)}</div>'
+        f"{said}{''.join(_dot(row, mark) for row in rows)}</div>"
     )
 
 

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from ssmast.evaluation.labelled_set import TaskSpec, random_validation, shuffled, without
@@ -210,20 +212,35 @@ def test_real_sets_have_the_counts_their_authors_state(shared_data):
     assert len(counts("emodb_4:protocol=leave_one_out:speaker")) == 10
 
 
-def test_any_table_may_hold_several_labels_a_clip(tmp_path):
+def test_any_table_may_hold_several_labels_a_clip(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     rows = ["a.wav,x;y,train", "b.wav,y,train", "c.wav,x; z,valid", "d.wav,z;x,test", "e.wav,,test"]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, ""]))
     task = load_set(tmp_path, "s:multi_label=true")
     assert (task.classes, metric_of(task).name) == (["x", "y", "z"], "map")
-    assert task.label_sets[0] == [("x", "y"), ("y",), ("x", "z"), ("z", "x")]
-    assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1]]
+    assert task.label_sets[0] == [("x", "y"), ("y",), ("x", "z"), ("z", "x"), ()]
+    assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1], [0, 0, 0]]
     assert task.num_unseen == 1  # z is not trained on
-    assert task.left_out == {"empty label": 1}
+    assert task.left_out == {}
+    assert "1 of 5 clips have an empty label cell, taken as clips with none of the" in caplog.text
     piped = (tmp_path / "s/metadata.csv").read_text().replace(";", "|")
     write(tmp_path / "p", piped)
     assert load_set(tmp_path, "p:multi_label=true,separator=|").label_sets == task.label_sets
     smaller = without(task, ["b.wav"])
     assert (smaller.multi_label, smaller.classes) == (True, ["x", "y", "z"])
+
+
+def test_a_clip_with_none_of_the_classes_trains_and_is_scored(tmp_path):
+    cells = ["x;y", "", "y", " ; ", "x", "", "x;y", ""]
+    parts = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+    rows = [f"{i},{cell},{part}" for i, (cell, part) in enumerate(zip(cells, parts, strict=True))]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "9,x,", ""]))
+    task = load_set(tmp_path, "s:multi_label=true")
+    assert [len(part) for part in task.splits[0].parts().values()] == [4, 2, 2]
+    assert task.left_out == {"empty split": 1}
+    assert task.targets()[[1, 3, 5, 7]].abs().sum() == 0
+    # Drawn as often as a class: x has one clip, y two, "none" two.
+    assert task.weights(task.splits[0].train).tolist() == [1.5, 0.5, 0.5, 0.5]
 
 
 def test_hold_out_of_a_multi_label_set_keeps_rare_classes_in_training(tmp_path):
