@@ -5,8 +5,9 @@ Below `evaluation` and `datasets`, because both must hash the same clips to the 
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -263,6 +264,26 @@ def label_set(text: str, separator: str) -> tuple[str, ...]:
     if not separator:
         return (text,)
     return tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(separator)))))
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in case, spaces, Unicode form or the writing of a number alone, in groups.
+
+    >>> look_alikes(["dog", "Dog ", "1", "cat", "1.0", "d\u200bog", "sea_lion", "sea lion"])
+    [['1', '1.0'], ['Dog ', 'dog', 'd\u200bog'], ['sea lion', 'sea_lion']]
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(names)):
+        groups[_bare(name)].append(name)
+    return sorted(group for group in groups.values() if len(group) > 1)
+
+
+def _bare(name: str) -> str:
+    """A name without case, unseen marks and the form of its characters; a number as a float."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # U+200B, U+FEFF
+    text = " ".join(text.replace("_", " ").split())
+    return str(float(text)) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text) else text
 
 
 def rarest_labels(labels: list[str], separator: str) -> list[str]:

@@ -5,6 +5,7 @@ What probes, fine-tuning, clustering, `ssmast evaluate` and the scores while tra
 """
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.splits import Split, hold_out, ids_sha256, label_set, name_hash, trained_labels
+from ssmast.splits import (
+    Split,
+    hold_out,
+    ids_sha256,
+    label_set,
+    look_alikes,
+    name_hash,
+    trained_labels,
+)
+
+logger = logging.getLogger(__name__)
 
 TASK_KEYS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
 # Of each class of a sample: one clip to train on, one to choose by, one to score.
@@ -345,6 +356,14 @@ def with_heads(labelled: LabelledSet, heads: Sequence[Head]) -> LabelledSet:
                 f"none of the classes of {labelled.folder} is known to the classifier's head "
                 f"{head.name!r} ({', '.join(head.classes[:5])}, ...)"
             )
+        unknown = set(old.classes) - set(head.classes)
+        for group in look_alikes({*unknown, *head.classes}):
+            if unknown.intersection(group):
+                logger.warning(
+                    "%s, column %r: the classifier writes a class of the set otherwise, and does "
+                    "not know it so: %s; write it as the classifier does",
+                    *(labelled.folder, old.name, ", ".join(map(repr, group))),
+                )
     return replace(labelled, heads=list(heads))
 
 

@@ -14,7 +14,7 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ssmast.splits import (
     group_folds,
     label_set,
     leave_one_out,
+    look_alikes,
     named_parts,
     rarest_labels,
 )
@@ -185,6 +186,9 @@ def load_set(
             splits = (group_folds if kind == "folds" else leave_one_out)(values)
     except ValueError as error:  # among twenty sets, which one?
         raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
+    where = folder / "metadata.csv"
+    for name, own in ((spec.group, groups), (column, values if kind == "leave_one_out" else None)):
+        _warn_of_look_alikes(own or (), f"{where}, column {name!r}")
     labelled = with_class_names(
         LabelledSet(
             spec=asked,
@@ -199,8 +203,21 @@ def load_set(
             origin=origin,
         )
     )
+    for head in labelled.heads:
+        _warn_of_look_alikes(head.classes, f"{where}, column {head.name!r}")
     check_splits(labelled)
     return labelled
+
+
+def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
+    groups = look_alikes(names)
+    if groups:
+        shown = "; ".join(", ".join(map(repr, group)) for group in groups[:5])
+        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+        logger.warning(
+            "%s: names that look like one are taken as different ones: %s%s; write each in one way",
+            *(where, shown, more),
+        )
 
 
 def _only_set(data: str | Path) -> str:

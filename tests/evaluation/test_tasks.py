@@ -2,7 +2,14 @@ import logging
 
 import pytest
 
-from ssmast.evaluation.labelled_set import TaskSpec, random_validation, shuffled, without
+from ssmast.evaluation.labelled_set import (
+    Head,
+    TaskSpec,
+    random_validation,
+    shuffled,
+    with_heads,
+    without,
+)
 from ssmast.evaluation.probe import metric_of
 from ssmast.evaluation.read_set import find_sets, load_set, parse_task, split_names
 from ssmast.evaluation.results import result_file
@@ -274,3 +281,48 @@ def test_a_random_tenth_of_the_other_folds_validates(sets):
         rest = [*after.train, *after.valid]
         assert sorted(rest) == sorted([*before.train, *before.valid])
         assert 0 < len(after.valid) <= 0.15 * len(rest)
+
+
+LOOK_ALIKES = {
+    "case": ("bell", "Bell"),
+    "spaces": ("sea lion", "sea  lion"),
+    "no-break space": ("sea lion", "sea\u00a0lion"),
+    "underscore": ("sea lion", "sea_lion"),
+    "form": ("\u017e\u00e1ba", "z\u030ca\u0301ba"),
+    "width": ("\uff11", "1"),
+    "unseen": ("bell", "bell\u200b"),
+    "number": ("1", "1.0"),
+    "zeros": ("01", "1"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOK_ALIKES)
+def test_one_class_written_in_two_ways_is_named(tmp_path, caplog, kind):
+    one, other = LOOK_ALIKES[kind]
+    names = (one, other, "dog", "dog 2")
+    parts = ("train", "valid", "test")
+    rows = [f"{part}{i},{name},{part}" for part in parts for i, name in enumerate(names)]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join(rows))
+    assert len(load_set(tmp_path, "s").classes) == 4  # they are taken as they stand
+    first, second = sorted((one, other))
+    assert f"column 'label': names that look like one are taken as different ones: {first!r}, " in (
+        caplog.text
+    )
+    assert f"{first!r}, {second!r}; write each in one way" in caplog.text
+    assert "dog" not in caplog.text
+
+
+def test_a_speaker_written_in_two_ways_is_named_before_it_leaks(tmp_path, caplog):
+    rows = [f"{i},{'xy'[i % 2]},{('anna', 'Anna', 'bert', 'cleo')[i // 2 % 4]}" for i in range(16)]
+    write(tmp_path / "s", "path,label,speaker\n" + "\n".join(rows))
+    load_set(tmp_path, "s:protocol=leave_one_out:speaker")
+    assert "column 'speaker': names that look like one" in caplog.text
+    assert "'Anna', 'anna'" in caplog.text
+
+
+def test_a_classifier_that_writes_a_class_otherwise_is_named(tmp_path, caplog):
+    rows = "a,Dog,train\nb,cat,train\nc,Dog,valid\nd,cat,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows)
+    with_heads(load_set(tmp_path, "s"), [Head(name="label", classes=["cat", "dog", "eel", "Eel"])])
+    assert "does not know it so: 'Dog', 'dog'; write it as the classifier does" in caplog.text
+    assert "eel" not in caplog.text.lower()
