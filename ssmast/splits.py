@@ -266,6 +266,16 @@ def label_set(text: str, separator: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(separator)))))
 
 
+def few_names(names: Sequence[str], *, between: str = ", ") -> str:
+    """The first five names, and how many more there are.
+
+    >>> few_names(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return between.join(names[:5]) + more
+
+
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
     """Names that differ in case, spaces, Unicode form or the writing of a number alone, in groups.
 

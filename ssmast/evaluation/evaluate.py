@@ -156,9 +156,18 @@ def result_of(
     of_fold = replace(labelled, splits=[split])
     unread = np.setdiff1d(split.parts()[part], scored.positions)
     score = Score(mean=mean, scores=[mean], confusion=matrix, encoder_sha256=sha256)
+    unknown = [
+        any((numbers[position] < 0).any() for numbers in labelled.numbers)
+        for position in scored.positions
+    ]
     return Result(
         **vars(score),
-        **set_facts(of_fold),
+        **{
+            **set_facts(of_fold),
+            "num_unseen": sum(unknown),
+            "untrained": labelled.unknown_in(scored.positions),
+            "untested": labelled.missing_from(scored.positions),
+        },
         protocol=PROTOCOL,
         metric=metric,
         column=PROTOCOL,

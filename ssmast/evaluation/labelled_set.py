@@ -165,6 +165,48 @@ class LabelledSet:
             unseen += int(is_unseen.sum())
         return unseen
 
+    @cached_property
+    def untrained(self) -> dict[str, int]:
+        """Classes without a training clip in some split -> test clips of them in those splits."""
+        found: Counter[str] = Counter()
+        for head, own in zip(self.heads, self.label_sets, strict=True):
+            for split in self.splits:
+                trained = {label for position in split.train for label in own[position]}
+                tested = Counter(label for position in split.test for label in own[position])
+                gone = {*head.classes, *tested} - trained
+                found.update({self._named(head, name): tested[name] for name in gone})
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def untested(self) -> list[str]:
+        """Classes without a test clip in any split."""
+        everywhere = np.concatenate([split.test for split in self.splits])
+        return self.missing_from(everywhere)
+
+    def missing_from(self, positions: NDArray[np.int64]) -> list[str]:
+        """Classes of the heads that none of some clips has."""
+        return [
+            self._named(head, name)
+            for head, own in zip(self.heads, self.label_sets, strict=True)
+            for name in sorted(set(head.classes) - {n for p in positions for n in own[p]})
+        ]
+
+    def unknown_in(self, positions: NDArray[np.int64]) -> dict[str, int]:
+        """Labels of some clips that the heads lack -> how many of these clips have them."""
+        return dict(
+            sorted(
+                Counter(
+                    self._named(head, name)
+                    for head, own in zip(self.heads, self.label_sets, strict=True)
+                    for position in positions
+                    for name in set(own[position]).difference(head.classes)
+                ).items()
+            )
+        )
+
+    def _named(self, head: Head, name: str) -> str:
+        return f"{head.name} {name}" if len(self.heads) > 1 else name
+
     def split(self, fold: str) -> Split:
         """The split of a fold by its name; the only one, or the first, where none is named.
 
@@ -256,6 +298,18 @@ def with_class_names(labelled: LabelledSet) -> LabelledSet:
         )
         for head, own in zip(labelled.heads, labelled.label_sets, strict=True)
     ]
+    return replace(labelled, heads=heads)
+
+
+def with_trained_classes(labelled: LabelledSet, split: Split) -> LabelledSet:
+    """The set with heads that have a training clip of each class; the others become -1.
+
+    An output that is never trained would be predicted by chance.
+    """
+    heads = []
+    for head, own in zip(labelled.heads, labelled.label_sets, strict=True):
+        trained = {label for position in split.train for label in own[position]}
+        heads.append(replace(head, classes=[name for name in head.classes if name in trained]))
     return replace(labelled, heads=heads)
 
 

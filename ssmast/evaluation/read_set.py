@@ -32,6 +32,7 @@ from ssmast.evaluation.labelled_set import (
 )
 from ssmast.splits import (
     HELD_OUT,
+    few_names,
     group_folds,
     label_set,
     leave_one_out,
@@ -206,17 +207,31 @@ def load_set(
     for head in labelled.heads:
         _warn_of_look_alikes(head.classes, f"{where}, column {head.name!r}")
     check_splits(labelled)
+    _warn_of_absent_classes(labelled)
     return labelled
+
+
+def _warn_of_absent_classes(labelled: LabelledSet) -> None:
+    """Name the classes that clips have, but none to train on or none to test on."""
+    several = " of some fold" if len(labelled.splits) > 1 else ""
+    for names, part in (
+        ([name for name, tested in labelled.untrained.items() if tested], f"training{several}"),
+        (set(labelled.untested).difference(labelled.untrained), "test"),
+    ):
+        if names:
+            logger.warning(
+                "%s: classes without a clip in the %s part: %s",
+                *(labelled.spec, part, few_names(sorted(names))),
+            )
 
 
 def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
     groups = look_alikes(names)
     if groups:
-        shown = "; ".join(", ".join(map(repr, group)) for group in groups[:5])
-        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+        shown = few_names([", ".join(map(repr, group)) for group in groups], between="; ")
         logger.warning(
-            "%s: names that look like one are taken as different ones: %s%s; write each in one way",
-            *(where, shown, more),
+            "%s: names that look like one are taken as different ones: %s; write each in one way",
+            *(where, shown),
         )
 
 

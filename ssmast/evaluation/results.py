@@ -15,7 +15,7 @@ import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
-from ssmast.splits import Split
+from ssmast.splits import Split, few_names
 from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
@@ -152,6 +152,9 @@ class Result(About, Score):
         n_test: clips of the test part, over folds the sum.
         splits: name and counts of each.
         num_unseen: test clips of classes that are not trained on.
+        untrained: classes without a training clip (in some fold), or that a classifier lacks ->
+            scored clips of them.
+        untested: classes of which no clip was scored.
         multi_label: clips have any number of labels.
         built: of a published data set, which, and where this copy differs from what was published.
         shuffled: labels were permuted, as a control.
@@ -175,6 +178,8 @@ class Result(About, Score):
     n_test: int = 0
     splits: list[dict[str, Any]] = field(default_factory=list)
     num_unseen: int = 0
+    untrained: dict[str, int] = field(default_factory=dict)
+    untested: list[str] = field(default_factory=list)
     multi_label: bool = False
     built: dict[str, Any] = field(default_factory=dict)
     shuffled: bool = False
@@ -242,18 +247,35 @@ def set_facts(labelled: LabelledSet, splits: list[Split] | None = None) -> dict[
         "num_classes": len(labelled.classes),
         "classes": labelled.classes,
         "left_out": labelled.left_out,
+        "num_unseen": labelled.num_unseen,
+        "untrained": labelled.untrained,
+        "untested": labelled.untested,
         "multi_label": labelled.multi_label,
         "built": {key: labelled.origin[key] for key in _ORIGIN if key in labelled.origin},
     }
 
 
 def result_notes(result: Result | ClusterResult) -> list[str]:
-    """What the numbers of a result do not tell: what took no part in it; a sentence each."""
+    """What the numbers of a result do not tell: the clips and classes that took no part."""
     left_out = dict(result.left_out)
     if result.rejected:
         left_out.setdefault("unreadable", len(result.rejected))
     counts = [f"{n:,} clip{'s' * (n != 1)} ({reason})" for reason, n in left_out.items() if n]
-    return [f"left out: {', '.join(counts)}"] if counts else []
+    notes = [f"left out: {', '.join(counts)}"] if counts else []
+    if not isinstance(result, Result):
+        return notes
+    if result.untrained:
+        fate = "" if result.multi_label else ", which count as wrong"
+        names = [
+            f"{name} ({f'{n:,} {result.part} clip' + 's' * (n != 1) + fate if n else 'nor others'})"
+            for name, n in result.untrained.items()
+        ]
+        several = " in some fold" if len(result.splits) > 1 else ""
+        notes.append(f"classes without a training clip{several}: {few_names(names)}")
+    untested = [name for name in result.untested if name not in result.untrained]
+    if untested:
+        notes.append(f"classes without a {result.part} clip: {few_names(untested)}")
+    return notes
 
 
 def read_result(file: Path) -> Result | ClusterResult | None:

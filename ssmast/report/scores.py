@@ -113,13 +113,11 @@ def _counts(result: Result) -> str:
     part = "" if result.part == "test" else f", scored on the {result.part} part"
     counts = f"{result.n_train} / {result.n_valid} / {result.n_test} clips{part}"
     folds = f", {len(result.splits)} folds" if len(result.splits) > 1 else ""
-    unseen = result.num_unseen
-    notes = f", {unseen} test clips of classes not trained on" if unseen else ""
     shuffled = ", labels shuffled" if result.shuffled else ""
     # A network that was fine-tuned has no frozen vector to speak of.
     vector = "" if result.dim is None else f"; {result.dim} dimensions"
     vector += f", pooling {result.pooling}" if result.pooling else ""
-    return f"{result.num_classes} classes, {counts}{folds}{notes}{shuffled}{vector}"
+    return f"{result.num_classes} classes, {counts}{folds}{shuffled}{vector}"
 
 
 def _dot(row: _Row, mark: str) -> str:

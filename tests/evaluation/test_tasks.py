@@ -8,6 +8,7 @@ from ssmast.evaluation.labelled_set import (
     random_validation,
     shuffled,
     with_heads,
+    with_trained_classes,
     without,
 )
 from ssmast.evaluation.probe import metric_of
@@ -326,3 +327,23 @@ def test_a_classifier_that_writes_a_class_otherwise_is_named(tmp_path, caplog):
     with_heads(load_set(tmp_path, "s"), [Head(name="label", classes=["cat", "dog", "eel", "Eel"])])
     assert "does not know it so: 'Dog', 'dog'; write it as the classifier does" in caplog.text
     assert "eel" not in caplog.text.lower()
+
+
+def test_classes_that_a_part_lacks_are_named(tmp_path, caplog):
+    rows = "a,x,train\nb,y,train\nh,only,train\nc,x,valid\ni,shown,valid\nd,x,test\ne,z,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows + "f,z,test\ng,y,test\n")
+    task = load_set(tmp_path, "s")
+    assert task.untrained == {"shown": 0, "z": 2}
+    assert task.untested == ["only", "shown"]
+    assert "s: classes without a clip in the training part: z\n" in caplog.text
+    assert "s: classes without a clip in the test part: only\n" in caplog.text
+    known = with_trained_classes(task, task.splits[0])
+    assert known.classes == ["only", "x", "y"]
+    assert known.unknown_in(known.splits[0].test) == {"z": 2}
+    assert known.missing_from(known.splits[0].test) == ["only"]
+    two = write(tmp_path / "t", "path,label,sex,split\na,x,f,train\nb,y,f,train\nh,y,m,train\n"
+                "c,x,m,valid\nd,x,d,test\ne,z,m,test\n")  # fmt: skip
+    assert load_set(two, labels=["label", "sex"]).untrained == {"label z": 1, "sex d": 1}
+    rows = [f"{i},{'xyz'[i % 3]},{i % 4}" for i in range(24)] + ["30,rare,2"]
+    write(tmp_path / "f", "path,label,fold\n" + "\n".join(rows))
+    assert load_set(tmp_path, "f").untrained == {"rare": 1}
