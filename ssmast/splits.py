@@ -91,12 +91,12 @@ def named_parts(
     """
     parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
     for index, value in enumerate(values):
-        if value.lower() not in _PARTS:
+        if not part_of(value):
             raise ValueError(
                 f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}; "
                 f"known are {', '.join(_PARTS)}"
             )
-        parts[_PARTS[value.lower()]].append(index)
+        parts[part_of(value)].append(index)
     train = np.array(parts["train"], dtype=np.int64)
     valid = np.array(parts["valid"], dtype=np.int64)
     if not len(valid) and len(train):
@@ -110,6 +110,11 @@ def named_parts(
     return Split(
         name="split", train=train, valid=valid, test=np.array(parts["test"], dtype=np.int64)
     )
+
+
+def part_of(value: str) -> str:
+    """Which of train, valid and test a word means; empty for none of them."""
+    return _PARTS.get(value.strip().lower(), "")
 
 
 def trained_labels(

@@ -21,7 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import read_header, read_table, read_task_file
+from ssmast.audio.corpus.table import (
+    METADATA,
+    find_column,
+    find_table,
+    read_header,
+    read_table,
+    read_task_file,
+)
 from ssmast.evaluation.labelled_set import (
     TASK_KEYS,
     Head,
@@ -38,6 +45,7 @@ from ssmast.splits import (
     leave_one_out,
     look_alikes,
     named_parts,
+    part_of,
     rarest_labels,
 )
 
@@ -115,19 +123,45 @@ def find_sets(data: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: if `data` is no folder or holds no labelled set.
-        ValueError: if a metadata.csv is not UTF-8.
+        ValueError: if a metadata.csv is not UTF-8, or has no label column where there is no other.
     """
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
-    if _has_labels(data):
+    if find_table(data) is not None:
+        _check_columns(read_header(_table_of(data)), TaskSpec(name=data.resolve().name), data)
         return [data.resolve().name]
-    names = sorted(folder.name for folder in data.iterdir() if _has_labels(folder))
+    tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
+    columns = {name: read_header(table) for name, table in tables.items() if table is not None}
+    names = [name for name, has in columns.items() if find_column(has, "label") in has]
     if not names:
+        other = "".join(
+            f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
+            "COLUMN] or task= names one"
+            for name, has in list(columns.items())[:3]
+        )
         raise FileNotFoundError(
-            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of path,label,split"
+            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
+            f"path,label,split{other or _other_tables(data)}"
         )
     return names
+
+
+def _other_tables(folder: Path) -> str:
+    """Tables in a folder, or one below it, that may be the one that is missed."""
+    kinds = {".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".parquet"}
+    found = [
+        file.relative_to(folder).as_posix()
+        for file in (*sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
+        if file.suffix.lower() in kinds and not file.name.startswith(".")
+    ]
+    shown = few_names(found)
+    return f"; found {shown}: save the table with the labels as {METADATA}" if found else ""
+
+
+def _table_of(folder: Path) -> Path:
+    """The table of a set, which is there."""
+    return find_table(folder) or folder / METADATA
 
 
 def load_set(
@@ -157,24 +191,30 @@ def load_set(
     folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
-    columns = list(labels or ()) or [spec.label]
+    table = _read_columns(folder)
+    meant = {
+        key: find_column(list(table), name)
+        for key in ("label", "split", "fold", "group")
+        if (name := getattr(spec, key))
+    }
+    spec = replace(spec, **meant)
+    columns = [find_column(list(table), name) for name in labels or ()] or [spec.label]
     if len(columns) > 1 and spec.multi_label == "true":
         raise ValueError(
             f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
         )
     separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
-    table = _read_columns(folder)
     for name in columns:
-        _check_columns(table, replace(spec, label=name), folder)
+        _check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
     # With several labels a clip, an empty cell is a clip with none of the classes.
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
-    clips = [table["path"][index] for index in kept]
+    clips = [table[find_column(list(table), "path")][index] for index in kept]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
     counts = Counter(posixpath.normpath(clip) for clip in clips)
     repeated = next((clip for clip, count in counts.items() if count > 1), None)
     if repeated is not None:
-        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
+        raise ValueError(f"{_table_of(folder)} lists {repeated!r} twice; keep one row a clip")
     cells = [[table[name][index] for index in kept] for name in columns]
     _warn_of_odd_labels(cells, separator, folder)
     values = [table[column][index] for index in kept]
@@ -186,8 +226,8 @@ def load_set(
         else:
             splits = (group_folds if kind == "folds" else leave_one_out)(values)
     except ValueError as error:  # among twenty sets, which one?
-        raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
-    where = folder / "metadata.csv"
+        raise ValueError(f"{_table_of(folder)}, column {column!r}: {error}") from error
+    where = _table_of(folder)
     for name, own in ((spec.group, groups), (column, values if kind == "leave_one_out" else None)):
         _warn_of_look_alikes(own or (), f"{where}, column {name!r}")
     labelled = with_class_names(
@@ -236,6 +276,8 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 
 def _only_set(data: str | Path) -> str:
+    if find_table(Path(data)) is not None:  # which of its columns are labels may be said elsewhere
+        return Path(data).resolve().name
     names = find_sets(data)
     if len(names) > 1:
         raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
@@ -248,7 +290,7 @@ def _complete_rows(
     """Rows that have a value in every column, and how many were left out for which column."""
     left_out: Counter[str] = Counter()
     kept: list[int] = []
-    for index in range(len(table["path"])):
+    for index in range(len(next(iter(table.values())))):
         empty = next((name for name in columns if not table[name][index]), None)
         if empty:
             left_out[f"empty {empty}"] += 1
@@ -257,14 +299,9 @@ def _complete_rows(
     return kept, dict(left_out)
 
 
-def _has_labels(folder: Path) -> bool:
-    table = folder / "metadata.csv"
-    return table.is_file() and "label" in read_header(table)
-
-
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    where = folder / "metadata.csv"
+    where = _table_of(folder)
     missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
     if missing:
         logger.warning(
@@ -296,7 +333,7 @@ def _find_folder(data: Path, name: str) -> Path:
         FileNotFoundError: naming the sets that are there.
     """
     for folder in (data / name, data if data.resolve().name == name else None):
-        if folder is not None and (folder / "metadata.csv").is_file():
+        if folder is not None and find_table(folder) is not None:
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
@@ -308,9 +345,9 @@ def _read_columns(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if there is no row.
     """
-    table = read_table(folder / "metadata.csv")
+    table = read_table(_table_of(folder))
     if not len(table):
-        raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
+        raise ValueError(f"{_table_of(folder)} has no rows below its header")
     return {
         name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
     }
@@ -325,21 +362,29 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     return ""
 
 
-def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
+def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
     """Refuse a table that lacks a column which the task names.
 
     Raises:
         ValueError: naming the columns there are.
     """
-    wanted = ["path", spec.label, *filter(None, [spec.group])]
+    wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
+    wanted += filter(None, [spec.group])
     if spec.split != "split" or spec.protocol == "split":
         wanted.append(spec.split)
     if spec.fold != "fold" or spec.protocol == "folds":
         wanted.append(spec.fold)
     for column in wanted:
-        if column not in table:
+        if column not in columns:
+            hint = ""
+            if column == "label":
+                hint = (
+                    f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
+                    "labels=[COLUMN] to fine-tune, task="
+                    f"{spec.name}:label=COLUMN to cluster"
+                )
             raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(table)}"
+                f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"
             )
 
 
@@ -349,7 +394,7 @@ def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> t
         column = spec.protocol.partition(":")[2]
         if column not in table:
             raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
+                f"{_table_of(folder)} has no column {column!r} to leave out; "
                 f"it has: {', '.join(table)}"
             )
         return "leave_one_out", column
@@ -364,7 +409,11 @@ def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> t
     for kind, column in columns.items():
         if any(table.get(column, [])):
             return kind, column
+    named = [name for name, own in table.items() if {"train", "test"} <= set(map(part_of, own))]
+    if len(named) == 1 and not any(column in table for column in columns.values()):
+        logger.info("%s: column %r has the parts", _table_of(folder), named[0])
+        return "split", named[0]
     raise ValueError(
-        f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
+        f"{_table_of(folder)} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
         "add one of train, valid, test"
     )

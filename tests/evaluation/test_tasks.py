@@ -347,3 +347,37 @@ def test_classes_that_a_part_lacks_are_named(tmp_path, caplog):
     rows = [f"{i},{'xyz'[i % 3]},{i % 4}" for i in range(24)] + ["30,rare,2"]
     write(tmp_path / "f", "path,label,fold\n" + "\n".join(rows))
     assert load_set(tmp_path, "f").untrained == {"rare": 1}
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,Label,Split", "File Name, LABELS ,split", "path,label,subset", "PATH,label,SPLIT"],
+)
+def test_columns_are_known_by_other_forms_of_their_names(tmp_path, header):
+    write(tmp_path / "s", header + "\na,x,train\nb,y,train\nc,x,valid\nd,y,test\n")
+    assert find_sets(tmp_path) == ["s"]
+    task = load_set(tmp_path)
+    assert (task.labels, task.clips) == (["x", "y", "x", "y"], list("abcd"))
+    assert [part.tolist() for part in task.splits[0].parts().values()] == [[0, 1], [2], [3]]
+
+
+def test_another_label_column_is_enough_and_the_columns_are_listed(tmp_path):
+    rows = "a,x,train\nb,y,train\nc,x,valid\nd,y,test\n"
+    folder = write(tmp_path / "s", "path,species,split\n" + rows)
+    assert load_set(folder, labels=["species"]).labels == ["x", "y", "x", "y"]
+    assert load_set(folder, labels=["Species"]).heads[0].name == "species"
+    said = r"s/metadata.csv has no column 'label'; it has: path, species, split; name the one .*"
+    for read in (find_sets, load_set):
+        with pytest.raises(ValueError, match=said + r"tasks=\[s:label=COLUMN\].*labels=\[COLUMN\]"):
+            read(folder)
+    with pytest.raises(FileNotFoundError, match=r"s/metadata.csv has the columns path, species, "):
+        find_sets(tmp_path)
+    write(tmp_path / "u", "path,Label,label ,split\n" + rows.replace(",x", ",x,x"))
+    with pytest.raises(ValueError, match="fields in line"):
+        load_set(tmp_path, "u")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/annotations.xlsx").write_bytes(b"PK")
+    with pytest.raises(
+        FileNotFoundError, match=r"found annotations\.xlsx: save the table with the"
+    ):
+        find_sets(tmp_path / "t")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,15 @@ import pyarrow as pa
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
-from ssmast.audio.corpus.table import audio_root, column_of, read_columns, read_table
+from ssmast.audio.corpus.table import (
+    METADATA,
+    FileFinder,
+    audio_root,
+    column_of,
+    find_table,
+    read_columns,
+    read_table,
+)
 from ssmast.audio.corpus.tar import (
     index_tar,
     is_hidden,
@@ -25,6 +34,8 @@ from ssmast.audio.corpus.tar import (
 )
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import write_atomic
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.parquet"
 INDEX = "manifest.index"
@@ -162,9 +173,8 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return open_prepared(path)
-        if (path / "metadata.csv").is_file():
-            return _open_table(path / "metadata.csv", column)
-        return _open_folder(path)
+        table = find_table(path)
+        return _open_folder(path) if table is None else _open_table(table, column)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; wanted {_WANTED}")
     return _open_file(path, column)
@@ -206,8 +216,8 @@ def _open_url(url: str, column: str) -> Corpus:
     url = url.rstrip("/")
     if exists(f"{url}/{MANIFEST}"):
         return open_prepared(url)
-    if exists(f"{url}/metadata.csv"):
-        return _open_table(f"{url}/metadata.csv", column)
+    if exists(f"{url}/{METADATA}"):
+        return _open_table(f"{url}/{METADATA}", column)
     found = list_files(url)
     return _of_listing(url, (pair for pair in found if not is_hidden(pair[0])))
 
@@ -231,13 +241,16 @@ def _of_listing(root: Path | str, files: Iterator[tuple[str, int]]) -> Corpus:
     sizes: list[int] = []
     tars: list[Path | str] = []
     for name, size in files:
-        kind = os.path.splitext(name)[1].lower()
-        if kind in SOUND_EXTENSIONS:
+        if _is_sound(name):
             names.append(os.fsencode(name))
             sizes.append(size)
-        elif kind == ".tar":
+        elif name.lower().endswith(".tar"):
             tars.append(join_url(root, name) if isinstance(root, str) else root / name)
     return _of_tars(root, tars, f"{root}", names, sizes)
+
+
+def _is_sound(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
 def _of_tars(
@@ -300,7 +313,7 @@ def _open_table(path: Path | str, column: str) -> Corpus:
     if exists(audio) if isinstance(audio, str) else audio.is_file():
         return _of_members(path, names, ["audio.tar"] * len(names), table)
     root = _folder_of(path)
-    if isinstance(root, Path) and os.path.basename(path) == "metadata.csv":
+    if isinstance(root, Path) and path == find_table(root):
         root = audio_root(root)
     return _of_files(path, names, table, root)
 
@@ -312,7 +325,7 @@ def _of_files(
         raise ValueError(f"{path} names no clip; wanted one path a line")
     sizes = np.zeros(len(names), dtype=np.int64)
     shard = np.full(len(names), LOOSE, dtype=np.int32)
-    missing: list[str] = []
+    missing: list[int] = []
     for i, name in enumerate(names):
         file = _safe_path(path, name)
         if isinstance(root, str) or is_url(file):
@@ -323,10 +336,16 @@ def _of_files(
             size = None if seconds is None else _size(root / file)
             shard[i] = LOOSE if size is None else EXCERPT
         if size is None:
-            missing.append(name)
+            missing.append(i)
         else:
             sizes[i] = size
-    _refuse_missing(path, missing, len(names), "" if root == Path() else f" in {root}")
+    if missing and isinstance(root, Path):
+        listing = [] if root == Path() else [name for name, _ in walk(root) if _is_sound(name)]
+        where = "" if root == Path() else f" in {root}"
+        names = _otherwise_written(path, names, missing, FileFinder(listing), where)
+        for i in missing:
+            file, seconds = split_excerpt(names[i])
+            sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
     encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
     return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
 
@@ -354,8 +373,12 @@ def _of_members(path: Path | str, names: list[str], shards: list[str], table: pa
     row = np.full(len(names), -1, dtype=np.int64)
     for i, name in enumerate(names):
         row[i] = where[tar[i]].get(safe_member_name(_safe_path(path, name)) or "", -1)
-    missing = [name for name, found in zip(names, row, strict=True) if found < 0]
-    _refuse_missing(path, missing, len(names), f" in {', '.join(used[:3])}")
+    missing = np.flatnonzero(row < 0).tolist()
+    for number_of_tar in sorted({int(tar[i]) for i in missing}):
+        mine = [i for i in missing if tar[i] == number_of_tar]
+        finder, shown = FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
+        names = _otherwise_written(path, names, mine, finder, shown)
+        row[mine] = [where[number_of_tar][names[i]] for i in mine]
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     entries = ArrayEntries(
@@ -387,10 +410,48 @@ def _safe_path(path: Path | str, name: str) -> str:
     return name
 
 
-def _refuse_missing(path: Path | str, missing: list[str], total: int, where: str) -> None:
-    if missing:
-        hint = "; write / between folders, not \\" if "\\" in missing[0] else ""
+def _otherwise_written(
+    path: Path | str, names: list[str], missing: list[int], finder: FileFinder, where: str
+) -> list[str]:
+    """The names with those that are not there replaced by the files that they can only mean.
+
+    Args:
+        path: of the table or list.
+        names: of all clips.
+        missing: positions of those that are not there as they are written.
+        finder: of the files there are.
+        where: they were looked for, for messages.
+
+    Raises:
+        FileNotFoundError: if some name means no file, or could mean several.
+        ValueError: if two names would be one file.
+    """
+    found = list(names)
+    lost: list[str] = []
+    for i in missing:
+        file = split_excerpt(names[i])[0]
+        meant = finder.find(file)
+        if meant is None:
+            lost.append(names[i])
+        else:
+            found[i] = meant + names[i][len(file) :]
+    if lost:
+        there = f"; {len(finder.names)} files are there, such as {finder.names[0]!r}"
         raise FileNotFoundError(
-            f"{len(missing)} of {total} files of {path} not found{where}; the first is "
-            f"{missing[0]!r}{hint}"
+            f"{len(lost)} of {len(names)} files of {path} not found{where}; the first is "
+            f"{lost[0]!r}{there if finder.names else ''}"
         )
+    first_of: dict[str, int] = {}
+    for i, name in enumerate(found):
+        other = first_of.setdefault(name, i)
+        if other != i and names[other] != names[i]:
+            raise ValueError(
+                f"{path}: {names[other]!r} and {names[i]!r} can only mean {name!r}; write each "
+                "path as the file is called"
+            )
+    _log.warning(
+        "%s: %d of %d paths are written otherwise than their files are called; the first, %r, is "
+        "taken as %r",
+        *(path, len(missing), len(names), names[missing[0]], found[missing[0]]),
+    )
+    return found

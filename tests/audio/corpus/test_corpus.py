@@ -242,3 +242,71 @@ def test_real_sets_open(shared_data):
             seconds = float(corpus.table["duration_s"][i].as_py())
             assert corpus.name(i).endswith(corpus.table["path"][i].as_py())
             assert len(read_audio(corpus.source(i))) == pytest.approx(16000 * seconds, abs=20)
+
+
+WRITTEN = {
+    "Windows": r"dog\1.wav",
+    "Windows, from the root": r"C:\Users\me\My set\dog\1.wav",
+    "another machine": "/content/drive/set/dog/1.wav",
+    "the folder's own name": "set/dog/1.wav",
+    "percent": "dog/1%2Ewav",
+    "Windows, escaped": r"dog\\1.wav",
+    "HTML": "dog&#47;1.wav",
+    "quotes": "'dog/1.wav'",
+    "spaces": " dog/1.wav ",
+    "another case": "Dog/1.WAV",
+    "no ending": "dog/1",
+    "a folder less": "1.wav",
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_path_written_elsewhere_finds_the_one_file_that_it_can_mean(tmp_path, kind, caplog):
+    folder = tmp_path / "set"
+    for number, name in enumerate(["dog/1.wav", "cat/2.wav", "cat/3.wav"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(wav_bytes(number))
+    (folder / "metadata.csv").write_text(f'path,label\n"{WRITTEN[kind]}",x\ncat/2.wav,y\n')
+    corpus = open_corpus(folder)
+    assert names_of(corpus) == ["dog/1.wav", "cat/2.wav"]
+    assert value_of(corpus, 0) == 0
+    assert "1 of 2 paths are written otherwise than their files are called" in caplog.text
+    assert corpus.table["path"].to_pylist()[0] == WRITTEN[kind]
+    write_tar(folder / "audio.tar", [("dog/1.wav", wav_bytes(7)), ("cat/2.wav", wav_bytes(1))])
+    assert value_of(open_corpus(folder), 0) == 7
+
+
+def test_a_path_that_can_mean_several_files_or_none_is_refused(tmp_path, caplog):
+    for number, name in enumerate(["dog/1.wav", "cat/1.wav", "Ä.wav"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(wav_bytes(number))
+    for path in ("/x/1.wav", "bird/1.wav", "4.wav", r"..\1.wav"):
+        (tmp_path / "metadata.csv").write_text(f"path\nÄ.wav\n{path}\n")
+        with pytest.raises(FileNotFoundError, match=r"1 of 2 files .* 3 files are there, such as "):
+            open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text("path\n/x/dog/1.wav\n/y/dog/1.wav\n")
+    with pytest.raises(ValueError, match=r"'/x/dog/1.wav' and '/y/dog/1.wav' can only mean 'dog/1"):
+        open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text('path\nA\u0308.wav\n"b#t=0,1"\n')
+    (tmp_path / "B.wav").write_bytes(wav_bytes(3))
+    assert names_of(open_corpus(tmp_path)) == ["Ä.wav", "B.wav#t=0,1"]
+    assert "2 of 2 paths" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.CSV", "metadata.tsv"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nPath;Label\n1.wav;x\n;\n",
+        "File Name,label,,\n1.wav,x,,\n,,,\n",
+        "\ufeff,file_name,label\n0,1.wav,x\n",
+        "FILEPATH\tlabel\n1.wav\tx\n",
+    ],
+)
+def test_what_spreadsheets_do_to_a_table_is_read(tmp_path, name, text):
+    (tmp_path / "1.wav").write_bytes(wav_bytes(1))
+    (tmp_path / "2.wav").write_bytes(wav_bytes(2))
+    (tmp_path / name).write_text(text)
+    corpus = open_corpus(tmp_path)
+    assert names_of(corpus) == ["1.wav"]
+    assert corpus.table[corpus.table.column_names[-1]].to_pylist() == ["x"]
