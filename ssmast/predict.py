@@ -23,7 +23,7 @@ from torch import Tensor
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import Settings, UsageError, named_files, parse, setting
+from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class PredictConfig(Settings):
 
 def main(argv: list[str]) -> int:
     """`ssmast predict`: words without = are files."""
-    files = named_files(argv)
-    words = [word for word in argv if word not in files]
+    files = [in_home(word) for word in named_files(argv, PredictConfig)]
+    words = [word for word in argv if in_home(word) not in files]
     config = parse(
         PredictConfig, words, command="ssmast predict FILES...", description=__doc__ or ""
     )

@@ -271,6 +271,46 @@ def label_set(text: str, separator: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(separator)))))
 
 
+def split_words(text: str, mark: str = ",") -> list[str]:
+    """Words between marks, without the space around them; inside quotes a mark is a letter.
+
+    A quote opens at the beginning of a word or of a value, after `=` or `:`, and is doubled inside.
+
+    >>> split_words("a, 'b, it''s':label='x,y',don't")
+    ['a', "'b, it''s':label='x,y'", "don't"]
+    """
+    words, start, quote = [], 0, ""
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"" and (not text[start:i].strip() or text[i - 1] in "=:'\""):
+            quote = c
+        elif c == mark:
+            words.append(text[start:i].strip())
+            start = i + 1
+    return [*words, text[start:].strip()]
+
+
+def unquoted(word: str) -> str:
+    """The word inside its quotes, if it has them all around it; else the word.
+
+    >>> unquoted("'it''s'"), unquoted("'a':b='c'")
+    ("it's", "'a':b='c'")
+    """
+    for quote in "'\"":
+        inner = word[1:-1].replace(2 * quote, "")
+        if len(word) > 1 and word[0] == word[-1] == quote and quote not in inner:
+            return word[1:-1].replace(2 * quote, quote)
+    return word
+
+
+def quoted(word: str) -> str:
+    """A word that `split_words` keeps whole: in quotes if it holds a mark of the syntax."""
+    if word == word.strip() and not re.search(r"[,:=\[\]'\"]", word):
+        return word
+    return "'" + word.replace("'", "''") + "'"
+
+
 def few_names(names: Sequence[str], *, between: str = ", ") -> str:
     """The first five names, and how many more there are.
 

@@ -25,6 +25,7 @@ from ssmast.splits import (
     label_set,
     look_alikes,
     name_hash,
+    quoted,
     trained_labels,
 )
 
@@ -65,11 +66,11 @@ class TaskSpec:
         """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
         defaults = TaskSpec(name=self.name)
         options = ",".join(
-            f"{key}={getattr(self, key)}"
+            f"{key}={quoted(value) if key != 'protocol' or ',' in value else value}"
             for key in TASK_KEYS
-            if getattr(self, key) != getattr(defaults, key)
+            if (value := getattr(self, key)) != getattr(defaults, key)
         )
-        return f"{self.name}:{options}" if options else self.name
+        return f"{quoted(self.name)}:{options}" if options else quoted(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from ssmast.splits import (
     named_parts,
     part_of,
     rarest_labels,
+    split_words,
+    unquoted,
 )
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
 
 
 def split_names(text: str) -> list[str]:
-    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
+    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`; `'a,b'` is one.
 
     >>> split_names("[a, b:label=speaker,split=c, d]")
     ['a', 'b:label=speaker,split=c', 'd']
@@ -82,7 +84,7 @@ def split_names(text: str) -> list[str]:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     names: list[str] = []
-    for word in (word.strip().strip("'\"") for word in text.split(",")):
+    for word in map(unquoted, split_words(text)):
         # A word such as `split=c` belongs to the task before it.
         if names and re.match(rf"({'|'.join(TASK_KEYS)})=", word):
             names[-1] += "," + word
@@ -92,17 +94,22 @@ def split_names(text: str) -> list[str]:
 
 
 def parse_task(text: str) -> TaskSpec:
-    """A task from `name` or `name:key=value,key=value`.
+    """A task from `name` or `name:key=value,key=value`; in quotes, all marks are letters.
+
+    >>> str(parse_task("'a, b':label='x:y'"))
+    "'a, b':label='x:y'"
 
     Raises:
         ValueError: if a key is unknown or the name is missing.
     """
-    name, _, rest = text.partition(":")
+    name, *rest = split_words(text, ":")
+    name = unquoted(name)
     if not name:
         raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
     options: dict[str, str] = {}
-    for word in filter(None, rest.split(",")):
+    for word in filter(None, split_words(":".join(rest))):
         key, equals, value = word.partition("=")
+        value = unquoted(value)
         if key not in TASK_KEYS or not equals:
             raise ValueError(
                 f"task {text!r}: after ':' come key=value pairs with the keys "
@@ -187,7 +194,11 @@ def load_set(
             empty, or several columns are asked to hold several labels a clip.
     """
     task = task or _only_set(data)
-    asked = parse_task(task) if isinstance(task, str) else task
+    if isinstance(task, str):
+        # A set that is called exactly so is meant, whatever its name looks like.
+        is_name = task in (name for name, _ in _named_sets(Path(data)))
+        task = TaskSpec(name=task) if is_name else parse_task(task)
+    asked = task
     folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
@@ -273,6 +284,13 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
             "%s: names that look like one are taken as different ones: %s; write each in one way",
             *(where, shown),
         )
+
+
+def _named_sets(data: Path) -> Iterator[tuple[str, Path]]:
+    """Name and folder of each table in a folder of sets, or in a set."""
+    for folder in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
+        if find_table(folder) is not None:
+            yield folder.resolve().name if folder == data else folder.name, folder
 
 
 def _only_set(data: str | Path) -> str:

@@ -10,6 +10,7 @@ from ssmast.evaluation.results import TITLES, Result
 from ssmast.html import details, key_table, picture, section, table, text
 from ssmast.report.curves import MOST_RUNS, curves
 from ssmast.report.sources import Source
+from ssmast.splits import quoted
 
 # By objective, as config.yaml names it; another one is called by that name.
 _OBJECTIVES = {"ss_mast": "SS-MAST", "ssast": "SSAST", "finetune": "fine-tuning"}
@@ -207,6 +208,6 @@ def _commands(source: Source) -> list[str]:
         words += [f"part={one.part}", f"normalise={one.normalisation}"]
         words += [f"seeds={one.num_seeds}", f"seed={one.seed}"]
         if one.picture is not None:
-            words += [f"classes=[{','.join(one.picture['classes'])}]", "umap=true"]
+            words += [f"classes=[{','.join(map(quoted, one.picture['classes']))}]", "umap=true"]
         commands.append(f"ssmast cluster {shlex.join(words)}")
     return commands

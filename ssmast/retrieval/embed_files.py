@@ -10,6 +10,7 @@ end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ssmast.progress import Progress
 from ssmast.settings import (
     Settings,
     UsageError,
+    in_home,
     named_files,
     parse,
     setting,
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
     config = parse(
         EmbedConfig,
-        join_files(argv),
+        join_files(argv, EmbedConfig),
         command="ssmast embed",
         description=__doc__ or "",
         dry_run=True,
@@ -97,17 +99,19 @@ def open_files(data: str) -> Corpus:
     from ssmast.audio.corpus.open import corpus_of_files
     from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 
-    files = data.split("\n")
+    files = [data] if os.path.exists(data) else data.split("\n")
     is_sound = Path(files[0]).suffix.lower() in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}
+    is_sound = is_sound and not os.path.isdir(files[0])
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 
 
-def join_files(argv: list[str]) -> list[str]:
-    """Several files as one word, `data=`; whatever is a key or a flag stays."""
-    files = named_files(argv)
+def join_files(argv: list[str], schema: type) -> list[str]:
+    """Several files as one word, `data=`; whatever is a key of the schema or a flag stays."""
+    files = named_files(argv, schema)
     if not files:
         return argv
-    return ["data=" + "\n".join(files), *(word for word in argv if word not in files)]
+    named = "\n".join(map(in_home, files))
+    return [f"data={named}", *(word for word in argv if word not in files)]
 
 
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:

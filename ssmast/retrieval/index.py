@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
     config = parse(
         IndexConfig,
-        join_files(argv),
+        join_files(argv, IndexConfig),
         command="ssmast index",
         description=__doc__ or "",
         dry_run=True,

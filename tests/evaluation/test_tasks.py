@@ -381,3 +381,21 @@ def test_another_label_column_is_enough_and_the_columns_are_listed(tmp_path):
         FileNotFoundError, match=r"found annotations\.xlsx: save the table with the"
     ):
         find_sets(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a:b", "[a]", "it's", 'say "x"', "a:label=x", "50 %", "~s"]
+)
+def test_marks_of_the_syntax_are_letters_in_names_and_columns(tmp_path, name):
+    rows = "a,x,1,train\nb,y,2,train\nc,x,1,valid\nd,y,2,test\n"
+    write(tmp_path / "other", "path,label,split\n" + rows.replace(",1,", ",").replace(",2,", ","))
+    write(tmp_path / name, 'path,label,"my, [lab]el=:",split\n' + rows)
+    assert sorted(find_sets(tmp_path)) == sorted([name, "other"])
+    assert load_set(tmp_path, name).spec == TaskSpec(name=name)
+    spec = TaskSpec(name=name, label="my, [lab]el=:", group="label")
+    assert parse_task(str(spec)) == spec
+    tasks = split_names(f"[other, {spec}, {TaskSpec(name=name)}]")
+    loaded = [load_set(tmp_path, text) for text in tasks]
+    assert [task.spec.name for task in loaded] == ["other", name, name]
+    assert [task.classes for task in loaded] == [["x", "y"], ["1", "2"], ["x", "y"]]
+    assert load_set(tmp_path / name, labels=["my, [lab]el=:"]).classes == ["1", "2"]

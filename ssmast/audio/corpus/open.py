@@ -34,6 +34,7 @@ from ssmast.audio.corpus.tar import (
 )
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import write_atomic
+from ssmast.settings import in_home
 
 _log = logging.getLogger(__name__)
 
@@ -159,14 +160,16 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
             the folder, a tar is compressed, or a URL is one that would do more than be read.
         RemoteError: if a URL cannot be reached.
     """
-    text = os.fspath(path)
-    weighted = read_mixture(text)
+    text = in_home(os.fspath(path))
+    is_there = os.path.exists(text)  # then it is meant, whatever its name looks like
+    listed = text.lower().endswith((".yaml", ".yml")) and not os.path.isdir(text)
+    weighted = None if is_there and not listed else read_mixture(text)
     if weighted is not None:
         return Mixture([(open_corpus(one, column=column), weight) for one, weight in weighted])
-    if is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe":
+    if not is_there and (is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe"):
         check_url(text)
         return _open_url(text, column)
-    path = Path(path)
+    path = Path(text)
     if names_several(path.name) and not path.exists():
         tars = [path.parent / name for name in names_of_tars(path.name)]
         return _of_tars(path.parent, tars, text)
@@ -189,7 +192,7 @@ def corpus_of_files(files: Sequence[str]) -> Corpus:
     Raises:
         FileNotFoundError: if one does not exist.
     """
-    names = [file if is_url(file) else os.path.abspath(file) for file in files]
+    names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
     return _of_files(Path("the command line"), names, None, Path())
 
 
@@ -330,6 +333,8 @@ def _of_files(
         file = _safe_path(path, name)
         if isinstance(root, str) or is_url(file):
             continue  # one request a clip would take hours; what is missing shows when it is used
+        if file.startswith("~"):
+            file = names[i] = in_home(file)
         size = _size(root / file)
         if size is None:  # a file that really is called so comes first
             file, seconds = split_excerpt(file)
@@ -436,10 +441,12 @@ def _otherwise_written(
         else:
             found[i] = meant + names[i][len(file) :]
     if lost:
-        there = f"; {len(finder.names)} files are there, such as {finder.names[0]!r}"
+        there = "".join(
+            f"; {len(finder.names)} files are there, such as {name!r}" for name in finder.names[:1]
+        )
         raise FileNotFoundError(
             f"{len(lost)} of {len(names)} files of {path} not found{where}; the first is "
-            f"{lost[0]!r}{there if finder.names else ''}"
+            f"{lost[0]!r}{there}"
         )
     first_of: dict[str, int] = {}
     for i, name in enumerate(found):

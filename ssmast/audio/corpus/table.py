@@ -30,6 +30,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from ssmast.audio.corpus.remote import is_url, read_whole
+from ssmast.settings import in_home
 
 METADATA = "metadata.csv"
 _DELIMITERS = ",;\t|"
@@ -297,6 +298,8 @@ def audio_root(folder: Path) -> Path:
     if not isinstance(named, str) or not named.strip() or "\x00" in named:
         raise ValueError(f"{folder / TASK_FILE} must name a folder as `audio`, got {named!r}")
     root = folder / named
+    if not root.is_dir():
+        root = folder / in_home(named)
     if not root.is_dir():
         raise FileNotFoundError(
             f"the audio of the labelled set {folder} was in {root}, which is no folder now; build "

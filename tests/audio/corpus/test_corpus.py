@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 
@@ -6,6 +7,8 @@ import pytest
 
 from ssmast.audio.corpus.open import open_corpus, read_table
 from ssmast.audio.read import AudioError, read_audio
+from ssmast.retrieval.embed_files import EmbedConfig, join_files, open_files
+from ssmast.settings import parse
 from tests.audio.files import names_of, value_of, wav_bytes, write_tar
 
 
@@ -310,3 +313,50 @@ def test_what_spreadsheets_do_to_a_table_is_read(tmp_path, name, text):
     corpus = open_corpus(tmp_path)
     assert names_of(corpus) == ["1.wav"]
     assert corpus.table[corpus.table.column_names[-1]].to_pylist() == ["x"]
+
+
+ODD = ["[1997] Album", "[brackets]", "year=2024/month=05", "a{000..002}.tar", "100 %s, ~1", "~me",
+       "x.yaml", "album.wav", "pipe: dreams", "a#t=0,1", "b: c"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_exists_under_exactly_that_name_is_taken(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "1, [2]=~.wav").write_bytes(wav_bytes(3))
+    corpus = open_corpus(name)
+    assert names_of(corpus) == ["1, [2]=~.wav"]
+    assert value_of(corpus, 0) == 3
+    words = join_files([name, "encoder=e"], EmbedConfig)
+    assert words == [f"data={name}", "encoder=e"]
+    assert names_of(open_files(name)) == ["1, [2]=~.wav"]
+    (tmp_path / "mix.yaml").write_text(json.dumps([{"path": name}]))
+    assert value_of(open_corpus("mix.yaml"), 0) == 3
+    assert value_of(open_corpus(json.dumps([{"path": name, "weight": 2}])), 0) == 3
+    (tmp_path / "list.txt").write_text(f"{name}/1, [2]=~.wav\n")
+    if not name.startswith("pipe:"):  # in a list, which may be another's, it stays a command
+        assert value_of(open_corpus("list.txt"), 0) == 3
+
+
+def test_the_home_folder_is_understood_wherever_a_path_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    sound = tmp_path / "home/sounds/1.wav"
+    sound.parent.mkdir(parents=True)
+    sound.write_bytes(wav_bytes(4))
+    (tmp_path / "list.txt").write_text("~/sounds/1.wav\n")
+    (tmp_path / "table.csv").write_text("path\n~/sounds/1.wav\n")
+    (tmp_path / "mix.yaml").write_text("- ~/sounds\n- {path: ~/sounds, weight: 2}\n")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/metadata.csv").write_text("path\n1.wav\n")
+    task = {"format": "ssmast task 1", "audio": "~/sounds"}
+    (tmp_path / "set/task.json").write_text(json.dumps(task))
+    for data in ("~/sounds", "list.txt", "table.csv", "mix.yaml", "set"):
+        assert value_of(open_corpus(data), 0) == 4
+    words = ["data=~/sounds", "encoder=~/e", "out=~/e.npz"]
+    config = parse(EmbedConfig, words, command="ssmast embed")
+    assert config.data == f"{tmp_path}/home/sounds"
+    assert (config.encoder, config.out) == (f"{tmp_path}/home/e", f"{tmp_path}/home/e.npz")
+    assert value_of(open_files("\n".join(["~/sounds/1.wav"] * 2)), 1) == 4
+    (tmp_path / "~").mkdir()  # called so exactly
+    assert parse(EmbedConfig, ["data=~", "encoder=e"], command="ssmast embed").data == "~"
