@@ -1,6 +1,7 @@
 """Score an encoder by clustering a labelled set, and draw a map of it.
 
     ssmast cluster encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS task=fsdd
+    ssmast cluster encoder=DIR data=FOLDER_WITH_A_FOLDER_A_CLASS
     ssmast cluster encoder=DIR data=DIR task=esc50 part=all classes='[Dog bark,Rain]'
 
 k-means searches as many clusters as the set has classes. The same encoder untrained and log-mel
@@ -114,7 +115,8 @@ class ClusterConfig(Settings):
     encoder: str = setting("", "encoder folder or Hub name", required=True)
     data: str = setting("", "folder of labelled sets, or one set", required=True)
     task: str = setting(
-        "", "set in `data`, with other columns if wanted: NAME:label=COLUMN", required=True
+        "",
+        "set in `data`, with other columns if wanted: NAME:label=COLUMN; empty: the only one there",
     )
     part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
     classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
@@ -187,8 +189,8 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     labelled = load_set(config.data, config.task)
     if labelled.multi_label:
         raise ValueError(
-            f"the clips of {config.task!r} have several labels each, so they are no partition to "
-            "compare clusters with; choose another label column or set"
+            f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
+            "partition to compare clusters with; choose another label column or set"
         )
     classes = picture.chosen_classes(labelled.labels, config.classes) if wants_picture else []
     embedded = _embed(config, labelled)

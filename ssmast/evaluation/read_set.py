@@ -2,6 +2,7 @@
 
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
+    no table          a folder a class, see `class_folders.py`
     audio.tar         or the audio files themselves, named by `path`
 
 A task names a set and, where wanted, other columns:
@@ -29,6 +30,7 @@ from ssmast.audio.corpus.table import (
     read_table,
     read_task_file,
 )
+from ssmast.evaluation.class_folders import has_class_folders, read_class_folders
 from ssmast.evaluation.labelled_set import (
     TASK_KEYS,
     Head,
@@ -141,6 +143,8 @@ def find_sets(data: str | Path) -> list[str]:
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
+    if not columns and has_class_folders(data):
+        return [data.resolve().name]
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -149,7 +153,7 @@ def find_sets(data: str | Path) -> list[str]:
         )
         raise FileNotFoundError(
             f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
-            f"path,label,split{other or _other_tables(data)}"
+            f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
         )
     return names
 
@@ -167,8 +171,8 @@ def _other_tables(folder: Path) -> str:
 
 
 def _table_of(folder: Path) -> Path:
-    """The table of a set, which is there."""
-    return find_table(folder) or folder / METADATA
+    """The table of a set, or the folder itself where its sub-folders are the classes."""
+    return find_table(folder) or folder
 
 
 def load_set(
@@ -287,14 +291,21 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 
 def _named_sets(data: Path) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each table in a folder of sets, or in a set."""
+    """Name and place of each folder that may be a set: `data`, and what lies in it."""
     for folder in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
-        if find_table(folder) is not None:
+        if folder.is_dir():
             yield folder.resolve().name if folder == data else folder.name, folder
 
 
+def _is_set(folder: Path) -> bool:
+    if not folder.is_dir() or find_table(folder) is not None:
+        return folder.is_dir()
+    below = (find_table(one) for one in folder.iterdir())
+    return not any(below) and has_class_folders(folder)
+
+
 def _only_set(data: str | Path) -> str:
-    if find_table(Path(data)) is not None:  # which of its columns are labels may be said elsewhere
+    if _is_set(Path(data)):  # which of its columns are labels may be said elsewhere
         return Path(data).resolve().name
     names = find_sets(data)
     if len(names) > 1:
@@ -351,7 +362,7 @@ def _find_folder(data: Path, name: str) -> Path:
         FileNotFoundError: naming the sets that are there.
     """
     for folder in (data / name, data if data.resolve().name == name else None):
-        if folder is not None and find_table(folder) is not None:
+        if folder is not None and _is_set(folder):
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
@@ -363,6 +374,8 @@ def _read_columns(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if there is no row.
     """
+    if find_table(folder) is None:
+        return read_class_folders(folder)
     table = read_table(_table_of(folder))
     if not len(table):
         raise ValueError(f"{_table_of(folder)} has no rows below its header")

@@ -45,7 +45,10 @@ class ProbeConfig(Settings):
         required=True,
     )
     data: str = setting(
-        "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True
+        "",
+        "folder of labelled sets (sub-folders with metadata.csv), or one set; one may be a folder "
+        "of sounds for each class",
+        required=True,
     )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
