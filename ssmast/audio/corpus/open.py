@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
 from ssmast.audio.corpus.table import (
     METADATA,
+    TASK_FILE,
     FileFinder,
     audio_root,
     column_of,
@@ -235,15 +237,24 @@ def _beside(path: Path | str, name: str) -> Path | str:
 
 
 def _open_folder(root: Path) -> Corpus:
-    return _of_listing(root, walk(root))
+    others: list[str] = []
+    return _of_listing(root, walk(root, others=others), others)
 
 
-def _of_listing(root: Path | str, files: Iterator[tuple[str, int]]) -> Corpus:
+def _of_listing(
+    root: Path | str, files: Iterator[tuple[str, int]], others: Sequence[str] = ()
+) -> Corpus:
     """The sound files of a listing (relative path, size), and the members of its tars."""
+    found = list(files)
+    _say_unused(
+        root,
+        [name for name, _ in found if not _is_sound(name) and not name.lower().endswith(".tar")],
+        others,
+    )
     names: list[bytes] = []
     sizes: list[int] = []
     tars: list[Path | str] = []
-    for name, size in files:
+    for name, size in found:
         if _is_sound(name):
             names.append(os.fsencode(name))
             sizes.append(size)
@@ -254,6 +265,30 @@ def _of_listing(root: Path | str, files: Iterator[tuple[str, int]]) -> Corpus:
 
 def _is_sound(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
+
+
+_said: set[str] = set()  # a command opens a folder more than once
+
+
+def _say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Count what a folder holds and nothing is made of, by kind, once a process.
+
+    Args:
+        root: the folder.
+        unused: files that are no sound, or sounds that the table does not name.
+        others: hidden files and folders, links to nothing.
+    """
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
+    for name in others:
+        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+    if not kinds:
+        return
+    first = [*unused, *others][0]
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
+    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
+    if message not in _said:
+        _said.add(message)
+        _log.info("%s", message)
 
 
 def _of_tars(
@@ -268,6 +303,9 @@ def _of_tars(
     Where there are several tars, the tar's own name comes before that of its members.
     """
     indexes = [index_tar(tar) for tar in tars]
+    for tar, index in zip(tars, indexes, strict=True):
+        if index.num_ignored:
+            _log.info("%s: %d members are not used as sound", tar, index.num_ignored)
     names = [pa.array(loose, type=pa.large_binary())]
     for tar, index in zip(tars, indexes, strict=True):
         if len(tars) == 1:
@@ -317,8 +355,20 @@ def _open_table(path: Path | str, column: str) -> Corpus:
         return _of_members(path, names, ["audio.tar"] * len(names), table)
     root = _folder_of(path)
     if isinstance(root, Path) and path == find_table(root):
-        root = audio_root(root)
+        home, root = root, audio_root(root)
+        corpus = _of_files(path, names, table, root)
+        if root.samefile(home):  # of audio elsewhere, a set may be a small part
+            others: list[str] = []
+            used = {*_own_names(corpus), os.path.basename(path), TASK_FILE}
+            _say_unused(root, [n for n, _ in walk(root, others=others) if n not in used], others)
+        return corpus
     return _of_files(path, names, table, root)
+
+
+def _own_names(corpus: Corpus) -> Iterator[str]:
+    """Of each clip the path of its file below the folder, as a listing has it."""
+    for i in range(len(corpus)):
+        yield os.path.normpath(split_excerpt(corpus.name(i))[0])
 
 
 def _of_files(

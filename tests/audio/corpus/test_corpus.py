@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import sys
 
@@ -360,3 +361,36 @@ def test_the_home_folder_is_understood_wherever_a_path_stands(tmp_path, monkeypa
     assert value_of(open_files("\n".join(["~/sounds/1.wav"] * 2)), 1) == 4
     (tmp_path / "~").mkdir()  # called so exactly
     assert parse(EmbedConfig, ["data=~", "encoder=e"], command="ssmast embed").data == "~"
+
+
+def test_what_a_folder_holds_beside_sound_is_counted_and_named_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "b").mkdir()
+    for number, name in enumerate(["1.wav", "b/2.wav", "b/._2.wav", ".hidden.wav"]):
+        (tmp_path / name).write_bytes(wav_bytes(number))
+    for name in ("notes.txt", "b/more.TXT", "b/picture.jpg", "README"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    for _ in range(3):
+        assert names_of(open_corpus(tmp_path)) == ["1.wav", "b/2.wav"]
+    said = "7 files are not used: 2 .txt, 2 hidden, 1 without an ending, 1 .jpg, 1 links to nothing"
+    assert caplog.text.count("files are not used") == 1
+    assert f"{tmp_path}: {said}; the first is 'README'" in caplog.text
+    (tmp_path / "metadata.csv").write_text("path\nb/2.wav\n")
+    caplog.clear()
+    open_corpus(tmp_path)
+    assert "8 files are not used: 2 .txt, 2 hidden, 1 .wav, " in caplog.text
+    write_tar(tmp_path / "b/c.tar", [("a.wav", wav_bytes(0)), ("a.json", b"{}")])
+    caplog.clear()
+    open_corpus(tmp_path / "b")
+    assert "b/c.tar: 1 members are not used as sound" in caplog.text
+
+
+def test_nothing_is_said_where_all_is_used(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(2):
+        (tmp_path / f"{number}.wav").write_bytes(wav_bytes(number))
+    open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text('path\n./0.wav\n"1.wav#t=0,1"\n')
+    open_corpus(tmp_path)
+    assert caplog.text == ""
