@@ -39,7 +39,7 @@ from ssmast.evaluation.results import (
     result_notes,
     write_result,
 )
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 CLUSTER_TITLES = {
@@ -186,6 +186,8 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
     wants_picture = _wants_picture(config)
+    check_output(_out(config), folder=True)
+    check_output(_cache(config), key="cache", folder=True)
     labelled = load_set(config.data, config.task)
     if labelled.multi_label:
         raise ValueError(
@@ -251,6 +253,10 @@ def _out(config: ClusterConfig) -> Path:
     return Path(config.out) if config.out else beside(config.encoder, "clusters")
 
 
+def _cache(config: ClusterConfig) -> Path:
+    return Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
+
+
 def _wants_picture(config: ClusterConfig) -> bool:
     if config.umap == "auto":
         if not picture.can_draw() and process_state().is_main:
@@ -296,13 +302,12 @@ def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
         device=process_state().device,
     )  # fmt: skip
     corpus = open_corpus(labelled.folder)
-    cache = Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
     found = {
         column.name: embed_corpus(
             column.variants[0],
             corpus,
             title=f"{labelled.spec.name}, {column.name}",
-            cache=cache,
+            cache=_cache(config),
             workers=config.workers,
             batch_seconds=config.batch_seconds or scoring_seconds(),
             sha256=column.sha256,

@@ -32,6 +32,7 @@ from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
+from ssmast.files import check_output
 from ssmast.report import write_report
 from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
 
@@ -189,6 +190,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    check_output(_out(config), folder=True)
     labelled, classifier = _open(config)
     positions = labelled.split(config.fold).parts()[config.part]
     if wants_dry_run(argv):
@@ -260,11 +262,15 @@ def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
     return with_heads(labelled, heads), classifier
 
 
-def _write(config: EvaluateConfig, result: Result) -> None:
+def _out(config: EvaluateConfig) -> Path:
     folder = Path(config.encoder)
     if (folder / "encoder").is_dir():
         folder = folder / "encoder"
-    out = Path(config.out) if config.out else beside(folder, "evaluate")
+    return Path(config.out) if config.out else beside(folder, "evaluate")
+
+
+def _write(config: EvaluateConfig, result: Result) -> None:
+    out = _out(config)
     words = f"{result.task}-{result.splits[0]['name']}-{config.part}"
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
     write_result(out / f"{name}.json", result)

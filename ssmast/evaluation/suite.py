@@ -28,7 +28,7 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.evaluation.scorer import Scorer
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
@@ -113,6 +113,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    _check_outputs(config)
     if wants_dry_run(argv):
         for labelled in _load_sets(config):
             counts = " + ".join(
@@ -140,6 +141,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
+    _check_outputs(config)
     sets = _load_sets(config)
     state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     columns = make_columns(
@@ -202,6 +204,12 @@ def _read_done(file: Path, inputs: str) -> Result | None:
 def out_folder(config: ProbeConfig) -> Path:
     """Where results go: `out`, or probe/ beside the encoder folder."""
     return Path(config.out) if config.out else beside(config.encoder, "probe")
+
+
+def _check_outputs(config: ProbeConfig) -> None:
+    check_output(out_folder(config), folder=True)
+    if config.cache:
+        check_output(config.cache, key="cache", folder=True)
 
 
 def _load_sets(config: ProbeConfig) -> list[LabelledSet]:

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from ssmast.evaluation.results import Result
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.html import page, section, tiles
 from ssmast.report.clusters_map import clusters
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
         sources = _with_results(sources, Path(config.results))
     first = (paths or [Path(config.results)])[0]
     out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
+    check_output(out)
     _write(
         out,
         sources,

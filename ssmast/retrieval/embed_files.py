@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.embed import cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
-from ssmast.files import replacing
+from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
     Settings,
@@ -80,6 +81,11 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    check_output(config.out)
+    if Path(config.out).exists() and not _holds_embeddings(Path(config.out)):
+        raise FileExistsError(
+            f"out={config.out} was not written by `ssmast embed`, and is not replaced; give another"
+        )
     corpus = open_files(config.data)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
@@ -196,6 +202,19 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
                     encoder=np.array(about),
                 )
     shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
+
+
+def _holds_embeddings(file: Path) -> bool:
+    """Whether a file is one that `write_embeddings` wrote; reads no vector."""
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return b"encoder" in (pq.read_schema(file).metadata or {})
+        with np.load(file, allow_pickle=False) as found:
+            return {"embeddings", "names", "encoder"} <= set(found.files)
+    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):  # an .npy has no `files`
+        return False
 
 
 def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:
