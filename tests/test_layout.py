@@ -39,7 +39,7 @@ MAY_SEE = {
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
-    "doctor": {"audio", "model", "training", "settings"} | ENCODER,
+    "doctor": {"audio", "model", "training", "settings", "evaluation", "splits"} | ENCODER,
     "demo": {"evaluation", "training", "report"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},
