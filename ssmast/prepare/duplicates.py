@@ -95,7 +95,8 @@ def near_duplicates(
 
     Clips are taken in order; one is kept if none of its nearest kept ones has a cosine of
     `similarity`, a length within 5 %, and the same changes, as far as either changes at all. Above
-    100,000 clips the nearest ones are searched in 16 of the cells of a faiss inverted file, below in all.
+    100,000 clips the nearest ones are searched in 16 of the cells of a faiss inverted file,
+    below in all.
 
     Args:
         fingerprints: int8 (N, 512).
