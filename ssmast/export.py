@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import is_encoder, read_json
+from ssmast.encoder.folder import check_folder_to_write, is_encoder, read_json
+from ssmast.files import check_output
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
@@ -81,6 +82,8 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    check_output(config.out, folder=True)
+    check_folder_to_write(Path(config.out))
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)

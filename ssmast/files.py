@@ -11,6 +11,38 @@ from pathlib import Path
 from typing import Any
 
 
+def check_output(path: str | Path, *, key: str = "out", folder: bool = False) -> None:
+    """Refuse a place that nothing can be written to, before the work rather than after it.
+
+    Nothing is left there: a file without a name is opened in the nearest folder that exists.
+
+    Args:
+        path: file to write, or folder.
+        key: that names it, for the message.
+        folder: whether a folder is to be written.
+
+    Raises:
+        FileExistsError, NotADirectoryError: if something else is there, or above it.
+        PermissionError, OSError: if it cannot be written.
+    """
+    path = Path(path)
+    what, other = ("folder", "file") if folder else ("file", "folder")
+    if path.exists() and path.is_dir() != folder:
+        raise FileExistsError(f"{key}={path} is a {other}; a {what} is to be written: give another")
+    place = path if folder else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{key}={path} lies below the file {place}; give another {key}=")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"nothing can be written to {key}={path} ({error.strerror}); give another {key}="
+        ) from error
+
+
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Write a file so that it is there whole or not at all, whatever happens.
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
-from ssmast.settings import Settings, UsageError, named_files, parse, setting
+from ssmast.files import check_output
+from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class PredictConfig(Settings):
 
 def main(argv: list[str]) -> int:
     """`ssmast predict`: words without = are files."""
-    files = named_files(argv)
-    words = [word for word in argv if word not in files]
+    files = [in_home(word) for word in named_files(argv, PredictConfig)]
+    words = [word for word in argv if in_home(word) not in files]
     config = parse(
         PredictConfig, words, command="ssmast predict FILES...", description=__doc__ or ""
     )
@@ -60,6 +61,10 @@ def main(argv: list[str]) -> int:
         raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
     if config.out and not Path(config.out).absolute().parent.is_dir():
         raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
+    if config.out:
+        check_output(config.out)
+    if config.out and any(Path(file).resolve() == Path(config.out).resolve() for file in files):
+        raise UsageError(f"out={config.out} is one of the files to classify; give another name")
     classifier = load_classifier(config.encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.network.to(device)

@@ -249,7 +249,7 @@ def parse(
         usage = f"{command}{word} [key=value ...] {flags}"
         sys.stdout.write(_help(schema, usage=usage, description=description))
         return None
-    words, flags = _split_words(argv, command=command, positional=positional)
+    words, flags = _split_words(argv, keys, command=command, positional=positional)
     if "--dry-run" in flags and not dry_run:
         raise UsageError(f"`{command}` has no --dry-run; leave it out")
     values: dict[str, Any] = {}
@@ -273,9 +273,16 @@ def wants_dry_run(argv: list[str]) -> bool:
     return "--dry-run" in argv
 
 
-def named_files(argv: list[str]) -> list[str]:
-    """The words that are no keys and no flags, or files all the same, such as take=1.wav."""
-    return [w for w in argv if os.path.isfile(w) or not (w.startswith("-") or "=" in w)]
+def named_files(argv: list[str], schema: type) -> list[str]:
+    """The words that are no keys of a schema and no flags; `year=2024` is one if it exists so."""
+    return [word for word in argv if _is_name(word, flat_fields(schema))]
+
+
+def _is_name(word: str, keys: Mapping[str, Key]) -> bool:
+    """Whether a word is neither a key nor a flag, but names something."""
+    if not word.startswith("-") and "=" not in word:
+        return True
+    return word.partition("=")[0] not in {*keys, "recipe"} and os.path.exists(word)
 
 
 def refuse_renamed(names: Iterable[str], *, where: str) -> None:
@@ -286,23 +293,31 @@ def refuse_renamed(names: Iterable[str], *, where: str) -> None:
 
 
 def _split_words(
-    argv: list[str], *, command: str, positional: str = ""
+    argv: list[str], keys: Mapping[str, Key], *, command: str, positional: str = ""
 ) -> tuple[dict[str, str], set[str]]:
     words: dict[str, str] = {}
     flags: set[str] = set()
     for word in argv:
         if word in {"--print-config", "--dry-run"}:
             flags.add(word)
+        elif positional and positional not in words and _is_name(word, keys):
+            words[positional] = word
         elif not word.startswith("-") and "=" in word:
             key, _, words[key] = word.partition("=")
-        elif positional and positional not in words and not word.startswith("-"):
-            words[positional] = word
         else:
             bare = word.lstrip("-")
             hint = f"write {bare}" if "=" in bare.strip("=") else f"see `{command} --help`"
             said = f"`{command}` takes key=value words without spaces, got {word!r}"
             raise UsageError(f"{said}; {hint}")
     return words, flags
+
+
+def in_home(text: str) -> str:
+    """A path with `~` as the home folder, as a shell does it at the beginning of a word alone.
+
+    Something that is called so exactly is left as it is.
+    """
+    return text if not text.startswith("~") or os.path.exists(text) else os.path.expanduser(text)
 
 
 def _converted(
@@ -329,7 +344,8 @@ def _converted(
         try:
             plain = _from_yaml(value) if as_yaml and key.type is not str else value
             is_open = key.auto and plain == AUTO
-            values[name] = None if is_open else _convert(plain, _without_none(key.type))
+            kept = None if is_open else _convert(plain, _without_none(key.type))
+            values[name] = in_home(kept) if isinstance(kept, str) else kept
         except (TypeError, ValueError) as error:
             reason = f"does not fit: wanted {_type_name(key)}"
             raise UsageError(f"{name}={value} in {where} {reason}") from error
@@ -340,6 +356,8 @@ def _convert(value: Any, kind: Any) -> Any:
     """The value as int, float, bool, str, or list of those; TypeError, ValueError if it is none."""
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [_convert(item, *typing.get_args(kind)) for item in value]
+    if kind == list[str] and isinstance(value, str) and value and "," not in value:
+        return [value]  # labels=species
     if kind is str and isinstance(value, list):
         return _as_text(value)  # a mixture written out in a recipe: text as on a command line
     if kind is bool and isinstance(value, bool):

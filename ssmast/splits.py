@@ -5,8 +5,9 @@ Below `evaluation` and `datasets`, because both must hash the same clips to the 
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,12 +91,12 @@ def named_parts(
     """
     parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
     for index, value in enumerate(values):
-        if value.lower() not in _PARTS:
+        if not part_of(value):
             raise ValueError(
                 f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}; "
                 f"known are {', '.join(_PARTS)}"
             )
-        parts[_PARTS[value.lower()]].append(index)
+        parts[part_of(value)].append(index)
     train = np.array(parts["train"], dtype=np.int64)
     valid = np.array(parts["valid"], dtype=np.int64)
     if not len(valid) and len(train):
@@ -109,6 +110,11 @@ def named_parts(
     return Split(
         name="split", train=train, valid=valid, test=np.array(parts["test"], dtype=np.int64)
     )
+
+
+def part_of(value: str) -> str:
+    """Which of train, valid and test a word means; empty for none of them."""
+    return _PARTS.get(value.strip().lower(), "")
 
 
 def trained_labels(
@@ -263,6 +269,76 @@ def label_set(text: str, separator: str) -> tuple[str, ...]:
     if not separator:
         return (text,)
     return tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(separator)))))
+
+
+def split_words(text: str, mark: str = ",") -> list[str]:
+    """Words between marks, without the space around them; inside quotes a mark is a letter.
+
+    A quote opens at the beginning of a word or of a value, after `=` or `:`, and is doubled inside.
+
+    >>> split_words("a, 'b, it''s':label='x,y',don't")
+    ['a', "'b, it''s':label='x,y'", "don't"]
+    """
+    words, start, quote = [], 0, ""
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"" and (not text[start:i].strip() or text[i - 1] in "=:'\""):
+            quote = c
+        elif c == mark:
+            words.append(text[start:i].strip())
+            start = i + 1
+    return [*words, text[start:].strip()]
+
+
+def unquoted(word: str) -> str:
+    """The word inside its quotes, if it has them all around it; else the word.
+
+    >>> unquoted("'it''s'"), unquoted("'a':b='c'")
+    ("it's", "'a':b='c'")
+    """
+    for quote in "'\"":
+        inner = word[1:-1].replace(2 * quote, "")
+        if len(word) > 1 and word[0] == word[-1] == quote and quote not in inner:
+            return word[1:-1].replace(2 * quote, quote)
+    return word
+
+
+def quoted(word: str) -> str:
+    """A word that `split_words` keeps whole: in quotes if it holds a mark of the syntax."""
+    if word == word.strip() and not re.search(r"[,:=\[\]'\"]", word):
+        return word
+    return "'" + word.replace("'", "''") + "'"
+
+
+def few_names(names: Sequence[str], *, between: str = ", ") -> str:
+    """The first five names, and how many more there are.
+
+    >>> few_names(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return between.join(names[:5]) + more
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in case, spaces, Unicode form or the writing of a number alone, in groups.
+
+    >>> look_alikes(["dog", "Dog ", "1", "cat", "1.0", "d\u200bog", "sea_lion", "sea lion"])
+    [['1', '1.0'], ['Dog ', 'dog', 'd\u200bog'], ['sea lion', 'sea_lion']]
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(names)):
+        groups[_bare(name)].append(name)
+    return sorted(group for group in groups.values() if len(group) > 1)
+
+
+def _bare(name: str) -> str:
+    """A name without case, unseen marks and the form of its characters; a number as a float."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # U+200B, U+FEFF
+    text = " ".join(text.replace("_", " ").split())
+    return str(float(text)) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text) else text
 
 
 def rarest_labels(labels: list[str], separator: str) -> list[str]:

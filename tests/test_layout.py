@@ -41,7 +41,7 @@ MAY_SEE = {
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
-    "doctor": {"audio", "command", "model", "training", "settings"} | ENCODER,
+    "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
     "demo": {"evaluation", "training", "report"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},

@@ -131,7 +131,3 @@ def test_the_snippets_of_the_page_print_what_it_says(page, place, monkeypatch, c
         said = capsys.readouterr().out
         if printed:
             assert said == printed
-    if page.name == "own_data.md":
-        table = (place / "sounds" / "metadata.csv").read_text()
-        assert table.startswith("path,label,split")
-        assert len(table.splitlines()) == 13

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ssmast.settings import in_home
+
 _GROUPS = ("Compose", "OneOf", "SomeOf")
 _PATHS = ("sounds_path", "ir_path")
 _FORM = "a list of audiomentations transforms such as [{Gain: {p: 0.5}}, PolarityInversion]"
@@ -228,7 +230,9 @@ def _value(key: str, value: Any, name: str, path: Path) -> Any:
     if key not in _PATHS:
         return value
     # All files in the order of their names: a listing's own order differs from disk to disk.
-    files = [file for item in items for file in _sounds(path.parent / str(item), key, path)]
+    files = [
+        file for item in items for file in _sounds(path.parent / in_home(str(item)), key, path)
+    ]
     return [str(file) for file in files]
 
 

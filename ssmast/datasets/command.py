@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from ssmast.datasets.builder import TASKS, get_task, out_folder, prepare_task
+from ssmast.files import check_output
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
         chosen = definition.chosen(options)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    out = config.out or out_folder(definition, options)
+    check_output(out, folder=True)
     if dry_run:
-        out = config.out or out_folder(definition, options)
         words = "".join(f", {key}={value}" for key, value in chosen.items())
         sys.stdout.write(f"{config.task}{words}: {config.root} -> {out}\n")
         return 0

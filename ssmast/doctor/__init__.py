@@ -2,6 +2,7 @@
 
     ssmast doctor                  one line for each finding: ok, note, or problem with its cure
     ssmast doctor format=json      the same as one JSON object
+    ssmast doctor data=FOLDER      what a folder of sounds is, and the command to run next
 
 The exit status is 1 if there is a problem. Nothing is sent over the network, and files are written
 to temporary folders only. It starts even if packages are missing or broken, and names them.
@@ -42,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
 class DoctorConfig(Settings):
     """`ssmast doctor`."""
 
+    data: str = setting("", "folder, list, table or archive of sounds to look at, instead")
     format: str = setting("text", "format of the output", choices=("text", "json"))
 
 
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for finding in findings():
+        for finding in _looked_at(config):
             found.append(finding)
             if config.format == "text":
                 sys.stdout.write(_line(finding))
@@ -65,8 +67,17 @@ def main(argv: list[str]) -> int:
         rows = [finding.as_dict() for finding in found]
         sys.stdout.write(json.dumps({"problems": problems, "findings": rows}, indent=1) + "\n")
     else:
-        sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
+        if not config.data:
+            sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
     return 1 if problems else 0
+
+
+def _looked_at(config: DoctorConfig) -> Iterable[Finding]:
+    if not config.data:
+        return findings()
+    from ssmast.doctor.sounds import check_sounds
+
+    return check_sounds(config.data)
 
 
 def findings(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:

@@ -29,6 +29,20 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS = (
 )
 
 
+def check_folder_to_write(folder: Path) -> None:
+    """Refuse a place where an encoder folder cannot be written.
+
+    Raises:
+        FileExistsError: if it is a file, or holds anything but an encoder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; wanted a folder to write an encoder to")
+    if folder.is_dir() and any(folder.iterdir()) and not is_encoder(folder):
+        raise FileExistsError(
+            f"{folder} holds files but no encoder; choose an empty or a new folder"
+        )
+
+
 def write_folder(
     folder: str | Path,
     *,
@@ -51,12 +65,7 @@ def write_folder(
         ValueError: if the config holds what JSON cannot.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; wanted a folder to write an encoder to")
-    if folder.is_dir() and any(folder.iterdir()) and not is_encoder(folder):
-        raise FileExistsError(
-            f"{folder} holds files but no encoder; choose an empty or a new folder"
-        )
+    check_folder_to_write(folder)
     try:
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Score an encoder by clustering a labelled set, and draw a map of it.
 
     ssmast cluster encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS task=fsdd
+    ssmast cluster encoder=DIR data=FOLDER_WITH_A_FOLDER_A_CLASS
     ssmast cluster encoder=DIR data=DIR task=esc50 part=all classes='[Dog bark,Rain]'
 
 k-means searches as many clusters as the set has classes. The same encoder untrained and log-mel
@@ -35,9 +36,10 @@ from ssmast.evaluation.results import (
     beside,
     markdown_row,
     result_file,
+    result_notes,
     write_result,
 )
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
@@ -91,6 +93,7 @@ def clusters_note(result: ClusterResult) -> str:
         f"{result.pooling}. k-means with {result.num_classes} clusters and {seeds}, of which the "
         "one of least inertia counts; in brackets the least and the greatest over them. Random "
         "labels: the same partitions shuffled; homogeneity and completeness are above 0 by chance."
+        + "".join(f" {said[0].upper()}{said[1:]}." for said in result_notes(result))
     )
 
 
@@ -115,7 +118,8 @@ class ClusterConfig(Settings):
     )
     data: str = setting("", "folder of labelled sets, or one set", required=True)
     task: str = setting(
-        "", "set in `data`, with other columns if wanted: NAME:label=COLUMN", required=True
+        "",
+        "set in `data`, with other columns if wanted: NAME:label=COLUMN; empty: the only one there",
     )
     part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
     classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
@@ -185,11 +189,13 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
     wants_picture = _wants_picture(config)
+    check_output(_out(config), folder=True)
+    check_output(_cache(config), key="cache", folder=True)
     labelled = load_set(config.data, config.task)
     if labelled.multi_label:
         raise ValueError(
-            f"the clips of {config.task!r} have several labels each, so they are no partition to "
-            "compare clusters with; choose another label column or set"
+            f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
+            "partition to compare clusters with; choose another label column or set"
         )
     classes = picture.chosen_classes(labelled.labels, config.classes) if wants_picture else []
     embedded = _embed(config, labelled)
@@ -235,6 +241,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         layers=main.variants[0].layers,
         column=main.name,
         rejected=embedded.rejected,
+        left_out=labelled.left_out,
         columns=columns,
         picture=_picture(config, labelled, embedded, classes) if wants_picture else None,
     )
@@ -247,6 +254,10 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
 
 def _out(config: ClusterConfig) -> Path:
     return Path(config.out) if config.out else beside(config.encoder, "clusters")
+
+
+def _cache(config: ClusterConfig) -> Path:
+    return Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
 
 
 def _wants_picture(config: ClusterConfig) -> bool:
@@ -294,13 +305,12 @@ def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
         device=process_state().device,
     )  # fmt: skip
     corpus = open_corpus(labelled.folder)
-    cache = Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
     found = {
         column.name: embed_corpus(
             column.variants[0],
             corpus,
             title=f"{labelled.spec.name}, {column.name}",
-            cache=cache,
+            cache=_cache(config),
             workers=config.workers,
             batch_seconds=config.batch_seconds or scoring_seconds(),
             sha256=column.sha256,

@@ -31,7 +31,8 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.results import Result, Score, beside, set_facts, write_result
+from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
+from ssmast.files import check_output
 from ssmast.report import write_report
 from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
 
@@ -156,9 +157,18 @@ def result_of(
     of_fold = replace(labelled, splits=[split])
     unread = np.setdiff1d(split.parts()[part], scored.positions)
     score = Score(mean=mean, scores=[mean], confusion=matrix, encoder_sha256=sha256)
+    unknown = [
+        any((numbers[position] < 0).any() for numbers in labelled.numbers)
+        for position in scored.positions
+    ]
     return Result(
         **vars(score),
-        **set_facts(of_fold),
+        **{
+            **set_facts(of_fold),
+            "num_unseen": sum(unknown),
+            "untrained": labelled.unknown_in(scored.positions),
+            "untested": labelled.missing_from(scored.positions),
+        },
         protocol=PROTOCOL,
         metric=metric,
         column=PROTOCOL,
@@ -180,6 +190,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    check_output(_out(config), folder=True)
     labelled, classifier = _open(config)
     positions = labelled.split(config.fold).parts()[config.part]
     if wants_dry_run(argv):
@@ -212,7 +223,8 @@ def main(argv: list[str]) -> int:
         )
         _write(config, replace(result, data=config.data))
         rows = classes_table(result.per_class or [])
-        sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n")
+        notes = "".join(f"{note}\n" for note in result_notes(result))
+        sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n{notes}")
     return 0
 
 
@@ -250,11 +262,15 @@ def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
     return with_heads(labelled, heads), classifier
 
 
-def _write(config: EvaluateConfig, result: Result) -> None:
+def _out(config: EvaluateConfig) -> Path:
     folder = Path(config.encoder)
     if (folder / "encoder").is_dir():
         folder = folder / "encoder"
-    out = Path(config.out) if config.out else beside(folder, "evaluate")
+    return Path(config.out) if config.out else beside(folder, "evaluate")
+
+
+def _write(config: EvaluateConfig, result: Result) -> None:
+    out = _out(config)
     words = f"{result.task}-{result.splits[0]['name']}-{config.part}"
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
     write_result(out / f"{name}.json", result)

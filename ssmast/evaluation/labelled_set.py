@@ -5,6 +5,7 @@ What probes, fine-tuning, clustering, `ssmast evaluate` and the scores while tra
 """
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.splits import Split, hold_out, ids_sha256, label_set, name_hash, trained_labels
+from ssmast.splits import (
+    Split,
+    hold_out,
+    ids_sha256,
+    label_set,
+    look_alikes,
+    name_hash,
+    quoted,
+    trained_labels,
+)
+
+logger = logging.getLogger(__name__)
 
 TASK_KEYS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
 # Of each class of a sample: one clip to train on, one to choose by, one to score.
@@ -54,11 +66,11 @@ class TaskSpec:
         """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
         defaults = TaskSpec(name=self.name)
         options = ",".join(
-            f"{key}={getattr(self, key)}"
+            f"{key}={quoted(value) if key != 'protocol' or ',' in value else value}"
             for key in TASK_KEYS
-            if getattr(self, key) != getattr(defaults, key)
+            if (value := getattr(self, key)) != getattr(defaults, key)
         )
-        return f"{self.name}:{options}" if options else self.name
+        return f"{quoted(self.name)}:{options}" if options else quoted(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +166,48 @@ class LabelledSet:
             unseen += int(is_unseen.sum())
         return unseen
 
+    @cached_property
+    def untrained(self) -> dict[str, int]:
+        """Classes without a training clip in some split -> test clips of them in those splits."""
+        found: Counter[str] = Counter()
+        for head, own in zip(self.heads, self.label_sets, strict=True):
+            for split in self.splits:
+                trained = {label for position in split.train for label in own[position]}
+                tested = Counter(label for position in split.test for label in own[position])
+                gone = {*head.classes, *tested} - trained
+                found.update({self._named(head, name): tested[name] for name in gone})
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def untested(self) -> list[str]:
+        """Classes without a test clip in any split."""
+        everywhere = np.concatenate([split.test for split in self.splits])
+        return self.missing_from(everywhere)
+
+    def missing_from(self, positions: NDArray[np.int64]) -> list[str]:
+        """Classes of the heads that none of some clips has."""
+        return [
+            self._named(head, name)
+            for head, own in zip(self.heads, self.label_sets, strict=True)
+            for name in sorted(set(head.classes) - {n for p in positions for n in own[p]})
+        ]
+
+    def unknown_in(self, positions: NDArray[np.int64]) -> dict[str, int]:
+        """Labels of some clips that the heads lack -> how many of these clips have them."""
+        return dict(
+            sorted(
+                Counter(
+                    self._named(head, name)
+                    for head, own in zip(self.heads, self.label_sets, strict=True)
+                    for position in positions
+                    for name in set(own[position]).difference(head.classes)
+                ).items()
+            )
+        )
+
+    def _named(self, head: Head, name: str) -> str:
+        return f"{head.name} {name}" if len(self.heads) > 1 else name
+
     def split(self, fold: str) -> Split:
         """The split of a fold by its name; the only one, or the first, where none is named.
 
@@ -206,7 +260,8 @@ class LabelledSet:
     def weights(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """How often to draw each clip for all classes to be equally frequent.
 
-        The sum of 1 / (clips of the class) over the classes of the clip.
+        The sum of 1 / (clips of the class) over the classes of the clip; clips with none of the
+        classes count as a class of their own.
 
         Source: Gong et al. 2021 (PSLA), the sampling that AST trains full AudioSet with.
         """
@@ -216,6 +271,8 @@ class LabelledSet:
             for position in positions:
                 counts[numbers[position]] += 1
             total += [float((1 / counts[numbers[position]]).sum()) for position in positions]
+        unlabelled = np.array([not any(own[p].size for own in self.numbers) for p in positions])
+        total[unlabelled] = 1 / max(1, unlabelled.sum())
         return total
 
 
@@ -242,6 +299,18 @@ def with_class_names(labelled: LabelledSet) -> LabelledSet:
         )
         for head, own in zip(labelled.heads, labelled.label_sets, strict=True)
     ]
+    return replace(labelled, heads=heads)
+
+
+def with_trained_classes(labelled: LabelledSet, split: Split) -> LabelledSet:
+    """The set with heads that have a training clip of each class; the others become -1.
+
+    An output that is never trained would be predicted by chance.
+    """
+    heads = []
+    for head, own in zip(labelled.heads, labelled.label_sets, strict=True):
+        trained = {label for position in split.train for label in own[position]}
+        heads.append(replace(head, classes=[name for name in head.classes if name in trained]))
     return replace(labelled, heads=heads)
 
 
@@ -342,6 +411,14 @@ def with_heads(labelled: LabelledSet, heads: Sequence[Head]) -> LabelledSet:
                 f"none of the classes of {labelled.folder} is known to the classifier's head "
                 f"{head.name!r} ({', '.join(head.classes[:5])}, ...)"
             )
+        unknown = set(old.classes) - set(head.classes)
+        for group in look_alikes({*unknown, *head.classes}):
+            if unknown.intersection(group):
+                logger.warning(
+                    "%s, column %r: the classifier writes a class of the set otherwise, and does "
+                    "not know it so: %s; write it as the classifier does",
+                    *(labelled.folder, old.name, ", ".join(map(repr, group))),
+                )
     return replace(labelled, heads=list(heads))
 
 

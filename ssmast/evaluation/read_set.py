@@ -2,6 +2,7 @@
 
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
+    no table          a folder a class, see `class_folders.py`
     audio.tar         or the audio files themselves, named by `path`
 
 A task names a set and, where wanted, other columns:
@@ -14,14 +15,22 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import read_header, read_table, read_task_file
+from ssmast.audio.corpus.table import (
+    METADATA,
+    find_column,
+    find_table,
+    read_header,
+    read_table,
+    read_task_file,
+)
+from ssmast.evaluation.class_folders import has_class_folders, read_class_folders
 from ssmast.evaluation.labelled_set import (
     TASK_KEYS,
     Head,
@@ -30,7 +39,19 @@ from ssmast.evaluation.labelled_set import (
     check_splits,
     with_class_names,
 )
-from ssmast.splits import HELD_OUT, group_folds, leave_one_out, named_parts, rarest_labels
+from ssmast.splits import (
+    HELD_OUT,
+    few_names,
+    group_folds,
+    label_set,
+    leave_one_out,
+    look_alikes,
+    named_parts,
+    part_of,
+    rarest_labels,
+    split_words,
+    unquoted,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +77,7 @@ def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
 
 
 def split_names(text: str) -> list[str]:
-    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`.
+    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`; `'a,b'` is one.
 
     >>> split_names("[a, b:label=speaker,split=c, d]")
     ['a', 'b:label=speaker,split=c', 'd']
@@ -65,7 +86,7 @@ def split_names(text: str) -> list[str]:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     names: list[str] = []
-    for word in (word.strip().strip("'\"") for word in text.split(",")):
+    for word in map(unquoted, split_words(text)):
         # A word such as `split=c` belongs to the task before it.
         if names and re.match(rf"({'|'.join(TASK_KEYS)})=", word):
             names[-1] += "," + word
@@ -75,17 +96,22 @@ def split_names(text: str) -> list[str]:
 
 
 def parse_task(text: str) -> TaskSpec:
-    """A task from `name` or `name:key=value,key=value`.
+    """A task from `name` or `name:key=value,key=value`; in quotes, all marks are letters.
+
+    >>> str(parse_task("'a, b':label='x:y'"))
+    "'a, b':label='x:y'"
 
     Raises:
         ValueError: if a key is unknown or the name is missing.
     """
-    name, _, rest = text.partition(":")
+    name, *rest = split_words(text, ":")
+    name = unquoted(name)
     if not name:
         raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
     options: dict[str, str] = {}
-    for word in filter(None, rest.split(",")):
+    for word in filter(None, split_words(":".join(rest))):
         key, equals, value = word.partition("=")
+        value = unquoted(value)
         if key not in TASK_KEYS or not equals:
             raise ValueError(
                 f"task {text!r}: after ':' come key=value pairs with the keys "
@@ -106,19 +132,47 @@ def find_sets(data: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: if `data` is no folder or holds no labelled set.
-        ValueError: if a metadata.csv is not UTF-8.
+        ValueError: if a metadata.csv is not UTF-8, or has no label column where there is no other.
     """
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
-    if _has_labels(data):
+    if find_table(data) is not None:
+        _check_columns(read_header(_table_of(data)), TaskSpec(name=data.resolve().name), data)
         return [data.resolve().name]
-    names = sorted(folder.name for folder in data.iterdir() if _has_labels(folder))
+    tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
+    columns = {name: read_header(table) for name, table in tables.items() if table is not None}
+    names = [name for name, has in columns.items() if find_column(has, "label") in has]
+    if not columns and has_class_folders(data):
+        return [data.resolve().name]
     if not names:
+        other = "".join(
+            f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
+            "COLUMN] or task= names one"
+            for name, has in list(columns.items())[:3]
+        )
         raise FileNotFoundError(
-            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of path,label,split"
+            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
+            f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
         )
     return names
+
+
+def _other_tables(folder: Path) -> str:
+    """Tables in a folder, or one below it, that may be the one that is missed."""
+    kinds = {".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".parquet"}
+    found = [
+        file.relative_to(folder).as_posix()
+        for file in (*sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
+        if file.suffix.lower() in kinds and not file.name.startswith(".")
+    ]
+    shown = few_names(found)
+    return f"; found {shown}: save the table with the labels as {METADATA}" if found else ""
+
+
+def _table_of(folder: Path) -> Path:
+    """The table of a set, or the folder itself where its sub-folders are the classes."""
+    return find_table(folder) or folder
 
 
 def load_set(
@@ -144,27 +198,38 @@ def load_set(
             empty, or several columns are asked to hold several labels a clip.
     """
     task = task or _only_set(data)
-    asked = parse_task(task) if isinstance(task, str) else task
+    if isinstance(task, str):
+        # A set that is called exactly so is meant, whatever its name looks like.
+        is_name = task in (name for name, _ in _named_sets(Path(data)))
+        task = TaskSpec(name=task) if is_name else parse_task(task)
+    asked = task
     folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
-    columns = list(labels or ()) or [spec.label]
+    table = _read_columns(folder)
+    meant = {
+        key: find_column(list(table), name)
+        for key in ("label", "split", "fold", "group")
+        if (name := getattr(spec, key))
+    }
+    spec = replace(spec, **meant)
+    columns = [find_column(list(table), name) for name in labels or ()] or [spec.label]
     if len(columns) > 1 and spec.multi_label == "true":
         raise ValueError(
             f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
         )
     separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
-    table = _read_columns(folder)
     for name in columns:
-        _check_columns(table, replace(spec, label=name), folder)
+        _check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
-    kept, left_out = _complete_rows(table, [*columns, column])
-    clips = [table["path"][index] for index in kept]
+    # With several labels a clip, an empty cell is a clip with none of the classes.
+    kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
+    clips = [table[find_column(list(table), "path")][index] for index in kept]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
     counts = Counter(posixpath.normpath(clip) for clip in clips)
     repeated = next((clip for clip, count in counts.items() if count > 1), None)
     if repeated is not None:
-        raise ValueError(f"{folder / 'metadata.csv'} lists {repeated!r} twice; keep one row a clip")
+        raise ValueError(f"{_table_of(folder)} lists {repeated!r} twice; keep one row a clip")
     cells = [[table[name][index] for index in kept] for name in columns]
     _warn_of_odd_labels(cells, separator, folder)
     values = [table[column][index] for index in kept]
@@ -176,7 +241,10 @@ def load_set(
         else:
             splits = (group_folds if kind == "folds" else leave_one_out)(values)
     except ValueError as error:  # among twenty sets, which one?
-        raise ValueError(f"{folder / 'metadata.csv'}, column {column!r}: {error}") from error
+        raise ValueError(f"{_table_of(folder)}, column {column!r}: {error}") from error
+    where = _table_of(folder)
+    for name, own in ((spec.group, groups), (column, values if kind == "leave_one_out" else None)):
+        _warn_of_look_alikes(own or (), f"{where}, column {name!r}")
     labelled = with_class_names(
         LabelledSet(
             spec=asked,
@@ -191,11 +259,54 @@ def load_set(
             origin=origin,
         )
     )
+    for head in labelled.heads:
+        _warn_of_look_alikes(head.classes, f"{where}, column {head.name!r}")
     check_splits(labelled)
+    _warn_of_absent_classes(labelled)
     return labelled
 
 
+def _warn_of_absent_classes(labelled: LabelledSet) -> None:
+    """Name the classes that clips have, but none to train on or none to test on."""
+    several = " of some fold" if len(labelled.splits) > 1 else ""
+    for names, part in (
+        ([name for name, tested in labelled.untrained.items() if tested], f"training{several}"),
+        (set(labelled.untested).difference(labelled.untrained), "test"),
+    ):
+        if names:
+            logger.warning(
+                "%s: classes without a clip in the %s part: %s",
+                *(labelled.spec, part, few_names(sorted(names))),
+            )
+
+
+def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
+    groups = look_alikes(names)
+    if groups:
+        shown = few_names([", ".join(map(repr, group)) for group in groups], between="; ")
+        logger.warning(
+            "%s: names that look like one are taken as different ones: %s; write each in one way",
+            *(where, shown),
+        )
+
+
+def _named_sets(data: Path) -> Iterator[tuple[str, Path]]:
+    """Name and place of each folder that may be a set: `data`, and what lies in it."""
+    for folder in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
+        if folder.is_dir():
+            yield folder.resolve().name if folder == data else folder.name, folder
+
+
+def _is_set(folder: Path) -> bool:
+    if not folder.is_dir() or find_table(folder) is not None:
+        return folder.is_dir()
+    below = (find_table(one) for one in folder.iterdir())
+    return not any(below) and has_class_folders(folder)
+
+
 def _only_set(data: str | Path) -> str:
+    if _is_set(Path(data)):  # which of its columns are labels may be said elsewhere
+        return Path(data).resolve().name
     names = find_sets(data)
     if len(names) > 1:
         raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
@@ -208,7 +319,7 @@ def _complete_rows(
     """Rows that have a value in every column, and how many were left out for which column."""
     left_out: Counter[str] = Counter()
     kept: list[int] = []
-    for index in range(len(table["path"])):
+    for index in range(len(next(iter(table.values())))):
         empty = next((name for name in columns if not table[name][index]), None)
         if empty:
             left_out[f"empty {empty}"] += 1
@@ -217,20 +328,21 @@ def _complete_rows(
     return kept, dict(left_out)
 
 
-def _has_labels(folder: Path) -> bool:
-    table = folder / "metadata.csv"
-    return table.is_file() and "label" in read_header(table)
-
-
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    where = folder / "metadata.csv"
+    where = _table_of(folder)
     missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
     if missing:
         logger.warning(
             "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
             "known",
             *(where, missing),
+        )
+    unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
+    if unlabelled:
+        logger.info(
+            "%s: %d of %d clips have an empty label cell, taken as clips with none of the classes",
+            *(where, unlabelled, len(labels[0])),
         )
     if separator and not any(separator in cell for cell in labels[0]):
         logger.warning(
@@ -250,7 +362,7 @@ def _find_folder(data: Path, name: str) -> Path:
         FileNotFoundError: naming the sets that are there.
     """
     for folder in (data / name, data if data.resolve().name == name else None):
-        if folder is not None and (folder / "metadata.csv").is_file():
+        if folder is not None and _is_set(folder):
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
@@ -262,9 +374,11 @@ def _read_columns(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if there is no row.
     """
-    table = read_table(folder / "metadata.csv")
+    if find_table(folder) is None:
+        return read_class_folders(folder)
+    table = read_table(_table_of(folder))
     if not len(table):
-        raise ValueError(f"{folder / 'metadata.csv'} has no rows below its header")
+        raise ValueError(f"{_table_of(folder)} has no rows below its header")
     return {
         name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
     }
@@ -279,21 +393,29 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     return ""
 
 
-def _check_columns(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> None:
+def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
     """Refuse a table that lacks a column which the task names.
 
     Raises:
         ValueError: naming the columns there are.
     """
-    wanted = ["path", spec.label, *filter(None, [spec.group])]
+    wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
+    wanted += filter(None, [spec.group])
     if spec.split != "split" or spec.protocol == "split":
         wanted.append(spec.split)
     if spec.fold != "fold" or spec.protocol == "folds":
         wanted.append(spec.fold)
     for column in wanted:
-        if column not in table:
+        if column not in columns:
+            hint = ""
+            if column == "label":
+                hint = (
+                    f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
+                    "labels=[COLUMN] to fine-tune, task="
+                    f"{spec.name}:label=COLUMN to cluster"
+                )
             raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r}; it has: {', '.join(table)}"
+                f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"
             )
 
 
@@ -303,7 +425,7 @@ def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> t
         column = spec.protocol.partition(":")[2]
         if column not in table:
             raise ValueError(
-                f"{folder / 'metadata.csv'} has no column {column!r} to leave out; "
+                f"{_table_of(folder)} has no column {column!r} to leave out; "
                 f"it has: {', '.join(table)}"
             )
         return "leave_one_out", column
@@ -318,7 +440,11 @@ def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> t
     for kind, column in columns.items():
         if any(table.get(column, [])):
             return kind, column
+    named = [name for name, own in table.items() if {"train", "test"} <= set(map(part_of, own))]
+    if len(named) == 1 and not any(column in table for column in columns.values()):
+        logger.info("%s: column %r has the parts", _table_of(folder), named[0])
+        return "split", named[0]
     raise ValueError(
-        f"{folder / 'metadata.csv'} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
+        f"{_table_of(folder)} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
         "add one of train, valid, test"
     )

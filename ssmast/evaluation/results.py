@@ -15,7 +15,7 @@ import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
-from ssmast.splits import Split
+from ssmast.splits import Split, few_names
 from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
@@ -118,6 +118,7 @@ class About(JsonRecord):
         classes: their names.
         ids_sha256: `splits.ids_sha256` of the clips that could be read.
         rejected: (name, reason) of the clips that could not.
+        left_out: rows of the set that took no part, by reason.
         seed: the first one.
         pooling: of the embeddings; None where a network was fine-tuned.
         layers: the same.
@@ -133,6 +134,7 @@ class About(JsonRecord):
     classes: list[str] = field(default_factory=list)
     ids_sha256: str = ""
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     pooling: str | None = None
     layers: str | None = None
@@ -149,8 +151,10 @@ class Result(About, Score):
         n_valid: the same of the validation part.
         n_test: clips of the test part, over folds the sum.
         splits: name and counts of each.
-        left_out: rows of the set that took no part, by reason.
         num_unseen: test clips of classes that are not trained on.
+        untrained: classes without a training clip (in some fold), or that a classifier lacks ->
+            scored clips of them.
+        untested: classes of which no clip was scored.
         multi_label: clips have any number of labels.
         built: of a published data set, which, and where this copy differs from what was published.
         shuffled: labels were permuted, as a control.
@@ -173,8 +177,9 @@ class Result(About, Score):
     n_valid: int = 0
     n_test: int = 0
     splits: list[dict[str, Any]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
     num_unseen: int = 0
+    untrained: dict[str, int] = field(default_factory=dict)
+    untested: list[str] = field(default_factory=list)
     multi_label: bool = False
     built: dict[str, Any] = field(default_factory=dict)
     shuffled: bool = False
@@ -242,9 +247,35 @@ def set_facts(labelled: LabelledSet, splits: list[Split] | None = None) -> dict[
         "num_classes": len(labelled.classes),
         "classes": labelled.classes,
         "left_out": labelled.left_out,
+        "num_unseen": labelled.num_unseen,
+        "untrained": labelled.untrained,
+        "untested": labelled.untested,
         "multi_label": labelled.multi_label,
         "built": {key: labelled.origin[key] for key in _ORIGIN if key in labelled.origin},
     }
+
+
+def result_notes(result: Result | ClusterResult) -> list[str]:
+    """What the numbers of a result do not tell: the clips and classes that took no part."""
+    left_out = dict(result.left_out)
+    if result.rejected:
+        left_out.setdefault("unreadable", len(result.rejected))
+    counts = [f"{n:,} clip{'s' * (n != 1)} ({reason})" for reason, n in left_out.items() if n]
+    notes = [f"left out: {', '.join(counts)}"] if counts else []
+    if not isinstance(result, Result):
+        return notes
+    if result.untrained:
+        fate = "" if result.multi_label else ", which count as wrong"
+        names = [
+            f"{name} ({f'{n:,} {result.part} clip' + 's' * (n != 1) + fate if n else 'nor others'})"
+            for name, n in result.untrained.items()
+        ]
+        several = " in some fold" if len(result.splits) > 1 else ""
+        notes.append(f"classes without a training clip{several}: {few_names(names)}")
+    untested = [name for name in result.untested if name not in result.untrained]
+    if untested:
+        notes.append(f"classes without a {result.part} clip: {few_names(untested)}")
+    return notes
 
 
 def read_result(file: Path) -> Result | ClusterResult | None:
@@ -338,6 +369,7 @@ def results_table(results: list[Result]) -> str:
         f"{seeds}, over the folds where there are folds. In brackets: the difference to the first "
         "column.\n"
     )
+    note += "".join(f"\n{one.task}: {said}.\n" for one in results for said in result_notes(one))
     return "\n".join(lines) + "\n" + note
 
 

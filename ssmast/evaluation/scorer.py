@@ -133,7 +133,6 @@ class Scorer:
             protocol=self.protocol.name,
             metric=job.metric.name,
             ids_sha256=labelled.ids_sha256(),
-            num_unseen=labelled.num_unseen,
             seed=self.seed,
             shuffled=self.shuffle,
             chance=chance(labelled, job.metric, shuffled=self.shuffle),

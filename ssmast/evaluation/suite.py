@@ -28,7 +28,7 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.evaluation.scorer import Scorer
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
@@ -46,7 +46,10 @@ class ProbeConfig(Settings):
         f"{', '.join(UNTRAINED)}; default: the one that comes with the package",
     )
     data: str = setting(
-        "", "folder of labelled sets (sub-folders with metadata.csv), or one set", required=True
+        "",
+        "folder of labelled sets (sub-folders with metadata.csv), or one set; one may be a folder "
+        "of sounds for each class",
+        required=True,
     )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
@@ -114,6 +117,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    _check_outputs(config)
     if wants_dry_run(argv):
         for labelled in load_sets(config):
             counts = " + ".join(
@@ -121,7 +125,9 @@ def main(argv: list[str]) -> int:
                 for split in labelled.splits
             )
             sys.stdout.write(
-                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}\n"
+                f"{labelled.spec}: {len(labelled.classes)} classes, train/valid/test {counts}"
+                + "".join(f", {n} left out ({why})" for why, n in labelled.left_out.items())
+                + "\n"
             )
         return 0
     results = run_suite(config)
@@ -139,6 +145,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
+    _check_outputs(config)
     sets = load_sets(config)
     state, out, protocol = process_state(), out_folder(config), get_protocol(config.protocol)
     protocol = replace(protocol, shots=config.shots or protocol.shots)
@@ -203,6 +210,12 @@ def _read_done(file: Path, inputs: str) -> Result | None:
 def out_folder(config: ProbeConfig) -> Path:
     """Where results go: `out`, or probe/ beside the encoder folder."""
     return Path(config.out) if config.out else beside(config.encoder, "probe")
+
+
+def _check_outputs(config: ProbeConfig) -> None:
+    check_output(out_folder(config), folder=True)
+    if config.cache:
+        check_output(config.cache, key="cache", folder=True)
 
 
 def load_sets(config: ProbeConfig) -> list[LabelledSet]:

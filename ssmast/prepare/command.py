@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssmast.files import check_output
 from ssmast.settings import Settings, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     from ssmast.prepare import prepare_corpus
     from ssmast.prepare.page import write_page
 
+    check_output(config.out, folder=True)
     corpus = open_corpus(config.src)
     logger.info("%d clips in %s", len(corpus), config.src)
     if dry_run:

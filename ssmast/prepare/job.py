@@ -15,7 +15,7 @@ from ssmast.audio.mel import LogMel
 from ssmast.audio.read import AudioError, decode_whole, swing
 from ssmast.audio.resample import finished
 from ssmast.files import replacing, write_json
-from ssmast.prepare.duplicates import fingerprint
+from ssmast.prepare.duplicates import changes, fingerprint
 from ssmast.prepare.plan import Cut, Plan, read_plan, write_table
 
 BLOCK = 512
@@ -36,6 +36,7 @@ CLIP_SCHEMA = pa.schema(
         ("rms", pa.float32()),
         ("hash", pa.binary(32)),
         ("fingerprint", pa.large_binary()),
+        ("changes", pa.large_binary()),
         ("cells", pa.int64()),
         ("sum", pa.float64()),
         ("sum_of_squares", pa.float64()),
@@ -204,6 +205,7 @@ def _facts(samples: np.ndarray, log_mel: LogMel) -> dict[str, Any]:
         "rms": float(np.sqrt(np.mean(waveform.astype(np.float64) ** 2))),
         "hash": hashlib.sha256(samples.astype("<i2").tobytes()).digest(),
         "fingerprint": fingerprint(cells).tobytes(),
+        "changes": changes(cells).tobytes(),
         "cells": double.numel(),
         "sum": float(double.sum()),
         "sum_of_squares": float(double.square().sum()),

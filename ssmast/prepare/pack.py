@@ -95,9 +95,12 @@ def _without_duplicates(facts: pa.Table, near: float) -> tuple[pa.Table, Rejecte
     rows = np.flatnonzero(exact < 0)
     if near and len(rows):
         kept = facts.take(pa.array(rows))
-        prints = np.frombuffer(b"".join(kept["fingerprint"].to_pylist()), dtype=np.int8)
+        prints, changes = (
+            np.frombuffer(b"".join(kept[name].to_pylist()), dtype=np.int8).reshape(len(rows), -1)
+            for name in ("fingerprint", "changes")
+        )
         samples = kept["samples"].to_numpy()
-        of = near_duplicates(prints.reshape(len(rows), -1), samples, similarity=near)
+        of = near_duplicates(prints, samples, similarity=near, changes=changes)
         for i in np.flatnonzero(of >= 0):
             name, other = names[rows[i]], names[rows[of[i]]]
             rejected.append((name, "near duplicate", f"{name} sounds like {other}"))

@@ -15,7 +15,7 @@ from ssmast.audio.corpus.entries import ArrayEntries, IndexFile, write_index
 from ssmast.audio.corpus.remote import is_url
 from ssmast.files import write_atomic, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the same settings would give other bytes."""
 
 _JOB_CLIPS = 256

@@ -16,13 +16,13 @@ from importlib import resources
 from pathlib import Path
 
 from ssmast.evaluation.results import Result
-from ssmast.files import write_atomic
+from ssmast.files import check_output, write_atomic
 from ssmast.html import page, section, tiles
 from ssmast.report.clusters_map import clusters
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
 from ssmast.report.scores import scores
 from ssmast.report.sources import Source, read_results, read_sources, run_source
-from ssmast.settings import Settings, UsageError, parse, setting
+from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
 
 __all__ = ["ReportConfig", "main", "read_probes", "write_report"]
 
@@ -48,7 +48,7 @@ class ReportConfig(Settings):
 
 def main(argv: list[str]) -> int:
     """`ssmast report`: parse, then write the page."""
-    named = [word for word in argv if "=" not in word and not word.startswith("-")]
+    named = named_files(argv, ReportConfig)
     words = [word for word in argv if word not in named]
     config = parse(ReportConfig, words, command="ssmast report", description=__doc__ or "")
     if config is None:
@@ -58,12 +58,13 @@ def main(argv: list[str]) -> int:
             raise FileNotFoundError(f"there is no folder at {key}={folder}")
     if not (named or config.run or config.results):
         raise UsageError("name a run or results, such as `ssmast report runs/mine`")
-    paths = [Path(word) for word in ([config.run] if config.run else []) + named]
+    paths = [Path(in_home(word)) for word in ([config.run] if config.run else []) + named]
     sources = read_sources(paths)
     if config.results:
         sources = _with_results(sources, Path(config.results))
     first = (paths or [Path(config.results)])[0]
     out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
+    check_output(out)
     _write(
         out,
         sources,

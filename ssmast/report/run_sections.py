@@ -10,6 +10,7 @@ from ssmast.evaluation.results import TITLES, Result
 from ssmast.html import details, key_table, picture, section, table, text
 from ssmast.report.curves import MOST_RUNS, curves
 from ssmast.report.sources import Source
+from ssmast.splits import quoted
 
 # By objective, as config.yaml names it; another one is called by that name.
 _OBJECTIVES = {
@@ -159,14 +160,21 @@ def views(source: Source) -> str:
 def left_out(source: Source) -> str:
     """Clips that could not be used: how many for which reason, and their names."""
     rows = source.read_quarantine()
+    # Rows of a set's table that no quarantine names: without a label, of no part.
+    missing = "".join(
+        f"<p>{text(one.task)}: {count:,} rows of the set ({text(why)}).</p>"
+        for one in (*source.probes, *source.clusters)
+        for why, count in one.left_out.items()
+        if why != "unreadable" and count
+    )
     if not rows:
-        return "<p>None: every clip that was asked for could be read.</p>"
+        return missing or "<p>None: every clip that was asked for could be read.</p>"
     # Reasons begin with the file's name; without it, like ones can be counted.
     kinds = Counter(reason.replace(name, "").strip() for name, reason in rows)
     counts = table((count, kind) for kind, count in kinds.most_common(20))
     names = "".join(f"<li>{text(name)}</li>" for name, _ in rows[:200])
     return (
-        f"<p>{len(rows)} clips.</p>{counts}"
+        f"{missing}<p>{len(rows)} clips.</p>{counts}"
         f"<details><summary>Names</summary><ul>{names}</ul></details>"
     )
 
@@ -210,6 +218,6 @@ def _commands(source: Source) -> list[str]:
         words += [f"part={one.part}", f"normalise={one.normalisation}"]
         words += [f"seeds={one.num_seeds}", f"seed={one.seed}"]
         if one.picture is not None:
-            words += [f"classes=[{','.join(one.picture['classes'])}]", "umap=true"]
+            words += [f"classes=[{','.join(map(quoted, one.picture['classes']))}]", "umap=true"]
         commands.append(f"ssmast cluster {shlex.join(words)}")
     return commands

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssmast.evaluation.results import TITLES, Result, Score
+from ssmast.evaluation.results import TITLES, Result, Score, result_notes
 from ssmast.html import details, section, table, text
 from ssmast.report.published_scores import published_of
 from ssmast.report.sources import Source
@@ -92,10 +92,12 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
             )
         )
     mark = "" if first.chance is None else f'<s style="left:{100 * first.chance:.2f}%"></s>'
-    facts = f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"
+    facts = [f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"]
+    facts += result_notes(first)
+    said = "".join(f'<p class="soft">{text(fact)}</p>' for fact in facts)
     return (
         f'<div class="task"><h3>{text(first.task)}</h3>'
-        f'<p class="soft">{text(facts)}</p>{"".join(dot(row, mark) for row in rows)}</div>'
+        f"{said}{''.join(dot(row, mark) for row in rows)}</div>"
     )
 
 
@@ -111,13 +113,11 @@ def _counts(result: Result) -> str:
     part = "" if result.part == "test" else f", scored on the {result.part} part"
     counts = f"{result.n_train} / {result.n_valid} / {result.n_test} clips{part}"
     folds = f", {len(result.splits)} folds" if len(result.splits) > 1 else ""
-    unseen = result.num_unseen
-    notes = f", {unseen} test clips of classes not trained on" if unseen else ""
     shuffled = ", labels shuffled" if result.shuffled else ""
     # A network that was fine-tuned has no frozen vector to speak of.
     vector = "" if result.dim is None else f"; {result.dim} dimensions"
     vector += f", pooling {result.pooling}" if result.pooling else ""
-    return f"{result.num_classes} classes, {counts}{folds}{notes}{shuffled}{vector}"
+    return f"{result.num_classes} classes, {counts}{folds}{shuffled}{vector}"
 
 
 def dot(row: Dot, mark: str) -> str:

@@ -10,7 +10,9 @@ end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
 
 import json
 import logging
+import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,12 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.embed import cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
-from ssmast.files import replacing
+from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
     Settings,
     UsageError,
+    in_home,
     named_files,
     parse,
     setting,
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
     config = parse(
         EmbedConfig,
-        join_files(argv),
+        join_files(argv, EmbedConfig),
         command="ssmast embed",
         description=__doc__ or "",
         dry_run=True,
@@ -81,6 +84,11 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    check_output(config.out)
+    if Path(config.out).exists() and not _holds_embeddings(Path(config.out)):
+        raise FileExistsError(
+            f"out={config.out} was not written by `ssmast embed`, and is not replaced; give another"
+        )
     corpus = open_files(config.data)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
@@ -100,17 +108,19 @@ def open_files(data: str) -> Corpus:
     from ssmast.audio.corpus.open import corpus_of_files
     from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 
-    files = data.split("\n")
+    files = [data] if os.path.exists(data) else data.split("\n")
     is_sound = Path(files[0]).suffix.lower() in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}
+    is_sound = is_sound and not os.path.isdir(files[0])
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 
 
-def join_files(argv: list[str]) -> list[str]:
-    """Several files as one word, `data=`; whatever is a key or a flag stays."""
-    files = named_files(argv)
+def join_files(argv: list[str], schema: type) -> list[str]:
+    """Several files as one word, `data=`; whatever is a key of the schema or a flag stays."""
+    files = named_files(argv, schema)
     if not files:
         return argv
-    return ["data=" + "\n".join(files), *(word for word in argv if word not in files)]
+    named = "\n".join(map(in_home, files))
+    return [f"data={named}", *(word for word in argv if word not in files)]
 
 
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
@@ -195,6 +205,19 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
                     encoder=np.array(about),
                 )
     shutil.rmtree(out.with_name(f"{out.name}.parts"), ignore_errors=True)
+
+
+def _holds_embeddings(file: Path) -> bool:
+    """Whether a file is one that `write_embeddings` wrote; reads no vector."""
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return b"encoder" in (pq.read_schema(file).metadata or {})
+        with np.load(file, allow_pickle=False) as found:
+            return {"embeddings", "names", "encoder"} <= set(found.files)
+    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):  # an .npy has no `files`
+        return False
 
 
 def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:

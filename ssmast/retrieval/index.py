@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.files import new_folder, sha256_of, write_json
+from ssmast.files import check_output, new_folder, sha256_of, write_json
 from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
     config = parse(
         IndexConfig,
-        join_files(argv),
+        join_files(argv, IndexConfig),
         command="ssmast index",
         description=__doc__ or "",
         dry_run=True,
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
         return 0
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
+    check_output(config.out, folder=True)
     check_folder(config.out)  # now, and not when all is embedded
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):

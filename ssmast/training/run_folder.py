@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ssmast.files import write_atomic, write_json
+from ssmast.files import check_output, write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
@@ -107,6 +107,7 @@ def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
     started = folder.config_file.is_file()
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"run folder {path} is a file; choose another run=")
+    check_output(path, key="run", folder=True)
     # Hidden files are what a kill leaves of a file that was being written.
     if path.is_dir() and not started and any(f.name[0] != "." for f in path.iterdir()):
         raise FileExistsError(f"{path} holds files but is not a run folder; choose another run=")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssmast.audio import LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
+from ssmast.files import check_output
 from ssmast.model import PatchDrop
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.config import RECIPES, PretrainConfig
@@ -80,6 +81,7 @@ def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
         return 0
     kind = kind or objective_of(config.objective)
     check_model(config.model)
+    check_output(config.out)
     folder = RunFolder(path=Path(config.run or "runs/views"))
     corpus = open_data(config, runs=folder.path.parent)
     facts = folder.read_facts()

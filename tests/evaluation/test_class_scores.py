@@ -149,9 +149,10 @@ def test_training_reads_a_table_as_probes_do(tmp_path):
     found = load_set(tmp_path, "events:multi_label=true")
     assert found.multi_label
     assert found.heads == [Head(name="label", classes=task.classes)]
-    assert torch.equal(found.one_hot(np.arange(6)), task.targets())
+    assert torch.equal(found.one_hot(np.arange(7)), task.targets())
     assert (found.clips, found.rows.tolist()) == (task.clips, task.rows.tolist())
-    assert found.left_out == task.left_out == {"empty label": 1}
+    assert found.left_out == task.left_out == {}
+    assert found.label_sets[0][6] == ()
     for one, other in zip(found.splits, task.splits, strict=True):
         assert {name: part.tolist() for name, part in one.parts().items()} == {
             name: part.tolist() for name, part in other.parts().items()

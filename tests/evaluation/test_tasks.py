@@ -1,6 +1,16 @@
+import logging
+
 import pytest
 
-from ssmast.evaluation.labelled_set import TaskSpec, random_validation, shuffled, without
+from ssmast.evaluation.labelled_set import (
+    Head,
+    TaskSpec,
+    random_validation,
+    shuffled,
+    with_heads,
+    with_trained_classes,
+    without,
+)
 from ssmast.evaluation.probe import metric_of
 from ssmast.evaluation.read_set import find_sets, load_set, parse_task, split_names
 from ssmast.evaluation.results import result_file
@@ -210,20 +220,35 @@ def test_real_sets_have_the_counts_their_authors_state(shared_data):
     assert len(counts("emodb_4:protocol=leave_one_out:speaker")) == 10
 
 
-def test_any_table_may_hold_several_labels_a_clip(tmp_path):
+def test_any_table_may_hold_several_labels_a_clip(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     rows = ["a.wav,x;y,train", "b.wav,y,train", "c.wav,x; z,valid", "d.wav,z;x,test", "e.wav,,test"]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, ""]))
     task = load_set(tmp_path, "s:multi_label=true")
     assert (task.classes, metric_of(task).name) == (["x", "y", "z"], "map")
-    assert task.label_sets[0] == [("x", "y"), ("y",), ("x", "z"), ("z", "x")]
-    assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1]]
+    assert task.label_sets[0] == [("x", "y"), ("y",), ("x", "z"), ("z", "x"), ()]
+    assert task.targets().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1], [0, 0, 0]]
     assert task.num_unseen == 1  # z is not trained on
-    assert task.left_out == {"empty label": 1}
+    assert task.left_out == {}
+    assert "1 of 5 clips have an empty label cell, taken as clips with none of the" in caplog.text
     piped = (tmp_path / "s/metadata.csv").read_text().replace(";", "|")
     write(tmp_path / "p", piped)
     assert load_set(tmp_path, "p:multi_label=true,separator=|").label_sets == task.label_sets
     smaller = without(task, ["b.wav"])
     assert (smaller.multi_label, smaller.classes) == (True, ["x", "y", "z"])
+
+
+def test_a_clip_with_none_of_the_classes_trains_and_is_scored(tmp_path):
+    cells = ["x;y", "", "y", " ; ", "x", "", "x;y", ""]
+    parts = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+    rows = [f"{i},{cell},{part}" for i, (cell, part) in enumerate(zip(cells, parts, strict=True))]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "9,x,", ""]))
+    task = load_set(tmp_path, "s:multi_label=true")
+    assert [len(part) for part in task.splits[0].parts().values()] == [4, 2, 2]
+    assert task.left_out == {"empty split": 1}
+    assert task.targets()[[1, 3, 5, 7]].abs().sum() == 0
+    # Drawn as often as a class: x has one clip, y two, "none" two.
+    assert task.weights(task.splits[0].train).tolist() == [1.5, 0.5, 0.5, 0.5]
 
 
 def test_hold_out_of_a_multi_label_set_keeps_rare_classes_in_training(tmp_path):
@@ -257,3 +282,120 @@ def test_a_random_tenth_of_the_other_folds_validates(sets):
         rest = [*after.train, *after.valid]
         assert sorted(rest) == sorted([*before.train, *before.valid])
         assert 0 < len(after.valid) <= 0.15 * len(rest)
+
+
+LOOK_ALIKES = {
+    "case": ("bell", "Bell"),
+    "spaces": ("sea lion", "sea  lion"),
+    "no-break space": ("sea lion", "sea\u00a0lion"),
+    "underscore": ("sea lion", "sea_lion"),
+    "form": ("\u017e\u00e1ba", "z\u030ca\u0301ba"),
+    "width": ("\uff11", "1"),
+    "unseen": ("bell", "bell\u200b"),
+    "number": ("1", "1.0"),
+    "zeros": ("01", "1"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOK_ALIKES)
+def test_one_class_written_in_two_ways_is_named(tmp_path, caplog, kind):
+    one, other = LOOK_ALIKES[kind]
+    names = (one, other, "dog", "dog 2")
+    parts = ("train", "valid", "test")
+    rows = [f"{part}{i},{name},{part}" for part in parts for i, name in enumerate(names)]
+    write(tmp_path / "s", "path,label,split\n" + "\n".join(rows))
+    assert len(load_set(tmp_path, "s").classes) == 4  # they are taken as they stand
+    first, second = sorted((one, other))
+    assert f"column 'label': names that look like one are taken as different ones: {first!r}, " in (
+        caplog.text
+    )
+    assert f"{first!r}, {second!r}; write each in one way" in caplog.text
+    assert "dog" not in caplog.text
+
+
+def test_a_speaker_written_in_two_ways_is_named_before_it_leaks(tmp_path, caplog):
+    rows = [f"{i},{'xy'[i % 2]},{('anna', 'Anna', 'bert', 'cleo')[i // 2 % 4]}" for i in range(16)]
+    write(tmp_path / "s", "path,label,speaker\n" + "\n".join(rows))
+    load_set(tmp_path, "s:protocol=leave_one_out:speaker")
+    assert "column 'speaker': names that look like one" in caplog.text
+    assert "'Anna', 'anna'" in caplog.text
+
+
+def test_a_classifier_that_writes_a_class_otherwise_is_named(tmp_path, caplog):
+    rows = "a,Dog,train\nb,cat,train\nc,Dog,valid\nd,cat,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows)
+    with_heads(load_set(tmp_path, "s"), [Head(name="label", classes=["cat", "dog", "eel", "Eel"])])
+    assert "does not know it so: 'Dog', 'dog'; write it as the classifier does" in caplog.text
+    assert "eel" not in caplog.text.lower()
+
+
+def test_classes_that_a_part_lacks_are_named(tmp_path, caplog):
+    rows = "a,x,train\nb,y,train\nh,only,train\nc,x,valid\ni,shown,valid\nd,x,test\ne,z,test\n"
+    write(tmp_path / "s", "path,label,split\n" + rows + "f,z,test\ng,y,test\n")
+    task = load_set(tmp_path, "s")
+    assert task.untrained == {"shown": 0, "z": 2}
+    assert task.untested == ["only", "shown"]
+    assert "s: classes without a clip in the training part: z\n" in caplog.text
+    assert "s: classes without a clip in the test part: only\n" in caplog.text
+    known = with_trained_classes(task, task.splits[0])
+    assert known.classes == ["only", "x", "y"]
+    assert known.unknown_in(known.splits[0].test) == {"z": 2}
+    assert known.missing_from(known.splits[0].test) == ["only"]
+    two = write(tmp_path / "t", "path,label,sex,split\na,x,f,train\nb,y,f,train\nh,y,m,train\n"
+                "c,x,m,valid\nd,x,d,test\ne,z,m,test\n")  # fmt: skip
+    assert load_set(two, labels=["label", "sex"]).untrained == {"label z": 1, "sex d": 1}
+    rows = [f"{i},{'xyz'[i % 3]},{i % 4}" for i in range(24)] + ["30,rare,2"]
+    write(tmp_path / "f", "path,label,fold\n" + "\n".join(rows))
+    assert load_set(tmp_path, "f").untrained == {"rare": 1}
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,Label,Split", "File Name, LABELS ,split", "path,label,subset", "PATH,label,SPLIT"],
+)
+def test_columns_are_known_by_other_forms_of_their_names(tmp_path, header):
+    write(tmp_path / "s", header + "\na,x,train\nb,y,train\nc,x,valid\nd,y,test\n")
+    assert find_sets(tmp_path) == ["s"]
+    task = load_set(tmp_path)
+    assert (task.labels, task.clips) == (["x", "y", "x", "y"], list("abcd"))
+    assert [part.tolist() for part in task.splits[0].parts().values()] == [[0, 1], [2], [3]]
+
+
+def test_another_label_column_is_enough_and_the_columns_are_listed(tmp_path):
+    rows = "a,x,train\nb,y,train\nc,x,valid\nd,y,test\n"
+    folder = write(tmp_path / "s", "path,species,split\n" + rows)
+    assert load_set(folder, labels=["species"]).labels == ["x", "y", "x", "y"]
+    assert load_set(folder, labels=["Species"]).heads[0].name == "species"
+    said = r"s/metadata.csv has no column 'label'; it has: path, species, split; name the one .*"
+    for read in (find_sets, load_set):
+        with pytest.raises(ValueError, match=said + r"tasks=\[s:label=COLUMN\].*labels=\[COLUMN\]"):
+            read(folder)
+    with pytest.raises(FileNotFoundError, match=r"s/metadata.csv has the columns path, species, "):
+        find_sets(tmp_path)
+    write(tmp_path / "u", "path,Label,label ,split\n" + rows.replace(",x", ",x,x"))
+    with pytest.raises(ValueError, match="fields in line"):
+        load_set(tmp_path, "u")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/annotations.xlsx").write_bytes(b"PK")
+    with pytest.raises(
+        FileNotFoundError, match=r"found annotations\.xlsx: save the table with the"
+    ):
+        find_sets(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a:b", "[a]", "it's", 'say "x"', "a:label=x", "50 %", "~s"]
+)
+def test_marks_of_the_syntax_are_letters_in_names_and_columns(tmp_path, name):
+    rows = "a,x,1,train\nb,y,2,train\nc,x,1,valid\nd,y,2,test\n"
+    write(tmp_path / "other", "path,label,split\n" + rows.replace(",1,", ",").replace(",2,", ","))
+    write(tmp_path / name, 'path,label,"my, [lab]el=:",split\n' + rows)
+    assert sorted(find_sets(tmp_path)) == sorted([name, "other"])
+    assert load_set(tmp_path, name).spec == TaskSpec(name=name)
+    spec = TaskSpec(name=name, label="my, [lab]el=:", group="label")
+    assert parse_task(str(spec)) == spec
+    tasks = split_names(f"[other, {spec}, {TaskSpec(name=name)}]")
+    loaded = [load_set(tmp_path, text) for text in tasks]
+    assert [task.spec.name for task in loaded] == ["other", name, name]
+    assert [task.classes for task in loaded] == [["x", "y"], ["1", "2"], ["x", "y"]]
+    assert load_set(tmp_path / name, labels=["my, [lab]el=:"]).classes == ["1", "2"]

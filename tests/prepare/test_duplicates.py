@@ -7,7 +7,7 @@ import torch
 
 from ssmast.audio import LogMel, open_corpus, read_audio
 from ssmast.prepare import duplicates
-from ssmast.prepare.duplicates import exact_duplicates, fingerprint, near_duplicates
+from ssmast.prepare.duplicates import changes, exact_duplicates, fingerprint, near_duplicates
 from tests.prepare.conftest import RATE, tones
 
 LOG_MEL = LogMel()
@@ -86,3 +86,55 @@ def test_real_sounds_are_told_apart(shared_data):
     prints = np.stack([print_of(read_audio(corpus.source(i))) for i in range(0, 120, 2)])
     samples = np.array([len(read_audio(corpus.source(i))) for i in range(0, 120, 2)])
     assert (near_duplicates(prints, samples, similarity=0.99) >= 0).sum() <= 1
+
+
+def changes_of(audio):
+    with torch.no_grad():
+        return changes(LOG_MEL.log_mel(torch.from_numpy(np.float32(audio))[None])[0, 0])
+
+
+def night(pieces, *, seed=1, calls=True):
+    """Steady noise falling with frequency, cut into pieces of 4 s, in each one call of its own."""
+    rng = np.random.default_rng(seed)
+    n = pieces * 4 * RATE
+    spectrum = np.fft.rfft(rng.standard_normal(n)) / np.maximum(np.fft.rfftfreq(n, 1 / RATE), 50)
+    sound = np.fft.irfft(spectrum, n)
+    sound = (sound / sound.std()).reshape(pieces, -1)
+    for piece in sound if calls else ():
+        length, start = int(rng.uniform(0.2, 1) * RATE), int(rng.uniform(0, 3) * RATE)
+        pitch = rng.uniform(1500, 6500) * np.arange(length) / RATE
+        piece[start : start + length] += 0.45 * np.hanning(length) * np.sin(2 * np.pi * pitch)
+    return 0.1 * sound
+
+
+def duplicates_in(clips):
+    samples = np.array([len(clip) for clip in clips])
+    moved = np.stack([changes_of(clip) for clip in clips])
+    prints = np.stack([print_of(clip) for clip in clips])
+    return near_duplicates(prints, samples, similarity=0.99, changes=moved)
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_pieces_of_one_steady_background_are_distinct_and_their_copies_are_found(calls):
+    clips = list(night(12, calls=calls))
+    found = duplicates_in(clips)
+    assert (found < 0).all()
+    alone = np.stack([print_of(clip) for clip in clips])
+    assert (near_duplicates(alone, np.ones(12), similarity=0.98) >= 0).sum() > 3  # without them
+    for change in (
+        lambda audio: 0.2 * audio,
+        lambda audio: 2.0 * audio,
+        lambda audio: audio[3 * RATE // 1000 :],
+        lambda audio: through(audio, "OGG", "OPUS"),
+        lambda audio: through(audio, "MP3", "MPEG_LAYER_III")[: len(audio)],
+    ):
+        copies = [change(clip) for clip in clips[:4]]
+        assert duplicates_in([*clips[:4], *copies])[4:].tolist() == [0, 1, 2, 3]
+
+
+def test_a_sound_in_which_nothing_changes_has_no_changes_and_is_known_by_its_colour():
+    steady = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4 * RATE) / RATE)
+    assert not changes_of(steady).any()
+    assert changes_of(night(1)[0]).shape == (512,)
+    other = 0.3 * np.sin(2 * np.pi * 2000 * np.arange(4 * RATE) / RATE)
+    assert duplicates_in([steady, 0.5 * steady, other]).tolist() == [-1, 0, -1]

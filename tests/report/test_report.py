@@ -400,3 +400,29 @@ def test_the_table_gives_differences_to_the_first_column():
     [folds] = read(result(splits=[{"name": "1"}] * 5))
     assert "24 / 12 / 12, 5 folds" in results_table([folds])
     assert results_table([]) == "no results\n"
+
+
+def test_what_took_no_part_is_on_terminal_and_page(tmp_path):
+    counts = {"empty label": 15, "empty split": 0}
+    some = result(left_out=counts, rejected=[["a.wav", "a.wav is empty"]])
+    said = "left out: 15 clips (empty label), 1 clip (unreadable)"
+    assert f"tones: {said}.\n" in results_table(read(some))
+    words = write_report(tmp_path / "r.html", results=read(some)).read_text()
+    assert said in words
+    assert "tones: 15 rows of the set (empty label)." in words
+    assert "every clip that was asked for" not in words
+    clusters = clusters_result(tmp_path, ["a", "b"]) | {"left_out": counts, "picture": None}
+    (tmp_path / "c.json").write_text(json.dumps(clusters))
+    assert main([str(tmp_path / "c.json")]) == 0
+    assert "Left out: 15 clips (empty label), 1 clip" in (tmp_path / "report.html").read_text()
+
+
+def test_classes_without_training_or_test_clips_are_on_terminal_and_page(tmp_path):
+    some = result(untrained={"noise": 15, "eel": 0}, untested=["dog & co", "eel"], num_unseen=15)
+    words = write_report(tmp_path / "r.html", results=read(some)).read_text()
+    table = results_table(read(some))
+    untrained = "classes without a training clip: noise (15 test clips, which count as wrong), eel"
+    assert f"tones: {untrained} (nor others).\n" in table
+    assert untrained in words
+    assert "tones: classes without a test clip: dog & co.\n" in table
+    assert "classes without a test clip: dog &amp; co" in words

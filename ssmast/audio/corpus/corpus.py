@@ -17,6 +17,7 @@ from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.corpus.tar import TarReader
 from ssmast.audio.order import sample_at
 from ssmast.audio.read import Excerpt, split_excerpt
+from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
 
@@ -294,6 +295,8 @@ def _weighted_path(item: Any, what: str, folder: Path) -> tuple[str, float]:
     path, weight = item["path"], item.get("weight", 1)
     if not isinstance(path, str) or not path:
         raise ValueError(f"{what} has a path that is no text: {path!r}")
+    if not (folder / path).exists():
+        path = in_home(path)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"the weight of {path} must be a number above 0, got {weight!r}")
     inside = "://" in path or path.lstrip().startswith("pipe:") or Path(path).is_absolute()

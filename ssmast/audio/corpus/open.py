@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,16 @@ import pyarrow as pa
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
-from ssmast.audio.corpus.table import audio_root, column_of, read_columns, read_table
+from ssmast.audio.corpus.table import (
+    METADATA,
+    TASK_FILE,
+    FileFinder,
+    audio_root,
+    column_of,
+    find_table,
+    read_columns,
+    read_table,
+)
 from ssmast.audio.corpus.tar import (
     index_tar,
     is_hidden,
@@ -25,6 +36,9 @@ from ssmast.audio.corpus.tar import (
 )
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import write_atomic
+from ssmast.settings import in_home
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.parquet"
 INDEX = "manifest.index"
@@ -148,23 +162,24 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
             the folder, a tar is compressed, or a URL is one that would do more than be read.
         RemoteError: if a URL cannot be reached.
     """
-    text = os.fspath(path)
-    weighted = read_mixture(text)
+    text = in_home(os.fspath(path))
+    is_there = os.path.exists(text)  # then it is meant, whatever its name looks like
+    listed = text.lower().endswith((".yaml", ".yml")) and not os.path.isdir(text)
+    weighted = None if is_there and not listed else read_mixture(text)
     if weighted is not None:
         return Mixture([(open_corpus(one, column=column), weight) for one, weight in weighted])
-    if is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe":
+    if not is_there and (is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe"):
         check_url(text)
         return _open_url(text, column)
-    path = Path(path)
+    path = Path(text)
     if names_several(path.name) and not path.exists():
         tars = [path.parent / name for name in names_of_tars(path.name)]
         return _of_tars(path.parent, tars, text)
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return open_prepared(path)
-        if (path / "metadata.csv").is_file():
-            return _open_table(path / "metadata.csv", column)
-        return _open_folder(path)
+        table = find_table(path)
+        return _open_folder(path) if table is None else _open_table(table, column)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; wanted {_WANTED}")
     return _open_file(path, column)
@@ -179,7 +194,7 @@ def corpus_of_files(files: Sequence[str]) -> Corpus:
     Raises:
         FileNotFoundError: if one does not exist.
     """
-    names = [file if is_url(file) else os.path.abspath(file) for file in files]
+    names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
     return _of_files(Path("the command line"), names, None, Path())
 
 
@@ -206,8 +221,8 @@ def _open_url(url: str, column: str) -> Corpus:
     url = url.rstrip("/")
     if exists(f"{url}/{MANIFEST}"):
         return open_prepared(url)
-    if exists(f"{url}/metadata.csv"):
-        return _open_table(f"{url}/metadata.csv", column)
+    if exists(f"{url}/{METADATA}"):
+        return _open_table(f"{url}/{METADATA}", column)
     found = list_files(url)
     return _of_listing(url, (pair for pair in found if not is_hidden(pair[0])))
 
@@ -222,22 +237,58 @@ def _beside(path: Path | str, name: str) -> Path | str:
 
 
 def _open_folder(root: Path) -> Corpus:
-    return _of_listing(root, walk(root))
+    others: list[str] = []
+    return _of_listing(root, walk(root, others=others), others)
 
 
-def _of_listing(root: Path | str, files: Iterator[tuple[str, int]]) -> Corpus:
+def _of_listing(
+    root: Path | str, files: Iterator[tuple[str, int]], others: Sequence[str] = ()
+) -> Corpus:
     """The sound files of a listing (relative path, size), and the members of its tars."""
+    found = list(files)
+    _say_unused(
+        root,
+        [name for name, _ in found if not _is_sound(name) and not name.lower().endswith(".tar")],
+        others,
+    )
     names: list[bytes] = []
     sizes: list[int] = []
     tars: list[Path | str] = []
-    for name, size in files:
-        kind = os.path.splitext(name)[1].lower()
-        if kind in SOUND_EXTENSIONS:
+    for name, size in found:
+        if _is_sound(name):
             names.append(os.fsencode(name))
             sizes.append(size)
-        elif kind == ".tar":
+        elif name.lower().endswith(".tar"):
             tars.append(join_url(root, name) if isinstance(root, str) else root / name)
     return _of_tars(root, tars, f"{root}", names, sizes)
+
+
+def _is_sound(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
+
+
+_said: set[str] = set()  # a command opens a folder more than once
+
+
+def _say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Count what a folder holds and nothing is made of, by kind, once a process.
+
+    Args:
+        root: the folder.
+        unused: files that are no sound, or sounds that the table does not name.
+        others: hidden files and folders, links to nothing.
+    """
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
+    for name in others:
+        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+    if not kinds:
+        return
+    first = [*unused, *others][0]
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
+    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
+    if message not in _said:
+        _said.add(message)
+        _log.info("%s", message)
 
 
 def _of_tars(
@@ -252,6 +303,9 @@ def _of_tars(
     Where there are several tars, the tar's own name comes before that of its members.
     """
     indexes = [index_tar(tar) for tar in tars]
+    for tar, index in zip(tars, indexes, strict=True):
+        if index.num_ignored:
+            _log.info("%s: %d members are not used as sound", tar, index.num_ignored)
     names = [pa.array(loose, type=pa.large_binary())]
     for tar, index in zip(tars, indexes, strict=True):
         if len(tars) == 1:
@@ -300,9 +354,21 @@ def _open_table(path: Path | str, column: str) -> Corpus:
     if exists(audio) if isinstance(audio, str) else audio.is_file():
         return _of_members(path, names, ["audio.tar"] * len(names), table)
     root = _folder_of(path)
-    if isinstance(root, Path) and os.path.basename(path) == "metadata.csv":
-        root = audio_root(root)
+    if isinstance(root, Path) and path == find_table(root):
+        home, root = root, audio_root(root)
+        corpus = _of_files(path, names, table, root)
+        if root.samefile(home):  # of audio elsewhere, a set may be a small part
+            others: list[str] = []
+            used = {*_own_names(corpus), os.path.basename(path), TASK_FILE}
+            _say_unused(root, [n for n, _ in walk(root, others=others) if n not in used], others)
+        return corpus
     return _of_files(path, names, table, root)
+
+
+def _own_names(corpus: Corpus) -> Iterator[str]:
+    """Of each clip the path of its file below the folder, as a listing has it."""
+    for i in range(len(corpus)):
+        yield os.path.normpath(split_excerpt(corpus.name(i))[0])
 
 
 def _of_files(
@@ -312,21 +378,29 @@ def _of_files(
         raise ValueError(f"{path} names no clip; wanted one path a line")
     sizes = np.zeros(len(names), dtype=np.int64)
     shard = np.full(len(names), LOOSE, dtype=np.int32)
-    missing: list[str] = []
+    missing: list[int] = []
     for i, name in enumerate(names):
         file = _safe_path(path, name)
         if isinstance(root, str) or is_url(file):
             continue  # one request a clip would take hours; what is missing shows when it is used
+        if file.startswith("~"):
+            file = names[i] = in_home(file)
         size = _size(root / file)
         if size is None:  # a file that really is called so comes first
             file, seconds = split_excerpt(file)
             size = None if seconds is None else _size(root / file)
             shard[i] = LOOSE if size is None else EXCERPT
         if size is None:
-            missing.append(name)
+            missing.append(i)
         else:
             sizes[i] = size
-    _refuse_missing(path, missing, len(names), "" if root == Path() else f" in {root}")
+    if missing and isinstance(root, Path):
+        listing = [] if root == Path() else [name for name, _ in walk(root) if _is_sound(name)]
+        where = "" if root == Path() else f" in {root}"
+        names = _otherwise_written(path, names, missing, FileFinder(listing), where)
+        for i in missing:
+            file, seconds = split_excerpt(names[i])
+            sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
     encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
     return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
 
@@ -354,8 +428,12 @@ def _of_members(path: Path | str, names: list[str], shards: list[str], table: pa
     row = np.full(len(names), -1, dtype=np.int64)
     for i, name in enumerate(names):
         row[i] = where[tar[i]].get(safe_member_name(_safe_path(path, name)) or "", -1)
-    missing = [name for name, found in zip(names, row, strict=True) if found < 0]
-    _refuse_missing(path, missing, len(names), f" in {', '.join(used[:3])}")
+    missing = np.flatnonzero(row < 0).tolist()
+    for number_of_tar in sorted({int(tar[i]) for i in missing}):
+        mine = [i for i in missing if tar[i] == number_of_tar]
+        finder, shown = FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
+        names = _otherwise_written(path, names, mine, finder, shown)
+        row[mine] = [where[number_of_tar][names[i]] for i in mine]
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     entries = ArrayEntries(
@@ -387,10 +465,50 @@ def _safe_path(path: Path | str, name: str) -> str:
     return name
 
 
-def _refuse_missing(path: Path | str, missing: list[str], total: int, where: str) -> None:
-    if missing:
-        hint = "; write / between folders, not \\" if "\\" in missing[0] else ""
-        raise FileNotFoundError(
-            f"{len(missing)} of {total} files of {path} not found{where}; the first is "
-            f"{missing[0]!r}{hint}"
+def _otherwise_written(
+    path: Path | str, names: list[str], missing: list[int], finder: FileFinder, where: str
+) -> list[str]:
+    """The names with those that are not there replaced by the files that they can only mean.
+
+    Args:
+        path: of the table or list.
+        names: of all clips.
+        missing: positions of those that are not there as they are written.
+        finder: of the files there are.
+        where: they were looked for, for messages.
+
+    Raises:
+        FileNotFoundError: if some name means no file, or could mean several.
+        ValueError: if two names would be one file.
+    """
+    found = list(names)
+    lost: list[str] = []
+    for i in missing:
+        file = split_excerpt(names[i])[0]
+        meant = finder.find(file)
+        if meant is None:
+            lost.append(names[i])
+        else:
+            found[i] = meant + names[i][len(file) :]
+    if lost:
+        there = "".join(
+            f"; {len(finder.names)} files are there, such as {name!r}" for name in finder.names[:1]
         )
+        raise FileNotFoundError(
+            f"{len(lost)} of {len(names)} files of {path} not found{where}; the first is "
+            f"{lost[0]!r}{there}"
+        )
+    first_of: dict[str, int] = {}
+    for i, name in enumerate(found):
+        other = first_of.setdefault(name, i)
+        if other != i and names[other] != names[i]:
+            raise ValueError(
+                f"{path}: {names[other]!r} and {names[i]!r} can only mean {name!r}; write each "
+                "path as the file is called"
+            )
+    _log.warning(
+        "%s: %d of %d paths are written otherwise than their files are called; the first, %r, is "
+        "taken as %r",
+        *(path, len(missing), len(names), names[missing[0]], found[missing[0]]),
+    )
+    return found

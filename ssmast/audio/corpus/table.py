@@ -12,27 +12,72 @@ scored. The builders in `ssmast.datasets` write it; a set made by hand needs non
 """
 
 import csv
+import html
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from ssmast.audio.corpus.remote import is_url, read_whole
+from ssmast.settings import in_home
 
+METADATA = "metadata.csv"
 _DELIMITERS = ",;\t|"
+# Other names of a column, without case, spaces and marks.
+_ALSO_CALLED = {
+    "path": ("filename", "filepath", "audiopath", "audiofilepath", "audiofilename"),
+    "label": ("labels",),
+}
+
+
+def find_table(folder: Path) -> Path | None:
+    """The metadata.csv of a folder, in whatever case a program wrote its name; None without one."""
+    path = folder / METADATA
+    if path.is_file():
+        return path
+    names = (METADATA, "metadata.tsv")
+    found = [
+        one
+        for one in (folder.iterdir() if folder.is_dir() else ())
+        if one.name.casefold() in names and one.is_file()
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def find_column(columns: Sequence[str], wanted: str) -> str:
+    """The column that is meant by a name: of that name, or the only one that differs in its form.
+
+    >>> find_column(["File Name", "Label", "label "], "path"), find_column(["a"], "label")
+    ('File Name', 'label')
+    """
+    if wanted in columns:
+        return wanted
+    called = {_plain(wanted), *_ALSO_CALLED.get(wanted, ())}
+    found = [name for name in columns if _plain(name) in called]
+    return found[0] if len(found) == 1 else wanted
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
 def read_table(path: str | PathLike[str]) -> pa.Table:
     """Read a CSV file, here or at a URL, as a table in which every column is text.
 
-    A byte order mark is dropped and empty lines are skipped; the delimiter is the one of comma,
-    semicolon, tab and bar that the header holds most of.
+    A byte order mark is dropped; empty lines are skipped, and so are columns without a name or a
+    value, as spreadsheets leave them; the delimiter is the one that a first line `sep=;` names, or
+    that of comma, semicolon, tab and bar which the header holds most of.
 
     Args:
         path: of the CSV file, UTF-8, with a header.
@@ -42,10 +87,12 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
         ValueError: if it is empty, not UTF-8, or a row has more or fewer fields than the header.
     """
     with _rows_of(path) as (columns, rows):
-        _check_header(path, columns)
         # As columns: a million rows would take a gigabyte.
         fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
     fields = fields or [() for _ in columns]
+    kept = [i for i, name in enumerate(columns) if name or any(map(str.strip, fields[i]))]
+    columns, fields = [columns[i] for i in kept], [fields[i] for i in kept]
+    _check_header(path, columns)
     arrays = [pa.array(values, type=pa.large_string()) for values in fields]
     return pa.table(dict(zip(columns, arrays, strict=True)))
 
@@ -60,8 +107,8 @@ def read_header(path: str | PathLike[str]) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8.
     """
-    with _rows_of(path) as (columns, _):
-        return columns
+    with _rows_of(path, header_alone=True) as (columns, _):
+        return [name for name in columns if name]
 
 
 def read_columns(path: Path | str) -> pa.Table:
@@ -95,6 +142,7 @@ def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[s
     Raises:
         ValueError: if there is no such column; the message lists those there are.
     """
+    column = find_column(table.column_names, column)
     if column not in table.column_names:
         known = ", ".join(table.column_names)
         hint = "; rename one, or give a folder of audio without this file"
@@ -105,17 +153,21 @@ def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[s
 
 
 @contextmanager
-def _rows_of(path: str | PathLike[str]) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+def _rows_of(
+    path: str | PathLike[str], *, header_alone: bool = False
+) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """Columns and rows of an open CSV file; what is wrong with it comes out as one sentence."""
     remote = isinstance(path, str) and is_url(path)
     path = path if isinstance(path, str) and remote else Path(path)
     if isinstance(path, Path) and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
     try:
-        with _opened(path) as file:
+        with _opened(path, header_alone) as file:
             header = file.readline()
-            delimiter = max(_DELIMITERS, key=header.count)
-            file.seek(0)
+            said = re.fullmatch(r'"?sep=(.)"?\s*', header)  # as spreadsheets write it
+            if said is None:
+                file.seek(0)
+            delimiter = said[1] if said else max(_DELIMITERS, key=header.count)
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             yield [name.strip() for name in next(rows, [])], rows
     except UnicodeDecodeError as error:
@@ -124,8 +176,12 @@ def _rows_of(path: str | PathLike[str]) -> Iterator[tuple[list[str], Iterator[li
         raise ValueError(f"{path} is no valid CSV file: {error}") from error
 
 
-def _opened(path: Path | str) -> TextIO:
+def _opened(path: Path | str, header_alone: bool) -> TextIO:
     raw = io.BytesIO(read_whole(path)) if isinstance(path, str) else path.open("rb")
+    if header_alone:  # what is wrong further down is said where the rows are read
+        with raw:
+            first = raw.readline()
+            raw = io.BytesIO(first + (raw.readline() if b"sep=" in first[:9] else b""))
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
@@ -142,12 +198,71 @@ def _full_rows(
 ) -> Iterator[list[str]]:
     # csv readers count lines, not rows, which is what an editor shows.
     for row in rows:
-        if not row:
+        if not any(map(str.strip, row)):
             continue
         if len(row) != width:
             line = getattr(rows, "line_num", "?")
             raise ValueError(f"{path} has {len(row)} fields in line {line}; its header has {width}")
         yield row
+
+
+class FileFinder:
+    """Finds the files that paths mean which were written by another system or for another place.
+
+    Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
+    quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
+    one file alone.
+
+    Args:
+        names: of the files there are, relative, with /.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self._by_end: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        for name in self.names:
+            parts = _folded(name).split("/")
+            for end in {parts[-1], os.path.splitext(parts[-1])[0]}:
+                self._by_end[end].append((parts[:-1], name))
+
+    def find(self, written: str) -> str | None:
+        """The name of the one file that a path can mean; None for none or several."""
+        for form in _forms(written):
+            parts = [part for part in _folded(form).split("/") if part not in ("", ".")]
+            if not parts or ".." in parts:
+                continue
+            above, found = parts[:-1], []
+            for folders, name in self._by_end.get(parts[-1], ()):
+                shared = sum(
+                    1
+                    for _ in itertools.takewhile(
+                        lambda pair: pair[0] == pair[1],
+                        zip(reversed(folders), reversed(above), strict=False),
+                    )
+                )
+                # All of the one must lie at the end of the other: cat/1.wav is not dog/1.wav.
+                if shared == min(len(folders), len(above)):
+                    found.append((shared, name))
+            best = [name for shared, name in found if shared == max(found)[0]]
+            if len(best) == 1:
+                return best[0]
+            exact = [name for name in best if name == form]
+            if exact:
+                return exact[0]
+        return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _forms(written: str) -> list[str]:
+    """A path as it stands, then with what other programs did to it undone, step by step."""
+    forms = [written.strip().strip("\"'").strip()]
+    forms.append(re.sub(r"^[A-Za-z]:", "", forms[-1].replace("\\", "/")))
+    forms.append(unquote(forms[-1]))
+    forms.append(html.unescape(forms[-1]))
+    return list(dict.fromkeys(forms))
 
 
 TASK_FILE = "task.json"
@@ -183,6 +298,8 @@ def audio_root(folder: Path) -> Path:
     if not isinstance(named, str) or not named.strip() or "\x00" in named:
         raise ValueError(f"{folder / TASK_FILE} must name a folder as `audio`, got {named!r}")
     root = folder / named
+    if not root.is_dir():
+        root = folder / in_home(named)
     if not root.is_dir():
         raise FileNotFoundError(
             f"the audio of the labelled set {folder} was in {root}, which is no folder now; build "

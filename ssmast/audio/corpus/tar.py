@@ -261,7 +261,7 @@ class TarReader:
         return handle
 
 
-def walk(root: Path) -> Iterator[tuple[str, int]]:
+def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file below a folder, sorted; hidden ones left out.
 
     Links to folders are followed. A folder that was already seen, by device and inode, is not
@@ -269,7 +269,9 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
 
     Args:
         root: the folder.
+        others: gets the names of what is left out: hidden files and folders, links to nothing.
     """
+    others = [] if others is None else others
     found: list[tuple[str, int]] = []
     seen: set[tuple[int, int]] = set()
     pending = [""]
@@ -286,14 +288,17 @@ def walk(root: Path) -> Iterator[tuple[str, int]]:
             _log.warning("cannot look into %s: %s", folder, error.strerror)
             continue
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             name = f"{below}/{entry.name}" if below else entry.name
+            if entry.name.startswith("."):
+                others.append(name)
+                continue
             try:
                 if entry.is_dir():
                     pending.append(name)
                 elif entry.is_file():
                     found.append((name, entry.stat().st_size))
+                else:
+                    others.append(name)
             except OSError as error:  # a link to itself, or a file gone since
                 _log.warning("cannot look at %s: %s", os.path.join(root, name), error.strerror)
     return iter(sorted(found))

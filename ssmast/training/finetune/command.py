@@ -18,6 +18,7 @@ from ssmast.command import run_command
 from ssmast.evaluation.class_scores import classes_table
 from ssmast.evaluation.evaluate import numbers_text
 from ssmast.evaluation.processes import process_state
+from ssmast.evaluation.results import Result, result_notes
 from ssmast.settings import parse, wants_dry_run
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig
@@ -85,6 +86,7 @@ def _summary(result: dict[str, Any]) -> str:
         f"validation ({result['n_valid']} clips), step {result['chosen'][0]['step']}: "
         f"{result['metric']} {100 * result['valid']:.1f} %\n"
         f"test: {numbers_text(numbers)}\n"
+        + "".join(f"{note}\n" for note in result_notes(Result.from_dict(result)))
     )
 
 

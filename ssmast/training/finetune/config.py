@@ -179,8 +179,8 @@ class FinetuneConfig(TrainConfig):
 
     data: str = setting(
         "",
-        "labelled set (a folder with metadata.csv of path, label, and split or fold), or a folder "
-        "of such sets with task=",
+        "labelled set (a folder with metadata.csv of path, label, and split or fold; or a folder "
+        "of sounds for each class), or a folder of such sets with task=",
         required=True,
     )
     task: str = setting("", "set in `data`: NAME or NAME:label=COLUMN,split=COLUMN,...")

@@ -244,11 +244,18 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             self.ema.load_state_dict(self.network.state_dict())
 
     def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """1 for each clip whose highest score, of every head, is its largest share; float (B,)."""
+        """1 for each clip whose highest score, of every head, is its largest share; float (B,).
+
+        A clip with none of the classes is right where every probability is below a half.
+        """
         sizes = [targets.shape[1]] if self.outputs.multi_label else self.outputs.sizes
         rows = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
         right = [
-            wanted.gather(1, own.argmax(1, keepdim=True))[:, 0] >= wanted.amax(1)
+            torch.where(
+                wanted.amax(1) > 0,
+                wanted.gather(1, own.argmax(1, keepdim=True))[:, 0] >= wanted.amax(1),
+                own.amax(1) < 0,
+            )
             for own, wanted in rows
         ]
         return torch.stack(right).all(dim=0).float()
@@ -467,7 +474,7 @@ def _label(outputs: Outputs, targets: Tensor) -> str:
         ((float(share), name) for share, name in zip(targets, classes, strict=True) if share > 0),
         reverse=True,
     )
-    return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4])
+    return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4]) or "none of the classes"
 
 
 def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:

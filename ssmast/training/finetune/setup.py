@@ -21,7 +21,7 @@ from ssmast.audio.kaldi import front_end_of
 from ssmast.encoder import Encoder
 from ssmast.encoder.folder import CONFIG, read_json
 from ssmast.evaluation.class_scores import main_metric
-from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError, require
@@ -107,6 +107,7 @@ def set_up(config: FinetuneConfig) -> Setup:
         config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
     split, corpus = found.split(config.fold), open_corpus(found.folder)
+    found = with_trained_classes(found, split)
     encoder = _encoder_of(config)
     if encoder is not None:
         config = _like(config, encoder)

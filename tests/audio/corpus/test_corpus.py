@@ -1,3 +1,5 @@
+import json
+import logging
 import os
 import sys
 
@@ -6,6 +8,8 @@ import pytest
 
 from ssmast.audio.corpus.open import open_corpus, read_table
 from ssmast.audio.read import AudioError, read_audio
+from ssmast.retrieval.embed_files import EmbedConfig, join_files, open_files
+from ssmast.settings import parse
 from tests.audio.files import names_of, value_of, wav_bytes, write_tar
 
 
@@ -242,3 +246,151 @@ def test_real_sets_open(shared_data):
             seconds = float(corpus.table["duration_s"][i].as_py())
             assert corpus.name(i).endswith(corpus.table["path"][i].as_py())
             assert len(read_audio(corpus.source(i))) == pytest.approx(16000 * seconds, abs=20)
+
+
+WRITTEN = {
+    "Windows": r"dog\1.wav",
+    "Windows, from the root": r"C:\Users\me\My set\dog\1.wav",
+    "another machine": "/content/drive/set/dog/1.wav",
+    "the folder's own name": "set/dog/1.wav",
+    "percent": "dog/1%2Ewav",
+    "Windows, escaped": r"dog\\1.wav",
+    "HTML": "dog&#47;1.wav",
+    "quotes": "'dog/1.wav'",
+    "spaces": " dog/1.wav ",
+    "another case": "Dog/1.WAV",
+    "no ending": "dog/1",
+    "a folder less": "1.wav",
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_path_written_elsewhere_finds_the_one_file_that_it_can_mean(tmp_path, kind, caplog):
+    folder = tmp_path / "set"
+    for number, name in enumerate(["dog/1.wav", "cat/2.wav", "cat/3.wav"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(wav_bytes(number))
+    (folder / "metadata.csv").write_text(f'path,label\n"{WRITTEN[kind]}",x\ncat/2.wav,y\n')
+    corpus = open_corpus(folder)
+    assert names_of(corpus) == ["dog/1.wav", "cat/2.wav"]
+    assert value_of(corpus, 0) == 0
+    assert "1 of 2 paths are written otherwise than their files are called" in caplog.text
+    assert corpus.table["path"].to_pylist()[0] == WRITTEN[kind]
+    write_tar(folder / "audio.tar", [("dog/1.wav", wav_bytes(7)), ("cat/2.wav", wav_bytes(1))])
+    assert value_of(open_corpus(folder), 0) == 7
+
+
+def test_a_path_that_can_mean_several_files_or_none_is_refused(tmp_path, caplog):
+    for number, name in enumerate(["dog/1.wav", "cat/1.wav", "Ä.wav"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(wav_bytes(number))
+    for path in ("/x/1.wav", "bird/1.wav", "4.wav", r"..\1.wav"):
+        (tmp_path / "metadata.csv").write_text(f"path\nÄ.wav\n{path}\n")
+        with pytest.raises(FileNotFoundError, match=r"1 of 2 files .* 3 files are there, such as "):
+            open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text("path\n/x/dog/1.wav\n/y/dog/1.wav\n")
+    with pytest.raises(ValueError, match=r"'/x/dog/1.wav' and '/y/dog/1.wav' can only mean 'dog/1"):
+        open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text('path\nA\u0308.wav\n"b#t=0,1"\n')
+    (tmp_path / "B.wav").write_bytes(wav_bytes(3))
+    assert names_of(open_corpus(tmp_path)) == ["Ä.wav", "B.wav#t=0,1"]
+    assert "2 of 2 paths" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.CSV", "metadata.tsv"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nPath;Label\n1.wav;x\n;\n",
+        "File Name,label,,\n1.wav,x,,\n,,,\n",
+        "\ufeff,file_name,label\n0,1.wav,x\n",
+        "FILEPATH\tlabel\n1.wav\tx\n",
+    ],
+)
+def test_what_spreadsheets_do_to_a_table_is_read(tmp_path, name, text):
+    (tmp_path / "1.wav").write_bytes(wav_bytes(1))
+    (tmp_path / "2.wav").write_bytes(wav_bytes(2))
+    (tmp_path / name).write_text(text)
+    corpus = open_corpus(tmp_path)
+    assert names_of(corpus) == ["1.wav"]
+    assert corpus.table[corpus.table.column_names[-1]].to_pylist() == ["x"]
+
+
+ODD = ["[1997] Album", "[brackets]", "year=2024/month=05", "a{000..002}.tar", "100 %s, ~1", "~me",
+       "x.yaml", "album.wav", "pipe: dreams", "a#t=0,1", "b: c"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_exists_under_exactly_that_name_is_taken(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "1, [2]=~.wav").write_bytes(wav_bytes(3))
+    corpus = open_corpus(name)
+    assert names_of(corpus) == ["1, [2]=~.wav"]
+    assert value_of(corpus, 0) == 3
+    words = join_files([name, "encoder=e"], EmbedConfig)
+    assert words == [f"data={name}", "encoder=e"]
+    assert names_of(open_files(name)) == ["1, [2]=~.wav"]
+    (tmp_path / "mix.yaml").write_text(json.dumps([{"path": name}]))
+    assert value_of(open_corpus("mix.yaml"), 0) == 3
+    assert value_of(open_corpus(json.dumps([{"path": name, "weight": 2}])), 0) == 3
+    (tmp_path / "list.txt").write_text(f"{name}/1, [2]=~.wav\n")
+    if not name.startswith("pipe:"):  # in a list, which may be another's, it stays a command
+        assert value_of(open_corpus("list.txt"), 0) == 3
+
+
+def test_the_home_folder_is_understood_wherever_a_path_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    sound = tmp_path / "home/sounds/1.wav"
+    sound.parent.mkdir(parents=True)
+    sound.write_bytes(wav_bytes(4))
+    (tmp_path / "list.txt").write_text("~/sounds/1.wav\n")
+    (tmp_path / "table.csv").write_text("path\n~/sounds/1.wav\n")
+    (tmp_path / "mix.yaml").write_text("- ~/sounds\n- {path: ~/sounds, weight: 2}\n")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/metadata.csv").write_text("path\n1.wav\n")
+    task = {"format": "ssmast task 1", "audio": "~/sounds"}
+    (tmp_path / "set/task.json").write_text(json.dumps(task))
+    for data in ("~/sounds", "list.txt", "table.csv", "mix.yaml", "set"):
+        assert value_of(open_corpus(data), 0) == 4
+    words = ["data=~/sounds", "encoder=~/e", "out=~/e.npz"]
+    config = parse(EmbedConfig, words, command="ssmast embed")
+    assert config.data == f"{tmp_path}/home/sounds"
+    assert (config.encoder, config.out) == (f"{tmp_path}/home/e", f"{tmp_path}/home/e.npz")
+    assert value_of(open_files("\n".join(["~/sounds/1.wav"] * 2)), 1) == 4
+    (tmp_path / "~").mkdir()  # called so exactly
+    assert parse(EmbedConfig, ["data=~", "encoder=e"], command="ssmast embed").data == "~"
+
+
+def test_what_a_folder_holds_beside_sound_is_counted_and_named_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "b").mkdir()
+    for number, name in enumerate(["1.wav", "b/2.wav", "b/._2.wav", ".hidden.wav"]):
+        (tmp_path / name).write_bytes(wav_bytes(number))
+    for name in ("notes.txt", "b/more.TXT", "b/picture.jpg", "README"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    for _ in range(3):
+        assert names_of(open_corpus(tmp_path)) == ["1.wav", "b/2.wav"]
+    said = "7 files are not used: 2 .txt, 2 hidden, 1 without an ending, 1 .jpg, 1 links to nothing"
+    assert caplog.text.count("files are not used") == 1
+    assert f"{tmp_path}: {said}; the first is 'README'" in caplog.text
+    (tmp_path / "metadata.csv").write_text("path\nb/2.wav\n")
+    caplog.clear()
+    open_corpus(tmp_path)
+    assert "8 files are not used: 2 .txt, 2 hidden, 1 .wav, " in caplog.text
+    write_tar(tmp_path / "b/c.tar", [("a.wav", wav_bytes(0)), ("a.json", b"{}")])
+    caplog.clear()
+    open_corpus(tmp_path / "b")
+    assert "b/c.tar: 1 members are not used as sound" in caplog.text
+
+
+def test_nothing_is_said_where_all_is_used(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(2):
+        (tmp_path / f"{number}.wav").write_bytes(wav_bytes(number))
+    open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text('path\n./0.wav\n"1.wav#t=0,1"\n')
+    open_corpus(tmp_path)
+    assert caplog.text == ""

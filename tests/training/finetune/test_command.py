@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -416,3 +417,25 @@ def test_two_processes_train_as_one_and_a_signal_ends_in_a_checkpoint(tones, tmp
     assert group.wait(60) == [143, 143]
     assert "stopped by SIGTERM; the state is saved" in group.said[0]
     assert len(checkpoints(run / "checkpoints")) == 1
+
+
+def test_a_class_without_training_clips_has_no_output_and_is_named(tones, tmp_path, capsys):
+    other = tmp_path / "tones"
+    shutil.copytree(tones, other)
+    text = (other / "metadata.csv").read_text().splitlines()
+    for i, line in enumerate(text):
+        if ",high," in line:
+            text[i] = line.replace(",train,", ",test,").replace(",valid,", ",test,")
+    (other / "metadata.csv").write_text("\n".join(text))
+    assert _run("steps=2", data=other, run=tmp_path / "run") == 0
+    high = sum(",high," in line for line in text)
+    said = f"classes without a training clip: high ({high} test clips, which count as wrong)"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "run/report.html").read_text()
+    result = json.loads((tmp_path / "run/test.json").read_text())
+    assert (result["num_unseen"], result["untrained"]) == (high, {"high": high})
+    assert [row["class"] for row in result["per_class"]] == ["low", "middle"]
+    assert load_classifier(tmp_path / "run").outputs.heads == [("label", ["low", "middle"])]
+    words = [f"encoder={tmp_path / 'run'}", f"data={other}", f"out={tmp_path / 'scores'}"]
+    assert evaluate.main(words) == 0
+    assert said in capsys.readouterr().out

@@ -1,0 +1,216 @@
+"""What a folder of sounds is, in ten lines, and the command to run next."""
+
+import logging
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
+from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
+from ssmast.audio.corpus.table import find_table
+from ssmast.audio.decode import ForeignError, decode, opened
+from ssmast.audio.read import Excerpt, split_excerpt
+from ssmast.doctor.finding import Finding, note, ok
+from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.splits import few_names
+
+# Headers looked at, and files whose sound is: enough for a share of one in a hundred.
+_MOST_HEADERS, _MOST_HEARD, _HEARD_SECONDS = 2000, 48, 10
+# Above so much, decoding again and again costs more than preparing once.
+_MANY_CLIPS, _MANY_HOURS = 10_000, 20.0
+
+
+@dataclass(kw_only=True)
+class _Looks:
+    """What the headers of some clips say.
+
+    Attributes:
+        seconds: of each that says it.
+        rates: in Hz, how many have it.
+        channels: the same.
+        unreadable: why, of those that are no sound.
+        outside: fraction of the energy above the front end's highest frequency, and below its
+            lowest, of each clip that was heard.
+        silent: clips heard that hold zeros alone.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    rates: Counter[int] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    outside: list[tuple[float, float]] = field(default_factory=list)
+    silent: int = 0
+
+
+def check_sounds(data: str) -> Iterator[Finding]:
+    """Findings about a folder, list, table, tar or prepared corpus.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no sound, in one sentence.
+    """
+    folder = Path(data)
+    with _warnings_kept() as said:
+        sets = _sets_in(folder) if folder.is_dir() else []
+        several = bool(sets) and sets[0].folder != folder
+        corpora = [open_corpus(one.folder) for one in sets] or [open_corpus(data)]
+    yield ok("layout", _layout(folder, sets, several=several))
+    sizes = sum(corpus.entries[i].size for corpus in corpora for i in range(len(corpus)))
+    names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
+    kinds = Counter(os.path.splitext(split_excerpt(name)[0])[1].lower() for name in names)
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    megabytes = f", {sizes / 1e6:,.1f} MB" if sizes else ""
+    yield ok("files", f"{len(names):,} clips ({shown}){megabytes}")
+    looks = _looks(corpora)
+    yield from _about_sound(looks, len(names))
+    for one in sets:
+        prefix = f"{one.spec.name}: " if several else ""
+        counts = Counter(name for own in one.label_sets[0] for name in own)
+        common = few_names([f"{name} ({count})" for name, count in counts.most_common()])
+        yield ok("labels", f"{prefix}{len(one.classes)} classes: {common}")
+        first = one.splits[0].parts()
+        folds = f", the first of {len(one.splits)} folds" if len(one.splits) > 1 else ""
+        parts = " / ".join(str(len(rows)) for rows in first.values())
+        yield ok("splits", f"{prefix}{parts} clips train, validate and test{folds}")
+        for why, count in one.left_out.items():
+            yield note("problems", f"{prefix}{count} rows left out ({why})")
+    for message in said:
+        yield note("problems", message)
+    yield from _problems(looks)
+    yield ok("next", _next_command(data, folder, sets, looks, len(names)))
+
+
+def _sets_in(folder: Path) -> list[LabelledSet]:
+    """The labelled sets that a folder is or holds; none where it has no labels."""
+    try:
+        names = find_sets(folder)
+    except (FileNotFoundError, ValueError):
+        return []
+    return [load_set(folder, name) for name in names]
+
+
+def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
+    if several:
+        return f"a folder of {len(sets)} labelled sets: {few_names([s.spec.name for s in sets])}"
+    if sets:
+        table = find_table(folder)
+        return "a labelled set: " + ("a folder for each class" if table is None else table.name)
+    if (folder / MANIFEST).is_file():
+        return f"a prepared corpus ({CORPUS_FILE})"
+    table = find_table(folder)
+    if table is not None:
+        return f"a table, {table.name}, without a column of labels"
+    return "a folder of sounds without labels" if folder.is_dir() else "a list, table or archive"
+
+
+def _looks(corpora: Iterable[Corpus]) -> _Looks:
+    """Headers of clips spread evenly over the corpora, and the sound of some of them."""
+    looks, front_end = _Looks(), LogMel().settings()
+    clips = [(corpus, i) for corpus in corpora for i in range(len(corpus))]
+    chosen = np.unique(np.linspace(0, len(clips) - 1, _MOST_HEADERS).round().astype(int))
+    heard = set(chosen[:: max(1, len(chosen) // _MOST_HEARD)].tolist())
+    for at in chosen.tolist():
+        corpus, i = clips[at]
+        try:
+            source = corpus.source(i)
+            base = source.path if isinstance(source, Excerpt) else source
+            with opened(base, corpus.name(i)) as file:
+                rate = file.samplerate
+                looks.rates[rate] += 1
+                looks.channels[file.channels] += 1
+                looks.seconds.append(file.frames / rate)
+                if at in heard:
+                    frames = min(file.frames, _HEARD_SECONDS * rate)
+                    sound = decode(file, corpus.name(i), frames)
+                    _hear(looks, sound, rate, front_end["f_min"], front_end["f_max"])
+        except ForeignError:
+            continue  # read by FFmpeg, whose header this is not
+        except (AudioError, RemoteError, OSError) as error:
+            looks.unreadable.append(str(error))
+    return looks
+
+
+def _hear(looks: _Looks, sound: np.ndarray, rate: int, low: float, high: float) -> None:
+    power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
+    total = float(power.sum())
+    if not total:
+        looks.silent += 1
+        return
+    hertz = np.fft.rfftfreq(len(sound), 1 / rate)
+    share = (power[hertz > high].sum() / total, power[hertz < low].sum() / total)
+    looks.outside.append((float(share[0]), float(share[1])))
+
+
+def _about_sound(looks: _Looks, clips: int) -> Iterator[Finding]:
+    if not looks.seconds:
+        return
+    seconds = np.array(looks.seconds)
+    hours = seconds.mean() * clips / 3600
+    about = "" if len(seconds) == clips else f"about, by {len(seconds):,} of them: "
+    shortest, middle, longest = np.quantile(seconds, (0, 0.5, 1))
+    yield ok(
+        "length",
+        f"{about}{hours:.3g} hours; a clip has {shortest:.3g} to {longest:.3g} s, the median is "
+        f"{middle:.3g} s",
+    )
+    yield ok("rates", ", ".join(f"{n:,} x {rate} Hz" for rate, n in looks.rates.most_common(5)))
+    counts = looks.channels.most_common(5)
+    yield ok("channels", ", ".join(f"{n:,} x {channels}" for channels, n in counts))
+
+
+def _problems(looks: _Looks) -> Iterator[Finding]:
+    if looks.unreadable:
+        yield note("problems", f"{len(looks.unreadable)} unreadable: {looks.unreadable[0]}")
+    if looks.silent:
+        yield note("problems", f"{looks.silent} of {len(looks.outside) + looks.silent} are silent")
+    if not looks.outside:
+        return
+    above, below = np.mean(looks.outside, axis=0)
+    front_end = LogMel().settings()
+    for share, side, key in ((above, "above", "f_max"), (below, "below", "f_min")):
+        if share > 0.2:
+            yield note(
+                "problems",
+                f"{share:.0%} of the energy lies {side} front_end.{key}={front_end[key]:g} Hz, "
+                "which the usual front end throws away; see docs/own_data.md",
+            )
+
+
+def _next_command(
+    data: str, folder: Path, sets: list[LabelledSet], looks: _Looks, clips: int
+) -> str:
+    word = shlex.quote(f"data={data}")
+    if sets:
+        return f"ssmast probe encoder=runs/mine/encoder {word}"
+    hours = float(np.mean(looks.seconds)) * clips / 3600 if looks.seconds else 0.0
+    if (clips > _MANY_CLIPS or hours > _MANY_HOURS) and not (folder / MANIFEST).is_file():
+        return f"ssmast prepare {shlex.quote(data)} out=corpus"
+    return f"ssmast pretrain recipe=real_nano {word} run=runs/mine"
+
+
+@contextmanager
+def _warnings_kept() -> Iterator[list[str]]:
+    """What is said while a set is read, in place of the lines on the screen."""
+    said: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING or "not used" in record.getMessage():
+                said.append(record.getMessage())
+
+    logger, handler = logging.getLogger("ssmast"), Kept()
+    before = logger.propagate, logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate, logger.level = before

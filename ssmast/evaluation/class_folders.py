@@ -1,0 +1,83 @@
+"""A folder of sounds whose sub-folders are their classes, read as the table of a labelled set.
+
+sounds/frog/a.wav, sounds/frog/night 1/b.WAV, sounds/rain/c.flac     the split follows the names
+sounds/train/frog/a.wav, sounds/test/rain/c.flac                     train, valid, test above them
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssmast.audio import Corpus, open_corpus
+from ssmast.splits import few_names, hold_out, part_of
+
+logger = logging.getLogger(__name__)
+
+TESTED = 0.2
+"""Fraction of each class that tests, where no folder says it."""
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Whether a folder without a table has sounds in two or more folders of classes.
+
+    Raises:
+        ValueError: if some folders are parts and others are not.
+    """
+    try:
+        corpus = open_corpus(folder)
+    except ValueError:  # no sound
+        return False
+    _, labels, _ = _columns(folder, corpus)
+    return len(set(filter(None, labels))) > 1
+
+
+def read_class_folders(folder: Path) -> dict[str, list[str]]:
+    """Columns path, label, split of the sounds in a folder, in the order of its corpus.
+
+    Sounds that lie in no class folder have an empty label.
+
+    Raises:
+        ValueError: if some folders are parts and others are not, or no sound is found.
+    """
+    paths, labels, parts = _columns(folder, open_corpus(folder))
+    if any(parts) and "test" in parts:
+        logger.info("%s: parts and classes are its folders", folder)
+        return {"path": paths, "label": labels, "split": parts}
+    # Of what trains; a validation part that is there stays.
+    rows = [i for i, label in enumerate(labels) if label and parts[i] in ("", "train")]
+    tested = hold_out([paths[i] for i in rows], [labels[i] for i in rows], fraction=TESTED)
+    drawn = dict.fromkeys(range(len(paths)), "train") | {
+        i: part for i, part in enumerate(parts) if part
+    }
+    drawn |= {rows[k]: "test" for k in np.flatnonzero(tested)}
+    logger.info(
+        "%s: classes are its folders; %d of %d clips test, chosen in each class by a hash of their "
+        "names",
+        *(folder, int(tested.sum()), len(paths)),
+    )
+    return {"path": paths, "label": labels, "split": [drawn[i] for i in range(len(paths))]}
+
+
+def _columns(folder: Path, corpus: Corpus) -> tuple[list[str], list[str], list[str]]:
+    """Path, label and part of each sound; the latter empty where no folder says it."""
+    paths = [corpus.name(i) for i in range(len(corpus))]
+    levels = [path.split("/")[:-1] for path in paths]
+    tops = sorted({above[0] for above in levels if above})
+    parts = [top for top in tops if part_of(top)]
+    others = [top for top in tops if not part_of(top)]
+    # A class may be called train, but hardly one train and another test.
+    if others and {"train", "test"} <= set(map(part_of, parts)):
+        raise ValueError(
+            f"{folder} holds the parts {', '.join(parts)} and beside them {few_names(others)}: "
+            "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
+            "path,label,split"
+        )
+    if others or all(len(above) < 2 for above in levels):
+        return paths, [_first(above) for above in levels], [""] * len(paths)
+    return paths, [_first(above[1:]) for above in levels], [part_of(_first(a)) for a in levels]
+
+
+def _first(folders: Sequence[str]) -> str:
+    return folders[0] if folders else ""

@@ -1,0 +1,113 @@
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssmast.audio import open_corpus
+from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
+from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.retrieval.embed_files import open_files
+from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.finetune.setup import set_up
+
+
+def sounds(folder, names):
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pitch = 0.1 if "frog" in name else 0.6
+        noise = 0.01 * rng.standard_normal(3200)
+        kind = "FLAC" if name.lower().endswith("flac") else "WAV"
+        sound = 0.3 * np.sin(pitch * np.arange(3200)) + noise
+        soundfile.write(folder / name, sound, 16000, format=kind)
+    return folder
+
+
+def card(folder):
+    """As a recorder's card looks that a Mac copied."""
+    names = [
+        name
+        for label in ("frog", "Turdus merula")
+        for i in range(10)
+        for name in (f"{label}/{i}.WAV", f"{label}/a{i}.wav", f"{label}/night 1/c{i}.flac")
+    ]
+    sounds(folder, names)
+    for label in ("frog", "Turdus merula", "__MACOSX/frog", ".Trashes"):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / "._a1.wav").write_bytes(b"\0\5\26\7" + bytes(300))
+    (folder / "frog/notes.txt").write_text("rain")
+    return folder
+
+
+def test_folders_are_classes_at_any_depth_and_a_hash_of_the_names_decides_the_parts(
+    tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    folder = card(tmp_path / "sounds")
+    assert find_sets(folder) == ["sounds"]
+    found = load_set(folder)
+    assert found.classes == ["Turdus merula", "frog"]
+    assert [len(part) for part in found.splits[0].parts().values()] == [40, 8, 12]
+    for part in found.splits[0].parts().values():  # stratified
+        assert sum(found.labels[i] == "frog" for i in part) == len(part) / 2
+    assert all(clip.startswith(found.labels[i]) for i, clip in enumerate(found.clips))
+    corpus = open_corpus(found.folder)
+    assert [corpus.name(int(row)) for row in found.rows] == found.clips
+    assert "classes are its folders; 12 of 60 clips test" in caplog.text
+    assert load_set(tmp_path, "sounds").ids_sha256() == found.ids_sha256()
+    sounds(folder, ["zebra/1.wav", "zebra/2.wav", "zebra/3.wav"])  # moves no other
+    more = load_set(folder)
+    part_of = [
+        {one.clips[i]: part for part, rows in one.splits[0].parts().items() for i in rows}
+        for one in (found, more)
+    ]
+    assert part_of[0].items() <= part_of[1].items()
+
+
+@pytest.mark.parametrize("words", [("train", "valid", "test"), ("Training", "dev", "TEST")])
+def test_folders_above_the_classes_are_the_parts(tmp_path, words):
+    names = [f"{word}/{label}/{i}.wav" for word in words for label in "ab" for i in range(2)]
+    sounds(tmp_path / "s", names)
+    found = load_set(tmp_path / "s")
+    for word, rows in zip(words, found.splits[0].parts().values(), strict=True):
+        assert {found.clips[i].split("/")[0] for i in rows} == {word}
+        assert [found.labels[i] for i in rows] == ["a", "a", "b", "b"]
+
+
+def test_a_test_part_that_is_missing_is_drawn_and_a_loose_sound_is_left_out(tmp_path):
+    names = [f"{word}/{c}/{i}.wav" for word in ("train", "valid") for c in "ab" for i in range(5)]
+    found = load_set(sounds(tmp_path / "s", [*names, "train/loose.wav"]))
+    assert [len(part) for part in found.splits[0].parts().values()] == [8, 10, 2]
+    assert found.left_out == {"empty label": 1}
+
+
+def test_a_class_may_be_called_train_but_parts_beside_classes_are_refused(tmp_path):
+    names = [f"{label}/{i}.wav" for label in ("train", "bus", "car") for i in range(5)]
+    assert load_set(sounds(tmp_path / "s", names)).classes == ["bus", "car", "train"]
+    names = [
+        f"{word}/{c}/{i}.wav" for word in ("train", "test", "extra") for c in "ab" for i in "12"
+    ]
+    sounds(tmp_path / "t", names)
+    for read in (find_sets, load_set):
+        with pytest.raises(ValueError, match="holds the parts test, train and beside them extra"):
+            read(tmp_path / "t")
+    for name, names in {"u": ["a/1.wav", "a/2.wav"], "v": ["1.wav", "2.wav"]}.items():
+        with pytest.raises(FileNotFoundError, match="or a folder of sounds for each class"):
+            find_sets(sounds(tmp_path / name, names))
+
+
+def test_every_command_takes_class_folders(tmp_path, encoder_folder):
+    folder = card(tmp_path / "sounds")
+    words = {"data": str(folder), "encoder": str(encoder_folder), "baselines": "false"}
+    (result,) = run_suite(ProbeConfig(**words, out=str(tmp_path / "o"), protocol="knn"))
+    assert (result.n_train, result.n_valid, result.n_test, result.mean) == (40, 8, 12, 1.0)
+    assert result.rejected == []
+    clusters = run_clusters(
+        ClusterConfig(**words, out=str(tmp_path / "c"), umap="false", seeds=1, part="all")
+    )
+    assert clusters.n == 60
+    setup = set_up(FinetuneConfig(data=str(folder), init=str(encoder_folder)))
+    assert (len(setup.clips), setup.found.classes) == (40, ["Turdus merula", "frog"])
+    assert len(open_files(str(folder))) == 60

@@ -1,0 +1,79 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssmast.doctor import main
+from ssmast.doctor.sounds import check_sounds
+from tests.sets import write_set
+
+
+def lines(data):
+    """Area -> texts."""
+    found = {}
+    for finding in check_sounds(str(data)):
+        found.setdefault(finding.area, []).append(finding.text)
+    return found
+
+
+def write(folder, name, *, rate=16000, seconds=1.0, hertz=440.0, channels=1):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+    soundfile.write(folder / name, np.tile(wave[:, None], channels), rate)
+
+
+def test_sounds_without_labels(tmp_path, capsys):
+    for i in range(4):
+        write(tmp_path, f"{i}.wav", seconds=1 + i)
+    write(tmp_path, "b/x.flac", rate=48000, channels=2, seconds=1)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    (tmp_path / "notes.txt").write_text("x")
+    found = lines(tmp_path)
+    assert found["layout"] == ["a folder of sounds without labels"]
+    assert found["files"][0].startswith("6 clips (5 .wav, 1 .flac), ")
+    assert "a clip has 1 to 4 s, the median is 2 s" in found["length"][0]
+    assert found["rates"] == ["4 x 16000 Hz, 1 x 48000 Hz"]
+    assert found["channels"] == ["4 x 1, 1 x 2"]
+    assert any("1 files are not used: 1 .txt" in text for text in found["problems"])
+    assert any(text.startswith("1 unreadable: bad.wav") for text in found["problems"])
+    assert found["next"] == [f"ssmast pretrain recipe=real_nano data={tmp_path} run=runs/mine"]
+    assert main([f"data={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 10
+    assert main([f"data={tmp_path}", "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["area"] == "layout"
+    assert logging.getLogger("ssmast").propagate
+
+
+def test_a_labelled_set_and_a_folder_of_sets(tmp_path):
+    write_set(tmp_path / "sets/tones", num_clips=24)
+    table = tmp_path / "sets/tones/metadata.csv"
+    table.write_text(table.read_text().replace("low", "Low", 1).replace(",middle,", ",,", 1))
+    found = lines(tmp_path / "sets/tones")
+    assert found["layout"] == ["a labelled set: metadata.csv"]
+    assert found["labels"][0].startswith("4 classes: high (8), ")
+    assert found["splits"] == ["11 / 6 / 6 clips train, validate and test"]
+    assert any("'Low', 'low'" in text for text in found["problems"])
+    assert "1 rows left out (empty label)" in found["problems"]
+    assert found["next"][0].startswith("ssmast probe encoder=runs/mine/encoder data=")
+    assert lines(tmp_path / "sets")["layout"] == ["a folder of 1 labelled sets: tones"]
+    for label in ("frog", "rain"):
+        for i in range(6):
+            write(tmp_path / "card", f"{label}/{i}.wav", seconds=0.1)
+    assert lines(tmp_path / "card")["layout"] == ["a labelled set: a folder for each class"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "hertz", "said"),
+    [(48000, 15000, "above front_end.f_max=7800"), (16000, 20, "below front_end.f_min=")],
+)
+def test_energy_that_the_front_end_throws_away_is_noticed(tmp_path, rate, hertz, said):
+    write(tmp_path, "a.wav", rate=rate, hertz=hertz)
+    assert any(f"100% of the energy lies {said}" in text for text in lines(tmp_path)["problems"])
+
+
+def test_a_folder_without_sound_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no sound file"):
+        list(check_sounds(str(tmp_path)))
