@@ -81,6 +81,9 @@ class Decoder(soundfile.SoundFile):
     of unknown length it fails.
     """
 
+    divisor = 1.0
+    """What samples are divided by so that full scale is 1."""
+
     @property
     def can_seek(self) -> bool:
         """Whether `seek` may be used."""
@@ -108,6 +111,7 @@ def opened(source: Source, label: str) -> Iterator[Decoder]:
         # Encoded by hand: soundfile would refuse a name that is not valid UTF-8.
         target: Any = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
         with Decoder(target) as file:
+            file.divisor = _divisor(file, label)
             yield file
     except AudioError:
         raise
@@ -150,6 +154,8 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
         block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if not len(block):
             break
+        if file.divisor != 1.0:
+            block /= np.float32(file.divisor)
         yield mono(block)
         missing -= len(block)
     if frames is not None and missing > 0:
@@ -162,6 +168,94 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
 def mono(block: np.ndarray) -> np.ndarray:
     """Frames (n, channels) -> the mean of the channels (n,)."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def scaled(samples: np.ndarray, label: str = "the waveform") -> np.ndarray:
+    """Samples of any number type as float32 whose full scale is 1; floats that are so stay.
+
+    Neither the type nor the largest value tells the scale: 16-bit samples come as int32, int64, and
+    as floats that were never divided. Of 16 bits are whole numbers that all fit into 16 bits; those
+    that need 17 to 24 may be of 24 bits, or quiet ones of 32.
+
+    Args:
+        samples: of any shape, one sample at least.
+        label: what to call them in an error.
+
+    Raises:
+        AudioError: if they are no floats or signed integers, or of no certain scale.
+    """
+    kind, size = samples.dtype.kind, samples.dtype.itemsize
+    if kind not in "if" or (kind == "i" and size == 1):
+        raise AudioError(
+            f"{label} must hold floats or signed integers of 16 bits or more, got {samples.dtype}"
+        )
+    if kind == "i":
+        peak = max(int(samples.max()), -int(samples.min()))
+        usual = -float(np.iinfo(samples.dtype).min)
+        divisor = usual if size == 2 else _divisor_of_whole(peak, usual, label)
+        floats = samples.astype(np.float32)
+    else:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            floats = samples.astype(np.float32, copy=False)
+        peak = max(float(floats.max()), -float(floats.min()))
+        divisor = 1.0
+        if _SURELY_WHOLE <= peak < np.inf and _is_whole(floats):
+            divisor = _divisor_of_whole(peak, 1.0, label)
+    if divisor == 1.0:
+        return floats
+    floats = floats.copy() if floats is samples else floats
+    floats /= np.float32(divisor)  # in place: an hour is 230 MB
+    return floats
+
+
+_SURELY_WHOLE = 2.0  # a square wave of floats is whole as well, between -1 and 1
+
+
+def _divisor_of_whole(peak: float, usual: float, label: str) -> float:
+    """Full scale of whole numbers up to `peak`; `usual` for those beyond 32 bits."""
+    if peak <= 1 << 15:
+        return float(1 << 15)
+    if peak <= 1 << 23:
+        raise AudioError(
+            f"{label} holds whole numbers up to {peak:.0f}, which may be samples of 24 bits, or "
+            "quiet ones of 32: divide them by their full scale (8388608 or 2147483648)"
+        )
+    return float(1 << 31) if peak <= 1 << 31 else usual
+
+
+def _is_whole(samples: np.ndarray) -> bool:
+    """Whether there is no fraction in samples of any shape; as a rule the first ones say no."""
+    flat = samples.reshape(-1)
+    parts = [
+        flat[:1024],
+        *(flat[i : i + _BLOCK_FRAMES] for i in range(0, len(flat), _BLOCK_FRAMES)),
+    ]
+    return all(np.array_equal(np.rint(part), part) for part in parts)
+
+
+def _divisor(file: Decoder, label: str) -> float:
+    """Full scale of a file whose subtype does not tell it; leaves the decoder at its start."""
+    if file.subtype not in ("FLOAT", "DOUBLE", "PCM_32"):
+        return 1.0
+    is_float, size, peak = file.subtype != "PCM_32", 1024, 0.0
+    try:
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            peak = max(peak, float(block.max()), -float(block.min()))
+            # As a rule the first samples say it; NaN is not whole.
+            if not _is_whole(block) if is_float else peak > _FITS_16_OF_32:
+                return 1.0
+            size = _BLOCK_FRAMES
+    finally:
+        file.seek(0)
+    if not is_float and peak:
+        raise AudioError(
+            f"{label} says 32 bits, and no sample needs more than 16: 16-bit samples that were "
+            "not scaled, or next to silence; multiply them by 65536, or write them as 16 bits"
+        )
+    return _divisor_of_whole(peak, 1.0, label) if peak >= _SURELY_WHOLE else 1.0
+
+
+_FITS_16_OF_32 = 2.0**-16
 
 
 def length_is_known(file: Decoder) -> bool:

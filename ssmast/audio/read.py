@@ -34,6 +34,7 @@ from ssmast.audio.decode import (
     label_of,
     length_is_known,
     opened,
+    scaled,
 )
 from ssmast.audio.long import LongSound, open_long, read_long
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
@@ -51,6 +52,7 @@ __all__ = [
     "read_audio",
     "read_segments",
     "resample",
+    "scaled",
     "segment_at",
     "segment_start",
     "split_excerpt",
@@ -136,7 +138,7 @@ def read_audio(
 
     Raises:
         AudioError: if the source is missing, empty, truncated, not audio, or holds NaN, infinity or
-            a sample beyond 1e10 (full scale is 1), or the file ends before the excerpt begins.
+            a sample beyond 100 (full scale is 1), or the file ends before the excerpt begins.
     """
     base, label = _base(source, name)
     positive(sample_rate, "sample_rate")

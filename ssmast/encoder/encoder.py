@@ -176,7 +176,8 @@ class Encoder(nn.Module):
 
         Args:
             waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,) of any
-                lengths. Integers are scaled by their type's range.
+                lengths. Integers, and floats that hold whole numbers, are divided by the full scale
+                of the bits that they need (16, or 32).
             sample_rate: Hz of the samples; files know their own.
             batch_seconds: audio that goes through the network at once; bounds the memory.
 
@@ -185,8 +186,9 @@ class Encoder(nn.Module):
             vector that it gets alone.
 
         Raises:
-            ValueError: if samples come without their rate, are empty, not finite, beyond 1e10, or
-                not (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
+            ValueError: if samples come without their rate, are empty, not finite, beyond 100 (full
+                scale is 1), of no certain scale, or not (S,) or (B, S). AudioError, a kind of it,
+                if a file cannot be read.
         """
         groups = read_groups(waveform, sample_rate, wanted=self.sample_rate)
         return torch.cat([self.embed_clips(clips, batch_seconds=batch_seconds) for clips in groups])

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import LongSound, open_audio, resample
+from ssmast.audio import LongSound, open_audio, scaled
+from ssmast.audio.resample import finished
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 # Enough to find neighbours of like length among them; 32 MB.
 _GROUP_SAMPLES = 8_000_000
+_MOST_CHANNELS = 64  # so few samples are no clip: 4 ms at 16 kHz
 
 Clip = str | os.PathLike[str] | Samples | Tensor
 
@@ -24,8 +26,8 @@ def read_clips(
     """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
     Args:
-        waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Integers
-            are scaled by their type's range.
+        waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Full
+            scale is that of `scaled`.
         sample_rate: Hz of the samples; files know their own.
         wanted: Hz of the clips.
 
@@ -50,7 +52,7 @@ def read_clips(
             f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
         )
     rate = _whole_hz(sample_rate)
-    clips = [resample(row, rate, wanted) for row in _rows(waveform)]
+    clips = [finished(row, rate, wanted, "the waveform") for row in _rows(waveform)]
     return [torch.from_numpy(_plain(clip)) for clip in clips]
 
 
@@ -119,21 +121,12 @@ def _rows(samples: Samples) -> Samples:
     rows = np.atleast_2d(samples)
     if rows.size == 0:
         raise ValueError(f"waveform must hold at least one sample, got shape {samples.shape}")
-    if rows.shape[1] <= 8 and rows.shape[0] >= 1000:
+    if rows.shape[1] <= _MOST_CHANNELS and rows.shape[0] > rows.shape[1]:
         raise ValueError(
             f"waveform must be (batch, samples), got shape {samples.shape}, which looks like "
-            "(samples, channels); average the channels first"
+            "(samples, channels); average the channels first, or transpose it"
         )
-    if rows.dtype.kind == "i" and rows.dtype.itemsize > 1:
-        scaled = rows.astype(np.float32)
-        scaled /= -float(np.iinfo(rows.dtype).min)  # in place: an hour is 230 MB
-        return scaled
-    if rows.dtype.kind != "f":
-        raise ValueError(
-            f"waveform must hold floats or signed integers of 16 bits or more, got {rows.dtype}"
-        )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
-        rows = rows.astype(np.float32, copy=False)
+    rows = scaled(rows, "waveform")
     if not np.isfinite(rows).all():
         raise ValueError("waveform must be finite, got NaN or infinity")
     return rows

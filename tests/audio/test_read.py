@@ -80,6 +80,40 @@ def test_channels_are_averaged():
     np.testing.assert_allclose(read, audio.astype(np.float64).mean(axis=1), atol=1e-7)
 
 
+UNDIVIDED = [("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("AIFF", "FLOAT"), ("CAF", "FLOAT")]
+
+
+@pytest.mark.parametrize("kind", UNDIVIDED)
+@pytest.mark.parametrize("seconds", [2, 70])
+def test_16_bit_samples_in_a_file_of_floats_are_divided(tmp_path, kind, seconds):
+    samples = (noise(seconds * RATE) * 32768 / 8).astype(np.int16)
+    samples[: RATE // 2] = 0  # silence first: it does not tell the scale
+    path = tmp_path / "undivided.bin"
+    path.write_bytes(encoded(samples.astype(np.float64), RATE, *kind))
+    expected = samples / np.float32(32768)
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(read_audio(source, sample_rate=RATE), expected)
+        cut = read_segments(source, sample_rate=RATE, num_samples=4000, positions=[0, 0.5])
+        np.testing.assert_array_equal(cut[0], expected[:4000])
+        np.testing.assert_array_equal(cut[1], crop(expected, 4000, 0.5))
+    path.write_bytes(encoded(np.stack([samples, 0 * samples], 1).astype(np.float64), RATE, *kind))
+    np.testing.assert_array_equal(read_audio(path, sample_rate=RATE), expected / 2)
+
+
+def test_samples_of_a_file_that_may_have_two_scales_are_refused():
+    full = noise(4000) * 2
+    with pytest.raises(AudioError, match="24 bits, or quiet ones of 32"):
+        read_audio(encoded(np.rint(full * 2**20), RATE, "WAV", "DOUBLE"))
+    with pytest.raises(AudioError, match="above 100"):
+        read_audio(encoded(full * 20000, RATE, "WAV", "FLOAT"))
+    low = (full * 8000).astype(np.int16)
+    with pytest.raises(AudioError, match="says 32 bits, and no sample needs more than 16"):
+        read_audio(encoded(low.astype(np.int32), RATE, "WAV", "PCM_32"))
+    high = read_audio(encoded(low.astype(np.int32) << 16, RATE, "WAV", "PCM_32"))
+    np.testing.assert_array_equal(high, low / np.float32(32768))
+    assert not read_audio(encoded(np.zeros(99, np.int32), RATE, "WAV", "PCM_32")).any()
+
+
 @pytest.mark.parametrize("rate", [1234, 8000, 22050, 41092, 44100, 48000, 192000])
 def test_any_rate_is_resampled_like_soxr(rate):
     audio = noise(rate // 2)
