@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +73,84 @@ class ForeignError(AudioError):
         self.what = what
 
 
+CHANNELS = ("mean", "first", "loudest", "left", "right")
+"""How one channel is made of several; a number from 0 on takes that one."""
+
+
+def check_channel(channel: str) -> str:
+    """The name of a channel, unless there is no such.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if channel not in CHANNELS and not (channel.isascii() and channel.isdigit()):
+        known = ", ".join(CHANNELS)
+        raise ValueError(f"channel must be {known}, or a number from 0 on, got {channel!r}")
+    return channel
+
+
+class Mixer:
+    """Makes one channel of several, block by block, and notices when that loses the sound.
+
+    Args:
+        channels: how many there are.
+        channel: which of them, see `CHANNELS`.
+        label: what to call the sound in an error.
+        loudest: says which is the loudest; asked where that is wanted.
+
+    Raises:
+        AudioError: if there is no such channel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        channel: str,
+        label: str,
+        loudest: Callable[[], int],
+    ) -> None:
+        self._channels, self._label = channels, label
+        self._pick: int | None = None
+        self._mean = self._all = 0.0  # energy about the middle
+        if channel.isdigit():
+            self._pick = int(channel)
+            if self._pick >= channels:
+                raise AudioError(
+                    f"{label} has no channel {channel}: it has {channels}, counted from 0"
+                )
+        elif channels > 1 and channel == "loudest":
+            self._pick = loudest()
+        elif channels == 1 or channel != "mean":
+            self._pick = int(channel == "right" and channels > 1)
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        """Frames (n, channels) -> samples (n,)."""
+        if self._pick is not None:
+            return block[:, self._pick]
+        mixed = block.mean(axis=1, dtype=np.float32)
+        self._mean += float(mixed.var()) * len(mixed)
+        self._all += float(block.var(axis=0).mean()) * len(mixed)
+        return mixed
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the mean so far has under 1 % of the energy that unrelated channels leave."""
+        return self._mean < 0.01 / self._channels * self._all
+
+    def check(self) -> None:
+        """Refuse a mean in which the channels cancel each other.
+
+        Raises:
+            AudioError: if they do.
+        """
+        if self.cancels:
+            lost = 10 * np.log10(max(self._mean / self._all, 1e-20))
+            raise AudioError(
+                f"{self._label} loses its sound in the mean of its {self._channels} channels, "
+                f"which cancel each other ({lost:.0f} dB): give channel=left, right or loudest"
+            )
+
+
 class Decoder(soundfile.SoundFile):
     """A sound file that is read straight on.
 
@@ -83,6 +161,8 @@ class Decoder(soundfile.SoundFile):
 
     divisor = 1.0
     """What samples are divided by so that full scale is 1."""
+    mixer: Mixer
+    """Makes one channel."""
 
     @property
     def can_seek(self) -> bool:
@@ -95,12 +175,13 @@ class Decoder(soundfile.SoundFile):
 
 
 @contextmanager
-def opened(source: Source, label: str) -> Iterator[Decoder]:
+def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decoder]:
     """An open decoder; every failure inside the block comes out as AudioError.
 
     Args:
         source: path of a file, or its bytes.
         label: what to call it in an error.
+        channel: which of several, see `CHANNELS`.
 
     Raises:
         AudioError: if it cannot be opened, or decoding fails.
@@ -112,6 +193,7 @@ def opened(source: Source, label: str) -> Iterator[Decoder]:
         target: Any = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
         with Decoder(target) as file:
             file.divisor = _divisor(file, label)
+            file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))
             yield file
     except AudioError:
         raise
@@ -156,7 +238,7 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
             break
         if file.divisor != 1.0:
             block /= np.float32(file.divisor)
-        yield mono(block)
+        yield file.mixer(block)
         missing -= len(block)
     if frames is not None and missing > 0:
         raise AudioError(
@@ -165,9 +247,32 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
         )
 
 
-def mono(block: np.ndarray) -> np.ndarray:
-    """Frames (n, channels) -> the mean of the channels (n,)."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+def _loudest(source: Source, label: str) -> int:
+    """The channel of a file whose samples vary most; the file is decoded for it."""
+    with opened(source, label) as file:  # another decoder: not all formats seek exactly
+        energy = np.zeros(file.channels)
+        while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            energy += block.var(axis=0, dtype=np.float64) * len(block)
+    return int(np.nan_to_num(energy, nan=-1.0, posinf=-1.0).argmax())
+
+
+def mix(frames: np.ndarray, label: str, channel: str = "mean") -> np.ndarray:
+    """Float32 frames (n, channels) -> one channel (n,).
+
+    Args:
+        frames: all of a sound.
+        label: what to call it in an error.
+        channel: which of several, see `CHANNELS`.
+
+    Raises:
+        AudioError: if there is no such channel, or the channels cancel in their mean.
+    """
+    mixer = Mixer(
+        frames.shape[1], channel, label, lambda: int(np.nan_to_num(frames.var(axis=0)).argmax())
+    )
+    mixed = mixer(frames)
+    mixer.check()
+    return mixed
 
 
 def scaled(samples: np.ndarray, label: str = "the waveform") -> np.ndarray:
@@ -417,7 +522,7 @@ def _blocks(file: Decoder, source: Source) -> Iterator[np.ndarray]:
                     break  # cut inside its last frame: small blocks lose no more than that
                 if not len(block):
                     break
-                yield mono(block)
+                yield file.mixer(block)
 
 
 def _raw(source: Source) -> BinaryIO:
@@ -464,7 +569,9 @@ def mp3_length(source: Source) -> int:
 _INSTALL = "install torchcodec (pip install 'ssmast[codecs]') and FFmpeg, or convert it to FLAC"
 
 
-def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, int]:
+def decode_foreign(
+    source: Source, label: str, what: str, channel: str = "mean"
+) -> tuple[np.ndarray, int]:
     """Decode a file of a format that libsndfile does not know.
 
     Whole, whatever range is wanted: ranges that torchcodec seeks in mp3, AAC and WebM came out up
@@ -474,9 +581,10 @@ def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, i
         source: path of a file, or its bytes.
         label: what to call it in an error.
         what: the format, for the error.
+        channel: which of several, see `CHANNELS`.
 
     Returns:
-        Float32 samples (S,), the mean of the channels, and their rate in Hz.
+        Float32 samples (S,) and their rate in Hz.
 
     Raises:
         AudioError: if torchcodec is missing, or the file cannot be decoded or has no sound.
@@ -490,9 +598,10 @@ def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, i
         raise AudioError(
             f"{label} is {what} that FFmpeg cannot decode: it is damaged or has no sound track"
         ) from error
-    audio = found.data.mean(dim=0).numpy().astype(np.float32)
-    if not len(audio):
+    frames = found.data.numpy().T.astype(np.float32)
+    if not len(frames):
         raise AudioError(f"{label} is {what} whose sound track holds no samples")
+    audio = mix(scaled(frames, label), label, channel)
     return audio, int(found.sample_rate)
 
 

@@ -93,6 +93,7 @@ def open_long(
     sample_rate: int,
     name: str | None = None,
     reopen: Callable[[], Source] | None = None,
+    channel: str = "mean",
 ) -> LongSound | None:
     """A file of over a minute, to be read from front to back; None for any other.
 
@@ -105,6 +106,7 @@ def open_long(
         name: what to call the source in an error; the path by default.
         reopen: returns the source again at the first slice, so that its bytes need not be held
             until then.
+        channel: which of several, see `decode.CHANNELS`.
 
     Raises:
         AudioError: as `read_audio`, where that shows before all is decoded.
@@ -115,19 +117,23 @@ def open_long(
         return None
     frames, rate, known = header
     if not known:
-        frames = sum(map(len, _blocks(lambda: source, label)))
+        frames = sum(map(len, _blocks(lambda: source, label, channel)))
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
-    blocks = _resampled(_blocks(reopen or (lambda: source), label), rate, sample_rate, label=label)
+    again = _blocks(reopen or (lambda: source), label, channel)
+    blocks = _resampled(again, rate, sample_rate, label=label)
     return LongSound(blocks, length=length, label=label)
 
 
-def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
+def read_long(
+    source: Source, label: str, sample_rate: int, channel: str = "mean"
+) -> Waveform | None:
     """All samples of a file of over a minute; None for any other.
 
     Args:
         source: path of a file, or its bytes.
         label: what to call it in an error.
         sample_rate: rate of the samples in Hz.
+        channel: which of several, see `decode.CHANNELS`.
 
     Raises:
         AudioError: as `read_audio`.
@@ -136,7 +142,7 @@ def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
     if header is None:
         return None
     frames, rate, _ = header
-    blocks = _resampled(_blocks(lambda: source, label), rate, sample_rate, label=label)
+    blocks = _resampled(_blocks(lambda: source, label, channel), rate, sample_rate, label=label)
     return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
 
 
@@ -160,14 +166,15 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
         return None
 
 
-def _blocks(get_source: Callable[[], Source], label: str) -> Iterator[np.ndarray]:
-    """A file at its own rate, and an error at the end if there is less than it promises."""
+def _blocks(get_source: Callable[[], Source], label: str, channel: str) -> Iterator[np.ndarray]:
+    """A file at its own rate; an error at the end if there is less than it promises, or silence."""
     source = get_source()
-    with opened(source, label) as file:
+    with opened(source, label, channel) as file:
         if file.format == "MP3":
             yield from mp3_blocks(file, source, label)
         else:
             yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
+        file.mixer.check()
 
 
 def _resampled(

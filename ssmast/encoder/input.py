@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import LongSound, open_audio, scaled
+from ssmast.audio.read import Excerpt, mix
 from ssmast.audio.resample import finished
 
 Samples = np.ndarray[Any, np.dtype[Any]]
@@ -21,7 +22,11 @@ Clip = str | os.PathLike[str] | Samples | Tensor
 
 
 def read_clips(
-    waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
+    waveform: Clip | Sequence[Clip],
+    sample_rate: int | None,
+    *,
+    wanted: int,
+    channel: str = "mean",
 ) -> list[Tensor | LongSound]:
     """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
@@ -30,6 +35,7 @@ def read_clips(
             scale is that of `scaled`.
         sample_rate: Hz of the samples; files know their own.
         wanted: Hz of the clips.
+        channel: of files that have several, see `Excerpt`.
 
     Raises:
         ValueError: if samples come without their rate, are empty, not finite, far too large, not
@@ -38,9 +44,9 @@ def read_clips(
     if isinstance(waveform, list | tuple):
         if not waveform:
             raise ValueError("embed wants at least one clip, got an empty list")
-        return [_single(item, sample_rate, wanted) for item in waveform]
+        return [_single(item, sample_rate, wanted, channel) for item in waveform]
     if isinstance(waveform, str | os.PathLike):
-        sound = open_audio(waveform, sample_rate=wanted)
+        sound = open_audio(Excerpt(waveform, channel=channel), sample_rate=wanted)
         return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
     if isinstance(waveform, Tensor):
         # Forced: off its device, its graph, and views that are negated or conjugated.
@@ -56,8 +62,22 @@ def read_clips(
     return [torch.from_numpy(_plain(clip)) for clip in clips]
 
 
+def mixed(channels: Sequence[Tensor | LongSound]) -> Tensor:
+    """The mean (S,) of the channels (S,) of a clip.
+
+    Raises:
+        ValueError: if they cancel each other.
+    """
+    frames = np.stack([np.asarray(channel[:]) for channel in channels], axis=1)
+    return torch.from_numpy(mix(frames, "the waveform"))
+
+
 def read_groups(
-    waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
+    waveform: Clip | Sequence[Clip],
+    sample_rate: int | None,
+    *,
+    wanted: int,
+    channel: str = "mean",
 ) -> Iterator[list[Tensor | LongSound]]:
     """`read_clips` in groups, so that the files of a long list are not all in memory.
 
@@ -65,17 +85,18 @@ def read_groups(
         waveform: as `read_clips` takes it.
         sample_rate: Hz of the samples.
         wanted: Hz of the clips.
+        channel: of files that have several, see `Excerpt`.
 
     Raises:
         ValueError: as `read_clips`.
     """
     if not isinstance(waveform, list | tuple) or not waveform:
-        yield read_clips(waveform, sample_rate, wanted=wanted)
+        yield read_clips(waveform, sample_rate, wanted=wanted, channel=channel)
         return
     group: list[Tensor | LongSound] = []
     held = 0
     for item in waveform:
-        clip = _single(item, sample_rate, wanted)
+        clip = _single(item, sample_rate, wanted, channel)
         group.append(clip)
         held += len(clip) if isinstance(clip, Tensor) else 0
         if held >= _GROUP_SAMPLES:
@@ -105,8 +126,12 @@ def _whole_hz(sample_rate: object) -> int:
     return int(rate)
 
 
-def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor | LongSound:
-    clips = [] if isinstance(item, list | tuple) else read_clips(item, sample_rate, wanted=wanted)
+def _single(item: Clip, sample_rate: int | None, wanted: int, channel: str) -> Tensor | LongSound:
+    clips = (
+        []
+        if isinstance(item, list | tuple)
+        else read_clips(item, sample_rate, wanted=wanted, channel=channel)
+    )
     if len(clips) != 1:
         shape = tuple(item.shape) if isinstance(item, np.ndarray | Tensor) else type(item).__name__
         raise ValueError(f"a clip in a list must be a file or samples (S,), got {shape}")

@@ -38,7 +38,7 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.files import write_atomic
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
 
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
@@ -135,6 +135,7 @@ class ClusterConfig(Settings):
     )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -290,7 +291,7 @@ def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
         config.encoder, protocol=LINEAR, baselines=config.baselines, seed=config.seed,
         device=process_state().device,
     )  # fmt: skip
-    corpus = open_corpus(labelled.folder)
+    corpus = open_corpus(labelled.folder).with_channel(config.channel)
     cache = Path(config.cache) if config.cache else beside(config.encoder, "probe") / "embeddings"
     found = {
         column.name: embed_corpus(

@@ -26,6 +26,7 @@ from ssmast.evaluation.processes import Processes, gather_list, process_state, s
 from ssmast.files import replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
+    CHANNEL,
     Settings,
     UsageError,
     named_files,
@@ -46,6 +47,7 @@ class EmbedConfig(Settings):
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
     encoder: str = setting("", "encoder folder or Hub name", required=True)
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
-    corpus = open_files(config.data)
+    corpus = open_files(config.data).with_channel(config.channel)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)

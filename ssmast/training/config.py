@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ssmast.settings import Settings, require, setting
+from ssmast.settings import CHANNEL, Settings, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -213,6 +213,7 @@ class TrainConfig(Settings):
 
     recipe: str = setting("", "name of a recipe, or a YAML file with these keys")
     data: str = setting("", "the clips")
+    channel: str = setting("mean", CHANNEL)
     run: str = setting("", "run folder; empty: runs/RECIPE, with a number if that exists")
     model: str = setting(
         "mast_nano",
