@@ -2,23 +2,24 @@
 
 Measured with libsndfile 1.2.2: an mp3 without a header reads short, since its length is guessed
 from the first frame, so an mp3 is decoded to its last frame and counted; cut WAV, AIFF and Ogg
-files decode to what is there (`truncation`), a cut FLAC raises.
+files decode to what is there (`streams`), a cut FLAC raises.
 """
 
+import contextlib
 import importlib
 import io
 import os
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Union, cast
 
 import numpy as np
 import soundfile
 
-Source = str | os.PathLike[str] | bytes
+Source = Union[str, os.PathLike[str], bytes, "Stream"]
 
 # fmt: off
 AUDIO_EXTENSIONS = frozenset(
@@ -58,6 +59,10 @@ _FOREIGN_MAGIC = (  # (offset, bytes, what it is)
 
 class AudioError(ValueError):
     """A sound file that cannot be used; the message is one sentence that names the file."""
+
+
+class SeekError(AudioError):
+    """A sound file that cannot be sought; it may be read from its start."""
 
 
 class ForeignError(AudioError):
@@ -187,11 +192,15 @@ def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decode
         AudioError: if it cannot be opened, or decoding fails.
     """
     if not isinstance(source, bytes):
-        _check_path(source, label)
+        _check_path(source.path if isinstance(source, Stream) else source, label)
     try:
-        # Encoded by hand: soundfile would refuse a name that is not valid UTF-8.
-        target: Any = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
-        with Decoder(target) as file:
+        with contextlib.ExitStack() as stack:
+            target: Any
+            if isinstance(source, Stream):
+                target = stack.enter_context(contextlib.closing(_Window(source)))
+            else:  # encoded by hand: soundfile would refuse a name that is not valid UTF-8
+                target = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
+            file = stack.enter_context(Decoder(target))
             file.divisor = _divisor(file, label)
             file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))
             yield file
@@ -386,7 +395,8 @@ def label_of(source: Source, name: str | None) -> str:
         return name
     if isinstance(source, bytes):
         return f"audio of {len(source)} bytes"
-    return os.fsencode(source).decode("utf-8", "backslashreplace")
+    path = source.path if isinstance(source, Stream) else source
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_path(path: str | os.PathLike[str], label: str) -> None:
@@ -404,10 +414,7 @@ def _check_path(path: str | os.PathLike[str], label: str) -> None:
 
 def _head(source: Source, label: str) -> bytes:
     try:
-        if isinstance(source, bytes):
-            return source[:512]
-        with open(source, "rb") as file:
-            return file.read(512)
+        return first_bytes(source, 512)
     except OSError as problem:
         raise AudioError(f"{label} cannot be opened: {problem.strerror}") from problem
 
@@ -420,8 +427,9 @@ def _foreign_kind(source: Source, head: bytes) -> str:
     for offset, magic, what in _FOREIGN_MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return what
-    tagged = head.startswith(b"ID3") and not isinstance(source, bytes)
-    return "AAC" if tagged and os.fsdecode(source).lower().endswith(".aac") else ""
+    if not head.startswith(b"ID3") or isinstance(source, bytes | Stream):
+        return ""
+    return "AAC" if os.fsdecode(source).lower().endswith(".aac") else ""
 
 
 def _is_text(head: bytes) -> bool:
@@ -440,130 +448,6 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
     if reason.startswith("File does not exist"):  # what libsndfile says of an mp3 without a frame
         reason = "no frame of it can be decoded"
     return f"is damaged, truncated or no audio that soundfile can decode ({reason})"
-
-
-_MPEG_FRAME = 1152
-_SLACK = 4 * 1152  # encoder delay and padding
-_ID3_HEADER = 10  # bytes
-
-
-class _Endless(io.RawIOBase):
-    """A file that claims to be 64 times as long, so that the guessed length cuts nothing off."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__()
-        self._file, self._size, self._claimed = file, size, 64 * size
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._claimed}[whence]
-        return self._file.seek(max(0, origin + offset))
-
-    def readinto(self, buffer: bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        at = self.tell()
-        if at >= self._claimed - 128:  # mpg123 looks for a tag in the last 128 bytes
-            buffer[:] = bytes(len(buffer))
-            return len(buffer)
-        found = self._file.read(max(0, min(len(buffer), self._size - at)))
-        buffer[: len(found)] = found
-        return len(found)
-
-
-def decode_mp3(file: Decoder, source: Source, label: str) -> np.ndarray:
-    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early.
-
-    Args:
-        file: open decoder of the source.
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: if there are fewer than its header promises.
-    """
-    blocks = list(mp3_blocks(file, source, label))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-
-
-def mp3_blocks(file: Decoder, source: Source, label: str) -> Iterator[np.ndarray]:
-    """As `decode_mp3`, block by block.
-
-    Args:
-        file: open decoder of the source.
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: at the end, if there were fewer than its header promises.
-    """
-    found, promised = 0, mp3_length(source)
-    for block in _blocks(file, source):
-        found += len(block)
-        yield block
-    if found < promised - _SLACK:
-        raise AudioError(
-            f"{label} is truncated: its header promises {promised} frames, {found} are there"
-        )
-
-
-def _blocks(file: Decoder, source: Source) -> Iterator[np.ndarray]:
-    if _states_its_length(source):
-        yield from decoded_blocks(file, "", None)
-        return
-    tag = 128 if last_bytes(source, 128).startswith(b"TAG") else 0
-    with _raw(source) as raw:
-        target: Any = _Endless(raw, source_size(source) - tag)
-        with Decoder(target) as endless:
-            while True:
-                try:
-                    block = endless.read(_MPEG_FRAME, dtype="float32", always_2d=True)
-                except soundfile.SoundFileError:
-                    break  # cut inside its last frame: small blocks lose no more than that
-                if not len(block):
-                    break
-                yield file.mixer(block)
-
-
-def _raw(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    return Path(os.fsdecode(source)).open("rb")
-
-
-def _states_its_length(source: Source) -> bool:
-    start = 0
-    tag = first_bytes(source, _ID3_HEADER)
-    if tag[:3] == b"ID3" and len(tag) == _ID3_HEADER:
-        # A tag states its own length, seven bits a byte.
-        start = _ID3_HEADER + sum(
-            (byte & 0x7F) << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=True)
-        )
-    with _raw(source) as raw:
-        raw.seek(start)
-        head = raw.read(2048)
-    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def mp3_length(source: Source) -> int:
-    """Samples that the Xing tag of an mp3 promises; 0 where it has none.
-
-    Args:
-        source: path of a file, or its bytes.
-
-    Source: the layout of the tag as LAME writes it.
-    """
-    head = first_bytes(source, 1 << 16)
-    for tag in (b"Xing", b"Info"):
-        at = head.find(tag)
-        # The header of the frame is 36, 21 or 13 bytes before it.
-        for before in (36, 21, 13):
-            start = at - before
-            if start >= 0 and head[start] == 0xFF and head[start + 1] & 0xE0 == 0xE0:
-                flags, frames = struct.unpack_from(">II", head, at + 4)
-                per_frame = 1152 if head[start + 1] & 0x18 == 0x18 else 576
-                return per_frame * frames if flags & 1 else 0
-    return 0
 
 
 _INSTALL = "install torchcodec (pip install 'ssmast[codecs]') and FFmpeg, or convert it to FLAC"
@@ -592,6 +476,8 @@ def decode_foreign(
     decoder_class = _decoder_class(label, what)
     try:
         # An absolute path, for FFmpeg takes "http:x.mp4" for an address.
+        if isinstance(source, Stream):
+            source = first_bytes(source, source_size(source))
         target = source if isinstance(source, bytes) else os.path.abspath(os.fsdecode(source))
         found = decoder_class(target).get_all_samples()
     except (RuntimeError, ValueError, OSError, IndexError) as error:
@@ -623,13 +509,74 @@ def _decoder_class(label: str, what: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Bytes of a file that are a file of their own.
+
+    Attributes:
+        path: of the file.
+        start: first byte.
+        stop: byte after the last.
+        patch: bytes that stand for those from some byte of the stream on.
+    """
+
+    path: str | os.PathLike[str]
+    start: int
+    stop: int
+    patch: tuple[int, bytes] = (0, b"")
+
+
+class _Window(io.RawIOBase):
+    """The bytes of a `Stream`, as an open file."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._file = Path(os.fsdecode(stream.path)).open("rb")  # noqa: SIM115 - see close
+        self._stream, self._at = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = self._stream.stop - self._stream.start
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stream, view = self._stream, memoryview(buffer).cast("B")
+        self._file.seek(stream.start + self._at)
+        wanted = max(0, min(len(view), stream.stop - stream.start - self._at))
+        found = self._file.read(wanted)
+        view[: len(found)] = found
+        place, data = stream.patch
+        for i in range(max(place, self._at), min(place + len(data), self._at + len(found))):
+            view[i - self._at] = data[i - place]
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def reader(source: Source) -> BinaryIO:
     """The source as an open binary file."""
-    return io.BytesIO(source) if isinstance(source, bytes) else Path(os.fsdecode(source)).open("rb")
+    if isinstance(source, Stream):
+        return cast(BinaryIO, io.BufferedReader(_Window(source)))
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def source_size(source: Source) -> int:
     """Bytes of a source."""
+    if isinstance(source, Stream):
+        return source.stop - source.start
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
@@ -637,7 +584,7 @@ def first_bytes(source: Source, count: int) -> bytes:
     """The first `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[:count]
-    with Path(os.fsdecode(source)).open("rb", buffering=0) as file:
+    with reader(source) as file:
         return file.read(count)
 
 
@@ -645,6 +592,6 @@ def last_bytes(source: Source, count: int) -> bytes:
     """The last `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[-count:]
-    with Path(os.fsdecode(source)).open("rb", buffering=0) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+    with reader(source) as file:
+        file.seek(max(0, source_size(source) - count))
         return file.read(count)

@@ -26,21 +26,23 @@ from ssmast.audio.decode import (
     Decoder,
     ForeignError,
     Mixer,
+    SeekError,
     Source,
     check_channel,
     decode,
     decode_foreign,
-    decode_mp3,
     decoder_version,
+    first_bytes,
     label_of,
     length_is_known,
     mix,
     opened,
     scaled,
+    source_size,
 )
-from ssmast.audio.long import LongSound, open_long, read_long
+from ssmast.audio.long import LongSound, file_blocks, open_long, read_long
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
-from ssmast.audio.truncation import check_container, check_last_frame
+from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -52,6 +54,7 @@ __all__ = [
     "check_channel",
     "decode_whole",
     "excerpt_name",
+    "first_bytes",
     "mix",
     "read_audio",
     "read_segments",
@@ -59,6 +62,7 @@ __all__ = [
     "scaled",
     "segment_at",
     "segment_start",
+    "source_size",
     "split_excerpt",
     "swing",
     "unpadded",
@@ -194,9 +198,12 @@ def decode_whole(
     base, label, channel = _base(source, name)
     decoder = f"libsndfile {soundfile.__libsndfile_version__}"
     try:
-        with opened(base, label, channel) as file:
-            rate, audio = file.samplerate, _whole(file, base, label)
-            file.mixer.check()
+        with opened(streams_of(base, label)[0], label, channel) as file:
+            rate = file.samplerate
+        blocks = list(file_blocks(lambda: base, label, channel))
+        audio = np.concatenate(blocks or [np.zeros(0, np.float32)])
+        if not len(audio):
+            raise AudioError(f"{label} has a header but no samples: it holds zero frames of audio")
     except ForeignError as error:
         audio, rate = decode_foreign(base, label, error.what, channel)
         decoder = decoder_version()
@@ -282,15 +289,16 @@ def _with_sound(
     """
     base, _, channel = _base(source, label)
     try:
-        with opened(base, label, channel) as file:
-            if length_is_known(file):
-                check_container(file, base, label)
+        first, *others = streams_of(base, label)
+        with opened(first, label, channel) as file:
+            if length_is_known(file) and not others:
+                check_container(file, first, label)
                 if check:
                     check_last_frame(file, label)
                 found = cut(file.frames, file.samplerate, _frame_reader(file, label))
                 return found, file.mixer
-    except ForeignError:
-        pass
+    except (ForeignError, SeekError):
+        pass  # decoded from the start
     audio, rate, _ = decode_whole(Excerpt(base, channel=channel), name=label)
     return cut(len(audio), rate, lambda regions: (audio[a:b] for a, b in regions)), None
 
@@ -384,17 +392,6 @@ def unpadded(segment: np.ndarray) -> np.ndarray:
     return segment[sounding[0] : sounding[-1] + 1] if len(sounding) else segment[:1]
 
 
-def _whole(file: Decoder, source: Source, label: str) -> np.ndarray:
-    if file.format == "MP3":
-        audio = decode_mp3(file, source, label)
-    else:
-        check_container(file, source, label)
-        audio = decode(file, label, file.frames if length_is_known(file) else None)
-    if not len(audio):
-        raise AudioError(f"{label} has a header but no samples: it holds zero frames of audio")
-    return audio
-
-
 def _frame_reader(file: Decoder, label: str) -> _FrameReader:
     """Regions of an open file, sought where that is exact, and decoded from its start elsewhere."""
 
@@ -403,7 +400,10 @@ def _frame_reader(file: Decoder, label: str) -> _FrameReader:
         wanted = sum(last - first for first, last in regions)
         if file.can_seek and file.subtype in _EXACT_SEEK and wanted < file.frames:
             for first, last in regions:
-                file.seek(first)
+                try:
+                    file.seek(first)
+                except RuntimeError as error:
+                    raise SeekError(f"{label} cannot be sought") from error
                 yield decode(file, label, last - first)
         else:
             decoded = decode(file, label, max(last for _, last in regions))

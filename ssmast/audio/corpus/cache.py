@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.tar import index_tar
-from ssmast.audio.read import AudioError, Excerpt, read_audio
+from ssmast.audio.read import AudioError, Excerpt, first_bytes, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress
 
@@ -107,7 +107,7 @@ def _original(corpus: Corpus, i: int) -> bytes:
             if not source.is_whole:
                 return b""  # its file is another clip's too, and may well be readable
             source = source.source
-        return source if isinstance(source, bytes) else Path(source).read_bytes()
+        return first_bytes(source, source_size(source))
     except (AudioError, OSError):
         return b""
 
