@@ -22,9 +22,18 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.decode import label_of
+from ssmast.audio.read import Excerpt
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.files import check_output
-from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
+from ssmast.settings import (
+    CHANNEL,
+    Settings,
+    UsageError,
+    in_home,
+    named_files,
+    parse,
+    setting,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +45,7 @@ class PredictConfig(Settings):
     """`ssmast predict FILES...`: sound files to classes."""
 
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
+    channel: str = setting("mean", CHANNEL)
     top: int = setting(5, "classes printed for each head; 0: all", range="[0, inf)")
     hop: float = setting(
         0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
@@ -90,7 +100,7 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     Raises:
         AudioError: if it cannot be read.
     """
-    waveform, seconds = _open(file, classifier.sample_rate), config.batch_seconds
+    waveform, seconds = _open(file, classifier.sample_rate, config.channel), config.batch_seconds
     found, whole = classifier.windows_and_whole(
         waveform, hop_seconds=config.hop, batch_seconds=seconds
     )
@@ -110,8 +120,8 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     }
 
 
-def _open(file: str, sample_rate: int) -> Tensor | LongSound:
-    sound = open_audio(Path(file), sample_rate=sample_rate)
+def _open(file: str, sample_rate: int, channel: str) -> Tensor | LongSound:
+    sound = open_audio(Excerpt(Path(file), channel=channel), sample_rate=sample_rate)
     return sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
 
 

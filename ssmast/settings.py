@@ -40,6 +40,12 @@ RENAMED = {
 
 Schema = TypeVar("Schema")
 
+CHANNEL = (
+    "one channel of sound that has several: mean, first, loudest (files are decoded once more for "
+    "it), left, right, or the number of one, from 0 on"
+)
+"""Help of the key `channel` of every command that reads sound."""
+
 
 class UsageError(ValueError):
     """The command line or a recipe asks for something that does not exist; exit status 2."""

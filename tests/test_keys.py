@@ -1,6 +1,7 @@
 """Keys that a command hands on to where they are tested: none is dropped on the way."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ssmast.encoder import Encoder
 from ssmast.evaluation import evaluate
 from ssmast.prepare import command as prepare
 from ssmast.retrieval import index
-from ssmast.settings import parse
+from ssmast.settings import CHANNEL, parse
 
 
 class StoppedError(Exception):
@@ -37,7 +38,7 @@ def test_every_key_of_prepare_is_handed_on(tmp_path, monkeypatch):
     wanted = {
         "sample_rate": 8000, "segment_seconds": 3.0, "min_seconds": 0.5, "min_peak": 0.01,
         "codec": "opus", "near_duplicates": 0.5, "shard_mb": 3, "max_bad_fraction": 0.7,
-        "engine": "ray", "workers": 3, "ray_address": "ray://here",
+        "engine": "ray", "workers": 3, "ray_address": "ray://here", "channel": "left",
     }  # fmt: skip
     usual = dataclasses.asdict(prepare.PrepareConfig())
     assert usual.keys() - wanted.keys() == {"src", "out"}
@@ -48,8 +49,27 @@ def test_every_key_of_prepare_is_handed_on(tmp_path, monkeypatch):
         prepare.main([*words, *(f"{key}={value}" for key, value in wanted.items())])
     corpus, out = seen.pop("args")
     assert (len(corpus), out) == (1, tmp_path / "out")
+    assert corpus.channel == wanted.pop("channel")
     assert seen.pop("shard_bytes") == wanted.pop("shard_mb") << 20
     assert seen == wanted
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "prepare.command:PrepareConfig", "training.config:PretrainConfig",
+        "training.finetune.config:FinetuneConfig", "evaluation.suite:ProbeConfig",
+        "evaluation.evaluate:EvaluateConfig", "evaluation.cluster_task:ClusterConfig",
+        "retrieval.embed_files:EmbedConfig", "retrieval.index:IndexConfig",
+        "retrieval.search:SearchConfig", "predict:PredictConfig",
+    ],
+)  # fmt: skip
+def test_every_command_that_reads_sound_has_the_key_channel(schema):
+    module, name = schema.split(":")
+    found = getattr(importlib.import_module(f"ssmast.{module}"), name)
+    keys = {key.name: key for key in dataclasses.fields(found)}
+    assert keys["channel"].default == "mean"
+    assert keys["channel"].metadata["help"] == CHANNEL
 
 
 def test_the_cells_that_a_query_looks_into_reach_the_index(monkeypatch, tmp_path):

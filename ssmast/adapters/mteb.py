@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.adapters.name import name_of
 from ssmast.encoder import load_encoder
-from ssmast.encoder.input import read_clips
+from ssmast.encoder.input import mixed, read_clips
 
 
 class MtebEncoder:
@@ -85,7 +84,7 @@ class MtebEncoder:
     def _clip(self, sound: Any) -> Tensor:
         """Mono samples (S,) at the encoder's rate."""
         channels = read_clips(*_samples(sound), wanted=self.encoder.sample_rate)
-        return torch.stack([torch.as_tensor(channel[:]) for channel in channels]).mean(dim=0)
+        return mixed(channels)
 
     def similarity(
         self, embeddings1: NDArray[Any], embeddings2: NDArray[Any]

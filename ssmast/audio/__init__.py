@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Not on first use: the module `resample` would stand for its function.
-from ssmast.audio.read import AudioError, read_audio, read_segments, resample
+from ssmast.audio.read import AudioError, read_audio, read_segments, resample, scaled
 
 if TYPE_CHECKING:
     from ssmast.audio.augment import MixupMemory, ViewAugment

@@ -2,23 +2,24 @@
 
 Measured with libsndfile 1.2.2: an mp3 without a header reads short, since its length is guessed
 from the first frame, so an mp3 is decoded to its last frame and counted; cut WAV, AIFF and Ogg
-files decode to what is there (`truncation`), a cut FLAC raises.
+files decode to what is there (`streams`), a cut FLAC raises.
 """
 
+import contextlib
 import importlib
 import io
 import os
 import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Union, cast
 
 import numpy as np
 import soundfile
 
-Source = str | os.PathLike[str] | bytes
+Source = Union[str, os.PathLike[str], bytes, "Stream"]
 
 # fmt: off
 AUDIO_EXTENSIONS = frozenset(
@@ -60,6 +61,10 @@ class AudioError(ValueError):
     """A sound file that cannot be used; the message is one sentence that names the file."""
 
 
+class SeekError(AudioError):
+    """A sound file that cannot be sought; it may be read from its start."""
+
+
 class ForeignError(AudioError):
     """A sound file of a kind that libsndfile does not know, but FFmpeg does.
 
@@ -73,6 +78,84 @@ class ForeignError(AudioError):
         self.what = what
 
 
+CHANNELS = ("mean", "first", "loudest", "left", "right")
+"""How one channel is made of several; a number from 0 on takes that one."""
+
+
+def check_channel(channel: str) -> str:
+    """The name of a channel, unless there is no such.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if channel not in CHANNELS and not (channel.isascii() and channel.isdigit()):
+        known = ", ".join(CHANNELS)
+        raise ValueError(f"channel must be {known}, or a number from 0 on, got {channel!r}")
+    return channel
+
+
+class Mixer:
+    """Makes one channel of several, block by block, and notices when that loses the sound.
+
+    Args:
+        channels: how many there are.
+        channel: which of them, see `CHANNELS`.
+        label: what to call the sound in an error.
+        loudest: says which is the loudest; asked where that is wanted.
+
+    Raises:
+        AudioError: if there is no such channel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        channel: str,
+        label: str,
+        loudest: Callable[[], int],
+    ) -> None:
+        self._channels, self._label = channels, label
+        self._pick: int | None = None
+        self._mean = self._all = 0.0  # energy about the middle
+        if channel.isdigit():
+            self._pick = int(channel)
+            if self._pick >= channels:
+                raise AudioError(
+                    f"{label} has no channel {channel}: it has {channels}, counted from 0"
+                )
+        elif channels > 1 and channel == "loudest":
+            self._pick = loudest()
+        elif channels == 1 or channel != "mean":
+            self._pick = int(channel == "right" and channels > 1)
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        """Frames (n, channels) -> samples (n,)."""
+        if self._pick is not None:
+            return block[:, self._pick]
+        mixed = block.mean(axis=1, dtype=np.float32)
+        self._mean += float(mixed.var()) * len(mixed)
+        self._all += float(block.var(axis=0).mean()) * len(mixed)
+        return mixed
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the mean so far has under 1 % of the energy that unrelated channels leave."""
+        return self._mean < 0.01 / self._channels * self._all
+
+    def check(self) -> None:
+        """Refuse a mean in which the channels cancel each other.
+
+        Raises:
+            AudioError: if they do.
+        """
+        if self.cancels:
+            lost = 10 * np.log10(max(self._mean / self._all, 1e-20))
+            raise AudioError(
+                f"{self._label} loses its sound in the mean of its {self._channels} channels, "
+                f"which cancel each other ({lost:.0f} dB): give channel=left, right or loudest"
+            )
+
+
 class Decoder(soundfile.SoundFile):
     """A sound file that is read straight on.
 
@@ -80,6 +163,11 @@ class Decoder(soundfile.SoundFile):
     that disturbs the decoder (block by block, samples came out up to 0.87 off), and in a FLAC file
     of unknown length it fails.
     """
+
+    divisor = 1.0
+    """What samples are divided by so that full scale is 1."""
+    mixer: Mixer
+    """Makes one channel."""
 
     @property
     def can_seek(self) -> bool:
@@ -92,22 +180,29 @@ class Decoder(soundfile.SoundFile):
 
 
 @contextmanager
-def opened(source: Source, label: str) -> Iterator[Decoder]:
+def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decoder]:
     """An open decoder; every failure inside the block comes out as AudioError.
 
     Args:
         source: path of a file, or its bytes.
         label: what to call it in an error.
+        channel: which of several, see `CHANNELS`.
 
     Raises:
         AudioError: if it cannot be opened, or decoding fails.
     """
     if not isinstance(source, bytes):
-        _check_path(source, label)
+        _check_path(source.path if isinstance(source, Stream) else source, label)
     try:
-        # Encoded by hand: soundfile would refuse a name that is not valid UTF-8.
-        target: Any = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
-        with Decoder(target) as file:
+        with contextlib.ExitStack() as stack:
+            target: Any
+            if isinstance(source, Stream):
+                target = stack.enter_context(contextlib.closing(_Window(source)))
+            else:  # encoded by hand: soundfile would refuse a name that is not valid UTF-8
+                target = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
+            file = stack.enter_context(Decoder(target))
+            file.divisor = _divisor(file, label)
+            file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))
             yield file
     except AudioError:
         raise
@@ -150,7 +245,9 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
         block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if not len(block):
             break
-        yield mono(block)
+        if file.divisor != 1.0:
+            block /= np.float32(file.divisor)
+        yield file.mixer(block)
         missing -= len(block)
     if frames is not None and missing > 0:
         raise AudioError(
@@ -159,9 +256,120 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
         )
 
 
-def mono(block: np.ndarray) -> np.ndarray:
-    """Frames (n, channels) -> the mean of the channels (n,)."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+def _loudest(source: Source, label: str) -> int:
+    """The channel of a file whose samples vary most; the file is decoded for it."""
+    with opened(source, label) as file:  # another decoder: not all formats seek exactly
+        energy = np.zeros(file.channels)
+        while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            energy += block.var(axis=0, dtype=np.float64) * len(block)
+    return int(np.nan_to_num(energy, nan=-1.0, posinf=-1.0).argmax())
+
+
+def mix(frames: np.ndarray, label: str, channel: str = "mean") -> np.ndarray:
+    """Float32 frames (n, channels) -> one channel (n,).
+
+    Args:
+        frames: all of a sound.
+        label: what to call it in an error.
+        channel: which of several, see `CHANNELS`.
+
+    Raises:
+        AudioError: if there is no such channel, or the channels cancel in their mean.
+    """
+    mixer = Mixer(
+        frames.shape[1], channel, label, lambda: int(np.nan_to_num(frames.var(axis=0)).argmax())
+    )
+    mixed = mixer(frames)
+    mixer.check()
+    return mixed
+
+
+def scaled(samples: np.ndarray, label: str = "the waveform") -> np.ndarray:
+    """Samples of any number type as float32 whose full scale is 1; floats that are so stay.
+
+    Neither the type nor the largest value tells the scale: 16-bit samples come as int32, int64, and
+    as floats that were never divided. Of 16 bits are whole numbers that all fit into 16 bits; those
+    that need 17 to 24 may be of 24 bits, or quiet ones of 32.
+
+    Args:
+        samples: of any shape, one sample at least.
+        label: what to call them in an error.
+
+    Raises:
+        AudioError: if they are no floats or signed integers, or of no certain scale.
+    """
+    kind, size = samples.dtype.kind, samples.dtype.itemsize
+    if kind not in "if" or (kind == "i" and size == 1):
+        raise AudioError(
+            f"{label} must hold floats or signed integers of 16 bits or more, got {samples.dtype}"
+        )
+    if kind == "i":
+        peak = max(int(samples.max()), -int(samples.min()))
+        usual = -float(np.iinfo(samples.dtype).min)
+        divisor = usual if size == 2 else _divisor_of_whole(peak, usual, label)
+        floats = samples.astype(np.float32)
+    else:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            floats = samples.astype(np.float32, copy=False)
+        peak = max(float(floats.max()), -float(floats.min()))
+        divisor = 1.0
+        if _SURELY_WHOLE <= peak < np.inf and _is_whole(floats):
+            divisor = _divisor_of_whole(peak, 1.0, label)
+    if divisor == 1.0:
+        return floats
+    floats = floats.copy() if floats is samples else floats
+    floats /= np.float32(divisor)  # in place: an hour is 230 MB
+    return floats
+
+
+_SURELY_WHOLE = 2.0  # a square wave of floats is whole as well, between -1 and 1
+
+
+def _divisor_of_whole(peak: float, usual: float, label: str) -> float:
+    """Full scale of whole numbers up to `peak`; `usual` for those beyond 32 bits."""
+    if peak <= 1 << 15:
+        return float(1 << 15)
+    if peak <= 1 << 23:
+        raise AudioError(
+            f"{label} holds whole numbers up to {peak:.0f}, which may be samples of 24 bits, or "
+            "quiet ones of 32: divide them by their full scale (8388608 or 2147483648)"
+        )
+    return float(1 << 31) if peak <= 1 << 31 else usual
+
+
+def _is_whole(samples: np.ndarray) -> bool:
+    """Whether there is no fraction in samples of any shape; as a rule the first ones say no."""
+    flat = samples.reshape(-1)
+    parts = [
+        flat[:1024],
+        *(flat[i : i + _BLOCK_FRAMES] for i in range(0, len(flat), _BLOCK_FRAMES)),
+    ]
+    return all(np.array_equal(np.rint(part), part) for part in parts)
+
+
+def _divisor(file: Decoder, label: str) -> float:
+    """Full scale of a file whose subtype does not tell it; leaves the decoder at its start."""
+    if file.subtype not in ("FLOAT", "DOUBLE", "PCM_32"):
+        return 1.0
+    is_float, size, peak = file.subtype != "PCM_32", 1024, 0.0
+    try:
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            peak = max(peak, float(block.max()), -float(block.min()))
+            # As a rule the first samples say it; NaN is not whole.
+            if not _is_whole(block) if is_float else peak > _FITS_16_OF_32:
+                return 1.0
+            size = _BLOCK_FRAMES
+    finally:
+        file.seek(0)
+    if not is_float and peak:
+        raise AudioError(
+            f"{label} says 32 bits, and no sample needs more than 16: 16-bit samples that were "
+            "not scaled, or next to silence; multiply them by 65536, or write them as 16 bits"
+        )
+    return _divisor_of_whole(peak, 1.0, label) if peak >= _SURELY_WHOLE else 1.0
+
+
+_FITS_16_OF_32 = 2.0**-16
 
 
 def length_is_known(file: Decoder) -> bool:
@@ -187,7 +395,8 @@ def label_of(source: Source, name: str | None) -> str:
         return name
     if isinstance(source, bytes):
         return f"audio of {len(source)} bytes"
-    return os.fsencode(source).decode("utf-8", "backslashreplace")
+    path = source.path if isinstance(source, Stream) else source
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_path(path: str | os.PathLike[str], label: str) -> None:
@@ -205,10 +414,7 @@ def _check_path(path: str | os.PathLike[str], label: str) -> None:
 
 def _head(source: Source, label: str) -> bytes:
     try:
-        if isinstance(source, bytes):
-            return source[:512]
-        with open(source, "rb") as file:
-            return file.read(512)
+        return first_bytes(source, 512)
     except OSError as problem:
         raise AudioError(f"{label} cannot be opened: {problem.strerror}") from problem
 
@@ -221,8 +427,9 @@ def _foreign_kind(source: Source, head: bytes) -> str:
     for offset, magic, what in _FOREIGN_MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return what
-    tagged = head.startswith(b"ID3") and not isinstance(source, bytes)
-    return "AAC" if tagged and os.fsdecode(source).lower().endswith(".aac") else ""
+    if not head.startswith(b"ID3") or isinstance(source, bytes | Stream):
+        return ""
+    return "AAC" if os.fsdecode(source).lower().endswith(".aac") else ""
 
 
 def _is_text(head: bytes) -> bool:
@@ -243,134 +450,12 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
     return f"is damaged, truncated or no audio that soundfile can decode ({reason})"
 
 
-_MPEG_FRAME = 1152
-_SLACK = 4 * 1152  # encoder delay and padding
-_ID3_HEADER = 10  # bytes
-
-
-class _Endless(io.RawIOBase):
-    """A file that claims to be 64 times as long, so that the guessed length cuts nothing off."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__()
-        self._file, self._size, self._claimed = file, size, 64 * size
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._claimed}[whence]
-        return self._file.seek(max(0, origin + offset))
-
-    def readinto(self, buffer: bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        at = self.tell()
-        if at >= self._claimed - 128:  # mpg123 looks for a tag in the last 128 bytes
-            buffer[:] = bytes(len(buffer))
-            return len(buffer)
-        found = self._file.read(max(0, min(len(buffer), self._size - at)))
-        buffer[: len(found)] = found
-        return len(found)
-
-
-def decode_mp3(file: Decoder, source: Source, label: str) -> np.ndarray:
-    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early.
-
-    Args:
-        file: open decoder of the source.
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: if there are fewer than its header promises.
-    """
-    blocks = list(mp3_blocks(file, source, label))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-
-
-def mp3_blocks(file: Decoder, source: Source, label: str) -> Iterator[np.ndarray]:
-    """As `decode_mp3`, block by block.
-
-    Args:
-        file: open decoder of the source.
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: at the end, if there were fewer than its header promises.
-    """
-    found, promised = 0, mp3_length(source)
-    for block in _blocks(file, source):
-        found += len(block)
-        yield block
-    if found < promised - _SLACK:
-        raise AudioError(
-            f"{label} is truncated: its header promises {promised} frames, {found} are there"
-        )
-
-
-def _blocks(file: Decoder, source: Source) -> Iterator[np.ndarray]:
-    if _states_its_length(source):
-        yield from decoded_blocks(file, "", None)
-        return
-    tag = 128 if last_bytes(source, 128).startswith(b"TAG") else 0
-    with _raw(source) as raw:
-        target: Any = _Endless(raw, source_size(source) - tag)
-        with Decoder(target) as endless:
-            while True:
-                try:
-                    block = endless.read(_MPEG_FRAME, dtype="float32", always_2d=True)
-                except soundfile.SoundFileError:
-                    break  # cut inside its last frame: small blocks lose no more than that
-                if not len(block):
-                    break
-                yield mono(block)
-
-
-def _raw(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    return Path(os.fsdecode(source)).open("rb")
-
-
-def _states_its_length(source: Source) -> bool:
-    start = 0
-    tag = first_bytes(source, _ID3_HEADER)
-    if tag[:3] == b"ID3" and len(tag) == _ID3_HEADER:
-        # A tag states its own length, seven bits a byte.
-        start = _ID3_HEADER + sum(
-            (byte & 0x7F) << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=True)
-        )
-    with _raw(source) as raw:
-        raw.seek(start)
-        head = raw.read(2048)
-    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def mp3_length(source: Source) -> int:
-    """Samples that the Xing tag of an mp3 promises; 0 where it has none.
-
-    Args:
-        source: path of a file, or its bytes.
-
-    Source: the layout of the tag as LAME writes it.
-    """
-    head = first_bytes(source, 1 << 16)
-    for tag in (b"Xing", b"Info"):
-        at = head.find(tag)
-        # The header of the frame is 36, 21 or 13 bytes before it.
-        for before in (36, 21, 13):
-            start = at - before
-            if start >= 0 and head[start] == 0xFF and head[start + 1] & 0xE0 == 0xE0:
-                flags, frames = struct.unpack_from(">II", head, at + 4)
-                per_frame = 1152 if head[start + 1] & 0x18 == 0x18 else 576
-                return per_frame * frames if flags & 1 else 0
-    return 0
-
-
 _INSTALL = "install torchcodec (pip install 'ssmast[codecs]') and FFmpeg, or convert it to FLAC"
 
 
-def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, int]:
+def decode_foreign(
+    source: Source, label: str, what: str, channel: str = "mean"
+) -> tuple[np.ndarray, int]:
     """Decode a file of a format that libsndfile does not know.
 
     Whole, whatever range is wanted: ranges that torchcodec seeks in mp3, AAC and WebM came out up
@@ -380,9 +465,10 @@ def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, i
         source: path of a file, or its bytes.
         label: what to call it in an error.
         what: the format, for the error.
+        channel: which of several, see `CHANNELS`.
 
     Returns:
-        Float32 samples (S,), the mean of the channels, and their rate in Hz.
+        Float32 samples (S,) and their rate in Hz.
 
     Raises:
         AudioError: if torchcodec is missing, or the file cannot be decoded or has no sound.
@@ -390,15 +476,18 @@ def decode_foreign(source: Source, label: str, what: str) -> tuple[np.ndarray, i
     decoder_class = _decoder_class(label, what)
     try:
         # An absolute path, for FFmpeg takes "http:x.mp4" for an address.
+        if isinstance(source, Stream):
+            source = first_bytes(source, source_size(source))
         target = source if isinstance(source, bytes) else os.path.abspath(os.fsdecode(source))
         found = decoder_class(target).get_all_samples()
     except (RuntimeError, ValueError, OSError, IndexError) as error:
         raise AudioError(
             f"{label} is {what} that FFmpeg cannot decode: it is damaged or has no sound track"
         ) from error
-    audio = found.data.mean(dim=0).numpy().astype(np.float32)
-    if not len(audio):
+    frames = found.data.numpy().T.astype(np.float32)
+    if not len(frames):
         raise AudioError(f"{label} is {what} whose sound track holds no samples")
+    audio = mix(scaled(frames, label), label, channel)
     return audio, int(found.sample_rate)
 
 
@@ -420,13 +509,74 @@ def _decoder_class(label: str, what: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Bytes of a file that are a file of their own.
+
+    Attributes:
+        path: of the file.
+        start: first byte.
+        stop: byte after the last.
+        patch: bytes that stand for those from some byte of the stream on.
+    """
+
+    path: str | os.PathLike[str]
+    start: int
+    stop: int
+    patch: tuple[int, bytes] = (0, b"")
+
+
+class _Window(io.RawIOBase):
+    """The bytes of a `Stream`, as an open file."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._file = Path(os.fsdecode(stream.path)).open("rb")  # noqa: SIM115 - see close
+        self._stream, self._at = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = self._stream.stop - self._stream.start
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stream, view = self._stream, memoryview(buffer).cast("B")
+        self._file.seek(stream.start + self._at)
+        wanted = max(0, min(len(view), stream.stop - stream.start - self._at))
+        found = self._file.read(wanted)
+        view[: len(found)] = found
+        place, data = stream.patch
+        for i in range(max(place, self._at), min(place + len(data), self._at + len(found))):
+            view[i - self._at] = data[i - place]
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def reader(source: Source) -> BinaryIO:
     """The source as an open binary file."""
-    return io.BytesIO(source) if isinstance(source, bytes) else Path(os.fsdecode(source)).open("rb")
+    if isinstance(source, Stream):
+        return cast(BinaryIO, io.BufferedReader(_Window(source)))
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def source_size(source: Source) -> int:
     """Bytes of a source."""
+    if isinstance(source, Stream):
+        return source.stop - source.start
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
@@ -434,7 +584,7 @@ def first_bytes(source: Source, count: int) -> bytes:
     """The first `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[:count]
-    with Path(os.fsdecode(source)).open("rb", buffering=0) as file:
+    with reader(source) as file:
         return file.read(count)
 
 
@@ -442,6 +592,6 @@ def last_bytes(source: Source, count: int) -> bytes:
     """The last `count` bytes of a source, or what there is."""
     if isinstance(source, bytes):
         return source[-count:]
-    with Path(os.fsdecode(source)).open("rb", buffering=0) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+    with reader(source) as file:
+        file.seek(max(0, source_size(source) - count))
         return file.read(count)

@@ -10,16 +10,18 @@ import soxr
 
 from ssmast.audio.decode import (
     AudioError,
+    Decoder,
     ForeignError,
+    SeekError,
     Source,
     decoded_blocks,
     label_of,
     length_is_known,
-    mp3_blocks,
     opened,
+    source_size,
 )
 from ssmast.audio.resample import check_samples, positive, resampled_length
-from ssmast.audio.truncation import check_container, check_last_frame, source_size
+from ssmast.audio.streams import check_container, check_last_frame, mp3_blocks, streams_of
 
 # Longer files are read block by block: its samples at their own rate would not fit beside
 # the result. Shorter ones are resampled at once; both give the same bits.
@@ -93,6 +95,7 @@ def open_long(
     sample_rate: int,
     name: str | None = None,
     reopen: Callable[[], Source] | None = None,
+    channel: str = "mean",
 ) -> LongSound | None:
     """A file of over a minute, to be read from front to back; None for any other.
 
@@ -105,6 +108,7 @@ def open_long(
         name: what to call the source in an error; the path by default.
         reopen: returns the source again at the first slice, so that its bytes need not be held
             until then.
+        channel: which of several, see `decode.CHANNELS`.
 
     Raises:
         AudioError: as `read_audio`, where that shows before all is decoded.
@@ -115,19 +119,23 @@ def open_long(
         return None
     frames, rate, known = header
     if not known:
-        frames = sum(map(len, _blocks(lambda: source, label)))
+        frames = sum(map(len, file_blocks(lambda: source, label, channel)))
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
-    blocks = _resampled(_blocks(reopen or (lambda: source), label), rate, sample_rate, label=label)
+    again = file_blocks(reopen or (lambda: source), label, channel)
+    blocks = _resampled(again, rate, sample_rate, label)
     return LongSound(blocks, length=length, label=label)
 
 
-def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
+def read_long(
+    source: Source, label: str, sample_rate: int, channel: str = "mean"
+) -> Waveform | None:
     """All samples of a file of over a minute; None for any other.
 
     Args:
         source: path of a file, or its bytes.
         label: what to call it in an error.
         sample_rate: rate of the samples in Hz.
+        channel: which of several, see `decode.CHANNELS`.
 
     Raises:
         AudioError: as `read_audio`.
@@ -136,7 +144,7 @@ def read_long(source: Source, label: str, sample_rate: int) -> Waveform | None:
     if header is None:
         return None
     frames, rate, _ = header
-    blocks = _resampled(_blocks(lambda: source, label), rate, sample_rate, label=label)
+    blocks = _resampled(file_blocks(lambda: source, label, channel), rate, sample_rate, label)
     return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
 
 
@@ -148,30 +156,58 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
     except (OSError, ValueError):
         return None  # the reader says what is wrong
     try:
-        with opened(source, label) as file:
-            if file.frames <= LONG_SECONDS * file.samplerate:
+        first, *others = streams_of(source, label)
+        frames = 0
+        for stream in others:
+            with opened(stream, label) as file:
+                frames += file.frames
+        with opened(first, label) as file:
+            if frames + file.frames <= LONG_SECONDS * file.samplerate:
                 return None
-            check_container(file, source, label)
-            known = length_is_known(file)
+            check_container(file, first, label)
+            known = length_is_known(file) and not others
             if known:
-                check_last_frame(file, label)
-            return file.frames, file.samplerate, known
+                try:
+                    check_last_frame(file, label)
+                except SeekError:  # decoded from its start, it says whether it is cut off
+                    known = False
+            return frames + file.frames, file.samplerate, known
     except ForeignError:
         return None
 
 
-def _blocks(get_source: Callable[[], Source], label: str) -> Iterator[np.ndarray]:
-    """A file at its own rate, and an error at the end if there is less than it promises."""
-    source = get_source()
-    with opened(source, label) as file:
-        if file.format == "MP3":
-            yield from mp3_blocks(file, source, label)
-        else:
-            yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
+def file_blocks(get_source: Callable[[], Source], label: str, channel: str) -> Iterator[np.ndarray]:
+    """A file at its own rate; an error at the end if there is less than it promises, or silence."""
+    rate = 0
+    for stream in streams_of(get_source(), label):
+        with opened(stream, label, channel) as file:
+            rate = rate or file.samplerate
+            blocks, own = stream_blocks(file, stream, label), file.samplerate
+            # Streams of a chain may differ in rate.
+            yield from blocks if own == rate else _resampled(blocks, own, rate, label)
+            file.mixer.check()
+
+
+def stream_blocks(file: Decoder, stream: Source, label: str) -> Iterator[np.ndarray]:
+    """A stream at its own rate, block by block, one channel; an error at the end if it is cut off.
+
+    Args:
+        file: open decoder of the stream.
+        stream: path of a file, its bytes, or one of `streams_of`.
+        label: what to call it in an error.
+
+    Raises:
+        AudioError: if there is less than its header promises.
+    """
+    if file.format == "MP3":
+        yield from mp3_blocks(file, stream, label)
+        return
+    check_container(file, stream, label)
+    yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
 
 
 def _resampled(
-    blocks: Iterable[np.ndarray], rate: int, sample_rate: int, *, label: str
+    blocks: Iterable[np.ndarray], rate: int, sample_rate: int, label: str
 ) -> Generator[np.ndarray]:
     """Blocks at `rate`, checked, at `sample_rate` (soxr, high quality)."""
     stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, "float32")

@@ -4,17 +4,16 @@ Seeking with libsndfile 1.2.2 is exact to the bit in PCM and FLAC files, not in 
 off, even with a second of lead-in) nor in Vorbis (the last page may come out shifted): those are
 decoded from the start.
 
-A source is a path, the bytes of a file, or an excerpt of a longer file that is a clip of its own,
-`P01_01.wav#t=12.5,14.25`: W3C Media Fragments, in seconds from the start of the file, the first
-moment included and the second not. `&id=NAME` after it names clips that share an excerpt.
+A source is a path, the bytes of a file, or an `Excerpt`: one channel of it, or a part of a longer
+file that is a clip of its own, `P01_01.wav#t=12.5,14.25`: W3C Media Fragments, in seconds from the
+start of the file, the first moment included and the second not. `&id=NAME` after it names clips
+that share an excerpt.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import soundfile
@@ -26,18 +25,24 @@ from ssmast.audio.decode import (
     AudioError,
     Decoder,
     ForeignError,
+    Mixer,
+    SeekError,
     Source,
+    check_channel,
     decode,
     decode_foreign,
-    decode_mp3,
     decoder_version,
+    first_bytes,
     label_of,
     length_is_known,
+    mix,
     opened,
+    scaled,
+    source_size,
 )
-from ssmast.audio.long import LongSound, open_long, read_long
+from ssmast.audio.long import LongSound, file_blocks, open_long, read_long
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
-from ssmast.audio.truncation import check_container, check_last_frame
+from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -46,13 +51,18 @@ __all__ = [
     "AudioError",
     "Excerpt",
     "Source",
+    "check_channel",
     "decode_whole",
     "excerpt_name",
+    "first_bytes",
+    "mix",
     "read_audio",
     "read_segments",
     "resample",
+    "scaled",
     "segment_at",
     "segment_start",
+    "source_size",
     "split_excerpt",
     "swing",
     "unpadded",
@@ -67,24 +77,36 @@ _EXACT_SEEK = frozenset(
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What `read_audio` and `read_segments` take for an excerpt of a file.
+    """What `read_audio` and `read_segments` take for a part of a file, in time or channels.
 
     Attributes:
-        path: of the file.
-        start: its first moment in seconds.
-        stop: its end in seconds; one beyond the end of the file means the end of the file.
+        source: path of the file, or its bytes.
+        start: first moment in seconds.
+        stop: end in seconds; one beyond the end of the file means the end of the file.
+        channel: how one channel is made of several: mean, first, loudest, left, right, or the
+            number of one, from 0 on.
     """
 
-    path: Path
-    start: float
-    stop: float
+    source: Source
+    start: float = 0.0
+    stop: float = math.inf
+    channel: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_channel(self.channel)
 
     def __str__(self) -> str:
-        return excerpt_name(str(self.path), self.start, self.stop)
+        name = label_of(self.source, None)
+        return name if self.is_whole else excerpt_name(name, self.start, self.stop)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the file."""
+        return not self.start and self.stop == math.inf
 
     def samples(self, total: int, sample_rate: int) -> tuple[int, int]:
         """First sample and end of the excerpt in a file of `total` samples; equal if empty."""
-        last = min(math.floor(self.stop * sample_rate + 0.5), total)
+        last = math.floor(min(self.stop * sample_rate, total) + 0.5)
         return min(math.floor(self.start * sample_rate + 0.5), last), last
 
 
@@ -132,16 +154,17 @@ def read_audio(
         name: what to call the source in an error; the path by default.
 
     Returns:
-        Float32 samples (S,), the mean of the channels, all finite, S >= 1.
+        Float32 samples (S,), by default the mean of the channels, all finite, S >= 1.
 
     Raises:
         AudioError: if the source is missing, empty, truncated, not audio, or holds NaN, infinity or
-            a sample beyond 1e10 (full scale is 1), or the file ends before the excerpt begins.
+            a sample beyond 100 (full scale is 1), the channels cancel each other in their mean, or
+            the file ends before the excerpt begins.
     """
-    base, label = _base(source, name)
+    base, label, channel = _base(source, name)
     positive(sample_rate, "sample_rate")
-    if not isinstance(source, Excerpt):
-        long = read_long(base, label, sample_rate)
+    if not isinstance(source, Excerpt) or source.is_whole:
+        long = read_long(base, label, sample_rate, channel)
         if long is not None:
             return long
         audio, rate, _ = decode_whole(source, name=label)
@@ -151,7 +174,10 @@ def read_audio(
         limits = _limits(source, resampled_length(frames, rate, sample_rate), sample_rate, label)
         return _read_ranges(frames, rate, read, [limits], sample_rate, label)[0]
 
-    return _with_sound(base, label, cut, check=True)
+    found, mixer = _with_sound(source, label, cut, check=True)
+    if mixer is not None:
+        mixer.check()
+    return found
 
 
 def decode_whole(
@@ -164,18 +190,22 @@ def decode_whole(
         name: what to call the source in an error; the path by default.
 
     Returns:
-        Float32 samples (S,), the mean of the channels, S >= 1; their rate in Hz; the decoder.
+        Float32 samples (S,), S >= 1; their rate in Hz; the decoder.
 
     Raises:
         AudioError: if the source is missing, empty, truncated or not audio.
     """
-    base, label = _base(source, name)
+    base, label, channel = _base(source, name)
     decoder = f"libsndfile {soundfile.__libsndfile_version__}"
     try:
-        with opened(base, label) as file:
-            rate, audio = file.samplerate, _whole(file, base, label)
+        with opened(streams_of(base, label)[0], label, channel) as file:
+            rate = file.samplerate
+        blocks = list(file_blocks(lambda: base, label, channel))
+        audio = np.concatenate(blocks or [np.zeros(0, np.float32)])
+        if not len(audio):
+            raise AudioError(f"{label} has a header but no samples: it holds zero frames of audio")
     except ForeignError as error:
-        audio, rate = decode_foreign(base, label, error.what)
+        audio, rate = decode_foreign(base, label, error.what, channel)
         decoder = decoder_version()
     first, last = _limits(source, len(audio), rate, label)
     return audio[first:last], rate, decoder
@@ -217,7 +247,7 @@ def read_segments(
         AudioError: as `read_audio`.
         ValueError: if a position is outside [0, 1).
     """
-    base, label = _base(source, name)
+    _, label, _ = _base(source, name)
     positive(sample_rate, "sample_rate")
     positive(num_samples, "num_samples")
     if not all(0.0 <= position < 1.0 for position in positions):
@@ -235,7 +265,11 @@ def read_segments(
             segment[max(first - start, 0) :][: len(samples)] = samples
         return segments
 
-    return _with_sound(base, label, cut, check=check)
+    found, mixer = _with_sound(source, label, cut, check=check)
+    if mixer is not None and mixer.cancels:
+        # For a moment, or from start to end: then there is no sound, and the reason is said.
+        read_audio(source, sample_rate=sample_rate, name=name)
+    return found
 
 
 _FrameReader = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
@@ -243,20 +277,30 @@ _FrameReader = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
 
 
 def _with_sound(
-    source: Source, label: str, cut: Callable[[int, int, _FrameReader], np.ndarray], *, check: bool
-) -> np.ndarray:
-    """What `cut(frames, rate, read)` makes of a file, decoded no further than it asks."""
+    source: Source | Excerpt,
+    label: str,
+    cut: Callable[[int, int, _FrameReader], np.ndarray],
+    *,
+    check: bool,
+) -> tuple[np.ndarray, Mixer | None]:
+    """What `cut(frames, rate, read)` makes of a file, decoded no further than it asks.
+
+    Beside it the mixer of what was decoded, unless that was all and is checked.
+    """
+    base, _, channel = _base(source, label)
     try:
-        with opened(source, label) as file:
-            if length_is_known(file):
-                check_container(file, source, label)
+        first, *others = streams_of(base, label)
+        with opened(first, label, channel) as file:
+            if length_is_known(file) and not others:
+                check_container(file, first, label)
                 if check:
                     check_last_frame(file, label)
-                return cut(file.frames, file.samplerate, _frame_reader(file, label))
-    except ForeignError:
-        pass
-    audio, rate, _ = decode_whole(source, name=label)
-    return cut(len(audio), rate, lambda regions: (audio[a:b] for a, b in regions))
+                found = cut(file.frames, file.samplerate, _frame_reader(file, label))
+                return found, file.mixer
+    except (ForeignError, SeekError):
+        pass  # decoded from the start
+    audio, rate, _ = decode_whole(Excerpt(base, channel=channel), name=label)
+    return cut(len(audio), rate, lambda regions: (audio[a:b] for a, b in regions)), None
 
 
 def _read_ranges(
@@ -280,11 +324,11 @@ def _read_ranges(
     return found
 
 
-def _base(source: Source | Excerpt, name: str | None) -> tuple[Source, str]:
-    """The file (or bytes) that a source lies in, and what to call the source in an error."""
+def _base(source: Source | Excerpt, name: str | None) -> tuple[Source, str, str]:
+    """The file (or bytes) that a source lies in, what to call the source, and the channel."""
     if isinstance(source, Excerpt):
-        return source.path, name or str(source)
-    return source, label_of(source, name)
+        return source.source, name or str(source), source.channel
+    return source, label_of(source, name), "mean"
 
 
 def _limits(source: Source | Excerpt, total: int, sample_rate: int, label: str) -> tuple[int, int]:
@@ -348,17 +392,6 @@ def unpadded(segment: np.ndarray) -> np.ndarray:
     return segment[sounding[0] : sounding[-1] + 1] if len(sounding) else segment[:1]
 
 
-def _whole(file: Decoder, source: Source, label: str) -> np.ndarray:
-    if file.format == "MP3":
-        audio = decode_mp3(file, source, label)
-    else:
-        check_container(file, source, label)
-        audio = decode(file, label, file.frames if length_is_known(file) else None)
-    if not len(audio):
-        raise AudioError(f"{label} has a header but no samples: it holds zero frames of audio")
-    return audio
-
-
 def _frame_reader(file: Decoder, label: str) -> _FrameReader:
     """Regions of an open file, sought where that is exact, and decoded from its start elsewhere."""
 
@@ -367,7 +400,10 @@ def _frame_reader(file: Decoder, label: str) -> _FrameReader:
         wanted = sum(last - first for first, last in regions)
         if file.can_seek and file.subtype in _EXACT_SEEK and wanted < file.frames:
             for first, last in regions:
-                file.seek(first)
+                try:
+                    file.seek(first)
+                except RuntimeError as error:
+                    raise SeekError(f"{label} cannot be sought") from error
                 yield decode(file, label, last - first)
         else:
             decoded = decode(file, label, max(last for _, last in regions))
@@ -395,9 +431,13 @@ def open_audio(
     Raises:
         AudioError: as `read_audio`; of a long sound some faults show only while it is read.
     """
-    if not isinstance(source, Excerpt):
-        whole = cast(Callable[[], Source] | None, reopen)
-        long = open_long(source, sample_rate=sample_rate, name=name, reopen=whole)
+    if not isinstance(source, Excerpt) or source.is_whole:
+        base, label, channel = _base(source, name)
+
+        def again() -> Source:
+            return _base(reopen(), name)[0] if reopen else base
+
+        long = open_long(base, sample_rate=sample_rate, name=label, reopen=again, channel=channel)
         if long is not None:
             return long
     return read_audio(source, sample_rate=sample_rate, name=name)

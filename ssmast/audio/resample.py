@@ -5,13 +5,10 @@ import math
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import AudioError
+from ssmast.audio.decode import AudioError, scaled
 
-LOUDEST = 1e10
-"""Largest magnitude of a sample: 4 times that of an int32 taken for a float without scaling.
-
-From 3e16 on the power of a tone overflows float32, and an embedding with it.
-"""
+LOUDEST = 100.0
+"""Largest magnitude of a sample: 40 dB over full scale, which no recording means."""
 
 
 def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -> tuple[int, int]:
@@ -57,8 +54,8 @@ def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> No
         more = "" if is_whole else " or more"
         raise AudioError(f"{label} holds {bad} samples{more} that are NaN or infinite")
     raise AudioError(
-        f"{label} has a sample of {peak:.3g}, above {LOUDEST:g} (full scale is 1); scale it, or "
-        "see whether its bytes were taken for numbers of another type"
+        f"{label} has a sample of {peak:.3g}, above {LOUDEST:g} (full scale is 1); divide it by "
+        "its full scale, or see whether its bytes were taken for numbers of another type"
     )
 
 
@@ -95,16 +92,17 @@ def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (S,) at `rate` Hz as float32 samples at `sample_rate` Hz (soxr, high quality).
 
     Args:
-        audio: one channel, of any float type.
+        audio: one channel, of any type that `scaled` takes; one sample at least.
         rate: of `audio` in Hz.
         sample_rate: of the result in Hz.
 
     Raises:
         ValueError: if a rate is not positive.
-        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
+        AudioError: if a sample is not finite or beyond `LOUDEST`, the scale is not certain, or
+            there are too few samples for one.
     """
-    samples = np.asarray(audio, dtype=np.float32)
     positive(sample_rate, "sample_rate")
+    samples = scaled(np.asarray(audio), "the waveform")
     return finished(samples, positive(rate, "rate"), sample_rate, "the waveform")
 
 

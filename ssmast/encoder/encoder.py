@@ -169,14 +169,18 @@ class Encoder(nn.Module):
         waveform: Clip | Sequence[Clip],
         sample_rate: int | None = None,
         *,
+        channel: str = "mean",
         batch_seconds: float = 10.0,
     ) -> Tensor:
         """One vector a clip, of sound of any rate and length.
 
         Args:
             waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,) of any
-                lengths. Integers are scaled by their type's range.
+                lengths. Integers, and floats that hold whole numbers, are divided by the full scale
+                of the bits that they need (16, or 32).
             sample_rate: Hz of the samples; files know their own.
+            channel: of files that have several: mean, first, loudest, left, right, or the number
+                of one, from 0 on.
             batch_seconds: audio that goes through the network at once; bounds the memory.
 
         Returns:
@@ -184,10 +188,12 @@ class Encoder(nn.Module):
             vector that it gets alone.
 
         Raises:
-            ValueError: if samples come without their rate, are empty, not finite, beyond 1e10, or
-                not (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
+            ValueError: if samples come without their rate, are empty, not finite, beyond 100 (full
+                scale is 1), of no certain scale, or not (S,) or (B, S). AudioError, a kind of it,
+                if a file cannot be read.
         """
-        groups = read_groups(waveform, sample_rate, wanted=self.sample_rate)
+        rate = self.sample_rate
+        groups = read_groups(waveform, sample_rate, wanted=rate, channel=channel)
         return torch.cat([self.embed_clips(clips, batch_seconds=batch_seconds) for clips in groups])
 
     def embed_clips(
@@ -211,6 +217,7 @@ class Encoder(nn.Module):
         sample_rate: int | None = None,
         *,
         hop_ms: float | None = None,
+        channel: str = "mean",
         batch_seconds: float = 10.0,
     ) -> tuple[Tensor, Tensor]:
         """One vector a time column of tokens: the frequency rows of the deepest layer, joined.
@@ -222,6 +229,7 @@ class Encoder(nn.Module):
                 of tokens). The network then goes over the clip several times, each time a little
                 later: that costs as many times the time, and gives new vectors, not interpolated
                 ones.
+            channel: as `embed`.
             batch_seconds: audio that goes through the network at once.
 
         Returns:
@@ -236,7 +244,7 @@ class Encoder(nn.Module):
                 "embed_frames takes one clip (S,) or clips of one length (B, S), got a "
                 f"{type(waveform).__name__}; call it once a clip"
             )
-        clips = read_clips(waveform, sample_rate, wanted=self.sample_rate)
+        clips = read_clips(waveform, sample_rate, wanted=self.sample_rate, channel=channel)
         cutter = self.window_cutter()
         shifts = cutter.shifts(hop_ms)
         with evaluating(self):

@@ -9,25 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import LongSound, open_audio, resample
+from ssmast.audio import LongSound, open_audio, scaled
+from ssmast.audio.read import Excerpt, mix
+from ssmast.audio.resample import finished
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 # Enough to find neighbours of like length among them; 32 MB.
 _GROUP_SAMPLES = 8_000_000
+_MOST_CHANNELS = 64  # so few samples are no clip: 4 ms at 16 kHz
 
 Clip = str | os.PathLike[str] | Samples | Tensor
 
 
 def read_clips(
-    waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
+    waveform: Clip | Sequence[Clip],
+    sample_rate: int | None,
+    *,
+    wanted: int,
+    channel: str = "mean",
 ) -> list[Tensor | LongSound]:
     """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
     Args:
-        waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Integers
-            are scaled by their type's range.
+        waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Full
+            scale is that of `scaled`.
         sample_rate: Hz of the samples; files know their own.
         wanted: Hz of the clips.
+        channel: of files that have several, see `Excerpt`.
 
     Raises:
         ValueError: if samples come without their rate, are empty, not finite, far too large, not
@@ -36,9 +44,9 @@ def read_clips(
     if isinstance(waveform, list | tuple):
         if not waveform:
             raise ValueError("embed wants at least one clip, got an empty list")
-        return [_single(item, sample_rate, wanted) for item in waveform]
+        return [_single(item, sample_rate, wanted, channel) for item in waveform]
     if isinstance(waveform, str | os.PathLike):
-        sound = open_audio(waveform, sample_rate=wanted)
+        sound = open_audio(Excerpt(waveform, channel=channel), sample_rate=wanted)
         return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
     if isinstance(waveform, Tensor):
         # Forced: off its device, its graph, and views that are negated or conjugated.
@@ -50,12 +58,26 @@ def read_clips(
             f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
         )
     rate = _whole_hz(sample_rate)
-    clips = [resample(row, rate, wanted) for row in _rows(waveform)]
+    clips = [finished(row, rate, wanted, "the waveform") for row in _rows(waveform)]
     return [torch.from_numpy(_plain(clip)) for clip in clips]
 
 
+def mixed(channels: Sequence[Tensor | LongSound]) -> Tensor:
+    """The mean (S,) of the channels (S,) of a clip.
+
+    Raises:
+        ValueError: if they cancel each other.
+    """
+    frames = np.stack([np.asarray(channel[:]) for channel in channels], axis=1)
+    return torch.from_numpy(mix(frames, "the waveform"))
+
+
 def read_groups(
-    waveform: Clip | Sequence[Clip], sample_rate: int | None, *, wanted: int
+    waveform: Clip | Sequence[Clip],
+    sample_rate: int | None,
+    *,
+    wanted: int,
+    channel: str = "mean",
 ) -> Iterator[list[Tensor | LongSound]]:
     """`read_clips` in groups, so that the files of a long list are not all in memory.
 
@@ -63,17 +85,18 @@ def read_groups(
         waveform: as `read_clips` takes it.
         sample_rate: Hz of the samples.
         wanted: Hz of the clips.
+        channel: of files that have several, see `Excerpt`.
 
     Raises:
         ValueError: as `read_clips`.
     """
     if not isinstance(waveform, list | tuple) or not waveform:
-        yield read_clips(waveform, sample_rate, wanted=wanted)
+        yield read_clips(waveform, sample_rate, wanted=wanted, channel=channel)
         return
     group: list[Tensor | LongSound] = []
     held = 0
     for item in waveform:
-        clip = _single(item, sample_rate, wanted)
+        clip = _single(item, sample_rate, wanted, channel)
         group.append(clip)
         held += len(clip) if isinstance(clip, Tensor) else 0
         if held >= _GROUP_SAMPLES:
@@ -103,8 +126,12 @@ def _whole_hz(sample_rate: object) -> int:
     return int(rate)
 
 
-def _single(item: Clip, sample_rate: int | None, wanted: int) -> Tensor | LongSound:
-    clips = [] if isinstance(item, list | tuple) else read_clips(item, sample_rate, wanted=wanted)
+def _single(item: Clip, sample_rate: int | None, wanted: int, channel: str) -> Tensor | LongSound:
+    clips = (
+        []
+        if isinstance(item, list | tuple)
+        else read_clips(item, sample_rate, wanted=wanted, channel=channel)
+    )
     if len(clips) != 1:
         shape = tuple(item.shape) if isinstance(item, np.ndarray | Tensor) else type(item).__name__
         raise ValueError(f"a clip in a list must be a file or samples (S,), got {shape}")
@@ -119,21 +146,12 @@ def _rows(samples: Samples) -> Samples:
     rows = np.atleast_2d(samples)
     if rows.size == 0:
         raise ValueError(f"waveform must hold at least one sample, got shape {samples.shape}")
-    if rows.shape[1] <= 8 and rows.shape[0] >= 1000:
+    if rows.shape[1] <= _MOST_CHANNELS and rows.shape[0] > rows.shape[1]:
         raise ValueError(
             f"waveform must be (batch, samples), got shape {samples.shape}, which looks like "
-            "(samples, channels); average the channels first"
+            "(samples, channels); average the channels first, or transpose it"
         )
-    if rows.dtype.kind == "i" and rows.dtype.itemsize > 1:
-        scaled = rows.astype(np.float32)
-        scaled /= -float(np.iinfo(rows.dtype).min)  # in place: an hour is 230 MB
-        return scaled
-    if rows.dtype.kind != "f":
-        raise ValueError(
-            f"waveform must hold floats or signed integers of 16 bits or more, got {rows.dtype}"
-        )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
-        rows = rows.astype(np.float32, copy=False)
+    rows = scaled(rows, "waveform")
     if not np.isfinite(rows).all():
         raise ValueError("waveform must be finite, got NaN or infinity")
     return rows

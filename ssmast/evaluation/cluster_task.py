@@ -40,7 +40,7 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.files import check_output, write_atomic
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 CLUSTER_TITLES = {
@@ -142,6 +142,7 @@ class ClusterConfig(Settings):
     )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -304,7 +305,7 @@ def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
         config.encoder, protocol=LINEAR, baselines=config.baselines, seed=config.seed,
         device=process_state().device,
     )  # fmt: skip
-    corpus = open_corpus(labelled.folder)
+    corpus = open_corpus(labelled.folder).with_channel(config.channel)
     found = {
         column.name: embed_corpus(
             column.variants[0],

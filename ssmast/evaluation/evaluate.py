@@ -34,7 +34,7 @@ from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
 from ssmast.files import check_output
 from ssmast.report import write_report
-from ssmast.settings import Settings, parse, setting, to_words, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, parse, setting, to_words, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class EvaluateConfig(Settings):
     )
     metric: str = setting("", "metric that the report begins with; empty: by the labels")
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -205,7 +206,7 @@ def main(argv: list[str]) -> int:
     scored = part_scores(
         classifier,
         labelled,
-        open_corpus(labelled.folder),
+        open_corpus(labelled.folder).with_channel(config.channel),
         positions,
         title=f"{labelled.spec.name}, {config.part}",
         workers=config.workers,

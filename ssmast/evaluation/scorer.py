@@ -76,6 +76,7 @@ class Scorer:
         shuffle: permute the labels.
         workers: threads that decode.
         batch_seconds: audio embedded at once; 0 for 20, on a GPU 600.
+        channel: of clips that have several.
     """
 
     columns: list[Column]
@@ -90,6 +91,7 @@ class Scorer:
     shuffle: bool = False
     workers: int = 0
     batch_seconds: float = 0.0
+    channel: str = "mean"
     _corpora: dict[Path, Corpus] = field(default_factory=dict)
 
     def job(self, labelled: LabelledSet) -> Job:
@@ -105,7 +107,8 @@ class Scorer:
         if self.shuffle:
             labelled = shuffled(labelled, seed=self.seed)
         if labelled.folder not in self._corpora:
-            self._corpora[labelled.folder] = open_corpus(labelled.folder)
+            corpus = open_corpus(labelled.folder).with_channel(self.channel)
+            self._corpora[labelled.folder] = corpus
         return Job(labelled, self._corpora[labelled.folder], metric, crop)
 
     def embed_all(self, job: Job, processes: Processes) -> None:

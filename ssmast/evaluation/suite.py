@@ -30,7 +30,7 @@ from ssmast.evaluation.results import (
 from ssmast.evaluation.scorer import Scorer
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class ProbeConfig(Settings):
         "length of the crops of evar_strict and lape_finetune; 0: the published one",
         range="[0, inf)",
     )
+    channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
@@ -166,6 +167,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
         shuffle=config.shuffled,
         workers=config.workers,
         batch_seconds=config.batch_seconds,
+        channel=config.channel,
     )
     jobs = [scorer.job(labelled) for labelled in sets]
     if state.size > 1 and not protocol.updates_encoder:

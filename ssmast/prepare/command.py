@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.files import check_output
-from ssmast.settings import Settings, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, parse, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class PrepareConfig(Settings):
     src: str = setting("", "folder, list, CSV, tar(s) or URL of audio", required=True)
     out: str = setting("", "folder to write", required=True)
     sample_rate: int = setting(16000, "sample rate in Hz")
+    channel: str = setting("mean", CHANNEL)
     segment_seconds: float = setting(
         10.0, "longer files are cut into clips of this many seconds; 0: not cut", range="[0, inf)"
     )
@@ -77,7 +78,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     from ssmast.prepare.page import write_page
 
     check_output(config.out, folder=True)
-    corpus = open_corpus(config.src)
+    corpus = open_corpus(config.src).with_channel(config.channel)
     logger.info("%d clips in %s", len(corpus), config.src)
     if dry_run:
         return

@@ -181,6 +181,7 @@ def prepare_corpus(
         min_peak=min_peak,
         max_abs=max_abs,
         codec=codec,
+        channel=source.channel,
     )
     extra = {"near_duplicates": near_duplicates, "shard_bytes": shard_bytes}
     settings = {**asdict(cut), **extra, "source": source.listing_hash, "format": FORMAT}

@@ -34,6 +34,7 @@ class Cut:
         min_peak: a clip whose samples swing less than this about their middle is silent.
         max_abs: a source clip with a larger sample is rejected.
         codec: flac or opus.
+        channel: how one channel is made of several, see `Excerpt`.
     """
 
     sample_rate: int
@@ -42,6 +43,7 @@ class Cut:
     min_peak: float
     max_abs: float
     codec: str
+    channel: str = "mean"
 
     def __post_init__(self) -> None:
         """Refuse what makes no corpus."""
@@ -111,9 +113,9 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
     wanted = {
         "format": FORMAT,
         "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),
+        "cut": asdict(cut),
         "fingerprint": corpus.listing_hash,
         "stamp": corpus.files_hash,
-        "cut": asdict(cut),
         **extra,
     }
     read_plan.cache_clear()
@@ -156,6 +158,7 @@ def read_plan(work: Path) -> Plan:
         entries=index,
         shards=[shard if is_url(shard) else Path(shard) for shard in index.shards],
         listing_hash=index.listing_hash,
+        channel=written["cut"]["channel"],
     )
     ends = np.array(json.loads((work / "ends.json").read_bytes()), dtype=np.int64)
     return Plan(work=work, cut=Cut(**written["cut"]), corpus=corpus, ends=ends)

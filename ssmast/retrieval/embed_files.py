@@ -28,6 +28,7 @@ from ssmast.evaluation.processes import Processes, gather_list, process_state, s
 from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
+    CHANNEL,
     Settings,
     UsageError,
     in_home,
@@ -52,6 +53,7 @@ class EmbedConfig(Settings):
         DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
     )
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> int:
         raise FileExistsError(
             f"out={config.out} was not written by `ssmast embed`, and is not replaced; give another"
         )
-    corpus = open_files(config.data)
+    corpus = open_files(config.data).with_channel(config.channel)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)

@@ -30,7 +30,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     read_embeddings,
 )
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class IndexConfig(Settings):
     probes: int = setting(
         16, "cells that a query visits with ivfpq; more is slower and finds more", range="[1, inf)"
     )
+    channel: str = setting("mean", CHANNEL)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -135,7 +136,7 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
                 "files again or give the encoder that they were embedded with"
             )
         return names, values
-    corpus = open_files(config.data)
+    corpus = open_files(config.data).with_channel(config.channel)
     settings = EmbedConfig(
         data=config.data,
         out=str(_embeddings_of(config)),

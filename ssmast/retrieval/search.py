@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ssmast.encoder import load_encoder
 from ssmast.retrieval.index import Index
-from ssmast.settings import Settings, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, parse, setting, wants_dry_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class SearchConfig(Settings):
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
     top: int = setting(10, "neighbours to print", range="[1, inf)")
     encoder: str = setting("", "encoder folder, if it has moved since")
+    channel: str = setting("mean", CHANNEL)
     json: bool = setting(False, "print JSON")
 
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
             f"{config.index} was made with another encoder than "
             f"{config.encoder or index.about['encoder']}; index again, or give that one"
         )
-    (found,) = index.search(encoder.embed(config.query).numpy(), config.top)
+    (found,) = index.search(encoder.embed(config.query, channel=config.channel).numpy(), config.top)
     if config.json:
         sys.stdout.write(json.dumps([{"name": n, "cosine": round(c, 6)} for n, c in found]) + "\n")
     else:

@@ -4,7 +4,7 @@ import operator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmast.settings import Settings, flat_fields, require, setting
+from ssmast.settings import CHANNEL, Settings, flat_fields, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -299,6 +299,7 @@ class TrainConfig(Settings):
 
     recipe: str = setting("", "name of a recipe, or a YAML file with these keys")
     data: str = setting("", "the clips")
+    channel: str = setting("mean", CHANNEL)
     run: str = setting("", "run folder; empty: runs/RECIPE, with a number if that exists")
     model: str = setting(
         "mast_nano",

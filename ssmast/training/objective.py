@@ -426,6 +426,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             every=probe.every,
             max_clips=probe.max_clips,
             make_encoder=lambda: self.encoder({}),
+            channel=self.config.channel,
             history=history,
         )
 

@@ -67,6 +67,7 @@ class OnlineProbe:
         max_clips: of each set.
         make_encoder: the encoder to export, of the weights as they are.
         workers: threads that decode audio; 0 for one a core, at most 8.
+        channel: of clips that have several.
         history: lines of metrics.jsonl so far; steps that have scores are not scored again.
 
     Raises:
@@ -82,9 +83,11 @@ class OnlineProbe:
         max_clips: int,
         make_encoder: Callable[[], Encoder],
         workers: int = 0,
+        channel: str = "mean",
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._make_encoder, self._workers, self.every = make_encoder, workers, every
+        self._channel = channel
         self._samples = [
             self._readable(task) for task in small_tasks(data, tasks=tasks, max_clips=max_clips)
         ]
@@ -135,7 +138,8 @@ class OnlineProbe:
 
     def _readable(self, task: LabelledSet) -> _Sample:
         """The clips of a task that can be read."""
-        sample = _Sample(task=task, corpus=open_corpus(task.folder).take(task.rows))
+        corpus = open_corpus(task.folder).with_channel(self._channel)
+        sample = _Sample(task=task, corpus=corpus.take(task.rows))
         found = embed_corpus(
             LogMelStatistics(), sample.corpus, title=f"reading {task.spec}", workers=self._workers
         )

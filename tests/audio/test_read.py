@@ -11,6 +11,7 @@ import soxr
 
 from ssmast.audio.read import (
     AudioError,
+    Excerpt,
     read_audio,
     read_segments,
     resample,
@@ -78,6 +79,110 @@ def test_channels_are_averaged():
     audio = noise(1000, channels=5)
     read = read_audio(encoded(audio, RATE, "WAV", "FLOAT"))
     np.testing.assert_allclose(read, audio.astype(np.float64).mean(axis=1), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("channel", "index"),
+    [("first", 0), ("left", 0), ("right", 1), ("2", 2), ("loudest", 1), ("0", 0)],
+)
+@pytest.mark.parametrize("kind", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
+def test_one_channel_is_taken(tmp_path, channel, index, kind):
+    audio = noise(8000, channels=3) * np.float32([1, 3, 0.1]) / 2 + np.float32([0, 0, 0.4])
+    data = encoded(audio, RATE, *kind)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        expected = np.ascontiguousarray(file.read(dtype="float32")[:, index])
+    path = tmp_path / "clip.bin"
+    path.write_bytes(data)
+    for source in (data, path):
+        read = read_audio(Excerpt(source, channel=channel), sample_rate=RATE)
+        np.testing.assert_array_equal(read, expected)
+        part = read_audio(Excerpt(source, 0.1, 0.2, channel), sample_rate=RATE)
+        np.testing.assert_array_equal(part, expected[1600:3200])
+        cut = read_segments(
+            Excerpt(source, channel=channel), sample_rate=RATE, num_samples=999, positions=[0.5]
+        )
+        np.testing.assert_array_equal(cut[0], crop(expected, 999, 0.5))
+
+
+def test_a_channel_that_is_not_there_is_an_error():
+    one, two = (encoded(noise(99, channels=c), RATE, "WAV") for c in (1, 2))
+    for channel in ("first", "left", "right", "loudest", "0", "mean"):
+        np.testing.assert_array_equal(read_audio(Excerpt(one, channel=channel)), read_audio(one))
+    with pytest.raises(AudioError, match="has no channel 2: it has 2, counted from 0"):
+        read_audio(Excerpt(two, channel="2"))
+    with pytest.raises(ValueError, match=r"channel must be mean, first, .* from 0 on, got 'rear'"):
+        Excerpt(two, channel="rear")
+
+
+def opposed(seconds, *, residue=0.0, channels=2):
+    audio = noise(int(seconds * RATE))
+    sides = [audio, residue * noise(len(audio), seed=9) - audio]
+    return np.stack(sides * (channels // 2), axis=1)
+
+
+@pytest.mark.parametrize("seconds", [1, 70])
+@pytest.mark.parametrize("residue", [0.0, 0.01])
+def test_channels_that_cancel_in_their_mean_are_refused_with_the_reason(seconds, residue):
+    data = encoded(opposed(seconds, residue=residue), RATE, "WAV", "PCM_24")
+    sentence = "loses its sound in the mean of its 2 channels, which cancel .* channel=left, right"
+    with pytest.raises(AudioError, match=sentence):
+        read_audio(data)
+    with pytest.raises(AudioError, match=sentence):
+        read_segments(data, sample_rate=RATE, num_samples=999, positions=[0.5])
+    with pytest.raises(AudioError, match=sentence):
+        read_audio(Excerpt(data, 0.1, 0.5))
+    assert np.abs(read_audio(Excerpt(data, channel="left"))).max() > 0.1
+
+
+def test_four_channels_that_cancel_are_refused_and_unrelated_or_dead_ones_are_not():
+    with pytest.raises(AudioError, match="mean of its 4 channels"):
+        read_audio(encoded(opposed(1, channels=4), RATE, "WAV", "FLOAT"))
+    for audio in (noise(8000, channels=16), np.pad(noise(8000)[:, None], ((0, 0), (3, 12)))):
+        read = read_audio(encoded(audio, RATE, "WAV", "FLOAT"))
+        np.testing.assert_allclose(read, audio.mean(axis=1), atol=1e-7)
+
+
+def test_channels_that_cancel_for_a_moment_only_are_read():
+    audio = noise(4 * RATE, channels=2)
+    audio[RATE : 2 * RATE, 1] = -audio[RATE : 2 * RATE, 0]
+    data = encoded(audio, RATE, "WAV", "FLOAT")
+    cut = read_segments(data, sample_rate=RATE, num_samples=RATE // 2, positions=[1.25 / 3.5])
+    assert not cut.any()
+    np.testing.assert_allclose(read_audio(data), audio.mean(axis=1), atol=1e-7)
+
+
+UNDIVIDED = [("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("AIFF", "FLOAT"), ("CAF", "FLOAT")]
+
+
+@pytest.mark.parametrize("kind", UNDIVIDED)
+@pytest.mark.parametrize("seconds", [2, 70])
+def test_16_bit_samples_in_a_file_of_floats_are_divided(tmp_path, kind, seconds):
+    samples = (noise(seconds * RATE) * 32768 / 8).astype(np.int16)
+    samples[: RATE // 2] = 0  # silence first: it does not tell the scale
+    path = tmp_path / "undivided.bin"
+    path.write_bytes(encoded(samples.astype(np.float64), RATE, *kind))
+    expected = samples / np.float32(32768)
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(read_audio(source, sample_rate=RATE), expected)
+        cut = read_segments(source, sample_rate=RATE, num_samples=4000, positions=[0, 0.5])
+        np.testing.assert_array_equal(cut[0], expected[:4000])
+        np.testing.assert_array_equal(cut[1], crop(expected, 4000, 0.5))
+    path.write_bytes(encoded(np.stack([samples, 0 * samples], 1).astype(np.float64), RATE, *kind))
+    np.testing.assert_array_equal(read_audio(path, sample_rate=RATE), expected / 2)
+
+
+def test_samples_of_a_file_that_may_have_two_scales_are_refused():
+    full = noise(4000) * 2
+    with pytest.raises(AudioError, match="24 bits, or quiet ones of 32"):
+        read_audio(encoded(np.rint(full * 2**20), RATE, "WAV", "DOUBLE"))
+    with pytest.raises(AudioError, match="above 100"):
+        read_audio(encoded(full * 20000, RATE, "WAV", "FLOAT"))
+    low = (full * 8000).astype(np.int16)
+    with pytest.raises(AudioError, match="says 32 bits, and no sample needs more than 16"):
+        read_audio(encoded(low.astype(np.int32), RATE, "WAV", "PCM_32"))
+    high = read_audio(encoded(low.astype(np.int32) << 16, RATE, "WAV", "PCM_32"))
+    np.testing.assert_array_equal(high, low / np.float32(32768))
+    assert not read_audio(encoded(np.zeros(99, np.int32), RATE, "WAV", "PCM_32")).any()
 
 
 @pytest.mark.parametrize("rate", [1234, 8000, 22050, 41092, 44100, 48000, 192000])

@@ -93,23 +93,51 @@ def test_files_in_a_list_are_not_all_held_at_once(encoder, alone, tmp_path, monk
     assert sizes == [2, 2, 2, 1]
 
 
-def test_integers_taken_for_floats_are_embedded_and_what_overflows_is_refused(
-    encoder, alone, tmp_path
-):
-    clips, _ = alone
-    full = clips[0] / clips[0].abs().max()
-    unscaled = full * 2.0**31
-    assert encoder.embed(unscaled, RATE).isfinite().all()
-    assert encoder.embed(full * LOUDEST, RATE).isfinite().all()
-    sentence = "has a sample of 1e.31, above 1e.10"
-    for way in (encoder.embed, encoder.embed_frames):
-        with pytest.raises(ValueError, match=sentence) as caught:
-            way(full * 1e31, RATE)
-        assert "\n" not in str(caught.value)
-    soundfile.write(tmp_path / "loud.wav", -1e31 * full.numpy(), RATE, subtype="FLOAT")
-    for way in (encoder.embed, encoder.embed_frames):
-        with pytest.raises(ValueError, match=rf"loud\.wav {sentence}"):
-            way(tmp_path / "loud.wav")
+WIDER = {
+    "int32": lambda x: x.astype(np.int32),
+    "int64": lambda x: torch.from_numpy(x).long(),
+    "float32": lambda x: torch.from_numpy(x).float(),
+    "float64": lambda x: x.astype(np.float64),
+    "float16": lambda x: (x // 32 * 32).astype(np.float16),
+    "batch": lambda x: x.astype(np.int64)[None],
+    "list": lambda x: [x.astype(np.int32)],
+    "left of 32": lambda x: x.astype(np.int32) * 65536,
+    "left of 32 as floats": lambda x: x.astype(np.float64) * 65536,
+}
+
+
+@pytest.mark.parametrize("kind", WIDER)
+def test_samples_of_16_bits_are_the_same_sound_in_any_type(encoder, alone, kind):
+    samples = (alone[0][0] / alone[0][0].abs().max() * 32767).short().numpy()
+    quiet = samples // 100  # what is quiet stays quiet
+    for one in (samples, quiet):
+        one = one // 32 * 32 if kind == "float16" else one
+        torch.testing.assert_close(
+            encoder.embed(WIDER[kind](one), RATE), encoder.embed(one, RATE), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_samples_of_no_certain_scale_are_refused(encoder, alone):
+    full = alone[0][0] / alone[0][0].abs().max()
+    of_24 = (full * 2**22).round()
+    for samples in (of_24, of_24.int(), of_24.long(), [of_24.numpy()]):
+        with pytest.raises(ValueError, match="24 bits, or quiet ones of 32: divide them"):
+            encoder.embed(samples, RATE)
+    for loud in (full * 20000.5, full * 2.0**31, full * 1e31):  # not whole, far over full scale
+        for way in (encoder.embed, encoder.embed_frames):
+            with pytest.raises(ValueError, match=r"has a sample of .*, above 100") as caught:
+                way(loud, RATE)
+            assert "\n" not in str(caught.value)
+    assert encoder.embed(full * (0.9 * LOUDEST), RATE).isfinite().all()
+    square = full.sign()
+    assert (encoder.embed(square, RATE) - encoder.embed(square * 0.99, RATE)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(16000, 2), (400, 2), (16000, 16), (100, 64)])
+def test_samples_by_channels_are_no_batch(encoder, shape):
+    for samples in (np.zeros(shape, np.float32), torch.zeros(shape), [np.zeros(shape)]):
+        with pytest.raises(ValueError, match=r"looks like .samples, channels."):
+            encoder.embed(samples, RATE)
 
 
 def test_threads_that_embed_at_once_leave_a_training_encoder_training(alone):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.tar import index_tar
-from ssmast.audio.read import AudioError, Excerpt, read_audio
+from ssmast.audio.read import AudioError, Excerpt, first_bytes, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress
 
@@ -56,7 +56,8 @@ def cache_decoded(
     if isinstance(corpus, Mixture):
         keywords = {"sample_rate": sample_rate, "max_bytes": max_bytes, "workers": workers}
         return corpus.with_corpora([cache_decoded(c, folder, **keywords) for c in corpus.corpora])
-    if corpus.entries.suffixes() <= set(_FAST):
+    # A copy has one channel: it could not say that there is no channel 2.
+    if corpus.entries.suffixes() <= set(_FAST) or corpus.channel.isdigit():
         return corpus
     copy = folder / f"{_key(corpus, sample_rate)}.tar"
     if not copy.is_file():
@@ -103,8 +104,10 @@ def _original(corpus: Corpus, i: int) -> bytes:
     try:
         source = corpus.source(i)
         if isinstance(source, Excerpt):
-            return b""  # its file is another clip's too, and may well be readable
-        return source if isinstance(source, bytes) else source.read_bytes()
+            if not source.is_whole:
+                return b""  # its file is another clip's too, and may well be readable
+            source = source.source
+        return first_bytes(source, source_size(source))
     except (AudioError, OSError):
         return b""
 

@@ -1,5 +1,6 @@
 """A corpus: clips by number, as files or byte ranges of tars, here or at a URL; and mixtures."""
 
+import copy
 import hashlib
 import math
 import os
@@ -16,7 +17,7 @@ from ssmast.audio.corpus.remote import is_url, join_url, read_whole
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.corpus.tar import TarReader
 from ssmast.audio.order import sample_at
-from ssmast.audio.read import Excerpt, split_excerpt
+from ssmast.audio.read import Excerpt, check_channel, split_excerpt
 from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
@@ -36,6 +37,7 @@ class Corpus:
             rows, read when it is asked for; or None.
         listing_hash: if it is known already.
         facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
+        channel: how one channel is made of several, see `Excerpt`.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Corpus:
         table: pa.Table | Path | str | None = None,
         listing_hash: str = "",
         facts: Mapping[str, Any] | None = None,
+        channel: str = "mean",
     ) -> None:
         self.root = root
+        self.channel = check_channel(channel)
         self.entries = entries
         self.facts = facts or {}
         self._table = table
@@ -73,14 +77,26 @@ class Corpus:
             AudioError: if the file or tar is not there or has become shorter.
             RemoteError: if a URL cannot be reached.
         """
-        entry = self.entries[self._checked(i)]
+        entry, seconds = self.entries[self._checked(i)], None
         if entry.shard >= 0:
             name = entry.name.decode("utf-8", "backslashreplace")
-            return self._reader.read(entry.shard, entry.offset, entry.size, name)
-        place, seconds = self._place(entry.name, entry.shard)
-        if isinstance(place, str):
-            return read_whole(place)
-        return place if seconds is None else Excerpt(place, *seconds)
+            found = self._reader.read(entry.shard, entry.offset, entry.size, name)
+        else:
+            place, seconds = self._place(entry.name, entry.shard)
+            found = read_whole(place) if isinstance(place, str) else place
+        if seconds is None and self.channel == "mean":
+            return found
+        return Excerpt(found, *(seconds or (0.0, math.inf)), channel=self.channel)
+
+    def with_channel(self, channel: str) -> "Corpus":
+        """The same clips, where one channel is made of several in this way, see `Excerpt`.
+
+        Raises:
+            ValueError: if there is no such way.
+        """
+        made = copy.copy(self)
+        made.channel, made._files_hash = check_channel(channel), ""
+        return made
 
     def _place(self, name: bytes, shard: int) -> tuple[Path | str, tuple[float, float] | None]:
         """Path or URL of the file of a loose clip, and which seconds of it unless all."""
@@ -118,6 +134,7 @@ class Corpus:
         """
         if not self._files_hash:
             lines = [self.listing_hash]
+            lines += [f"channel {self.channel}"] * (self.channel != "mean")
             for file in self.files():
                 lines.append(str(file) if isinstance(file, str) else _state_of(file))
             text = "\n".join(lines)
@@ -207,6 +224,7 @@ class Corpus:
             entries=self.entries.take(rows),
             shards=self._reader.paths,
             table=None if self.table is None else self.table.take(pa.array(rows)),
+            channel=self.channel,
         )
 
     def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
@@ -229,6 +247,7 @@ class Corpus:
             shards=[tar],
             table=self._table,
             listing_hash=self.listing_hash,
+            channel=self.channel,
         )
 
     def _checked(self, i: int) -> int:
@@ -333,6 +352,10 @@ class Mixture(Corpus):
     def corpora(self) -> Sequence[Corpus]:
         """The corpora it is made of."""
         return self._corpora
+
+    def with_channel(self, channel: str) -> "Mixture":
+        """The same mixture, its clips with another channel."""
+        return self.with_corpora([corpus.with_channel(channel) for corpus in self._corpora])
 
     def with_corpora(self, corpora: Sequence[Corpus]) -> "Mixture":
         """The same weights over other corpora, one for each."""

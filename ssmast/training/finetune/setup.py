@@ -106,7 +106,8 @@ def set_up(config: FinetuneConfig) -> Setup:
     found = load_set(
         config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
-    split, corpus = found.split(config.fold), open_corpus(found.folder)
+    split = found.split(config.fold)
+    corpus = open_corpus(found.folder).with_channel(config.channel)
     found = with_trained_classes(found, split)
     encoder = _encoder_of(config)
     if encoder is not None:

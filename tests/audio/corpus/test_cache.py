@@ -83,3 +83,22 @@ def test_formats_that_seek_are_left_as_they_are(tmp_path):
     corpus = open_corpus(tmp_path)
     assert cache_decoded(corpus, tmp_path / "cache", sample_rate=16000) is corpus
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_channel_of_a_corpus_reaches_its_clips_and_is_part_of_the_key(tmp_path):
+    sides = np.stack([np.full(800, 0.25), np.full(800, -0.5)], axis=1)
+    sides[::2] = 0
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for kind in ("wav", "ogg"):
+        soundfile.write(folder / f"a.{kind}", sides, 16000)
+    corpus = open_corpus(folder)
+    for channel, level in (("mean", -0.125), ("left", 0.25), ("1", -0.5), ("loudest", -0.5)):
+        picked = corpus.take(np.arange(2)).with_channel(channel)
+        assert picked.listing_hash == corpus.listing_hash
+        assert (picked.files_hash == corpus.files_hash) == (channel == "mean")
+        copy = cache_decoded(picked, tmp_path / "cache", sample_rate=16000)
+        for each in (picked, copy, picked.take(np.array([1, 0])).take(np.array([1, 0]))):
+            assert read_audio(each.source(1))[401] == pytest.approx(level, abs=1e-3)
+    with pytest.raises(ValueError, match="channel must be"):
+        corpus.with_channel("both")
