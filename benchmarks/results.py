@@ -148,7 +148,11 @@ def pretrain(run: Run) -> None:
         return
     logger.info("pretraining %s", run.folder.name)
     words = ["recipe=real_nano", "threads=1", "resume=auto", f"run={run.folder}"]
-    words += ["export.pooling=freq+max", "export.layers=last", *run.words]  # as the tables were made
+    words += [
+        "export.pooling=freq+max",
+        "export.layers=last",
+        *run.words,
+    ]  # as the tables were made
     command = [sys.executable, "-m", "ssmast", "pretrain", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

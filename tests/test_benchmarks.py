@@ -22,6 +22,7 @@ CPU = {
     "attention": (*_MAST, "frames=96", "out={out}"),
     "clusters": ("clips=60", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
     "data": ("clips=1", "rounds=1", "entries=[1000]", "workers=1", "out={out}"),
+    "duplicates": ("{given}/sets/tones",),
     "encoder": (*_MAST, "frames=[32]", "batches=[1]", "ast=false", "threads=1", "out={out}"),
     "export": ("{given}/encoder", "seconds=0.5", "rounds=1", "threads=1"),
     "finetune": (

@@ -126,7 +126,7 @@ def test_fresh_weights_stay_fresh():
 
 def test_fine_tuning_begins_with_it_and_says_so(tmp_path, caplog):
     data = str(write_set(tmp_path / "tones", num_clips=24))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="ssmast.training.finetune.setup"):
         setup = set_up(FinetuneConfig(data=data))
     assert "init=default, the encoder that comes with the package" in caplog.text
     assert (setup.config.init, setup.config.model) == ("default", "mast_nano")

@@ -119,7 +119,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
         corpus, i = clips[at]
         try:
             source = corpus.source(i)
-            base = source.path if isinstance(source, Excerpt) else source
+            base = source.source if isinstance(source, Excerpt) else source
             with opened(base, corpus.name(i)) as file:
                 rate = file.samplerate
                 looks.rates[rate] += 1

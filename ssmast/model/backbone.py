@@ -5,7 +5,6 @@ How log-mels become tokens is each family's own, in one method: `MAST.encode`, `
 
 import re
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
@@ -101,16 +100,12 @@ class Backbone(nn.Module, ABC):
             lengths: frames of each clip, where clips were padded to one width.
             patch_drop: patches to leave out.
         """
+        if layers == "last":
+            return [self.encode(log_mel, lengths=lengths, patch_drop=patch_drop)]
         every: list[Tokens] = []
-        every[-1:] = [
-            self.encode(
-                log_mel,
-                lengths=lengths,
-                patch_drop=patch_drop,
-                every=every,
-                stop=self.deepest_level(layers) + 1,
-            )
-        ]
+        stop = self.deepest_level(layers) + 1
+        last = self.encode(log_mel, lengths=lengths, patch_drop=patch_drop, every=every, stop=stop)
+        every[-1] = last  # normed, if that was the last block of all
         return [every[block] for block in self.blocks_of(layers)]
 
     def embed(
@@ -154,7 +149,7 @@ class Backbone(nn.Module, ABC):
     def level_grid(self, freq_bins: int, frames: int, level: int = -1) -> Grid:
         """Grid of the tokens after a level, by default the last."""
         grids = self.grid_of(freq_bins, frames)
-        stages = [bisect_left(self.stage_ends, end) for end in self.level_ends]
+        stages = [_first_at(self.stage_ends, end) for end in self.level_ends]
         return grids[1 + stages[level]]
 
     @property
@@ -228,7 +223,8 @@ class Backbone(nn.Module, ABC):
             return list(range(len(self.block_channels)))
         if layers in LAYERS:
             return self.stage_ends[-1:] if layers == "last" else self.stage_ends
-        ends, wanted = self.level_ends, set[int]()
+        ends = self.level_ends
+        wanted: set[int] = set()
         if _NUMBERS.fullmatch(layers):
             for part in layers.split("+"):
                 first, _, last = part.partition("-")
@@ -242,13 +238,13 @@ class Backbone(nn.Module, ABC):
 
     def deepest_level(self, layers: str) -> int:
         """Number from 0 on of the level that the network has to run to."""
-        return bisect_left(self.level_ends, self.blocks_of(layers)[-1])
+        return _first_at(self.level_ends, self.blocks_of(layers)[-1])
 
     def layer_sizes(self, layers: str, *, num_mels: int) -> list[tuple[int, int]]:
         """(frequency rows, channels) of each layer that is pooled."""
         frames, sizes = max(self.input_size[1], 1), []
         for block in self.blocks_of(layers):
-            grid = self.level_grid(num_mels, frames, bisect_left(self.level_ends, block))
+            grid = self.level_grid(num_mels, frames, _first_at(self.level_ends, block))
             sizes.append((grid.freq, self.block_channels[block]))
         return sizes
 
@@ -404,6 +400,11 @@ class Backbone(nn.Module, ABC):
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Depth of each parameter for layer-wise decay: by block, or by level where coarse."""
         ...
+
+
+def _first_at(ends: Sequence[int], block: int) -> int:
+    """Number of the first that ends at the block or later; `bisect` cannot be compiled."""
+    return sum(end < block for end in ends)
 
 
 def _as_timm(tokens: Tokens) -> Tensor:

@@ -89,6 +89,7 @@ def _create(
     numbers = _with_size(numbers)
     overlay = dict(numbers.pop("pretrained_cfg_overlay", None) or {})
     ours = pretrained and variant == "mast_nano" and not (overlay or numbers.get("pretrained_cfg"))
+    source: dict[str, Any] = {}
     if ours:  # a file that timm would take as it is, whatever the size of the input
         source = _shipped_arguments()
         numbers, pretrained = {"input_size": source["input_size"], **numbers}, False

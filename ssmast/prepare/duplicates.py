@@ -132,13 +132,13 @@ def near_duplicates(
             return (cosine >= similarity) & same & (ratio > 0.95) & (ratio < 1 / 0.95)
 
         others = joint[before].astype(np.float32)
-        dots = [
+        first, second = (
             np.einsum("bd,bkd->bk", vectors[:, part], others[:, :, part])
             for part in (slice(dim), slice(dim, None))
-        ]
-        known = alike(*dots, before) & (nearest >= 0)
-        halves = vectors[:, :dim], vectors[:, dim:]
-        inside = alike(*(half @ half.T for half in halves), rows[None])
+        )
+        known = alike(first, second, before) & (nearest >= 0)
+        levels, turns = vectors[:, :dim], vectors[:, dim:]
+        inside = alike(levels @ levels.T, turns @ turns.T, rows[None])
         for i, row in enumerate(rows):
             twins = before[i][known[i]]
             if not len(twins):

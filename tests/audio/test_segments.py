@@ -210,9 +210,9 @@ def test_a_clip_that_is_one_constant_is_rejected(folder, level):
     ]
 
 
-@pytest.mark.parametrize(("peak", "said"), [(1e9, "1e+09, above 100"), (1e29, "1e+29, above 1e+")])
+@pytest.mark.parametrize(("peak", "said"), [(1e9, "1e+09, above 100"), (1e29, "1e+29, above 100")])
 def test_a_wild_clip_is_rejected(folder, peak, said):
-    soundfile.write(folder / "wild.wav", np.full(8000, peak), RATE, subtype="FLOAT")
+    soundfile.write(folder / "wild.wav", peak * np.sin(np.arange(8000)), RATE, subtype="FLOAT")
     dataset = dataset_of(folder)
     rejected = [pair for p in range(11) for pair in dataset[p]["rejected"]]
     assert [name for name, _ in rejected] == ["wild.wav"]

@@ -240,7 +240,7 @@ def test_the_best_pooling_is_chosen_on_validation(sets, encoder_folder, tmp_path
     )  # fmt: skip
     (result,) = run_suite(config)
     tried = result["candidates"]
-    assert len(tried) == 4 * 3  # poolings of a MAST x layers
+    assert len(tried) == 5 * 6  # poolings of a MAST x layers: last, 1, 2, 3, 1-3, stages
     assert [entry["dim"] for entry in tried] == sorted(entry["dim"] for entry in tried)
     best = max(entry["valid"] for entry in tried)
     first = next(entry for entry in tried if entry["valid"] == best)

@@ -250,8 +250,11 @@ def test_the_encoder_is_one_graph():
 
 
 @pytest.mark.slow
-def test_the_compiled_encoder_trains():
-    net = nano().train()
+@pytest.mark.parametrize(
+    "numbers", [{}, {"num_classes": 3, "pool_layers": "2-3", "global_pool": "freq+max+std"}]
+)
+def test_the_compiled_encoder_trains(numbers):
+    net = nano(**numbers).train()
     x = torch.randn(2, 1, 128, 96)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     out = compiled(x)

@@ -37,7 +37,7 @@ def test_a_family_that_lacks_a_part_cannot_be_made():
 
 def test_weights_that_do_not_exist_are_an_error():
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        create_model("mast_nano", pretrained=True)
+        create_model("ast_nano", pretrained=True)
 
 
 def test_pretrained_takes_timms_imagenet_weights_from_a_file(tmp_path, caplog):

@@ -80,7 +80,9 @@ def test_a_learning_rate_that_is_too_high_is_told(lr, head):
 def test_a_constant_encoder_is_told(monkeypatch):
     trainer = _trainer()
     for branch in (trainer.objective.student.branch, trainer.objective.teacher.branch):
-        monkeypatch.setattr(branch, "pool", lambda tokens: 0 * tokens.x.mean(dim=1) + 0.7)
+        encode = branch.backbone.encode
+        constant = lambda x, encode=encode, **_: 0 * encode(x).x.mean(dim=1) + 0.7  # noqa: E731
+        monkeypatch.setattr(branch.backbone, "embed", constant)
     said = _alarms(_rows(trainer))
     assert list(said) == ["constant_encoder"]
     assert "neither silent nor always the same" in said["constant_encoder"]

@@ -139,7 +139,9 @@ def test_a_pickle_is_refused_unread(tmp_path, name):
 
 
 def test_a_missing_path_is_an_error():
-    with pytest.raises(FileNotFoundError, match="init=no/such does not exist; give none, imagenet"):
+    with pytest.raises(
+        FileNotFoundError, match="init=no/such does not exist; give none, default, imagenet"
+    ):
         find_weights("no/such", "mast_tiny")
 
 

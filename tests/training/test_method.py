@@ -109,7 +109,7 @@ def test_patches_of_the_teachers_views_are_dropped_only_on_request(monkeypatch):
         backbone = trainer.objective.teacher.branch.backbone
         encode = backbone.encode
 
-        def spy(log_mel, *, patch_drop=None, encode=encode, seen=seen):
+        def spy(log_mel, *, patch_drop=None, encode=encode, seen=seen, **_):
             seen.append(patch_drop is not None)
             return encode(log_mel, patch_drop=patch_drop)
 

@@ -26,7 +26,7 @@ _CHANGES = {
     "pooling_schedule": "none",
     "front_end.sample_rate": "32000", "front_end.n_fft": "512", "front_end.hop_length": "100",
     "front_end.num_mels": "48", "front_end.f_min": "100", "front_end.f_max": "7000",
-    "front_end.stats_clips": "3",
+    "front_end.stats_clips": "3", "front_end.kind": "kaldi",
     "optim.name": "sgd", "optim.lr": "1e-3", "optim.min_lr": "1e-5", "optim.warmup": "0.9",
     "optim.weight_decay": "50", "optim.betas": "[0.5, 0.6]", "optim.momentum": "0.1 optim.name=sgd",
     "optim.max_grad_norm": "0.01", "optim.layer_decay": "0.1", "optim.ema": "0.5",
@@ -39,6 +39,7 @@ _CHANGES = {
 }  # fmt: skip
 # What cannot change a step, and where it is tested.
 _ELSEWHERE = {
+    "channel": "test_read",
     "recipe": "test_finetune", "data": "test_finetune", "run": "test_finetune",
     "init": "test_finetune", "epochs": "test_finetune", "resume": "test_finetune",
     "workers": "test_finetune", "threads": "test_pretrain", "processes": "test_pretrain",

@@ -32,7 +32,7 @@ def test_the_frozen_features_are_the_encoders_own(encoder_folder, sets):
     arguments = {k: v for k, v in encoder.backbone._model_args.items() if k != "num_classes"}
     arguments["input_size"] = encoder.backbone.input_size
     network = build_network(
-        "mast_nano", sizes=[3], pooling="freq+max", layers="1-3", arguments=arguments
+        "mast_nano", sizes=[3], pooling=encoder.pooling, layers=encoder.layers, arguments=arguments
     )
     network.load_state_dict(encoder.backbone.state_dict(), strict=False)
     clips = [torch.randn(size) * 0.1 for size in (3000, 12000, 15200, 40)]
