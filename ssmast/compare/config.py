@@ -31,7 +31,7 @@ class CompareConfig(Settings):
     )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN] as in `ssmast probe`")
     out: str = setting("", "folder of runs, scores and page; resumed if there", required=True)
-    objectives: list[str] = setting([], "objectives to compare, such as [ss_mast,ssast]")
+    objectives: list[str] = setting([], "objectives to compare, such as [ss_mast,ss_mast_mosaic]")
     recipes: list[str] = setting([], "recipes to compare, by name or .yaml file")
     variants: str = setting(
         "",
