@@ -1,6 +1,7 @@
 """A tiny run of every script in benchmarks/, on the CPU and on the stand-in of a card."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ CARD = {
     "pretrain": ({}, CPU["pretrain"]),
     "probe": ({}, ("clips=60", "dim=8", "classes=3", "seeds=1", "device=cuda", "out={out}")),
 }
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """A script may quiet the package, as it is a process of its own."""
+    logger = logging.getLogger("ssmast")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
