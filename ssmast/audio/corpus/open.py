@@ -267,6 +267,8 @@ def _is_sound(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
+# What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
+_NOTES = (TASK_FILE, "synthetic.json")
 _said: set[str] = set()  # a command opens a folder more than once
 
 
@@ -359,7 +361,7 @@ def _open_table(path: Path | str, column: str) -> Corpus:
         corpus = _of_files(path, names, table, root)
         if root.samefile(home):  # of audio elsewhere, a set may be a small part
             others: list[str] = []
-            used = {*_own_names(corpus), os.path.basename(path), TASK_FILE}
+            used = {*_own_names(corpus), os.path.basename(path), *_NOTES}
             _say_unused(root, [n for n, _ in walk(root, others=others) if n not in used], others)
         return corpus
     return _of_files(path, names, table, root)
