@@ -180,9 +180,10 @@ def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, floa
 def build_student(config: PretrainConfig) -> Student:
     """Backbone, projector and predictor with fresh weights."""
     backbone, head = build_backbone(config), config.head
+    projector = projector_of(config, backbone)  # before the predictor: weights follow the order
     predictor = build_predictor(hidden=head.predictor, dim=head.dim, norm=head.norm)
     return Student(
-        Branch(backbone, projector_of(config, backbone)),
+        Branch(backbone, projector),
         predictor,
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,
