@@ -3,6 +3,8 @@
 A file of its own because no other one of the evaluation imports accelerate.
 """
 
+import atexit
+import functools
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,7 +32,15 @@ def process_state() -> Processes:
     """Rank, number and device; without a launcher one process, on the GPU if there is one."""
     state = PartialState(cpu=not torch.cuda.is_available())
     assert state.device is not None
+    if state.num_processes > 1:
+        _end_group_at_exit()
     return Processes(state.process_index, state.num_processes, state.device)
+
+
+@functools.cache
+def _end_group_at_exit() -> None:
+    """End the group before the interpreter does: its threads now and then abort a process else."""
+    atexit.register(PartialState().destroy_process_group)
 
 
 def scoring_seconds() -> float:
