@@ -62,6 +62,11 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
         return 128 + signal.SIGPIPE if _pipe_is_closed() else _say(name, error, status=1)
     except (ValueError, OSError) as error:
         return _say(name, error, status=1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        reason = str(error).partition(" GiB")[0]
+        return _say(name, f"{reason} GiB; lower batch_seconds=", status=1)
     except KeyboardInterrupt:
         return _leave(_say(name, "stopped by SIGINT", status=130))
     except StoppedError as error:

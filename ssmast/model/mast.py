@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,10 @@ class Stage(nn.Module):
         tokens = Tokens(x, grid, mask)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, *tokens[:3], stretch, use_reentrant=False)
+                # The grid not as an argument: `checkpoint` takes tuples apart, and a `KeptGrid` is
+                # more than its two numbers.
+                rest = {"grid": tokens.grid, "mask": tokens.mask, "stretch": stretch}
+                tokens = checkpoint(partial(block, **rest), tokens.x, use_reentrant=False)
             else:
                 tokens = block(*tokens[:3], stretch)
             if every is not None:

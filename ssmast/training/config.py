@@ -349,6 +349,9 @@ class TrainConfig(Settings):
         range="[1, inf)",
     )  # fmt: skip
     drop_path: float = setting(0.0, "stochastic depth of the network", range="[0, 1]")
+    grad_checkpointing: bool = setting(
+        False, "recompute the encoder's blocks in the backward pass: less memory, a third more time"
+    )
     front_end: FrontEnd = setting(FrontEnd)
     optim: Optim = setting(Optim)
 

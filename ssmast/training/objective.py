@@ -484,6 +484,7 @@ def build_backbone(config: PretrainConfig) -> Backbone:
             drop_path_rate=config.drop_path,
         ),
     )
+    backbone.set_grad_checkpointing(config.grad_checkpointing)
     check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
     check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
     _check_lost_lines(config, backbone)

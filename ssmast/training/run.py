@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
@@ -93,8 +94,26 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
         )
         if not plan.is_done:
             ours = opened[0] if opened else _open(kind, config, plan.folder)
-            _train(kind, config, plan, ours, accelerator=accelerator, stop=stop)
+            try:
+                _train(kind, config, plan, ours, accelerator=accelerator, stop=stop)
+            except torch.OutOfMemoryError as error:
+                raise ValueError(_too_large(config, accelerator)) from error
         return plan.folder.path
+
+
+def _too_large(config: TrainConfig, accelerator: Accelerator) -> str:
+    """What to do about a step that a GPU has no memory for, what costs least first."""
+    gib = torch.cuda.get_device_properties(accelerator.device).total_memory / 2**30
+    pieces, size = config.optim.gradient_accumulation_steps, config.batch_size
+    share = size // accelerator.num_processes
+    own = [] if config.grad_checkpointing else ["grad_checkpointing=true"]
+    if share % (2 * pieces) == 0:
+        own.append(f"optim.gradient_accumulation_steps={2 * pieces}")
+    return (
+        f"CUDA out of memory: {share} clips in {pieces} micro-batch(es) do not fit the "
+        f"{gib:.1f} GiB of {accelerator.device}; use {' or '.join([*own, 'a smaller model='])}, "
+        f"or a batch_size below {size}"
+    )
 
 
 def _plan(

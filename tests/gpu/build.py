@@ -82,6 +82,7 @@ def _compile(folder: Path, *, compiler: str, headers: str) -> None:
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(line)} failed: {done.stderr.strip()}")
+    (folder / "libnvidia-ml.so.1").symlink_to(cuda.name)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ _LIBRARIES = {
     "convolution_backward", "_fft_r2c", "_fft_c2c", "_fft_c2r", "_linalg_eigh", "_linalg_svd",
 }  # fmt: skip
 
+# Of floating-point numbers too: what they give are places, and no others may be looked up.
+_ORDERS = {"sort", "argsort", "topk"}
+
 
 def launches() -> int:
     """Kernels that PyTorch launched so far."""
@@ -200,7 +203,7 @@ class Emulation(TorchDispatchMode):
         device = _device_of(tensors, wanted)
         if func in _SPECIAL:
             return _SPECIAL[func](self, device, *args, **kwargs)
-        if not self.compute and _is_float(name, tensors, kwargs):
+        if not self.compute and name not in _ORDERS and _is_float(name, tensors, kwargs):
             if name in _LIBRARIES:
                 return self._shapes(func, args, kwargs, device)
             if name not in _WAITING:

@@ -107,6 +107,53 @@ API cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
 API cudaError_t cudaFreeHost(void *p) { return release(p); }
 API cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags) { add_range(p, bytes, 1); return 0; }
 API cudaError_t cudaHostUnregister(void *p) { drop_range(p); return 0; }
+/* Memory and addresses apart, as the allocator's expandable segments take them. */
+typedef struct { size_t bytes; int device; } Pages;
+API CUresult cuMemAddressReserve(CUdeviceptr *p, size_t bytes, size_t alignment, CUdeviceptr at, unsigned long long f) {
+  void *start = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (start == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  add_range(start, bytes, 0);
+  used[current] -= bytes; /* addresses are no memory */
+  *p = (CUdeviceptr)start;
+  return 0;
+}
+API CUresult cuMemAddressFree(CUdeviceptr p, size_t bytes) {
+  used[current] += drop_range((void *)p);
+  munmap((void *)p, bytes);
+  return 0;
+}
+API CUresult cuMemCreate(CUmemGenericAllocationHandle *h, size_t bytes, const CUmemAllocationProp *prop, unsigned long long f) {
+  if (used[prop->location.id] + bytes + CONTEXT_BYTES > total_memory()) return CUDA_ERROR_OUT_OF_MEMORY;
+  Pages *pages = malloc(sizeof *pages);
+  *pages = (Pages){bytes, prop->location.id};
+  used[pages->device] += bytes;
+  *h = (CUmemGenericAllocationHandle)pages;
+  return 0;
+}
+API CUresult cuMemRelease(CUmemGenericAllocationHandle h) {
+  Pages *pages = (Pages *)h;
+  used[pages->device] -= pages->bytes;
+  free(pages);
+  return 0;
+}
+API CUresult cuMemMap(CUdeviceptr p, size_t bytes, size_t offset, CUmemGenericAllocationHandle h, unsigned long long f) {
+  return mprotect((void *)p, bytes, PROT_READ | PROT_WRITE) ? CUDA_ERROR_INVALID_VALUE : 0;
+}
+API CUresult cuMemUnmap(CUdeviceptr p, size_t bytes) {
+  madvise((void *)p, bytes, MADV_DONTNEED);
+  return mprotect((void *)p, bytes, PROT_NONE) ? CUDA_ERROR_INVALID_VALUE : 0;
+}
+API CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const CUmemAccessDesc *d, size_t n) { return 0; }
+API CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *p, CUmemAllocationGranularity_flags f) {
+  *bytes = 2ul << 20;
+  return 0;
+}
+
+/* Asked of the management library (found under its name) before pages are made. */
+API int nvmlInit_v2(void) { return 0; }
+API int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) { *device = (void *)0x10; return 0; }
+API int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return 3; /* not supported */ }
+
 API cudaError_t cudaMemGetInfo(size_t *unused, size_t *total) {
   *total = total_memory();
   *unused = *total - used[current] - CONTEXT_BYTES;
@@ -281,4 +328,6 @@ API CUresult cuLaunchKernel(CUfunction f, unsigned a, unsigned b, unsigned c, un
 UNUSED(cuFuncGetAttribute) UNUSED(cuFuncSetAttribute) UNUSED(cuFuncSetCacheConfig)
 UNUSED(cuLaunchCooperativeKernel) UNUSED(cuLinkAddData_v2) UNUSED(cuLinkComplete) UNUSED(cuLinkCreate_v2)
 UNUSED(cuModuleGetFunction) UNUSED(cuModuleLoad) UNUSED(cuModuleLoadData) UNUSED(cuModuleLoadDataEx)
+UNUSED(nvmlDeviceGetNvLinkRemoteDeviceType) UNUSED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
+UNUSED(nvmlDeviceGetComputeRunningProcesses) UNUSED(nvmlSystemGetCudaDriverVersion_v2)
 UNUSED(cuModuleUnload) UNUSED(cuOccupancyMaxActiveBlocksPerMultiprocessor) UNUSED(cuTensorMapEncodeTiled)

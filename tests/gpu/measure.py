@@ -44,7 +44,10 @@ class Steps:
         self.mode.events.clear()
         self.mode.lines.clear()
         self._kernels, self._time = self.mode.num_kernels, time.perf_counter()
-        torch.cuda.reset_peak_memory_stats()
+        if (
+            torch.cuda.is_initialized()
+        ):  # else the program's settings of the allocator come too late
+            torch.cuda.reset_peak_memory_stats()
 
     def moved(self, *_: Any) -> None:
         """The hook."""

@@ -76,6 +76,10 @@ def test_a_card_that_is_too_small_ends_the_run(stand_in, tmp_path):
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "CUDA out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    for key in ("grad_checkpointing=true", "optim.gradient_accumulation_steps=2", "0.7 GiB"):
+        assert key in said
 
 
 def test_without_emulation_the_first_library_call_ends_the_run(stand_in, tmp_path):

@@ -128,6 +128,7 @@ _ELSEWHERE = {
     "export.window_seconds": "below", "views.transforms": "test_transforms",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
+    "grad_checkpointing": "test_ss_mast",
 }  # fmt: skip
 
 

@@ -185,6 +185,29 @@ def test_the_second_pass_drops_what_the_first_one_dropped():
     assert not torch.allclose(first, other)  # so the draws matter
 
 
+@pytest.mark.parametrize("mode", ["structured", "random"])
+@pytest.mark.parametrize("model", ["mast_nano", "ast_nano"])
+def test_checkpointing_gives_the_same_bits_with_drop_path(model, mode):
+    """Of weights after two steps, so of every gradient; in two micro-batches."""
+    trained = []
+    for checkpointing in (False, True):
+        config = _config(
+            model=model,
+            drop_path=0.5,
+            patch_drop=PatchDropConfig(mode=mode, rate=0.5),
+            optim=Optim(gradient_accumulation_steps=2),
+            grad_checkpointing=checkpointing,
+        )
+        trainer = _trainer(config)
+        parts = trainer.objective.student.modules()
+        found = [part for part in parts if getattr(part, "grad_checkpointing", False)]
+        assert bool(found) == checkpointing
+        for seed in range(2):
+            trainer.train_step(_batch(seed))
+        trained.append(torch.cat([p.flatten() for p in trainer.objective.parameters()]))
+    assert torch.equal(*trained)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_accumulation_costs_one_pass_more_for_all_but_the_last(parts, monkeypatch):
     trainer = _trainer(_config(optim=Optim(gradient_accumulation_steps=parts)))

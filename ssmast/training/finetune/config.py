@@ -208,9 +208,6 @@ class FinetuneConfig(TrainConfig):
     show_views: int = setting(
         4, "clips that views.png shows before and after augmentation", range="[0, inf)"
     )
-    grad_checkpointing: bool = setting(
-        False, "recompute blocks in the backward pass: less memory, a third more time"
-    )
     clips: Clips = setting(Clips)
     heads: Heads = setting(Heads)
     optim: FinetuneOptim = setting(FinetuneOptim)
