@@ -33,6 +33,13 @@ def check_cores() -> Iterator[Finding]:
         yield ok("cores", f"{shown}; OMP_NUM_THREADS={asked}")
 
 
+_PRECISIONS = {
+    "bf16": "trains in bfloat16",
+    "fp16": "trains in float16 with scaled gradients, for it emulates bfloat16",
+    "fp32": "trains in float32, for it has no fast half precision",
+}
+
+
 def check_gpus() -> Iterator[Finding]:
     """The GPUs that torch sees, whether each computes, and how to train on them."""
     try:
@@ -47,7 +54,9 @@ def check_gpus() -> Iterator[Finding]:
             text = f"an NVIDIA driver is here, but torch (built for {built}) sees no GPU"
             yield problem("gpu", "gpu_unused", text)
         else:
-            yield note("gpu", "none; training runs on the CPU")
+            apple = torch.backends.mps.is_available()
+            kind = "Apple's is not used" if apple else "none"
+            yield note("gpu", f"{kind}; training runs on the CPU")
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         shown = f"{number}: {about.name}, {about.total_memory / _GIB:.0f} GiB"
@@ -57,8 +66,8 @@ def check_gpus() -> Iterator[Finding]:
         except Exception as error:
             yield problem("gpu", "gpu_failed", f"{shown}, cannot compute: {reason(error)}")
         else:
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            bf16 = "bfloat16" if has_bf16 else "float32 only"
+            launch = importlib.import_module("ssmast.training.launch")
+            bf16 = _PRECISIONS[launch.gpu_precision(number)]
             wrong = problem("gpu", "gpu_failed", f"{shown}, multiplies wrongly")
             yield ok("gpu", f"{shown}, {bf16}") if right else wrong
     if count > 1:

@@ -134,9 +134,10 @@ class _Run:
     def train_(self, *, num_epochs: int, title: str) -> None:
         """Train; afterwards the network has the weights of its best epoch."""
         positions, targets = self._part("train")
-        generator = np.random.default_rng(self._seed)
+        generator, device = np.random.default_rng(self._seed), self._encoder.device
+        own = [device] if device.type == "cuda" else []  # no other GPU is touched
         with (
-            torch.random.fork_rng(),
+            torch.random.fork_rng(devices=own),
             Progress(title, total=num_epochs * len(positions)) as progress,
         ):
             torch.manual_seed(self._seed)  # drop-path

@@ -234,7 +234,8 @@ class AST(Backbone):
         if patch_drop is not None:
             tokens = drop_patches(tokens, patch_drop)
             if patch_drop.keep is not None:
-                tokens, where = _close_ranks(tokens)
+                padded = lengths is not None or not patch_drop.num_kept
+                tokens, where = _close_ranks(tokens, None if padded else patch_drop.num_kept)
         return self._through_blocks(tokens, where, every=every, stop=stop)
 
     def encode_masked(self, log_mel: Tensor, *, masked: Tensor, mask_token: Tensor) -> Tokens:
@@ -344,8 +345,12 @@ class AST(Backbone):
         return {"norm": norm} if self.num_classes else {}
 
 
-def _close_ranks(tokens: Tokens) -> tuple[Tokens, Tensor]:
+def _close_ranks(tokens: Tokens, num_kept: int | None) -> tuple[Tokens, Tensor]:
     """Take what is not valid out of the sequence, clip by clip.
+
+    Args:
+        tokens: with a mask.
+        num_kept: valid ones of every clip; None where clips keep different numbers.
 
     Returns:
         Tokens (B, K, D) in order, K as many as the fullest clip keeps, with a mask where clips keep
@@ -353,7 +358,9 @@ def _close_ranks(tokens: Tokens) -> tuple[Tokens, Tensor]:
     """
     x, keep = tokens.x, tokens.mask
     assert keep is not None
-    low, high = torch.stack(keep.sum(dim=1).aminmax()).tolist()
+    low = high = num_kept
+    if num_kept is None:
+        low, high = torch.stack(keep.sum(dim=1).aminmax()).tolist()
     where = keep.int().argsort(dim=1, descending=True, stable=True)[:, :high]
     x = x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))
     return tokens._replace(x=x, mask=None if low == high else keep.gather(1, where)), where

@@ -134,6 +134,19 @@ def _pool(x: Tensor, grid: Grid, conv: nn.Module) -> Tensor:
     return conv(image).permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _max_pool(image: Tensor, kernel: Stride, stride: Stride, reach: Stride) -> Tensor:
+    """Max-pooling of (B, C, f, t).
+
+    On a GPU the backward pass of PyTorch's own adds in any order; where the bits are to be the
+    same, equal maxima share a gradient instead.
+    """
+    if not (image.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return F.max_pool2d(image, kernel, stride, reach)
+    sides = (reach[1], reach[1], reach[0], reach[0])
+    padded = F.pad(image, sides, value=float("-inf"))
+    return padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).amax((4, 5))
+
+
 def _is_float32(module: nn.Module) -> bool:
     return all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
@@ -215,7 +228,7 @@ class Block(nn.Module):
         reach = (self.stride_q[0] // 2, self.stride_q[1] // 2)
         kernel = (2 * reach[0] + 1, 2 * reach[1] + 1)
         image = x.transpose(1, 2).unflatten(2, grid[:])  # (B, N, C) -> (B, C, f, t)
-        pooled = F.max_pool2d(image, kernel, self.stride_q, reach).flatten(2).transpose(1, 2)
+        pooled = _max_pool(image, kernel, self.stride_q, reach).flatten(2).transpose(1, 2)
         if mask is not None:
             pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # windows without any token
         return pooled

@@ -207,12 +207,15 @@ class PatchDrop(NamedTuple):
         keep: bool (B, N), mode "random".
         rows: kept rows, int64, mode "structured".
         columns: kept columns, int64, mode "structured".
+        num_kept: patches kept of every clip, mode "random"; of the mask on a GPU the host would
+            have to wait for it.
     """
 
     grid: Grid
     keep: Tensor | None = None
     rows: Tensor | None = None
     columns: Tensor | None = None
+    num_kept: int = 0
 
 
 def patch_drop_draws(
@@ -277,7 +280,7 @@ def draw_patch_drop(
         num_kept = max(1, shape[1] - round(rate * shape[1]))
         kept = uniforms.argsort(dim=1)[:, :num_kept]
         keep = torch.zeros(shape, dtype=torch.bool, device=uniforms.device)
-        return PatchDrop(grid, keep=keep.scatter_(1, kept, True))
+        return PatchDrop(grid, keep=keep.scatter_(1, kept, True), num_kept=num_kept)
     assert group is not None
     num_rows, num_columns = _groups(grid, group)
     uniforms = uniforms.cpu()

@@ -331,7 +331,16 @@ class TrainConfig(Settings):
         0, "processes that must take part; 0: as many as were launched", range="[0, inf)"
     )
     precision: str = setting(
-        "auto", "arithmetic; auto: bf16 on a GPU that has it", choices=("auto", "fp32", "bf16")
+        "auto",
+        "arithmetic of the network; auto: on a GPU bf16 from compute capability 8.0 on, fp16 with "
+        "scaled gradients on 7.x, else fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    tf32: bool = setting(
+        False, "let float32 products and convolutions on a GPU round their inputs to TF32"
+    )
+    deterministic: bool = setting(
+        False, "the same command gives the same bits on a GPU too (on a CPU it always does); slower"
     )
     threads: int = setting(
         0, "CPU threads of a process; 0: its part of the cores", range="[0, inf)"

@@ -340,7 +340,7 @@ class ViewMaker:
         """Draws (B, num), one row a clip."""
         epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
         draws: np.ndarray = keyed_uniform(self.config.seed, epoch, clip, stream, num)
-        return _sent(torch.from_numpy(draws), self._device)
+        return sent(torch.from_numpy(draws), self._device)
 
     def _uniform_of_step(self, step: int, stream: int, num: int) -> Tensor:
         """Draws (num,) on the CPU, the same on every process: sizes follow from them."""
@@ -351,11 +351,11 @@ class ViewMaker:
         rows, columns = drop.rows, drop.columns
         if rows is None or columns is None:
             return drop
-        rows, columns = _sent(rows, self._device), _sent(columns, self._device)
+        rows, columns = sent(rows, self._device), sent(columns, self._device)
         return drop._replace(rows=rows, columns=columns)
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; from page-locked memory, so that the host need not wait for the GPU."""
     if device.type != "cuda":
         return tensor.to(device)

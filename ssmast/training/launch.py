@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
 
 from ssmast.command import StoppedError, num_cores
+from ssmast.evaluation.processes import broadcast, set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -25,35 +25,52 @@ _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
 
 
-def start_accelerator(*, precision: str, processes: int, threads: int) -> Accelerator:
+def start_accelerator(
+    *,
+    precision: str,
+    processes: int,
+    threads: int,
+    tf32: bool = False,
+    deterministic: bool = False,
+) -> Accelerator:
     """The accelerator of this process, once it is sure that the launch is the one asked for.
 
     Args:
-        precision: "fp32", "bf16", or "auto" for bf16 on a GPU that has it.
+        precision: "fp32", "bf16", "fp16", or "auto", see `gpu_precision`.
         processes: processes that must take part; 0 accepts any number the launcher started.
         threads: CPU threads for this process; 0 for its share of the cores. `accelerate launch`
             sets one thread, which would leave the other cores idle.
+        tf32: float32 products and convolutions on a GPU may round their inputs to TF32.
+        deterministic: the same command gives the same bits on a GPU too.
 
     Raises:
-        ValueError: if more processes were asked for than take part, or bf16 of a GPU without it.
+        ValueError: if more processes were asked for than take part, or a precision that is not
+            there.
     """
     has_gpu = torch.cuda.is_available()
     if has_gpu and not any(name in os.environ for name in _ALLOCATOR):
         # Structured patch-drop takes turns between two sizes, whose memory does not fit one
         # another: 111 GiB are reserved for 89 in use without this. Read at the first allocation.
         os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
-    # Older GPUs emulate it: slower than float32, and none of the fused attention kernels.
-    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
-    if precision == "bf16" and has_gpu and not has_bf16:
+    best = gpu_precision() if has_gpu else "fp32"
+    precision = best if precision == "auto" else precision
+    if precision == "bf16" and has_gpu and best != "bf16":
         raise ValueError(
             f"precision=bf16 needs a GPU of compute capability 8.0 or newer, "
-            f"{torch.cuda.get_device_name()} is older; use precision=fp32"
+            f"{torch.cuda.get_device_name()} is older; use precision={best}"
         )
+    if precision == "fp16" and not has_gpu:
+        raise ValueError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on a CPU")
+    set_tf32(tf32)
+    if deterministic:
+        # cuBLAS reads it at its first call; the value is NVIDIA's.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    # Nothing here reads memory that nobody has written, and to fill it doubles the kernels.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     accelerator = Accelerator(
-        cpu=not has_gpu,
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=not has_gpu, mixed_precision="no" if precision == "fp32" else precision
     )
     wanted = max(processes, _requested_by_launcher())
     if wanted > accelerator.num_processes:
@@ -66,6 +83,17 @@ def start_accelerator(*, precision: str, processes: int, threads: int) -> Accele
     share = threads or max(1, num_cores() // local)
     torch.set_num_threads(min(share, _openmp_limit()))
     return accelerator
+
+
+def gpu_precision(device: int = 0) -> str:
+    """What a GPU trains fastest with: bf16 from compute capability 8.0 on, fp16 from 7.0 on.
+
+    Older ones emulate bf16: slower than float32, and without any of the fused attention kernels.
+    """
+    major, _ = torch.cuda.get_device_capability(device)
+    if major >= 8 and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if major == 7 else "fp32"
 
 
 def _openmp_limit() -> int:
@@ -100,9 +128,10 @@ def _requested_by_launcher() -> int:
 
 
 def on_main(accelerator: Accelerator | PartialState, make: Callable[[], T]) -> T:
-    """What `make` gives on the main process, on all of them; its error too.
+    """What `make` gives on the main process, on all of them; its error too, whatever it is.
 
-    What it gives travels as an object, so it must be plain: paths, numbers, dataclasses.
+    What it gives travels as an object, so it must be plain: paths, numbers, dataclasses. The others
+    may wait for days.
     """
     box: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -110,8 +139,11 @@ def on_main(accelerator: Accelerator | PartialState, make: Callable[[], T]) -> T
             box[0] = make()
         except (ValueError, OSError) as error:
             box[1] = error
-    if accelerator.num_processes > 1:
-        broadcast_object_list(box)
+        except BaseException as error:
+            why = f"the main process ended: {type(error).__name__}: {error}"
+            broadcast([None, ValueError(why)], size=accelerator.num_processes)
+            raise
+    box = broadcast(box, size=accelerator.num_processes)
     if box[1] is not None:
         raise box[1]
     return box[0]

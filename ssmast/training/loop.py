@@ -7,15 +7,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from typing import Any
 
 from ssmast.audio import Quarantine
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import StoppedError
+from ssmast.evaluation.processes import joined_lists, largest
 from ssmast.training.alarm import Alarm, AlarmError
 from ssmast.training.launch import StopRequest, on_main
 from ssmast.training.metrics_log import MetricsLog
@@ -26,7 +23,7 @@ from ssmast.training.step import StepResult, TrainingState
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.2  # seconds between looks at whether to give up
-# What a process asks the others for besides the signals, which are below 100: see `_agree`.
+# What a process asks the others for besides the signals, which are below 100.
 _STOP_BY_ALARM = 1000
 
 
@@ -134,7 +131,8 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
         # Agreed on with the data in hand: a process that waits for data for ever can still stop,
         # and no other is left behind in the middle of a step.
         wanted = stop.poll() or (_STOP_BY_ALARM if alarm.wants_stop else 0)
-        stopped_by = _agree(state.accelerator, wanted)
+        # The largest signal that any has received, so that all stop at the same step.
+        stopped_by = largest(wanted, size=state.accelerator.num_processes)
         if stopped_by or batch is None:
             _save(state, with_.folder)
             if stopped_by == _STOP_BY_ALARM:
@@ -146,7 +144,7 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
             raise StoppedError(stopped_by, "the state is saved, resume it with resume=auto")
         rejected += batch.rejected
         result = state.train_step(batch)
-        if result.skipped:
+        if result.skipped and not result.rescaled:
             skipped_in_a_row += 1
             _note_skip(state, batch, result, with_)
             if skipped_in_a_row >= config.max_skipped:
@@ -173,7 +171,7 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
             waited, since, since_step = 0.0, now, done
             busy_since = time.process_time()
             # All processes hold the same list, so all of them stop when it grows too long.
-            with_.quarantine.add(gather_object(rejected))
+            with_.quarantine.add(_of_all(state, rejected))
             rejected = []
         before, busy_before = time.perf_counter(), time.process_time()
         scores = _scores_if_due(state, with_) or scores
@@ -229,12 +227,9 @@ def _scores_if_due(state: TrainingState, with_: Instruments) -> dict[str, float]
     return scores
 
 
-def _agree(accelerator: Accelerator, signal_number: int) -> int:
-    """The largest signal number any process has received, so that all stop at the same step."""
-    if accelerator.num_processes == 1:
-        return signal_number
-    mine = torch.tensor([signal_number], device=accelerator.device)
-    return int(cast(torch.Tensor, accelerator.gather(mine)).max())
+def _of_all(state: TrainingState, items: list[Any]) -> list[Any]:
+    """Lists of all processes joined."""
+    return items if state.accelerator.num_processes == 1 else joined_lists(items)
 
 
 def _note_skip(
@@ -252,7 +247,7 @@ def _note_skip(
         {"position": position, "epoch": epoch, "clip": clip, "name": with_.name_of(clip)}
         for position, epoch, clip in rows
     ]
-    items = gather_object(mine)
+    items = _of_all(state, mine)
     if state.accelerator.is_main_process:
         file = with_.folder.skipped_file
         write_skipped(file, step=state.step, loss=loss, grad_norm=grad_norm, items=items)

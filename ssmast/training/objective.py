@@ -44,6 +44,7 @@ from ssmast.training.inputs import (
     check_model,
     open_data,
     segments_of,
+    sent,
 )
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
 from ssmast.training.optim import decay_groups
@@ -246,6 +247,10 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         assert self.make_views is not None
         student = self.encoders()["student"]
         return cast(Views, self.make_views(segments, step=step, backbone=student))
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU where the networks are; the host need not wait for a GPU."""
+        return sent(tensor, self.log_mel.filterbank.device)
 
     def before_step(self, views: list[Views], step: Step) -> None:
         """What has to be set before the step, of the views of all its micro-batches."""

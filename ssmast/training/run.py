@@ -84,7 +84,11 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
     config = kind.resolve(config)
     kind.check(config)
     accelerator = start_accelerator(
-        precision=config.precision, processes=config.processes, threads=config.threads
+        precision=config.precision,
+        processes=config.processes,
+        threads=config.threads,
+        tf32=config.tf32,
+        deterministic=config.deterministic,
     )
     with StopRequest() as stop, ExitStack() as stack:
         opened: list[_Opened] = []
@@ -242,7 +246,7 @@ def _train(
     if is_main:
         logger.info("encoder: %s", folder.encoder)
         logger.info("report:  %s", folder.report)
-    accelerator.wait_for_everyone()
+    on_main(accelerator, lambda: None)  # all leave together, however long the report takes
 
 
 def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:

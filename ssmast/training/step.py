@@ -38,12 +38,15 @@ class StepResult:
         grad_norm: before it was clipped.
         lr: learning rate.
         skipped: loss or gradient was not finite, so nothing moved.
+        rescaled: with fp16, the gradient was too large for its scale, which has been halved; no
+            fault of the clips, and the run needs no attention.
     """
 
     loss: StepLoss
     grad_norm: Tensor
     lr: float
     skipped: bool
+    rescaled: bool = False
 
 
 class TrainingState:
@@ -62,6 +65,9 @@ class TrainingState:
         self.config = objective.config
         self.steps, self.step = objective.run.steps, 0
         self.optimizer = build_optimizer(objective.parameter_groups(), self.config.optim)
+        # With fp16 alone: small gradients would be zero there. `train_step` skips what the scaler
+        # would skip, and reads it once: both see the same gradients.
+        self.scaler: torch.amp.GradScaler | None = accelerator.scaler
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -81,6 +87,8 @@ class TrainingState:
         statistics = _running_statistics(objective)
         run = self._per_clip if objective.per_clip else self._whole_batch
         loss = run(micros, views, step)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         limit = self.config.optim.max_grad_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), limit)
         lr = learning_rate(self.config.optim, self.step, steps=self.steps)
@@ -94,11 +102,23 @@ class TrainingState:
             self.optimizer.step()
             with torch.no_grad():
                 objective.after_step(loss, views, step)
+        rescaled = False
+        if self.scaler is not None:
+            # Below 1 the gradient itself is at fault, not its scale.
+            rescaled = skipped and bool(loss.loss.isfinite()) and self.scaler.get_scale() > 1
+            self.scaler.update()
         self.step += 1
-        return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, skipped=skipped)
+        return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, skipped=skipped, rescaled=rescaled)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradient of a loss, times the scale where there is one."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def numbers(self, result: StepResult) -> dict[str, float]:
         """What is logged of a step."""
+        if result.rescaled:
+            assert self.scaler is not None
+            return {"loss": float(result.loss.loss), "loss_scale": self.scaler.get_scale()}
         if result.skipped:
             return {"skipped": True}
         found = self.objective.numbers(result.loss, self.step)
@@ -120,7 +140,7 @@ class TrainingState:
         pieces.append(self._embed(*pairs[-1]))
         embeddings = self.gather(torch.cat(pieces).detach()).requires_grad_()
         loss = self.objective.loss(embeddings, self._targets(views), step)
-        loss.loss.backward()
+        self._backward(loss.loss)
         assert embeddings.grad is not None, "the loss must depend on the embeddings"
         if not self.accelerator.is_main_process:
             self.optimizer.zero_grad(set_to_none=True)  # the heads': every process has the same
@@ -149,7 +169,7 @@ class TrainingState:
             with torch.no_grad(), self.accelerator.autocast():
                 targets = objective.targets(view)
             loss = objective.loss(embeddings, targets, self._place(micro, gathered=False))
-            (loss.loss / num).backward()
+            self._backward(loss.loss / num)
             sums.add_()
             losses.append(_detached(loss))
         sums.write_(over_processes=self.accelerator.num_processes > 1)
@@ -191,7 +211,12 @@ class TrainingState:
             folder.checkpoints,
             self.step,
             tensors=self.tensors(),
-            state={**self._facts(), "version": __version__, "encoders": places},
+            state={
+                **self._facts(),
+                "version": __version__,
+                "encoders": places,
+                "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+            },
             keep=self.config.keep_checkpoints,
         )
 
@@ -219,6 +244,8 @@ class TrainingState:
             raise ValueError(
                 f"checkpoint {path} does not fit the networks of this run: {reason}"
             ) from error
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
 
     def tensors(self) -> Tensors:

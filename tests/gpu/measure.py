@@ -44,9 +44,7 @@ class Steps:
         self.mode.events.clear()
         self.mode.lines.clear()
         self._kernels, self._time = self.mode.num_kernels, time.perf_counter()
-        if (
-            torch.cuda.is_initialized()
-        ):  # else the program's settings of the allocator come too late
+        if torch.cuda.is_initialized():  # else the allocator is set up too early
             torch.cuda.reset_peak_memory_stats()
 
     def moved(self, *_: Any) -> None:

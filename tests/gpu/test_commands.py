@@ -72,7 +72,7 @@ def test_two_processes_pretrain_over_a_group_as_strict_as_nccl(stand_in, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "used"), [(90, "bf16"), (75, "no")])
+@pytest.mark.parametrize(("arch", "used"), [(90, "bf16"), (75, "fp16"), (61, "no")])
 def test_the_default_precision_is_one_that_the_card_has(stand_in, tmp_path, arch, used):
     words = [word.format(out=tmp_path, cpu="") for word in COMMANDS["pretrain"].words]
     words += ["precision=auto"]

@@ -169,11 +169,11 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             _AUGMENT_STREAM,
             self.augment.num_draws,
         )
-        log_mel = self.augment(log_mel, draws=torch.from_numpy(draws), lengths=lengths)
+        log_mel = self.augment(log_mel, draws=self.sent(torch.from_numpy(draws)), lengths=lengths)
         positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
         own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
         weight = segments.partner_weight[:, None]
-        return Inputs(log_mel, lengths, ((1 - weight) * own + weight * other).to(device))
+        return Inputs(log_mel, lengths, self.sent((1 - weight) * own + weight * other))
 
     def before_step(self, views: list[Inputs], step: Step) -> None:
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""

@@ -47,9 +47,9 @@ class MaskedEncoder(nn.Module):
         return tokens
 
 
-def of_masked(rows: Tensor, masked: Tensor) -> Tensor:
-    """Rows (B, N, D) at the masked places, as many in each clip: (B, M, D)."""
-    return rows[masked].unflatten(0, (len(rows), -1))
+def of_masked(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows (B, N, D) at the masked places (B, M): (B, M, D)."""
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
 
 
 @dataclass(kw_only=True)
@@ -59,10 +59,13 @@ class MaskedBatch:
     Attributes:
         log_mel: (B, 1, F, T), normalised.
         masked: bool (B, N), the patches that are hidden.
+        places: int64 (B, M), where they are, in order; of a mask on a GPU the host would wait for
+            their number.
     """
 
     log_mel: Tensor
     masked: Tensor
+    places: Tensor
 
 
 @dataclass(kw_only=True)
@@ -130,10 +133,11 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
             self.grid,
             num_masked=round(settings.masked * num),
             cluster=(settings.cluster[0], settings.cluster[1]),
-            draws=torch.from_numpy(draws).to(device),
+            draws=torch.from_numpy(draws),
         )
+        places = masked.nonzero()[:, 1].unflatten(0, (len(masked), -1))
         log_mel = self.log_mel.normalize(self.log_mel.log_mel(waveform, fast=True))
-        return MaskedBatch(log_mel=log_mel, masked=masked)
+        return MaskedBatch(log_mel=log_mel, masked=self.sent(masked), places=self.sent(places))
 
     def embed(self, views: MaskedBatch) -> Tensor:
         """Tokens (B, N, D)."""
@@ -149,10 +153,10 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
         `chance_loss` is that of guessing: all masked patches equally likely, and each
         reconstructed as their mean.
         """
-        weight, masked = self.config.ssast.weight, targets.masked
+        weight, places = self.config.ssast.weight, targets.places
         size = self.network.backbone.patch_embed.kernel
-        patches = of_masked(cut_patches(targets.log_mel, size=size), masked)
-        guess, drawn = self.network.heads(of_masked(embeddings, masked))
+        patches = of_masked(cut_patches(targets.log_mel, size=size), places)
+        guess, drawn = self.network.heads(of_masked(embeddings, places))
         found = masked_patch_loss(guess, drawn, patches)
         spread = patches.var(correction=0)
         return MaskedLoss(
