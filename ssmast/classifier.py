@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.windows import evaluating
+from ssmast.encoder.windows import arithmetic, evaluating
 
 
 class Outputs(NamedTuple):
@@ -64,6 +64,7 @@ class Classifier:
         frames: of a window.
         max_windows: most windows of a clip; 0 for as many as cover it.
         sha256: hash of the weights, where it is known.
+        precision: of the network: "fp32" or "bf16".
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class Classifier:
         frames: int,
         max_windows: int = 0,
         sha256: str = "",
+        precision: str = "fp32",
     ) -> None:
         self.network, self.log_mel, self.outputs = network, log_mel, outputs
         self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
+        self.precision = precision
 
     @property
     def sample_rate(self) -> int:
@@ -96,11 +99,12 @@ class Classifier:
 
     def settings(self) -> dict[str, Any]:
         """Settings that decide a score beside the weights, plain JSON values."""
-        return {
+        settings = {
             "front_end": self.log_mel.settings(),
             "frames": self.frames,
             "max_windows": self.max_windows,
         }
+        return settings if self.precision == "fp32" else {**settings, "precision": self.precision}
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
@@ -219,7 +223,9 @@ class Classifier:
                     torch.tensor([samples[index] for index in part], device="cpu"),
                     fewest=getattr(self.network, "fewest_frames", 1),
                 )
-                found = self.network(log_mel, lengths=frames).float().cpu()
+                with arithmetic(device, self.precision):
+                    found = self.network(log_mel, lengths=frames)
+                found = found.float().cpu()
                 for index, row in zip(part, found, strict=True):
                     logits[index] = row
         return torch.stack(logits)
@@ -276,8 +282,12 @@ def classifier_info(outputs: Outputs, *, frames: int, max_windows: int) -> dict[
     }
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path, *, precision: str = "fp32") -> Classifier:
     """The classifier in a fine-tuned encoder folder (or run folder); on the CPU.
+
+    Args:
+        path: of the folder.
+        precision: of the network: "fp32", or "bf16".
 
     Raises:
         FileNotFoundError: if there is none.
@@ -286,7 +296,7 @@ def load_classifier(path: str | Path) -> Classifier:
     folder = Path(path)
     if (folder / "encoder").is_dir() and not (folder / "config.json").is_file():
         path = folder / "encoder"
-    return as_classifier(load_encoder(path), name=str(path))
+    return as_classifier(load_encoder(path, precision=precision), name=str(path))
 
 
 def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
@@ -310,6 +320,7 @@ def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
             frames=int(info["frames"]),
             max_windows=int(info["max_windows"]),
             sha256=encoder.sha256,
+            precision=encoder.precision,
         )
     except (TypeError, KeyError, ValueError) as error:
         why = "it has no classes" if not info else f"its classes do not fit ({error})"

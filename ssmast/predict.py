@@ -27,6 +27,8 @@ from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.files import check_output
 from ssmast.settings import (
     CHANNEL,
+    NETWORK_PRECISIONS,
+    PRECISION,
     Settings,
     UsageError,
     in_home,
@@ -46,6 +48,7 @@ class PredictConfig(Settings):
 
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
     channel: str = setting("mean", CHANNEL)
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     top: int = setting(5, "classes printed for each head; 0: all", range="[0, inf)")
     hop: float = setting(
         0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
@@ -75,7 +78,7 @@ def main(argv: list[str]) -> int:
         check_output(config.out)
     if config.out and any(Path(file).resolve() == Path(config.out).resolve() for file in files):
         raise UsageError(f"out={config.out} is one of the files to classify; give another name")
-    classifier = load_classifier(config.encoder)
+    classifier = load_classifier(config.encoder, precision=config.precision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.network.to(device)
     classifier.log_mel.to(device)

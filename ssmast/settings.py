@@ -46,6 +46,13 @@ CHANNEL = (
 )
 """Help of the key `channel` of every command that reads sound."""
 
+NETWORK_PRECISIONS = ("fp32", "bf16")
+PRECISION = (
+    "arithmetic of the network; bf16 moves vectors by about a hundredth (docs/gpus.md), and needs "
+    "a GPU of compute capability 8.0 or a CPU that has it to be faster"
+)
+"""Help of the key `precision` of every command that runs a trained network."""
+
 
 class UsageError(ValueError):
     """The command line or a recipe asks for something that does not exist; exit status 2."""

@@ -53,9 +53,14 @@ class Encoder(nn.Module):
             their vectors the means are averaged by length, of the maxima the largest is taken.
         info: facts for the model card, plain JSON values.
 
+    Attributes:
+        precision: what `embed` computes the network in, "fp32" or "bf16"; no part of the folder.
+
     Raises:
         ValueError: for an unknown pooling or layers, or a backbone of another family.
     """
+
+    precision: str = "fp32"
 
     def __init__(
         self,
@@ -120,16 +125,18 @@ class Encoder(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Settings that decide an embedding beside the weights, plain JSON values."""
-        return {
+        settings = {
             "front_end": self.log_mel.settings(),
             "pooling": self.pooling,
             "layers": self.layers,
             "window_seconds": self.window_seconds,
         }
+        return settings if self.precision == "fp32" else {**settings, "precision": self.precision}
 
     def config(self) -> dict[str, Any]:
         """Content of config.json: all but the weights."""
-        return config_of(self.backbone, settings=self.settings(), info=self.info)
+        settings = {key: value for key, value in self.settings().items() if key != "precision"}
+        return config_of(self.backbone, settings=settings, info=self.info)
 
     def variant(
         self,
@@ -160,6 +167,7 @@ class Encoder(nn.Module):
             window_seconds=window_seconds or self.window_seconds,
             info=dict(self.info if info is None else info),
         )
+        made.precision = self.precision
         return made.eval()
 
     # -- embedding -------------------------------------------------------------------------------
@@ -209,6 +217,7 @@ class Encoder(nn.Module):
                 self.window_cutter(),
                 is_max=is_max,
                 batch_seconds=batch_seconds,
+                precision=self.precision,
             )
 
     def embed_frames(
@@ -248,7 +257,13 @@ class Encoder(nn.Module):
         cutter = self.window_cutter()
         shifts = cutter.shifts(hop_ms)
         with evaluating(self):
-            embeddings = embed_columns(clips, cutter, shifts=shifts, batch_seconds=batch_seconds)
+            embeddings = embed_columns(
+                clips,
+                cutter,
+                shifts=shifts,
+                batch_seconds=batch_seconds,
+                precision=self.precision,
+            )
         milliseconds = cutter.centres_ms(embeddings.shape[1], shifts)
         return embeddings, milliseconds.repeat(len(clips), 1)
 
@@ -300,12 +315,13 @@ class Encoder(nn.Module):
         return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds, level=level)
 
 
-def load_encoder(path: str | Path = DEFAULT) -> Encoder:
+def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Encoder:
     """An encoder, on the CPU and in eval mode.
 
     Args:
         path: encoder folder, or a name on the Hugging Face Hub (`org/name`); by default the encoder
             that comes with the package.
+        precision: what `embed` computes the network in: "fp32", or "bf16".
 
     Raises:
         FileNotFoundError: if there is none, or one of its files is missing.
@@ -332,4 +348,5 @@ def load_encoder(path: str | Path = DEFAULT) -> Encoder:
             f"{weights.parent} cannot be loaded: its config.json and weights do not make an "
             f"encoder of this version ({reason})"
         ) from error
+    encoder.precision = precision
     return encoder.eval()

@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -199,6 +199,24 @@ def evaluating(network: nn.Module) -> Iterator[None]:
                     module.training = mode
 
 
+def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """What a trained network computes in: "fp32", or "bf16" where that is asked for.
+
+    Raises:
+        ValueError: for another word, or a GPU that emulates it.
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    if precision != "bf16":
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"precision=bf16 needs a GPU of compute capability 8.0 or newer, "
+            f"{torch.cuda.get_device_name(device)} is older; use precision=fp32"
+        )
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 @torch.no_grad()
 def embed_windows(
     network: Callable[[Tensor, Tensor | None], Tensor],
@@ -207,6 +225,7 @@ def embed_windows(
     *,
     is_max: Tensor,
     batch_seconds: float,
+    precision: str = "fp32",
 ) -> Tensor:
     """One vector a clip: the mean of its windows' by length, or their maximum.
 
@@ -216,6 +235,7 @@ def embed_windows(
         cutter: cuts them.
         is_max: bool (D,), True where the maximum is wanted.
         batch_seconds: audio that goes through the network at once.
+        precision: see `arithmetic`; log-mels and means are float32 in any case.
 
     Returns:
         Float32 (n, D) on the CPU.
@@ -227,7 +247,9 @@ def embed_windows(
     windows = [window for clip, total in enumerate(totals) for window in cutter.cut(clip, total)]
     for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
-        vectors = network(log_mel, lengths).float().cpu()
+        with arithmetic(log_mel.device, precision):
+            vectors = network(log_mel, lengths)
+        vectors = vectors.float().cpu()
         for window, vector in zip(batch, vectors, strict=True):
             means[window.clip] += vector * (window.length / totals[window.clip])
             maxima[window.clip] = torch.maximum(maxima[window.clip], vector)
@@ -239,7 +261,12 @@ def embed_windows(
 
 @torch.no_grad()
 def embed_columns(
-    clips: Clips, cutter: WindowCutter, *, shifts: Sequence[int], batch_seconds: float
+    clips: Clips,
+    cutter: WindowCutter,
+    *,
+    shifts: Sequence[int],
+    batch_seconds: float,
+    precision: str = "fp32",
 ) -> Tensor:
     """One vector a column of tokens: the frequency rows of the cutter's level, joined.
 
@@ -248,6 +275,7 @@ def embed_columns(
         cutter: cuts them; its backbone runs once for each shift.
         shifts: frames to leave out before a clip, once a pass; of `WindowCutter.shifts`.
         batch_seconds: audio that goes through the backbone at once.
+        precision: see `arithmetic`.
 
     Returns:
         Float32 (n, N, rows x channels) on the CPU, `cutter.stride / len(shifts)` frames apart.
@@ -266,7 +294,10 @@ def embed_columns(
     columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
     for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
         log_mel, lengths = cutter.log_mels(clips, batch)
-        tokens, grid, _, _ = cutter.backbone.encode(log_mel, lengths=lengths, stop=cutter.level + 1)
+        with arithmetic(log_mel.device, precision):
+            tokens, grid, *_ = cutter.backbone.encode(
+                log_mel, lengths=lengths, stop=cutter.level + 1
+            )
         maps = tokens.unflatten(1, grid[:]).transpose(1, 2).flatten(2)  # (b, t, f * C)
         for window, found in zip(batch, maps.float().cpu(), strict=True):
             num = cutter.columns(window.length)

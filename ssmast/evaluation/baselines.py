@@ -250,6 +250,7 @@ def make_columns(
     baselines: str = "true",
     seed: int,
     device: torch.device,
+    precision: str = "fp32",
 ) -> list[Column]:
     """What is scored; the first is the one asked for.
 
@@ -262,13 +263,14 @@ def make_columns(
             too, "false" for none.
         seed: of the twin's weights.
         device: to compute on.
+        precision: of the encoder and its twin.
 
     Raises:
         UsageError, FileNotFoundError, ValueError: if there is no such encoder or setting.
     """
     if encoder in UNTRAINED:
         return [_without_weights(encoder, device)]
-    loaded = load_encoder(encoder).to(device).eval()
+    loaded = load_encoder(encoder, precision=precision).to(device).eval()
     wanted = pooling or protocol.pooling, layers or protocol.layers
     columns = [_column("pretrained", loaded, *wanted)]
     if baselines != "false":

@@ -34,7 +34,16 @@ from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
 from ssmast.files import check_output
 from ssmast.report import write_report
-from ssmast.settings import CHANNEL, Settings, parse, setting, to_words, wants_dry_run
+from ssmast.settings import (
+    CHANNEL,
+    NETWORK_PRECISIONS,
+    PRECISION,
+    Settings,
+    parse,
+    setting,
+    to_words,
+    wants_dry_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,7 @@ class EvaluateConfig(Settings):
     metric: str = setting("", "metric that the report begins with; empty: by the labels")
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     channel: str = setting("mean", CHANNEL)
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -248,7 +258,7 @@ def numbers_text(numbers: dict[str, float]) -> str:
 
 def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
     """The set in the classifier's class numbers."""
-    classifier = load_classifier(config.encoder)
+    classifier = load_classifier(config.encoder, precision=config.precision)
     heads = [Head(name=name, classes=classes) for name, classes in classifier.outputs.heads]
     labels = config.labels
     if not labels and len(heads) > 1:

@@ -30,7 +30,16 @@ from ssmast.evaluation.results import (
 from ssmast.evaluation.scorer import Scorer
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import (
+    CHANNEL,
+    NETWORK_PRECISIONS,
+    PRECISION,
+    Settings,
+    UsageError,
+    parse,
+    setting,
+    wants_dry_run,
+)
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -91,6 +100,7 @@ class ProbeConfig(Settings):
     )
     channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -103,6 +113,8 @@ class ProbeConfig(Settings):
         """Refuse keys that do not go together."""
         super().__post_init__()
         protocol = PROTOCOLS[self.protocol]
+        if self.precision != "fp32" and protocol.updates_encoder:
+            raise UsageError(f"protocol {self.protocol} trains in fp32; leave precision= out")
         if self.shots and not protocol.shots:
             raise UsageError(f"protocol {self.protocol} draws no clips; leave shots= out")
         if self.lr and not protocol.fixed_rate:
@@ -153,6 +165,7 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     columns = make_columns(
         config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
         baselines=config.baselines, seed=config.seed, device=state.device,
+        precision=config.precision,
     )  # fmt: skip
     scorer = Scorer(
         columns,

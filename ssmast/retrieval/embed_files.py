@@ -29,6 +29,8 @@ from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
     CHANNEL,
+    NETWORK_PRECISIONS,
+    PRECISION,
     Settings,
     UsageError,
     in_home,
@@ -54,6 +56,7 @@ class EmbedConfig(Settings):
     )
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
     channel: str = setting("mean", CHANNEL)
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     workers: int = setting(
         0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
     )
@@ -92,7 +95,7 @@ def main(argv: list[str]) -> int:
             f"out={config.out} was not written by `ssmast embed`, and is not replaced; give another"
         )
     corpus = open_files(config.data).with_channel(config.channel)
-    encoder = load_encoder(config.encoder).to(process_state().device)
+    encoder = load_encoder(config.encoder, precision=config.precision).to(process_state().device)
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
         return 0

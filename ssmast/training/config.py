@@ -336,6 +336,12 @@ class TrainConfig(Settings):
         "scaled gradients on 7.x, else fp32",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    compile: str = setting(
+        "false",
+        "compile encoder, heads and loss (torch.compile, which takes minutes at the start); auto: "
+        "on a GPU that Triton knows",
+        choices=("false", "true", "auto"),
+    )
     tf32: bool = setting(
         False, "let float32 products and convolutions on a GPU round their inputs to TF32"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
+from lightly.models.modules.heads import ProjectionHead
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
@@ -49,6 +50,9 @@ from ssmast.training.inputs import (
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
 from ssmast.training.optim import decay_groups
 from ssmast.version import __version__
+
+# Student and teacher, with and without gradient, full and thinned views, short crops.
+MOST_GRAPHS = 16
 
 Config = TypeVar("Config", bound=TrainConfig)
 Views = TypeVar("Views")
@@ -171,6 +175,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         torch.manual_seed(config.seed)  # the same first weights on every process
         self.config, self.run, self.log_mel = config, run, run.log_mel
         self.make_views: ViewMaker | None = None
+        self.embed_backbone: Callable[..., Tensor] = Backbone.embed
         if isinstance(config, PretrainConfig) and self.num_segments == 2:
             self.mixup_memory = build_memory(config)
             self.make_views = ViewMaker(config, log_mel=self.log_mel, memory=self.mixup_memory)
@@ -278,12 +283,14 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
         head = cast(PretrainConfig, self.config).head
         pooled = [
-            backbone.embed(log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop)
+            self.embed_backbone(
+                backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
+            )
             for log_mel, drop in pairs
         ]
         if local and views.local:  # of one length, so in one pass
             crops = torch.cat(views.local)
-            more = backbone.embed(crops, layers=head.layers, pooling=head.pooling)
+            more = self.embed_backbone(backbone, crops, layers=head.layers, pooling=head.pooling)
             pooled += more.chunk(len(views.local))
         return torch.stack(pooled, dim=1)
 
@@ -344,6 +351,19 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             found["rank_embedding"] = effective_rank(loss.embeddings)
             found["feature_std"] = feature_std(loss.embeddings)
         return found
+
+    def compile_(self) -> None:
+        """Compile what a step computes, in whole graphs; here the encoder and all heads.
+
+        Neither weights nor their names change, and the encoder that is exported is none of what is
+        compiled. Sizes that change (structured patch-drop has two) become symbols, so that there
+        are no more than some graphs for each network; more is an error.
+        """
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        self.embed_backbone = torch.compile(Backbone.embed, fullgraph=True)
+        for module in self.modules():
+            if isinstance(module, ProjectionHead):
+                module.compile(fullgraph=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves; a group's `lr_scale` multiplies the learning rate."""

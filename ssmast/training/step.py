@@ -5,6 +5,7 @@ state: the same weights, the same queues (they take in the clips of all processe
 (every draw follows from seed and position). So one set of files serves any number of processes.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -64,6 +65,8 @@ class TrainingState:
         self.objective, self.accelerator = objective.to(accelerator.device), accelerator
         self.config = objective.config
         self.steps, self.step = objective.run.steps, 0
+        if wants_compile(self.config.compile, accelerator.device):
+            objective.compile_()
         self.optimizer = build_optimizer(objective.parameter_groups(), self.config.optim)
         # With fp16 alone: small gradients would be zero there. `train_step` skips what the scaler
         # would skip, and reads it once: both see the same gradients.
@@ -284,6 +287,18 @@ def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> No
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(changed)}; "
             "use those again or start afresh with resume=never in another run="
         )
+
+
+def wants_compile(asked: str, device: torch.device) -> bool:
+    """Whether `compile=` comes to yes: "auto" where Triton makes kernels for the device."""
+    if asked == "auto":
+        has_triton = importlib.util.find_spec("triton") is not None
+        return (
+            device.type == "cuda"
+            and has_triton
+            and torch.cuda.get_device_capability(device) >= (7, 0)
+        )
+    return asked == "true"
 
 
 def _running_statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ WAITS = {
     "pretrain, random drop": 1,
     "pretrain, AST": 1,
     "pretrain, SSAST": 2,
-    "finetune": 9,
+    "finetune": 4,
 }
 # Recipe -> words for a run of it here: the memory that its first lines state is that of one card.
 _SET = ("data=set", "batch_size=8", "scoring.every=9", "heads.probe=false", "init=none")
@@ -35,7 +35,7 @@ MEMORY = {
     "ssast_base": ("pretrain", "data="),
     "finetune_audioset_balanced": ("finetune", *_SET),
     "finetune_audioset_full": ("finetune", *_SET),
-    "finetune_epic_kitchens_100": ("finetune", *_SET, "labels=[label,speaker]"),
+    "finetune_epic_kitchens_100": ("finetune", *_SET, "labels=[label,fold]"),
     "finetune_kinetics_sounds": ("finetune", *_SET),
     "finetune_vggsound": ("finetune", *_SET),
 }

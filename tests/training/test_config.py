@@ -128,7 +128,8 @@ _ELSEWHERE = {
     "export.window_seconds": "below", "views.transforms": "test_transforms",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
-    "grad_checkpointing": "test_ss_mast", "tf32": "test_launch", "deterministic": "test_launch",
+    "compile": "test_compile", "grad_checkpointing": "test_ss_mast",
+    "tf32": "test_launch", "deterministic": "test_launch",
 }  # fmt: skip
 
 

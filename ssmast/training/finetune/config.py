@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ssmast.settings import setting
+from ssmast.settings import NETWORK_PRECISIONS, PRECISION, setting
 from ssmast.training.config import Optim, TrainConfig
 
 Value = TypeVar("Value")
@@ -168,6 +168,7 @@ class Scoring:
     max_windows: int = setting(
         0, "most windows of a long clip that are scored; 0: all of it", range="[0, inf)"
     )
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     batch_seconds: float = setting(
         0.0, "seconds of audio scored at once; 0: 20, on a GPU 600", range="[0, inf)"
     )

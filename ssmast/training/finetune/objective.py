@@ -103,6 +103,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             arguments=model_arguments(setup),
         )
         self.network.set_grad_checkpointing(config.grad_checkpointing)
+        self.features_of, self.classification_loss = features_of, classification_loss
         averaged = bool(config.optim.ema)
         self.ema = copy.deepcopy(self.network).requires_grad_(False) if averaged else None
         self.kept = KeptWeights(
@@ -175,6 +176,11 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         weight = segments.partner_weight[:, None]
         return Inputs(log_mel, lengths, self.sent((1 - weight) * own + weight * other))
 
+    def compile_(self) -> None:
+        """The network up to its linear layers, and the loss."""
+        self.features_of = torch.compile(features_of, fullgraph=True)
+        self.classification_loss = torch.compile(classification_loss, fullgraph=True)
+
     def before_step(self, views: list[Inputs], step: Step) -> None:
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
         frozen = self._is_frozen(step.number)
@@ -187,7 +193,9 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
     def embed(self, views: Inputs) -> Tensor:
         """Logits of all heads (B, C)."""
         frozen = not self.network.patch_embed.proj.weight.requires_grad
-        features = features_of(self.network, views.log_mel, lengths=views.lengths, frozen=frozen)
+        features = self.features_of(
+            self.network, views.log_mel, lengths=views.lengths, frozen=frozen
+        )
         return self.layers(features)
 
     def targets(self, views: Inputs) -> Tensor:
@@ -196,7 +204,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
 
     def loss(self, embeddings: Tensor, targets: Tensor, step: Step) -> LabelledLoss:
         """Cross-entropy, the heads' summed; or binary cross-entropy."""
-        losses = classification_loss(
+        losses = self.classification_loss(
             embeddings,
             targets,
             sizes=self.outputs.sizes,
@@ -288,6 +296,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             outputs=self.outputs,
             frames=self.config.clips.frames,
             max_windows=self.config.scoring.max_windows,
+            precision=self.config.scoring.precision,
         )
 
     def start_from_(self, source: Path, about: Path | None) -> LoadReport:

@@ -63,6 +63,7 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
         self.student = build_student(config)
         self.teacher = Teacher(self.student.branch)
         size = queue_size_of(config, num_clips=run.num_clips)
+        self.info_nce = info_nce
         self.queue = KeyQueue(size=size, dim=config.head.dim)
         if size > run.num_clips / 10:
             logger.warning(
@@ -71,6 +72,11 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
                 "better (loss.queue_fraction=0.05 scales it to the corpus)",
                 *(size, run.num_clips),
             )
+
+    def compile_(self) -> None:
+        """The loss too."""
+        super().compile_()
+        self.info_nce = torch.compile(info_nce, fullgraph=True)
 
     def encoders(self) -> dict[str, Backbone]:
         """Teacher and student."""
@@ -107,7 +113,7 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
                 rows = own.flatten(0, -2)
                 rivals = torch.cat([negatives, rows])
                 ids = torch.cat([ids, step.ids.repeat_interleave(len(rows) // len(own))])
-            return info_nce(
+            return self.info_nce(
                 queries,
                 own,
                 rivals,

@@ -114,8 +114,14 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
 
     def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
         super().__init__(config, run)
-        self.network = build_masked_encoder(config)
+        self.network, self.masked_loss = build_masked_encoder(config), masked_patch_loss
         self.grid = self.network.backbone.grid_of(config.front_end.num_mels, config.views.frames)[0]
+
+    def compile_(self) -> None:
+        """The encoder with its mask, its heads and the loss."""
+        self.network.compile(fullgraph=True)
+        self.network.heads.compile(fullgraph=True)
+        self.masked_loss = torch.compile(masked_patch_loss, fullgraph=True)
 
     def encoders(self) -> dict[str, Backbone]:
         """The one encoder there is."""
@@ -157,7 +163,7 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
         size = self.network.backbone.patch_embed.kernel
         patches = of_masked(cut_patches(targets.log_mel, size=size), places)
         guess, drawn = self.network.heads(of_masked(embeddings, places))
-        found = masked_patch_loss(guess, drawn, patches)
+        found = self.masked_loss(guess, drawn, patches)
         spread = patches.var(correction=0)
         return MaskedLoss(
             loss=found.discriminative + weight * found.generative,

@@ -51,6 +51,8 @@ _ELSEWHERE = {
     "scoring.metric": "test_finetune", "scoring.every": "test_finetune",
     "scoring.held_out": "below", "scoring.one_se_rule": "below", "scoring.max_windows": "below",
     "scoring.batch_seconds": "below", "grad_checkpointing": "below",
+    "scoring.precision": "below",
+    "compile": "test_compile", "tf32": "test_launch", "deterministic": "test_launch",
     "optim.wise_ft_alphas": "below",
 }  # fmt: skip
 
@@ -130,8 +132,10 @@ def test_checkpointing_recomputes_and_changes_no_number(tones, usual):
 
 def test_how_it_is_scored_follows_its_keys(tones):
     words = ["scoring.max_windows=3", "scoring.one_se_rule=2", "scoring.batch_seconds=7"]
+    words += ["scoring.precision=bf16"]
     trainer = _trainer(tones, *words).objective
     assert trainer.classifier(trainer.network).max_windows == 3
+    assert trainer.classifier(trainer.network).precision == "bf16"
     assert trainer.batch_seconds == 7
     # Two standard errors below the highest of few clips, the lower loss is better.
     trainer.kept.keep_if_best_(trainer.network, score=0.9, loss=1.0, step=1)

@@ -1,0 +1,74 @@
+"""compile=: whole graphs, few of them, the same training, nothing of it in what is kept."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from ssmast.training.config import PatchDropConfig
+from ssmast.training.step import wants_compile
+from tests.training.test_ss_mast import _batch, _config
+from tests.training.test_ss_mast import _trainer as ss_mast
+from tests.training.test_ssast import _batch as ssast_batch
+from tests.training.test_ssast import _trainer as ssast
+
+
+@pytest.fixture
+def eager_backend(monkeypatch):
+    """Dynamo with its graphs run as they are: seconds in place of minutes."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **words: compile_(f, backend="eager", **words))
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def _pair(name: str, compile_: str):
+    if name == "ssast":
+        return ssast(f"compile={compile_}", steps=8), [ssast_batch(seed=i) for i in range(8)]
+    model = "ast_nano" if name == "ast" else "mast_nano"
+    drop = PatchDropConfig(mode="structured" if name == "mast" else "random", rate=0.4)
+    config = _config(model=model, compile=compile_, patch_drop=drop)
+    return ss_mast(config), [_batch(seed) for seed in range(8)]
+
+
+def _losses(name: str, compile_: str) -> tuple[list[float], list[str], list[int]]:
+    trainer, batches = _pair(name, compile_)
+    losses, graphs = [], []
+    for batch in batches:
+        losses.append(float(trainer.train_step(batch).loss.loss))
+        graphs.append(counters["stats"]["unique_graphs"])
+    return losses, list(trainer.objective.state_dict()), graphs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mast", "random", "ast", "ssast"])
+@pytest.mark.usefixtures("eager_backend")
+def test_a_step_is_whole_graphs_and_trains_the_same(name):
+    """fullgraph=True: a break is an error."""
+    wanted, names, graphs = _losses(name, "false")
+    assert graphs[-1] == 0
+    found, found_names, graphs = _losses(name, "true")
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert found_names == names  # of a checkpoint
+    assert graphs[0] > 0
+    assert graphs[-1] <= 20
+    assert graphs[-1] - graphs[-3] == 0  # sizes have become symbols
+
+
+@pytest.mark.slow
+def test_the_inductor_trains_the_same():
+    wanted, names, _ = _losses("mast", "false")
+    found, found_names, _ = _losses("mast", "true")
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert found_names == names
+
+
+def test_auto_compiles_where_triton_makes_kernels(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for capability, wanted in (((9, 0), True), ((6, 1), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert wants_compile("auto", torch.device("cuda")) == wanted
+    assert not wants_compile("auto", torch.device("cpu"))
+    assert wants_compile("true", torch.device("cpu"))
+    assert not wants_compile("false", torch.device("cuda"))
