@@ -97,8 +97,10 @@ def ema_update_(average: nn.Module, current: nn.Module, momentum: float) -> None
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
     mine = [*average.parameters(), *average.buffers()]
     theirs = [*current.parameters(), *current.buffers()]
-    for kept, new in zip(mine, theirs, strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new.to(kept.dtype), 1 - momentum)
-        else:
+    pairs = list(zip(mine, theirs, strict=True))
+    floats = [(kept, new.to(kept.dtype)) for kept, new in pairs if kept.is_floating_point()]
+    if floats:  # all in a few kernels
+        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - momentum)
+    for kept, new in pairs:
+        if not kept.is_floating_point():
             kept.copy_(new)

@@ -8,6 +8,8 @@ occurs at the training length, in units of the smaller of the two strides.
 Letters: B clips, H heads, N queries, K keys (K = f x t, row by row), D channels of a head.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -158,14 +160,9 @@ def _augmented(
     freq, time, dim = bias_freq.shape[-1], bias_time.shape[-1], q.shape[-1]
     size = _head_size(dim, freq, time)
     spare = size - dim - freq - time
-    codes = torch.cat(
-        [
-            torch.eye(freq, device=k.device, dtype=k.dtype).repeat_interleave(time, dim=0),
-            torch.eye(time, device=k.device, dtype=k.dtype).repeat(freq, 1),
-            k.new_zeros(freq * time, spare),
-        ],
-        dim=-1,
-    ).expand(*k.shape[:3], -1)
+    plain = k.is_cuda and not torch.is_inference_mode_enabled()
+    make = _kept_codes if plain and not torch.compiler.is_compiling() else _codes
+    codes = make(freq, time, spare, k.dtype, k.device).expand(*k.shape[:3], -1)
     if key_mask is not None:
         # Finite in every float type, and far below any logit: exp of it is exactly zero.
         closed = (~key_mask).to(k.dtype)[:, None, :, None] * -3e4
@@ -176,6 +173,18 @@ def _augmented(
     keys = torch.cat([k, codes], dim=-1)
     values = F.pad(v, (0, size - dim))  # fused kernels want one head size for all three
     return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :dim]
+
+
+def _codes(freq: int, time: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One-hot row and column of each key, and zeros: (freq x time, freq + time + spare)."""
+    rows = torch.eye(freq, device=device, dtype=dtype)[:, None].expand(-1, time, -1).flatten(0, 1)
+    columns = torch.eye(time, device=device, dtype=dtype).repeat(freq, 1)
+    empty = torch.zeros(freq * time, spare, device=device, dtype=dtype)
+    return torch.cat([rows, columns, empty], dim=-1)
+
+
+# On a GPU the kernels that make them are as many as the attention itself has; a few shapes occur.
+_kept_codes = functools.lru_cache(maxsize=64)(_codes)
 
 
 def table_length(size: int, stride_q: int, stride_k: int) -> int:

@@ -41,24 +41,37 @@ class GradientSum:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._total: Tensor | None = None
+        self._only: list[Tensor] | None = None  # the first pass', as long as there is no other
 
     def add_(self) -> None:
         """Take the gradients away from the parameters and add them to the sum."""
-        pieces = [_gradient(parameter).flatten() for parameter in self.parameters]
-        if self._total is None:
-            self._total = torch.cat([piece.double() for piece in pieces])
-        else:
-            for part, piece in zip(self._split(self._total), pieces, strict=True):
-                part += piece
+        pieces = [_gradient(parameter) for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
+        if self._total is None and self._only is None:
+            self._only = pieces
+            return
+        for part, piece in zip(self._split(self._sum()), pieces, strict=True):
+            part += piece.flatten()
+
+    def _sum(self) -> Tensor:
+        if self._only is not None:
+            self._total = torch.cat([piece.double().flatten() for piece in self._only])
+            self._only = None
+        assert self._total is not None
+        return self._total
 
     def write_(self, *, over_processes: bool) -> None:
         """Put the sum, of all processes if asked, back into the parameters' `grad`."""
-        assert self._total is not None
+        if self._only is not None and not over_processes:  # a sum of one is itself
+            for parameter, piece in zip(self.parameters, self._only, strict=True):
+                parameter.grad = piece
+            self._only = None
+            return
+        total = self._sum()
         if over_processes:
-            torch.distributed.all_reduce(self._total)
-        for parameter, part in zip(self.parameters, self._split(self._total), strict=True):
+            torch.distributed.all_reduce(total)
+        for parameter, part in zip(self.parameters, self._split(total), strict=True):
             parameter.grad = part.to(parameter.dtype).view_as(parameter)
         self._total = None
 

@@ -42,6 +42,7 @@ def _losses(name: str, compile_: str) -> tuple[list[float], list[str], list[int]
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own look at it
 @pytest.mark.parametrize("name", ["mast", "random", "ast", "ssast"])
 @pytest.mark.usefixtures("eager_backend")
 def test_a_step_is_whole_graphs_and_trains_the_same(name):
@@ -57,6 +58,7 @@ def test_a_step_is_whole_graphs_and_trains_the_same(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_the_inductor_trains_the_same():
     wanted, names, _ = _losses("mast", "false")
     found, found_names, _ = _losses("mast", "true")
