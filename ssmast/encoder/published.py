@@ -11,6 +11,9 @@ from ssmast.audio.kaldi import AUDIOSET, KaldiMel
 from ssmast.encoder.folder import CONFIG, EXTRACTOR, WEIGHTS, read_json
 from ssmast.model import AST, ast_numbers, create_model, load_ast_state_dict
 
+PUBLISHED = "published AST"
+"""What the info of such an encoder calls its network."""
+
 _KIND = "audio-spectrogram-transformer"
 # AudioSet's classes: a clip has several, which the published files do not say.
 _AUDIOSET_CLASSES = 527
@@ -129,7 +132,7 @@ def _classes(tensors: Mapping[str, Tensor]) -> int:
 
 def _info(config: Mapping[str, Any], classes: int, *, frames: int) -> dict[str, Any]:
     """Facts of the encoder: that it is published, and its classes as a fine-tuned folder's."""
-    info: dict[str, Any] = {"network": "published AST"}
+    info: dict[str, Any] = {"network": PUBLISHED}
     if not classes:
         return info
     stated = config.get("id2label") or {}

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel
+from ssmast.audio.kaldi import KaldiMel, front_end_of
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.published import PUBLISHED
 from ssmast.files import write_json
 from ssmast.model import (
     AST,
@@ -18,13 +21,15 @@ from ssmast.model import (
     MAST,
     LoadReport,
     is_ast_state_dict,
+    is_published_ast,
     is_timm_state_dict,
     load_ast_state_dict,
     load_mast_state_dict,
     load_timm_state_dict,
     mast_name,
 )
-from ssmast.settings import UsageError
+from ssmast.settings import UsageError, flatten, load_recipe, require
+from ssmast.training.config import RECIPES, FrontEnd, TrainConfig
 from ssmast.weights import DEFAULT, FOLDER
 
 
@@ -52,12 +57,21 @@ class InitialWeights(NamedTuple):
     Attributes:
         source: file or folder they are from.
         tensors: key -> tensor.
-        encoder: the encoder they are of; None for timm's weights.
+        encoder: the encoder they are of; None for timm's weights, and for those of an AST whose
+            length and stride nothing tells.
     """
 
     source: Path
     tensors: dict[str, Tensor]
     encoder: Encoder | None
+
+    @property
+    def published_front_end(self) -> LogMel | None:
+        """What a published AST or SSAST was trained with; None for other weights."""
+        if self.encoder is not None:
+            is_published = self.encoder.info.get("network") == PUBLISHED
+            return self.encoder.log_mel if is_published else None
+        return KaldiMel() if is_published_ast(self.tensors) else None
 
 
 def find_weights(init: str, model: str) -> Path | None:
@@ -65,7 +79,8 @@ def find_weights(init: str, model: str) -> Path | None:
 
     Args:
         init: "none"; "default", the encoder that comes with the package; "imagenet"; a
-            .safetensors of timm's MViTv2 or of an AST; an encoder or a run folder.
+            .safetensors of timm's MViTv2 or of an AST; a folder of an AST that transformers wrote;
+            an encoder or a run folder.
         model: the model that is trained.
 
     Raises:
@@ -141,7 +156,45 @@ def read_weights(source: Path) -> InitialWeights:
             "stages.0.blocks.0.attn.rel_pos_h), of an AST or of timm's distilled DeiT, got "
             f"{', '.join(list(tensors)[:3])}, ...; for an encoder of ssmast give its folder"
         )
+    if is_published_ast(tensors):
+        try:
+            encoder = load_encoder(source)
+        except ValueError as error:  # its size, which then is that of the model that is trained
+            logger.info("init=%s: %s", source, error)
+        else:
+            return InitialWeights(source, encoder.backbone.state_dict(), encoder)
     return InitialWeights(source, tensors, None)
+
+
+def front_end_like(config: TrainConfig, theirs: LogMel) -> FrontEnd:
+    """`front_end.*` of the weights of `init`, which wins over defaults and a recipe's.
+
+    Raises:
+        UsageError: if another one is asked for.
+    """
+    left_out = ("mean", "std", "pad_frames")
+    own = {"kind": "log_mel", **theirs.settings()}
+    own = {key: value for key, value in own.items() if key not in left_out}
+    recipe = flatten(load_recipe(config.recipe, RECIPES)) if config.recipe else {}
+    for key, value in own.items():
+        asked, usual = getattr(config.front_end, key), getattr(FrontEnd(), key)
+        said = recipe.get(f"front_end.{key}", usual)
+        wanted = f"left to init={config.init}, whose weights were trained with {value}"
+        require(asked in (value, usual, said), f"front_end.{key}", asked, wanted)
+        if said not in (value, usual):
+            logger.info(
+                "front_end.%s=%s of init=%s, not the recipe's %s", key, value, config.init, said
+            )
+    return replace(config.front_end, **own)
+
+
+def published_front_end(config: TrainConfig) -> LogMel | None:
+    """Front end of the published AST that `init` names, for inputs without padding; or None."""
+    if config.init in ("none", "imagenet"):
+        return None
+    source = find_weights(config.init, config.model)
+    found = None if source is None else read_weights(source).published_front_end
+    return None if found is None else front_end_of({**found.settings(), "pad_frames": 0})
 
 
 def start_encoders_(
@@ -192,7 +245,8 @@ def load_backbone_(
     _compare_front_ends(weights.encoder.log_mel.settings(), log_mel.settings())
     if isinstance(backbone, AST):
         assert isinstance(source, AST)
-        return load_ast_state_dict(backbone, weights.tensors, source_grid=source.train_grid[:])
+        grid = source.train_grid[:]
+        return load_ast_state_dict(backbone, weights.tensors, skip=("head.",), source_grid=grid)
     assert isinstance(source, MAST)
     return load_mast_state_dict(backbone, weights.tensors, source=source)
 
@@ -222,7 +276,11 @@ def _differ_in_patches_only(source: nn.Module, backbone: nn.Module) -> bool:
     if not (isinstance(source, AST) and isinstance(backbone, AST)):
         return False
     shapes = [
-        {name: tensor.shape for name, tensor in net.state_dict().items() if name != "pos_embed"}
+        {
+            name: tensor.shape
+            for name, tensor in net.state_dict().items()
+            if name != "pos_embed" and not name.startswith("head.")
+        }
         for net in (source, backbone)
     ]
     return shapes[0] == shapes[1]
@@ -232,7 +290,7 @@ def _compare_front_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     changed = [
         f"{key} (was {before.get(key)}, now {value})"
         for key, value in now.items()
-        if key not in {"mean", "std"} and before.get(key) != value
+        if key not in {"mean", "std", "pad_frames"} and before.get(key) != value
     ]
     if changed:
         logger.warning(

@@ -82,7 +82,8 @@ def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
     del settings["stats_clips"]
     if front.kind == "kaldi" and front.n_fft == FrontEnd().n_fft:
         del settings["n_fft"]  # left alone: it follows from the window of 25 ms
-    return front_end_of({**settings, "mean": mean, "std": std})
+    kind = front.kind or "log_mel"
+    return front_end_of({**settings, "kind": kind, "mean": mean, "std": std})
 
 
 def mean_and_std(
