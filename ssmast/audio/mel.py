@@ -149,7 +149,7 @@ class LogMel(nn.Module):
         """
         if not self.pad_frames:
             return log_mel
-        missing = torch.sym_max(self.pad_frames - log_mel.shape[3], 0)  # a symbol in a graph
+        missing: Any = torch.sym_max(self.pad_frames - log_mel.shape[3], 0)  # a symbol in a graph
         log_mel = F.pad(log_mel, (0, missing))
         if frames is None:
             return log_mel

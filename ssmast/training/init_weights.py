@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,8 +27,7 @@ from ssmast.model import (
     load_timm_state_dict,
     mast_name,
 )
-from ssmast.settings import UsageError, flatten, load_recipe, require
-from ssmast.training.config import RECIPES, FrontEnd, TrainConfig
+from ssmast.settings import UsageError
 from ssmast.weights import DEFAULT, FOLDER
 
 
@@ -166,33 +164,11 @@ def read_weights(source: Path) -> InitialWeights:
     return InitialWeights(source, tensors, None)
 
 
-def front_end_like(config: TrainConfig, theirs: LogMel) -> FrontEnd:
-    """`front_end.*` of the weights of `init`, which wins over defaults and a recipe's.
-
-    Raises:
-        UsageError: if another one is asked for.
-    """
-    left_out = ("mean", "std", "pad_frames")
-    own = {"kind": "log_mel", **theirs.settings()}
-    own = {key: value for key, value in own.items() if key not in left_out}
-    recipe = flatten(load_recipe(config.recipe, RECIPES)) if config.recipe else {}
-    for key, value in own.items():
-        asked, usual = getattr(config.front_end, key), getattr(FrontEnd(), key)
-        said = recipe.get(f"front_end.{key}", usual)
-        wanted = f"left to init={config.init}, whose weights were trained with {value}"
-        require(asked in (value, usual, said), f"front_end.{key}", asked, wanted)
-        if said not in (value, usual):
-            logger.info(
-                "front_end.%s=%s of init=%s, not the recipe's %s", key, value, config.init, said
-            )
-    return replace(config.front_end, **own)
-
-
-def published_front_end(config: TrainConfig) -> LogMel | None:
+def published_front_end(init: str, model: str) -> LogMel | None:
     """Front end of the published AST that `init` names, for inputs without padding; or None."""
-    if config.init in ("none", "imagenet"):
+    if init in ("none", "imagenet"):
         return None
-    source = find_weights(config.init, config.model)
+    source = find_weights(init, model)
     found = None if source is None else read_weights(source).published_front_end
     return None if found is None else front_end_of({**found.settings(), "pad_frames": 0})
 

@@ -32,7 +32,6 @@ from ssmast.settings import UsageError, to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.init_weights import (
     find_weights,
-    front_end_like,
     published_front_end,
     read_weights,
     start_encoders_,
@@ -44,6 +43,7 @@ from ssmast.training.inputs import (
     build_log_mel,
     build_memory,
     check_model,
+    front_end_like,
     open_data,
     segments_of,
 )
@@ -185,7 +185,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         Raises:
             UsageError: if another front end is asked for than `init` was trained with.
         """
-        own = published_front_end(config)
+        own = published_front_end(config.init, config.model)
         return config if own is None else replace(config, front_end=front_end_like(config, own))
 
     @classmethod
@@ -214,7 +214,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
         """The corpus of `data=`, or the built-in one in the folder of runs."""
         clips = open_data(cast(PretrainConfig, config), runs=runs)
-        return TrainingData(clips=clips, log_mel=published_front_end(config))
+        return TrainingData(clips=clips, log_mel=published_front_end(config.init, config.model))
 
     @classmethod
     def frames(cls, config: Config) -> int:

@@ -289,7 +289,7 @@ def test_pretraining_from_a_published_ast_takes_its_front_end(tmp_path):
     asked = PretrainConfig(model="ast_base", init=str(tmp_path))
     front = SSMAST.resolve(asked).front_end
     assert (front.kind, front.f_min, front.f_max, front.n_fft) == ("kaldi", 20.0, 8000.0, 512)
-    found = published_front_end(asked)
+    found = published_front_end(asked.init, asked.model)
     assert found is not None
     assert (found.mean, found.std, found.pad_frames) == (-4.2677393, 2 * 4.5689974, 0)
     assert SSMAST.open_data(asked, runs=tmp_path / "runs").log_mel is not None

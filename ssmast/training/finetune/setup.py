@@ -31,10 +31,9 @@ from ssmast.training.init_weights import (
     InitialWeights,
     check_network,
     find_weights,
-    front_end_like,
     read_weights,
 )
-from ssmast.training.inputs import build_log_mel, check_model, log_mel_of
+from ssmast.training.inputs import build_log_mel, check_model, front_end_like, log_mel_of
 from ssmast.training.objective import TrainingData
 from ssmast.weights import DEFAULT, FOLDER
 
