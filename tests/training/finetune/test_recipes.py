@@ -1,14 +1,24 @@
 """Every recipe of fine-tuning, on a miniature of the official layout of its set."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from ssmast.audio.kaldi import KaldiMel
 from ssmast.evaluation import evaluate
 from ssmast.settings import parse
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.finetune.objective import FineTuning
+from ssmast.training.finetune.setup import set_up, training_items
+from ssmast.training.inputs import build_log_mel
+from ssmast.training.objective import RunFacts
+from ssmast.training.step import TrainingState
 from tests.datasets.conftest import Mini, mini
+from tests.sets import write_set
 from tests.training.finetune.test_command import SMALL, _run
 
 __all__ = ["mini"]  # a fixture
@@ -129,6 +139,35 @@ def test_the_recipes_hold_the_papers_settings():
         assert (config.model, config.optim.warmup, config.optim.min_lr) == ("mast_base", 0.0, 0.0)
         assert config.clips.balanced == (name == "audioset_full")
         assert config.labels == (["verb", "noun"] if "epic" in name else [])
+        assert isinstance(build_log_mel(config), KaldiMel)
+        assert (config.front_end.f_min, config.front_end.f_max) == (20.0, 8000.0)
+        words = [f"recipe=finetune_{name}_ast", "data=x"]
+        twin = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
+        assert twin is not None
+        assert twin == replace(config, model="ast_base", drop_path=0.0, recipe=twin.recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{name}{kind}" for name in _LAYOUTS for kind in ("", "_ast")])
+def test_every_recipe_takes_a_step_at_its_real_size(name, tmp_path):
+    """As published, but two clips in micro-batches of one, and the classes of a tiny set."""
+    data = write_set(tmp_path / "tones", num_clips=12, seconds=10.3)
+    words = [f"recipe={name}", f"data={data}", "init=none", "batch_size=2", "labels=[]"]
+    words += ["heads.lr_scale=[1]", "optim.gradient_accumulation_steps=2", "steps=10"]
+    config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
+    assert config is not None
+    setup = set_up(config)
+    front = build_log_mel(setup.config, mean=-7.0, std=4.0)
+    run = RunFacts(log_mel=front, num_clips=len(setup.clips), steps=10, data=setup)
+    state = TrainingState(FineTuning(setup.config, run), Accelerator(cpu=True))
+    items = training_items(setup, setup.clips)
+    network = state.objective.network
+    before = network.patch_embed.proj.weight.detach().clone()
+    result = state.train_step(items.collate([items[0], items[1]]))
+    assert not result.skipped
+    assert float(result.loss.loss) > 0
+    assert not torch.equal(network.patch_embed.proj.weight, before)
+    assert network.input_size == (128, setup.config.clips.frames)
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("finetune_*.yaml")), ids=lambda f: f.stem)
