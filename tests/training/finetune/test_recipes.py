@@ -7,7 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from ssmast import paper
 from ssmast.audio.kaldi import KaldiMel
+from ssmast.command import run_command
 from ssmast.evaluation import evaluate
 from ssmast.settings import parse
 from ssmast.training.config import RECIPES
@@ -125,6 +127,39 @@ def test_every_recipe_runs_on_its_official_layout(recipe, mini, tmp_path, capsys
     assert "| class |" in said or "| head | class |" in said
     assert evaluate.main([f"encoder={tmp_path / 'run'}", f"data={tmp_path / 'out'}"]) == 0
     assert (tmp_path / "run" / "evaluate" / "report.html").is_file()
+
+
+def test_the_papers_sets_end_in_one_table(tmp_path, capsys, caplog):
+    write_set(tmp_path / "sets" / "vggsound", num_clips=24)
+    skipped = ("recipe=", "init=")
+    small = ",".join(word for word in SMALL if not word.startswith(skipped))
+    words = [
+        str(tmp_path / "sets"), f"run={tmp_path / 'runs'}", "init=none", "models=[mast,ast]",
+        "common=[run=elsewhere]",
+    ]  # fmt: skip
+    assert run_command(paper.main, words, name="ssmast paper") == 2
+    assert "key=value words other than recipe, data" in capsys.readouterr().err
+    words[-1] = f"common=[{small},model=mast_nano,steps=1,drop_path=0]"
+    assert run_command(paper.main, words, name="ssmast paper") == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "runs" / "paper.md").read_text() == said
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in said.splitlines()[2:14]}
+    assert [cell.strip() for cell in rows["MAST"]][:3] == ["74.8", "93.1", "57.0"]
+    for model in ("MAST", "AST"):
+        cells = [cell.strip() for cell in rows[f"{model}, here"]]
+        folder = tmp_path / "runs" / f"vggsound{'' if model == 'MAST' else '_ast'}"
+        result = json.loads((folder / "test.json").read_text())
+        assert cells[:2] == ["absent"] * 2
+        assert cells[2] == f"{100 * result['mean']:.1f}"
+        assert cells[3] == f"{100 * result['numbers']['top5']:.1f}"
+        assert cells[4:] == ["absent"] * 5
+    assert "Published tables" in (tmp_path / "runs" / "report.html").read_text()
+    assert "audioset_full is absent" in caplog.text
+    assert run_command(paper.main, words, name="ssmast paper") == 0  # resumed, all is finished
+    assert capsys.readouterr().out == said
+    empty = [str(tmp_path), *words[1:]]
+    assert run_command(paper.main, empty, name="ssmast paper") == 1
+    assert "make one with `ssmast prepare`" in capsys.readouterr().err
 
 
 def test_the_recipes_hold_the_papers_settings():
