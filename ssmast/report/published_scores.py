@@ -147,11 +147,11 @@ PUBLISHED: tuple[Published, ...] = (
         if name in _SHOWN
     ),
     *(
-        _row(task, name, numbers[n], None, _TUNED, "Zhu & Omar 2023, tables 2 to 5", metric)
+        _row(task, name, number, None, _TUNED, "Zhu & Omar 2023, tables 2 to 5", metric)
         for n, (_, task, metric) in enumerate(MAST_TABLE.columns)
         if metric in ("accuracy", "action_accuracy", "map")  # what a fine-tuned result is of
         for name, numbers in MAST_TABLE.rows.items()
-        if numbers[n] is not None
+        if (number := numbers[n]) is not None
     ),
     _row("speech_commands_v1", "Dasheng", 96.9, None, _XARES, "X-ARES's README"),
     _row("speech_commands_v2", "M2D/0.6", 96.2, 0.1, _LINEAR, _M2D),
