@@ -41,6 +41,7 @@ MAY_SEE = {
     "predict": {"audio", "classifier"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
+    "paper": {"training", "report"} | RESULTS,
     "export": {"training", "report"} | RESULTS,
     "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
     "demo": {"evaluation", "training", "report", "retrieval", "export"} | BASE,
