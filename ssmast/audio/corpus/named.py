@@ -3,9 +3,8 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +80,6 @@ def of_files(
     names: list[str],
     table: pa.Table | None,
     root: Path | str,
-    facts: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """A corpus of loose files, or excerpts of them, in the order of their names.
 
@@ -90,7 +88,6 @@ def of_files(
         names: paths, relative to `root` or absolute, URLs, or excerpts `a.wav#t=1.5,3`.
         table: what is known of the clips, row i of clip i.
         root: folder or URL.
-        facts: what is known of the clips as a whole.
 
     Raises:
         FileNotFoundError: if a file is not there.
@@ -124,7 +121,7 @@ def of_files(
             file, seconds = split_excerpt(names[i])
             sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
     encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
-    return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table, facts=facts)
+    return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
 
 
 def _size(file: Path) -> int | None:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
 from ssmast.audio.corpus.entries import LOOSE, ArrayEntries, IndexFile
+from ssmast.audio.corpus.layouts import layout_of, parquet_corpus
 from ssmast.audio.corpus.named import (
     beside,
     folder_of,
@@ -39,7 +41,8 @@ from ssmast.audio.corpus.tar import (
     names_several,
     walk,
 )
-from ssmast.audio.read import SOUND_EXTENSIONS
+from ssmast.audio.corpus.webdataset import read_labels
+from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import write_atomic
 from ssmast.settings import in_home
 
@@ -142,9 +145,12 @@ def _below(root: Path | str, name: str) -> Path | str:
 __all__ = ["Corpus", "open_corpus", "read_table"]
 
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
+SPANS = ("auto", "spans", "whole")
 
 
-def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus:
+def open_corpus(
+    path: str | os.PathLike[str], *, column: str = "path", spans: str = "auto"
+) -> Corpus:
     """Open a set of clips.
 
     Args:
@@ -158,8 +164,12 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
             or excerpts of files (`a.wav#t=1.5,3`, seconds);
             a `.txt` or `.lst` file: one path or URL a line, relative to its folder;
             an uncompressed `.tar`, or several: `clips-{000..127}.tar`;
-            a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`.
+            a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`;
+            one of the layouts of other programs in `layouts.py`.
         column: of the table, with the paths.
+        spans: of recordings with annotations: "spans" for a clip a span, "whole" for the
+            recordings; "auto" for the spans where the path is a table, the recordings where the
+            tables lie beside them.
 
     Raises:
         FileNotFoundError: if the path, or a clip that a table or list names, does not exist.
@@ -172,7 +182,8 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     listed = text.lower().endswith((".yaml", ".yml")) and not os.path.isdir(text)
     weighted = None if is_there and not listed else read_mixture(text)
     if weighted is not None:
-        return Mixture([(open_corpus(one, column=column), weight) for one, weight in weighted])
+        words = {"column": column, "spans": spans}
+        return Mixture([(open_corpus(one, **words), weight) for one, weight in weighted])
     if not is_there and (is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe"):
         check_url(text)
         return _open_url(text, column)
@@ -180,6 +191,10 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     if names_several(path.name) and not path.exists():
         tars = [path.parent / name for name in names_of_tars(path.name)]
         return _of_tars(path.parent, tars, text)
+    layout = layout_of(path, column=column) if path.exists() else None
+    if layout is not None and (layout.spans != "beside" or spans == "spans"):
+        corpus = layout.open()
+        return _recordings(corpus) if layout.spans and spans == "whole" else corpus
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return open_prepared(path)
@@ -188,6 +203,12 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; wanted {_WANTED}")
     return _open_file(path, column)
+
+
+def _recordings(corpus: Corpus) -> Corpus:
+    """The recordings that the spans of a corpus are of, each once."""
+    files = dict.fromkeys(split_excerpt(corpus.name(i))[0] for i in range(len(corpus)))
+    return of_files(Path(corpus.root), list(files), None, corpus.root)
 
 
 def corpus_of_files(files: Sequence[str]) -> Corpus:
@@ -214,6 +235,8 @@ def _open_file(path: Path | str, column: str) -> Corpus:
         return open_prepared(folder_of(path))
     if re.search(r"\.(tar(\..*)?|tgz)$", str(path).lower()):
         return _of_tars(folder_of(path), [path], f"{path}")
+    if kind == ".parquet":
+        return parquet_corpus(path)
     raise ValueError(f"{path} is no corpus: wanted {_WANTED}")
 
 
@@ -294,7 +317,8 @@ def _of_tars(
         np.concatenate([np.full(len(loose), LOOSE, dtype=np.int32), *numbers]),
         np.concatenate([zeros, *(index.offsets for index in indexes)]),
     )
-    return Corpus(root=root, entries=entries, shards=list(tars))
+    beside = None if loose else partial(read_labels, list(tars))
+    return Corpus(root=root, entries=entries, shards=list(tars), table=beside)
 
 
 def _relative(tar: Path | str, root: Path | str) -> str:
