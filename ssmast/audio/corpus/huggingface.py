@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import ArrayEntries
@@ -23,6 +22,7 @@ from ssmast.audio.corpus.row_groups import (
     features_of,
     kind_of,
     open_parquet,
+    part_of_struct,
     place_of,
 )
 from ssmast.audio.corpus.table import LABELS_BETWEEN, joined, table_of
@@ -186,13 +186,13 @@ def arrow_rows(files: Sequence[Path], splits: Sequence[str]) -> Rows:
                     paths: list[str | None] = [None] * len(column)
                     values = column
                     if pa.types.is_struct(column.type):
-                        values = pc.struct_field(column, "bytes")
+                        values = part_of_struct(column, "bytes")
                         if column.type.get_field_index("path") >= 0:
-                            paths = pc.struct_field(column, "path").to_pylist()
+                            paths = part_of_struct(column, "path").to_pylist()
                     rows.add(number, *_ranges(values, whole, path), paths)
                     told = [field.name for field in batch.schema if _is_told(field.type)]
                     rows.add_columns(table.select(told), number)
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, OSError) as error:  # a body that is cut off is an OSError
                 raise ValueError(f"{path} is no Arrow file, or cut short: {error}") from error
     return rows
 

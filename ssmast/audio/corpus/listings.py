@@ -189,9 +189,10 @@ def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
     if not any(columns["split"]):
         del columns["split"]
     several = any(LABELS_BETWEEN in cell for cell in columns["label"])
-    said: dict[str, Any] = {"multi_label": several, "label_separator": LABELS_BETWEEN}
+    said: dict[str, Any] = {"label": "label", "multi_label": several}
+    said["label_separator"] = LABELS_BETWEEN
     if classes:
-        said |= {"label": "label", "classes": list(classes.values())}
+        said["classes"] = list(classes.values())
     return of_files(files[0], names, table_of(columns, said), root)
 
 
@@ -242,8 +243,9 @@ def read_json_lines(path: Path) -> pa.Table:
     if not rows:
         raise ValueError(f"{path} has no line")
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    several = find_column(columns, "label") in lists
-    said = {"multi_label": True, "label_separator": LABELS_BETWEEN} if several else {}
+    label = find_column(columns, "label")
+    said = {"label": label, "multi_label": True, "label_separator": LABELS_BETWEEN}
+    said = said if label in lists else {}
     return table_of({name: [row.get(name, "") for row in rows] for name in columns}, said)
 
 

@@ -145,7 +145,6 @@ def _below(root: Path | str, name: str) -> Path | str:
 __all__ = ["Corpus", "open_corpus", "read_table"]
 
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
-SPANS = ("auto", "spans", "whole")
 
 
 def open_corpus(

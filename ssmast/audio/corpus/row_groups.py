@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.remote import RemoteFile
@@ -133,5 +132,10 @@ def bytes_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The binary part of an audio column."""
     if not pa.types.is_struct(column.type):
         return column
-    chunks = [pc.struct_field(chunk, "bytes") for chunk in column.chunks]
+    chunks = [part_of_struct(chunk, "bytes") for chunk in column.chunks]
     return pa.chunked_array(chunks, type=column.type.field("bytes").type)
+
+
+def part_of_struct(values: pa.StructArray, name: str) -> pa.Array:
+    """One field of an array of structs; null where the struct is."""
+    return values.flatten()[values.type.get_field_index(name)]

@@ -94,6 +94,8 @@ def read_labels(tars: Sequence[Path | str]) -> pa.Table | None:
     if any(splits):
         table["split"] = splits
     said: dict[str, Any] = {"multi_label": several, "label_separator": LABELS_BETWEEN}
+    if "label" in table:
+        said["label"] = "label"
     return table_of(table, said)
 
 
