@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +150,39 @@ def with_test_part(
 def part_of(value: str) -> str:
     """Which of train, valid and test a word means; empty for none of them."""
     return _PARTS.get(value.strip().lower(), "")
+
+
+def ordered_parts(parts: Iterable[str]) -> list[str]:
+    """Train, valid, test, then folds by number.
+
+    >>> ordered_parts({"test", "10", "train", "9"})
+    ['train', 'test', '9', '10']
+    """
+    known = {name: f"{i}" for i, name in enumerate(("train", "valid", "test"))}
+    return sorted(parts, key=lambda name: (known.get(name, "9"), name.zfill(8)))
+
+
+def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Where the copy of a set is not that of a paper, a sentence each.
+
+    Args:
+        here: clips of each part.
+        copies: the same of each paper's.
+
+    >>> other_copies({"train": 9, "test": 2}, {"A 2023": {"train": 10, "test": 2}})
+    ['A 2023 had train 10 (here 9, -1)']
+    """
+    said = []
+    for paper, counts in copies.items():
+        words = [
+            f"{part} {counts[part]:,} (here {here.get(part, 0):,}, "
+            f"{here.get(part, 0) - counts[part]:+,})"
+            for part in ordered_parts(counts)
+            if here.get(part, 0) != counts[part]
+        ]
+        if words:
+            said.append(f"{paper} had {', '.join(words)}")
+    return said
 
 
 def trained_labels(

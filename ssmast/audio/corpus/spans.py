@@ -138,6 +138,13 @@ def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
         raise ValueError(f"{what} names no span; wanted rows with a start and a later end")
     files = len({split_excerpt(name)[0] for name in found.names})
     _log.info("%s: %d spans of %d recordings", what, len(found.names), files)
+    if files == len(found.names) > 1 and kind_of_spans(root / tables[0]) == "table of spans":
+        # As UrbanSound8K's start and end, which are places in another file.
+        _log.warning(
+            "%s: each recording has one span; where the files are cut already, rename the columns "
+            "of start and end",
+            what,
+        )
     said: dict[str, Any] = {"multi_label": found.several, "label_separator": LABELS_BETWEEN}
     if found.label:
         said["label"] = found.label

@@ -430,7 +430,7 @@ def test_a_label_track_of_audacity(tmp_path):
     assert "Audacity label track" in layout(folder)
 
 
-def test_a_csv_of_spans_and_a_set_with_one(tmp_path):
+def test_a_csv_of_spans_and_a_set_with_one(tmp_path, caplog):
     folder = chirps(tmp_path / "s", ["a.wav", "b.wav"])
     rows = [f"{f}.wav,{k},{k + 1},{'xy'[k % 2]}\n" for f in "ab" for k in range(4)]
     (folder / "metadata.csv").write_text("path,onset,offset,label\n" + "".join(rows))
@@ -439,6 +439,10 @@ def test_a_csv_of_spans_and_a_set_with_one(tmp_path):
     assert names(open_corpus(folder, spans="whole")) == ["a.wav", "b.wav"]
     found = load_set(folder)
     assert (len(found.clips), found.classes) == (8, ["x", "y"])
+    assert "one span" not in caplog.text
+    (folder / "metadata.csv").write_text("path,start,end,label\na.wav,0,1,x\nb.wav,9,10,y\n")
+    open_corpus(folder)
+    assert "each recording has one span; where the files are cut already" in caplog.text
 
 
 @pytest.mark.parametrize(
