@@ -37,6 +37,7 @@ MAY_SEE = {
     "retrieval": RESULTS,
     "training": {"contrastive", "report"} | RESULTS,
     "compare": {"training", "report"} | RESULTS,
+    "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
     "predict": {"audio", "classifier"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,

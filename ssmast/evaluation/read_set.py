@@ -217,6 +217,7 @@ def load_set(
     task: TaskSpec | str = "",
     *,
     labels: Sequence[str] | None = None,
+    group: str = "",
     held_out: float = HELD_OUT,
 ) -> LabelledSet:
     """Read a labelled set: columns, the rows that have them all, and splits.
@@ -227,6 +228,7 @@ def load_set(
             where `data` is one set.
         labels: label columns, one head each; None for that of the spec. Several have one label a
             cell each.
+        group: column of what belongs together, or a pattern, in place of the spec's.
         held_out: fraction of the training clips that validates, where the set has no such part.
 
     Raises:
@@ -239,13 +241,13 @@ def load_set(
         # A set that is called exactly so is meant, whatever its name looks like.
         is_name = task in (name for name, _ in _named_sets(Path(data)))
         task = TaskSpec(name=task) if is_name else parse_task(task)
-    asked = task
+    asked = replace(task, group=group) if group else task
     folder = _find_folder(Path(data), asked.name)
     table, said = _read_columns(folder)
     origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
     if spec.group and spec.group not in table and "(" in spec.group:
-        table[spec.group] = _groups_by(spec.group, table["path"])
+        table[spec.group] = _groups_by(spec.group, table[find_column(list(table), "path")])
     meant = {
         key: find_column(list(table), name)
         for key in ("label", "split", "fold", "group")
@@ -262,7 +264,8 @@ def load_set(
         _check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
     if kind == "drawn":
-        kind, column, table = "split", spec.split, _with_drawn_parts(table, spec, separator, folder)
+        asked_of = replace(spec, label=columns[0])
+        kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
     # With several labels a clip, an empty cell is a clip with none of the classes.
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
     clips = [table[find_column(list(table), "path")][index] for index in kept]
@@ -296,6 +299,7 @@ def load_set(
             cells=cells,
             separator=separator,
             splits=splits,
+            groups=groups or [],
             left_out=left_out,
             origin=origin,
         )

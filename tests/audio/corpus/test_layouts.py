@@ -145,6 +145,10 @@ def test_metadata_in_the_folder_itself_draws_its_test_part(tmp_path, caplog):
     text = "file_name,label\n" + "".join(f"{i}.wav,{'ab'[i % 2]}\n" for i in range(10))
     (tmp_path / "s/metadata.jsonl").unlink()
     (tmp_path / "s/metadata.csv").write_text(text)
+    assert load_set(tmp_path / "s", labels=["label"], group=r"(\d)").num_unseen == 0
+    (tmp_path / "s/metadata.csv").write_text(text.replace("label", "kind"))
+    assert load_set(tmp_path / "s", labels=["kind"]).classes == ["a", "b"]
+    (tmp_path / "s/metadata.csv").write_text(text)
     assert [len(p) for p in load_set(tmp_path / "s").splits[0].parts().values()] == [6, 2, 2]
 
 
