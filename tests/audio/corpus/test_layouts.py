@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from ssmast.audio import AudioError, open_corpus, read_audio
+from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.layouts import layout_of
 from ssmast.doctor.sounds import check_sounds
 from ssmast.evaluation.read_set import find_sets, load_set
@@ -211,6 +212,17 @@ def test_parquet_is_read_by_the_row_group_and_never_whole(tmp_path, monkeypatch)
     assert read == [(0, ["audio.bytes"]), (1, ["audio.bytes"]), (0, ["audio.bytes"])]
     assert corpus.reads_groups
     assert not open_corpus(MADE / "saved").reads_groups
+
+
+def test_parquet_is_decoded_into_the_cache_though_its_wav_would_seek(tmp_path):
+    corpus = open_corpus(MADE / "parquet")
+    cached = cache_decoded(corpus, tmp_path, sample_rate=RATE)
+    assert not cached.reads_groups
+    assert names(cached) == names(corpus)
+    for i in (11, 0, 5):
+        np.testing.assert_array_equal(audio(cached, i), audio(corpus, i))
+    assert cache_decoded(open_corpus(MADE / "saved"), tmp_path, sample_rate=RATE).shards != []
+    assert len(list(tmp_path.glob("*.tar"))) == 1  # save_to_disk is read as it is
 
 
 def test_parquet_at_a_url(tmp_path):
