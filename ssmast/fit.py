@@ -111,7 +111,9 @@ class _Fitting:
         rate, rows = self.encoder.sample_rate, labelled.rows[self.train]
         seconds = config.window or _usual_seconds(self.corpus, rows, sample_rate=rate)
         network = headless(self.encoder)
-        frames = self.encoder.log_mel.frames(round(seconds * rate))
+        front, samples = self.encoder.log_mel, round(seconds * rate)
+        frames = front.frames(samples)
+        frames += front.samples(frames) < samples  # or a usual clip would have two windows
         frames = max(frames, network.fewest_frames)
         embedded = embed_corpus(
             Features(network, self.encoder, frames=frames),

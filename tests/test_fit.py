@@ -49,6 +49,14 @@ def test_the_folder_embeds_as_the_encoder_did_and_scores_by_its_vectors(tmp_path
     assert "test" not in after.info
 
 
+@pytest.mark.parametrize("seconds", [0.5, 0.5003, 0.777])
+def test_a_window_holds_what_it_is_asked_to_hold(tmp_path, seconds):
+    data = write_set(tmp_path / "tones", num_clips=24)
+    main(["fit", f"data={data}", f"out={tmp_path / 'c'}", f"window={seconds}"])
+    window = load_classifier(tmp_path / "c").window_seconds
+    assert seconds <= window < seconds + 0.02
+
+
 def test_groups_are_left_out_together(tmp_path, capsys):
     data = write_set(tmp_path / "tones")
     assert main(["fit", f"data={data}", f"out={tmp_path / 'c'}", "group=speaker"]) == 0

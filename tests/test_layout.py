@@ -43,7 +43,7 @@ MAY_SEE = {
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
     "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
-    "demo": {"evaluation", "training", "report"} | BASE,
+    "demo": {"evaluation", "training", "report", "retrieval", "export"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},
 }
