@@ -33,6 +33,7 @@ COMMANDS = {
         "ssmast.compare.command",
         "tell which objective or setting is better, and how sure",
     ),
+    "datasets": ("ssmast.datasets.check", "check built data sets by the published counts"),
     "show-views": ("ssmast.training.show_views", "draw the augmented views made in pretraining"),
     "describe": ("ssmast.model.describe", "list layers, parameters and MACs of a model"),
 }

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import open_corpus
 from ssmast.evaluation import picture
 from ssmast.evaluation.baselines import BASELINES, UNTRAINED, Column, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
@@ -318,7 +317,7 @@ def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
         config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,
         seed=config.seed, device=process_state().device,
     )  # fmt: skip
-    corpus = open_corpus(labelled.folder).with_channel(config.channel)
+    corpus = labelled.corpus(channel=config.channel)
     found = {
         column.name: embed_corpus(
             column.variants[0],

@@ -375,6 +375,12 @@ class PretrainConfig(TrainConfig):
         "folder, list, CSV, tar(s), prepared corpus or URL of audio; or a mixture: a .yaml file or "
         "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
     )
+    spans: str = setting(
+        "auto",
+        "of recordings with annotations: the annotated spans or the whole recordings; auto: spans "
+        "where data is a table of them, whole where tables lie beside the recordings",
+        choices=("auto", "spans", "whole"),
+    )
     alarm: str = setting(
         "warn", "what to do when training fails, such as by collapse", choices=ALARM_MODES
     )

@@ -51,7 +51,7 @@ def built_in_corpus(runs: Path) -> Path:
 def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
     """The corpus of `data=`, or the training part of the built-in one."""
     if config.data:
-        return open_corpus(config.data).with_channel(config.channel)
+        return open_corpus(config.data, spans=config.spans).with_channel(config.channel)
     return open_corpus(built_in_corpus(runs)).select(split="train")
 
 

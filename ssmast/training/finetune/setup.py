@@ -14,7 +14,6 @@ from ssmast.audio import (
     Corpus,
     MixedSegments,
     SegmentDataset,
-    open_corpus,
     read_audio,
 )
 from ssmast.audio.kaldi import front_end_of
@@ -112,7 +111,7 @@ def set_up(config: FinetuneConfig) -> Setup:
         config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
     split = found.split(config.fold)
-    corpus = open_corpus(found.folder).with_channel(config.channel)
+    corpus = found.corpus(channel=config.channel)
     found = with_trained_classes(found, split)
     weights = _weights_of(config)
     encoder = None if weights is None else weights.encoder
