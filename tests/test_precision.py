@@ -67,7 +67,7 @@ def test_a_command_hands_its_precision_on(monkeypatch, tmp_path, schema, owner, 
     class ReachedError(Exception):
         pass
 
-    def spy(path, *, precision):
+    def spy(path, *, precision, **_):
         assert precision == "bf16"
         raise ReachedError
 

@@ -66,8 +66,8 @@ def check_gpus() -> Iterator[Finding]:
         except Exception as error:
             yield problem("gpu", "gpu_failed", f"{shown}, cannot compute: {reason(error)}")
         else:
-            launch = importlib.import_module("ssmast.training.launch")
-            bf16 = _PRECISIONS[launch.gpu_precision(number)]
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            bf16 = _PRECISIONS["bf16" if has_bf16 else "fp16" if about.major == 7 else "fp32"]
             wrong = problem("gpu", "gpu_failed", f"{shown}, multiplies wrongly")
             yield ok("gpu", f"{shown}, {bf16}") if right else wrong
     if count > 1:

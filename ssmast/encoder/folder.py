@@ -17,16 +17,22 @@ from torch import Tensor
 
 from ssmast.audio import LogMel
 from ssmast.audio.kaldi import front_end_of
+from ssmast.encoder.whitening import Whitening
 from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model
 from ssmast.weights import DEFAULT, FOLDER
 
-CONFIG, WEIGHTS, CARD, CHECKSUMS = (
+CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING = (
     "config.json",
     "model.safetensors",
     "README.md",
     "checksums.json",
+    "whitening.safetensors",
 )
+
+
+EXTRACTOR = "preprocessor_config.json"
+"""Front end of an AST that transformers wrote, see `published`."""
 
 
 def check_folder_to_write(folder: Path) -> None:
@@ -92,7 +98,7 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
         FileNotFoundError: if the folder or one of its files is missing.
         ValueError: if a file is damaged or config.json is not that of an encoder.
     """
-    folder = _find_folder(str(path))
+    folder = find_folder(str(path))
     missing = [name for name in (CONFIG, WEIGHTS, CHECKSUMS) if not (folder / name).is_file()]
     if missing:
         nested = folder / "encoder"
@@ -127,7 +133,12 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     return config, folder / WEIGHTS
 
 
-def _find_folder(path: str) -> Path:
+def find_folder(path: str) -> Path:
+    """The folder of an encoder that `read_folder` takes; one on the Hub is downloaded.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -152,7 +163,7 @@ def _download(name: str) -> Path:
         folder = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS],
+            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS, EXTRACTOR, WHITENING],
         )
     except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
         reason = str(error).strip().split("\n")[0]
@@ -219,7 +230,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     _, weights = read_folder(folder)
-    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS]
+    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING]
     names += sorted(file.name for file in weights.parent.glob("*.onnx"))
     api = HfApi(token=token)
     try:
@@ -302,6 +313,21 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
 def build_parts(config: Mapping[str, Any]) -> tuple[Backbone, LogMel]:
     """The backbone, with fresh weights, and the front end that a config.json describes."""
     return _backbone_of(config), front_end_of(config["ssmast"]["front_end"])
+
+
+def read_whitening(settings: Mapping[str, Any], folder: Path) -> Whitening | None:
+    """The whitening that an encoder folder's settings name, if they do.
+
+    Raises:
+        KeyError: if its file is not there, or lacks something.
+    """
+    about = settings.get("whitening")
+    if about is None:
+        return None
+    file = folder / WHITENING
+    if not file.is_file():
+        raise KeyError(f"{WHITENING} is missing")
+    return Whitening.from_bytes(file.read_bytes(), about)
 
 
 def _backbone_of(config: Mapping[str, Any]) -> Backbone:

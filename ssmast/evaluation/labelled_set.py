@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmast.audio import Corpus, open_corpus
 from ssmast.splits import (
     Split,
     hold_out,
@@ -92,13 +93,14 @@ class LabelledSet:
 
     Attributes:
         spec: as asked for.
-        folder: of the set.
+        folder: of the set, or its file.
         clips: path of each clip that takes part, as metadata.csv has it.
         rows: its row in metadata.csv, which is its number in the corpus of the folder.
         heads: one a label column.
         cells: of each head, the cell of every clip: one class name, or several.
         separator: between the labels in a cell; empty where it holds one.
         splits: one, or one a fold; they hold positions in `clips`.
+        groups: what each clip belongs to, such as its speaker; empty where that is not asked for.
         left_out: how many rows were left out, by reason.
         origin: what the task.json of the set says; empty for a set made by hand.
     """
@@ -111,6 +113,7 @@ class LabelledSet:
     cells: list[list[str]]
     separator: str = ""
     splits: list[Split]
+    groups: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
@@ -207,6 +210,10 @@ class LabelledSet:
 
     def _named(self, head: Head, name: str) -> str:
         return f"{head.name} {name}" if len(self.heads) > 1 else name
+
+    def corpus(self, *, channel: str = "mean") -> Corpus:
+        """The sounds of the set, row i of its table as clip i."""
+        return open_corpus(self.folder, spans="spans").with_channel(channel)
 
     def split(self, fold: str) -> Split:
         """The split of a fold by its name; the only one, or the first, where none is named.
@@ -354,6 +361,7 @@ def without(
         clips=[labelled.clips[i] for i in kept],
         rows=labelled.rows[keep],
         cells=[[own[i] for i in kept] for own in labelled.cells],
+        groups=[labelled.groups[i] for i in kept] if labelled.groups else [],
         splits=[
             replace(split, **{p: new[where[keep[where]]] for p, where in split.parts().items()})
             for split in labelled.splits

@@ -7,7 +7,7 @@ docs/objectives.md. All that such a file needs can be imported from here.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -22,6 +22,7 @@ from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling, layer_dims
+from ssmast.evaluation.embed import measured_whitening
 from ssmast.model import (
     Backbone,
     LoadReport,
@@ -33,6 +34,7 @@ from ssmast.settings import UsageError, to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.init_weights import (
     find_weights,
+    published_front_end,
     read_weights,
     start_encoders_,
     write_init_json,
@@ -43,6 +45,7 @@ from ssmast.training.inputs import (
     build_log_mel,
     build_memory,
     check_model,
+    front_end_like,
     open_data,
     segments_of,
     sent,
@@ -184,8 +187,13 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """The settings with everything written out that they leave open."""
-        return config
+        """The settings with everything written out that they leave open.
+
+        Raises:
+            UsageError: if another front end is asked for than `init` was trained with.
+        """
+        own = published_front_end(config.init, config.model)
+        return config if own is None else replace(config, front_end=front_end_like(config, own))
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -212,7 +220,8 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @classmethod
     def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
         """The corpus of `data=`, or the built-in one in the folder of runs."""
-        return TrainingData(clips=open_data(cast(PretrainConfig, config), runs=runs))
+        clips = open_data(cast(PretrainConfig, config), runs=runs)
+        return TrainingData(clips=clips, log_mel=published_front_end(config.init, config.model))
 
     @classmethod
     def frames(cls, config: Config) -> int:
@@ -490,7 +499,13 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def finish(self, run: Path, facts: dict[str, Any], *, is_main: bool) -> None:
         """Write encoder/ and report.html of a run folder; all processes call it."""
         if is_main:
-            self.encoder({**facts, "settings": to_dict(self.config)}).save(run / "encoder")
+            encoder = self.encoder({**facts, "settings": to_dict(self.config)})
+            directions, data = cast(PretrainConfig, self.config).export.whiten, self.run.data
+            if directions and data is not None:
+                encoder.whitening = measured_whitening(
+                    encoder, data.clips, directions=directions, seed=self.config.seed
+                )
+            encoder.save(run / "encoder")
             write_report(run / "report.html", run=run)
 
 

@@ -121,7 +121,8 @@ _ELSEWHERE = {
     "init": "test_init_weights", "epochs": "below", "resume": "test_pretrain",
     "workers": "test_pretrain", "threads": "test_pretrain", "processes": "test_pretrain",
     "optim.gradient_accumulation_steps": "test_ss_mast", "max_bad_fraction": "test_survive",
-    "channel": "test_read", "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
+    "spans": "test_other_layouts", "channel": "test_read",
+    "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
     "export.network": "below", "export.pooling": "below", "export.layers": "below",
@@ -129,6 +130,7 @@ _ELSEWHERE = {
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
     "compile": "test_compile", "grad_checkpointing": "test_ss_mast",
+    "export.whiten": "test_whitening",
     "tf32": "test_launch", "deterministic": "test_launch",
 }  # fmt: skip
 
@@ -256,6 +258,8 @@ def test_bfloat16_is_not_emulated_on_a_gpu_that_lacks_it(has_it, used, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old one")
+    capability = (8, 0) if has_it else (6, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     threads = torch.get_num_threads()
     launch.start_accelerator(precision="auto", processes=0, threads=threads)
     assert seen == [used]
