@@ -6,7 +6,7 @@ A file of its own because no other one of the evaluation imports accelerate.
 import atexit
 import functools
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,7 @@ def set_tf32(allowed: bool) -> None:
 
 
 @functools.cache
-def _patient_group() -> dist.ProcessGroup | None:
+def _patient_group() -> Any:
     """The processes once more, over gloo, for waits that may last for days.
 
     One process decodes, downloads or fits while the others wait: NCCL's collectives end a run after

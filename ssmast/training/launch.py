@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def start_accelerator(
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     # Nothing here reads memory that nobody has written, and to fill it doubles the kernels.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    filled = sys.modules["torch.utils.deterministic"]
+    filled.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     accelerator = Accelerator(
         cpu=not has_gpu, mixed_precision="no" if precision == "fp32" else precision
     )
