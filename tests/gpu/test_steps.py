@@ -84,7 +84,7 @@ def test_kernels_and_memory_of_a_base_model_stay_within_what_was_measured(
     *_, step = steps_of(tmp_path, "last=3", *words, compute="false")
     assert step["allocated_gib"] == pytest.approx(ALLOCATED[micro_batches], rel=0.02)
     if micro_batches == 1:
-        assert step["kernels"] <= 15_300
+        assert step["kernels"] <= 12_800
         # 111.0 without expandable segments, as the two sizes of structured drop take turns.
         assert step["reserved_gib"] == pytest.approx(91.1, rel=0.02)
 
