@@ -126,7 +126,8 @@ _ELSEWHERE = {
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
     "export.network": "below", "export.pooling": "below", "export.layers": "below",
-    "export.window_seconds": "below", "export.whiten": "below", "views.transforms": "test_transforms",
+    "export.window_seconds": "below", "export.whiten": "below",
+    "views.transforms": "test_transforms",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
 }  # fmt: skip
