@@ -203,7 +203,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise ValueError(f'{path} must be {{"data": [{{"wav": PATH, "labels": ...}}]}}')
+        raise ValueError(
+            f'{path} is no corpus: wanted a folder of audio, or in a .json file {{"data": '
+            '[{"wav": PATH, "labels": ...}]}'
+        )
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get("wav"), str):
             raise ValueError(f"{path}, entry {number}: wanted wav and labels, got {entry!r:.80}")

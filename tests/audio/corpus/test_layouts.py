@@ -569,7 +569,7 @@ def test_json_lists_of_ast(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[1]", r'must be \{"data": \[\{"wav": PATH'),
+        ("[1]", r'in a \.json file \{"data": \[\{"wav": PATH'),
         ('{"data": [{"path": "a.wav"}]}', "entry 1: wanted wav and labels"),
         ('{"data": [{"wav": "a.wav", "labels": "/m/1"}', "is no valid JSON"),
         ('{"data": [{"wav": "a.wav", "labels": "/m/1"}]}', "entry 1: '/m/1' is no label of class_"),
