@@ -1,6 +1,7 @@
 """Student and momentum teacher."""
 
 import copy
+from typing import Any, cast
 
 import torch
 from lightly.models.utils import deactivate_requires_grad
@@ -100,7 +101,9 @@ def ema_update_(average: nn.Module, current: nn.Module, momentum: float) -> None
     pairs = list(zip(mine, theirs, strict=True))
     floats = [(kept, new.to(kept.dtype)) for kept, new in pairs if kept.is_floating_point()]
     if floats:  # all in a few kernels
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - momentum)
+        kept_ones, new_ones = ([pair[side] for pair in floats] for side in (0, 1))
+        lerp_ = cast(Any, torch)._foreach_lerp_  # as torch's own optimisers call it
+        lerp_(kept_ones, new_ones, 1 - momentum)
     for kept, new in pairs:
         if not kept.is_floating_point():
             kept.copy_(new)

@@ -131,7 +131,6 @@ _ELSEWHERE = {
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
     "compile": "test_compile", "grad_checkpointing": "test_ss_mast",
-    "export.whiten": "test_whitening",
     "tf32": "test_launch", "deterministic": "test_launch",
 }  # fmt: skip
 
