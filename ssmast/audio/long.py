@@ -9,6 +9,7 @@ import numpy as np
 import soxr
 
 from ssmast.audio.decode import (
+    UNKNOWN_LENGTH,
     AudioError,
     Decoder,
     ForeignError,
@@ -148,10 +149,33 @@ def read_long(
     return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
 
 
-def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
-    """Frames and rate of a long file, and whether the frames can be believed; None for others."""
+def stated_seconds(source: Source, label: str) -> float | None:
+    """Seconds of a file as its header states them; None for a format that FFmpeg reads.
+
+    What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
+
+    Args:
+        source: path of a file, part of one, or its bytes.
+        label: what to call it in an error.
+
+    Raises:
+        AudioError: as `read_audio`, where that shows in the header.
+    """
+    header = _header(source, label, any_length=True)
+    if header is None:
+        return None
+    frames, rate, _ = header
+    if frames >= UNKNOWN_LENGTH:
+        frames = sum(map(len, file_blocks(lambda: source, label, "first")))
+    return frames / rate
+
+
+def _header(
+    source: Source, label: str, *, any_length: bool = False
+) -> tuple[int, int, bool] | None:
+    """Frames and rate of a file, and whether the frames can be believed; None for a short one."""
     try:  # an open file more would be a fifth of a short clip's time
-        if source_size(source) < _SHORT_BYTES:
+        if not any_length and source_size(source) < _SHORT_BYTES:
             return None
     except (OSError, ValueError):
         return None  # the reader says what is wrong
@@ -162,7 +186,7 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
             with opened(stream, label) as file:
                 frames += file.frames
         with opened(first, label) as file:
-            if frames + file.frames <= LONG_SECONDS * file.samplerate:
+            if not any_length and frames + file.frames <= LONG_SECONDS * file.samplerate:
                 return None
             check_container(file, first, label)
             known = length_is_known(file) and not others

@@ -28,6 +28,7 @@ from ssmast.audio.decode import (
     Mixer,
     SeekError,
     Source,
+    Stream,
     check_channel,
     decode,
     decode_foreign,
@@ -40,22 +41,33 @@ from ssmast.audio.decode import (
     scaled,
     source_size,
 )
-from ssmast.audio.long import LongSound, file_blocks, open_long, read_long
+from ssmast.audio.long import (
+    LONG_SECONDS,
+    LongSound,
+    file_blocks,
+    open_long,
+    read_long,
+    stated_seconds,
+)
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
 from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FOREIGN_EXTENSIONS",
+    "LONG_SECONDS",
     "SOUND_EXTENSIONS",
     "AudioError",
     "Excerpt",
+    "LongSound",
     "Source",
+    "Stream",
     "check_channel",
     "decode_whole",
     "excerpt_name",
     "first_bytes",
     "mix",
+    "open_long",
     "read_audio",
     "read_segments",
     "resample",
@@ -64,11 +76,12 @@ __all__ = [
     "segment_start",
     "source_size",
     "split_excerpt",
+    "stated_seconds",
     "swing",
     "unpadded",
 ]
 
-_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)(?:&id=[^&#]+)?$")
+_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?|inf)(?:&id=[^&#]+)?$")
 
 _EXACT_SEEK = frozenset(
     ["PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
@@ -116,7 +129,7 @@ def excerpt_name(path: str, start: float, stop: float, *, clip: str = "") -> str
     Args:
         path: of the file.
         start: in seconds.
-        stop: in seconds.
+        stop: in seconds; infinite for the end of the file.
         clip: what else names the clip, where several share an excerpt; no `&` or `#`.
 
     >>> excerpt_name("a.wav", 0.5, 2)
@@ -139,6 +152,8 @@ def split_excerpt(name: str) -> tuple[str, tuple[float, float] | None]:
 
 
 def _seconds(value: float) -> str:
+    if value == math.inf:
+        return "inf"
     # Microseconds are finer than a sample; trailing zeros would give one excerpt two names.
     return f"{value:.6f}".rstrip("0").rstrip(".")
 

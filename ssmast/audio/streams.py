@@ -190,15 +190,15 @@ class _FileBytes:
     No mapping: that would end the process where a file shrinks or its disk goes away.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self._file, self._start, self._size = file, start, stop - start
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, where: slice) -> bytes:
         first, last, _ = where.indices(self._size)
-        return os.pread(self._file.fileno(), max(0, last - first), first)
+        return os.pread(self._file.fileno(), max(0, last - first), self._start + first)
 
 
 _Bytes = bytes | _FileBytes
@@ -226,19 +226,21 @@ def streams_of(source: Source, label: str) -> list[Source]:
         source: path of a file, or its bytes.
         label: what to call it in a warning.
     """
-    if isinstance(source, Stream):
+    if isinstance(source, Stream) and source.patch[1]:
         return [source]
     if isinstance(source, bytes):
         pieces, notes = _pieces(source)
         found: list[Source] = [_patched(source[a:b], patch) for a, b, patch in pieces]
     else:
+        part = source if isinstance(source, Stream) else None
+        path = source if part is None else part.path
         try:
-            state = os.stat(source)
-            pieces, notes = _pieces_of_file(os.fsencode(source), state.st_size, state.st_mtime_ns)
+            state = os.stat(path)
+            first, last = (0, state.st_size) if part is None else (part.start, part.stop)
+            pieces, notes = _pieces_of_file(os.fsencode(path), first, last, state.st_mtime_ns)
         except (OSError, ValueError, IndexError, struct.error):
             return [source]  # the decoder says what is wrong
-        path = source
-        found = [Stream(path, start, stop, patch) for start, stop, patch in pieces]
+        found = [Stream(path, first + start, first + stop, patch) for start, stop, patch in pieces]
     for note in notes:
         if len(_SAID) < _MOST_SAID and label not in _SAID:
             _log.warning("%s %s", label, note)
@@ -248,12 +250,14 @@ def streams_of(source: Source, label: str) -> list[Source]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _pieces_of_file(path: bytes, size: int, mtime: int) -> tuple[list[_Piece], list[str]]:
-    """`_pieces` of a file, once as long as it does not change."""
-    if size < 64:
+def _pieces_of_file(
+    path: bytes, start: int, stop: int, mtime: int
+) -> tuple[list[_Piece], list[str]]:
+    """`_pieces` of some bytes of a file, once as long as it does not change."""
+    if stop - start < 64:
         return [], []
     with open(path, "rb") as file:
-        return _pieces(_FileBytes(file, size))
+        return _pieces(_FileBytes(file, start, stop))
 
 
 def _pieces(data: _Bytes) -> tuple[list[_Piece], list[str]]:

@@ -368,6 +368,11 @@ class PretrainConfig(TrainConfig):
         "folder, list, CSV, tar(s), prepared corpus or URL of audio; or a mixture: a .yaml file or "
         "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
     )
+    clip_seconds: float = setting(
+        10.0,
+        "files of over a minute are read as clips of so many seconds; 0: as they are",
+        range="[0, inf)",
+    )
     alarm: str = setting(
         "warn", "what to do when training fails, such as by collapse", choices=ALARM_MODES
     )
