@@ -42,10 +42,14 @@ class LongSound:
     Args:
         blocks: float32 samples at `sample_rate`, one after the other.
         length: samples in all of them.
+        source_rate: rate of the file in Hz.
         label: what to call the sound in an error.
     """
 
-    def __init__(self, blocks: Generator[np.ndarray], *, length: int, label: str) -> None:
+    def __init__(
+        self, blocks: Generator[np.ndarray], *, length: int, source_rate: int, label: str
+    ) -> None:
+        self.source_rate = source_rate
         self._blocks, self._length, self._label = blocks, length, label
         self._held = np.zeros(0, dtype=np.float32)
         self._first = 0  # of the samples held
@@ -124,7 +128,7 @@ def open_long(
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
     again = file_blocks(reopen or (lambda: source), label, channel)
     blocks = _resampled(again, rate, sample_rate, label)
-    return LongSound(blocks, length=length, label=label)
+    return LongSound(blocks, length=length, source_rate=rate, label=label)
 
 
 def read_long(

@@ -66,6 +66,8 @@ __all__ = [
     "decode_whole",
     "excerpt_name",
     "first_bytes",
+    "hear",
+    "libsndfile_version",
     "mix",
     "open_long",
     "read_audio",
@@ -211,7 +213,7 @@ def decode_whole(
         AudioError: if the source is missing, empty, truncated or not audio.
     """
     base, label, channel = _base(source, name)
-    decoder = f"libsndfile {soundfile.__libsndfile_version__}"
+    decoder = libsndfile_version()
     try:
         with opened(streams_of(base, label)[0], label, channel) as file:
             rate = file.samplerate
@@ -224,6 +226,44 @@ def decode_whole(
         decoder = decoder_version()
     first, last = _limits(source, len(audio), rate, label)
     return audio[first:last], rate, decoder
+
+
+def hear(
+    source: Source | Excerpt, *, seconds: float, places: int = 1, name: str | None = None
+) -> tuple[list[np.ndarray], int]:
+    """A few moments of a file at its own rate, to be judged and not to be trained on.
+
+    Args:
+        source: path of a file, its bytes, or an excerpt of a file.
+        seconds: length of a moment.
+        places: moments, evenly spaced; one, from the start, of a file that cannot be sought.
+        name: what to call the source in an error; the path by default.
+
+    Returns:
+        Samples (S,) of each, and their rate in Hz.
+
+    Raises:
+        AudioError: if libsndfile cannot read it.
+    """
+    base, label, channel = _base(source, name)
+    with opened(streams_of(base, label)[0], label, channel) as file:
+        rate, last = file.samplerate, file.frames
+        wanted, starts = round(seconds * rate), [0]
+        if length_is_known(file) and (file.subtype in _EXACT_SEEK or file.format == "FLAC"):
+            first, last = _limits(source, file.frames, rate, label)
+            slack = max(0, last - first - wanted)
+            starts = [first + int(slack * (k + 0.5) / places) for k in range(places)]
+        found: list[np.ndarray] = []
+        for start in dict.fromkeys(starts):
+            if start:
+                file.seek(start)
+            found.append(decode(file, label, min(wanted, last - start)))
+        return found, rate
+
+
+def libsndfile_version() -> str:
+    """Name and version of the usual decoder, for the manifest."""
+    return f"libsndfile {soundfile.__libsndfile_version__}"
 
 
 def read_segments(

@@ -29,7 +29,7 @@ from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.cut import cut_long, seconds_of
 from ssmast.audio.kaldi import front_end_of
 from ssmast.audio.segments import SegmentBatch
-from ssmast.audio.stats import known_mean_std, measure_mean_std
+from ssmast.audio.stats import known_mean_std, measure_mean_std, warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
 from ssmast.settings import UsageError, to_dict
@@ -126,6 +126,7 @@ def mean_and_std(
         frames: of an input.
     """
     log_mel = build_log_mel(config)
+    warn_of_lost_energy(corpus, log_mel)
     known = known_mean_std(corpus, log_mel)
     mean, std = known or measure_mean_std(
         decoded,
