@@ -145,8 +145,11 @@ def energy_outside(
         log_mel: the front end.
 
     Returns:
-        None for a constant, which has no energy.
+        None for a constant, which has no energy, and for what no sound may hold.
     """
+    if not len(sound) or not np.isfinite(sound).all():
+        return None
+    sound = sound.astype(np.float64)
     power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
     total = float(power.sum())
     if not total:
