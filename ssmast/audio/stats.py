@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.remote import RemoteError
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import (
@@ -126,7 +125,7 @@ def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
                 places=max(1, _HEARD // len(chosen)),
                 name=corpus.name(i),
             )
-        except (AudioError, RemoteError, OSError):
+        except (AudioError, OSError):
             continue  # it is rejected, with its reason, where it is used
         shares = [energy_outside(sound, rate, log_mel) for sound in sounds]
         found += [share for share in shares if share is not None]
