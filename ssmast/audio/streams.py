@@ -233,19 +233,22 @@ def streams_of(source: Source, label: str) -> list[Source]:
     """
     if isinstance(source, Stream) and source.patch[1]:
         return [source]
+    found: list[Source] = []
     if isinstance(source, bytes):
         pieces, notes = _pieces(source)
-        found: list[Source] = [_patched(source[a:b], patch) for a, b, patch in pieces]
+        found += [_patched(source[a:b], patch) for a, b, patch in pieces]
     else:
-        part = source if isinstance(source, Stream) else None
-        path = source if part is None else part.path
+        path = source.path if isinstance(source, Stream) else source
         try:
             state = os.stat(path)
-            first, last = (0, state.st_size) if part is None else (part.start, part.stop)
+            first, last = 0, state.st_size
+            if isinstance(source, Stream):
+                first, last = source.start, source.stop
             pieces, notes = _pieces_of_file(os.fsencode(path), first, last, state.st_mtime_ns)
         except (OSError, ValueError, IndexError, struct.error):
             return [source]  # the decoder says what is wrong
-        found = [Stream(path, first + start, first + stop, patch) for start, stop, patch in pieces]
+        for start, stop, patch in pieces:
+            found.append(Stream(path, first + start, first + stop, patch))
     for note in notes:
         if len(_SAID) < _MOST_SAID and label not in _SAID:
             _log.warning("%s %s", label, note)

@@ -118,9 +118,9 @@ class _Decoded(IterableDataset[tuple[int, bytes]]):
     ) -> Iterator[tuple[int, bytes]]:
         """Clips [begin, end), all of one file, which is read from front to back."""
         row, done, rate = int(corpus.rows[begin]), begin, self.sample_rate
+        name = corpus.whole.name(row)
         try:
             source: Any = corpus.whole.sought(row)
-            name = corpus.whole.name(row)
             sound = open_long(source, sample_rate=rate, name=name, channel=corpus.channel)
             if sound is None:
                 sound = read_audio(Excerpt(source, channel=corpus.channel), sample_rate=rate)

@@ -109,8 +109,7 @@ class Corpus:
         if isinstance(tar, Path):
             return Stream(tar, entry.offset, entry.offset + entry.size)
         found = self.source(i)
-        is_whole = isinstance(found, Excerpt) and found.is_whole
-        return found.source if is_whole else found
+        return found.source if isinstance(found, Excerpt) and found.is_whole else found
 
     def with_channel(self, channel: str) -> "Corpus":
         """The same clips, where one channel is made of several in this way, see `Excerpt`.

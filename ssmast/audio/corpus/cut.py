@@ -70,7 +70,9 @@ class CutCorpus(Corpus):
         row, (start, stop) = int(self.rows[i]), self.span(i)
         if not start and stop == math.inf:
             return self.whole.source(row)
-        return Excerpt(self.whole.sought(row), start, stop, channel=self.channel)
+        found = self.whole.sought(row)
+        base = found.source if isinstance(found, Excerpt) else found
+        return Excerpt(base, start, stop, channel=self.channel)
 
     def source_samples(self, i: int, total: int, sample_rate: int) -> tuple[int, int]:
         """First sample and end of clip i in its file of `total` samples."""
