@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import Corpus, open_corpus
+from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
     classes_table,
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
     scored = part_scores(
         classifier,
         labelled,
-        open_corpus(labelled.folder).with_channel(config.channel),
+        labelled.corpus(channel=config.channel),
         positions,
         title=f"{labelled.spec.name}, {config.part}",
         workers=config.workers,

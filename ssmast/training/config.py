@@ -33,9 +33,10 @@ class FrontEnd:
     """Waveform to log-mel."""
 
     kind: str = setting(
-        "log_mel",
+        "",
         "log_mel; kaldi: the filterbank features of AST, SSAST and PSLA (windows of 25 ms, n_fft "
-        "follows); usually with num_mels=128 f_min=20 f_max=8000",
+        "follows); usually with num_mels=128 f_min=20 f_max=8000; empty: that of the weights of a "
+        "published AST in init=, else log_mel",
         choices=("log_mel", "kaldi"),
     )
     sample_rate: int = setting(16000, "sample rate in Hz; audio at other rates is resampled")
@@ -378,6 +379,12 @@ class PretrainConfig(TrainConfig):
         10.0,
         "files of over a minute are read as clips of so many seconds; 0: as they are",
         range="[0, inf)",
+    )
+    spans: str = setting(
+        "auto",
+        "of recordings with annotations: the annotated spans or the whole recordings; auto: spans "
+        "where data is a table of them, whole where tables lie beside the recordings",
+        choices=("auto", "spans", "whole"),
     )
     alarm: str = setting(
         "warn", "what to do when training fails, such as by collapse", choices=ALARM_MODES
