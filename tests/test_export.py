@@ -1,6 +1,8 @@
 """From a run to a folder that others can use."""
 
+import html
 import json
+import re
 import shutil
 
 import pytest
@@ -298,3 +300,71 @@ def test_what_is_not_there_is_said(run, tmp_path):
         export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])
     with pytest.raises(UsageError, match="out= is missing"):
         export.main([str(run)])
+
+
+# -- what leaves a run is what the run says --------------------------------------------------------
+
+
+def _page_text(file) -> str:
+    page = re.sub(r"<(style|script|svg).*?</\1>", "", file.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def _close(name: str, value: float, text: str) -> bool:
+    """Whether a text gives a number under a name, however many digits of it."""
+    found = re.findall(rf"\b{name}\s*\|?\s*(-?\d[\d.]*(?:e-?\d+)?)", text)
+    return any(abs(float(one.rstrip(".")) - value) <= 1e-4 * abs(value) for one in found)
+
+
+@pytest.mark.parametrize("kind", ["run", "ssast_run", "tuned"])
+def test_card_page_and_files_of_a_run_agree(kind, request, tmp_path):
+    run = request.getfixturevalue(kind)
+    encoder, facts = load_encoder(run / "encoder"), json.loads((run / "facts.json").read_text())
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    card, page = (run / "encoder" / "README.md").read_text(), _page_text(run / "report.html")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = max(row["step"] for row in rows)
+    assert encoder.info["steps"] == settings["steps"] == steps
+    front = encoder.log_mel.settings()
+    for name, value in (("mean", front["mean"]), ("std", front["std"]), ("clips", facts["clips"])):
+        assert encoder.info[name] == pytest.approx(facts[name])
+        assert value == pytest.approx(facts[name])
+        assert _close(name, value, card), name
+        assert _close(name, value, page), name
+    for text in (card, page):
+        assert _close("steps", steps, text)
+        assert settings["model"] in text
+        assert facts["corpus"] in text
+    assert f"{encoder.dim} numbers: pooling `{encoder.pooling}`, layers `{encoder.layers}`" in card
+    assert f"| network | {encoder.info['network']} |" in card
+    assert export.main([str(run), f"out={tmp_path / 'e'}"]) == 0
+    assert load_encoder(tmp_path / "e").sha256 == encoder.sha256
+    if kind == "tuned":
+        told = json.loads((run / "test.json").read_text())
+        assert encoder.info["test"] == told["numbers"]
+        accuracy = told["numbers"]["accuracy"]
+        assert f"| accuracy | {accuracy:.4f} |" in card
+        assert f"{100 * accuracy:.1f}" in page
+    else:
+        assert _close("loss", float(f"{rows[-1]['loss']:.3g}"), page)
+
+
+def test_card_table_page_and_file_of_a_probe_agree(run, tmp_path, capsys):
+    from ssmast import report
+    from ssmast.evaluation import suite
+
+    sets = write_set(tmp_path / "sets" / "tones", num_clips=24).parent
+    words = [f"encoder={run / 'encoder'}", f"data={sets}", f"out={tmp_path / 'scores'}"]
+    assert run_command(suite.main, [*words, "baselines=false"], name="ssmast probe") == 0
+    table = capsys.readouterr().out
+    (file,) = (tmp_path / "scores").rglob("*.json")
+    told = json.loads(file.read_text())
+    score = f"{100 * told['mean']:.1f}"
+    assert told["encoder_sha256"] == load_encoder(run / "encoder").sha256
+    assert score in table
+    words = [str(tmp_path / "scores"), f"out={tmp_path / 'page.html'}"]
+    assert run_command(report.main, words, name="ssmast report") == 0
+    assert score in _page_text(tmp_path / "page.html")
+    export.main([str(run), f"out={tmp_path / 'e'}", f"scores={tmp_path / 'scores'}"])
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert f"| tones | {told['protocol']} | {told['metric']} | {score}" in card

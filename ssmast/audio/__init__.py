@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from ssmast.audio.corpus.open import open_corpus
     from ssmast.audio.corpus.quarantine import Quarantine
     from ssmast.audio.corpus.remote import RemoteError
-    from ssmast.audio.long import LongSound
     from ssmast.audio.mel import LogMel
     from ssmast.audio.order import BalancedOrder, StepSampler, keyed_uniform, sample_at
-    from ssmast.audio.read import open_audio
+    from ssmast.audio.read import LongSound, open_audio
     from ssmast.audio.segments import MixedSegments, SegmentDataset, collate_mixed, collate_segments
     from ssmast.audio.synthetic import write_synthetic_corpus
 

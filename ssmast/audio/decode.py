@@ -6,6 +6,7 @@ files decode to what is there (`streams`), a cut FLAC raises.
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -39,7 +40,9 @@ SOUND_EXTENSIONS = AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS
 """File names that a corpus takes in, lower case."""
 
 _BLOCK_FRAMES = 1 << 16
-_UNKNOWN_LENGTH = 1 << 48  # FLAC written to a pipe reports 2**63 - 1 frames
+UNKNOWN_LENGTH = 1 << 48
+"""Frames that no file has: FLAC written to a pipe reports 2**63 - 1."""
+
 _FOREIGN_MAGIC = (  # (offset, bytes, what it is)
     (4, b"ftyp", "MPEG-4 (m4a, mp4)"),
     (4, b"moov", "QuickTime"),
@@ -240,7 +243,7 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
     Raises:
         AudioError: at the end, if there were fewer.
     """
-    missing = _UNKNOWN_LENGTH if frames is None else frames
+    missing = UNKNOWN_LENGTH if frames is None else frames
     while missing > 0:
         block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if not len(block):
@@ -257,7 +260,20 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
 
 
 def _loudest(source: Source, label: str) -> int:
-    """The channel of a file whose samples vary most; the file is decoded for it."""
+    """The channel of a file whose samples vary most; the file is decoded for it, once."""
+    if isinstance(source, bytes | Stream):
+        return _measured_loudest(source, label)
+    state = os.stat(source)
+    return _loudest_of_file(os.fsdecode(source), label, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _loudest_of_file(path: str, label: str, size: int, mtime: int) -> int:
+    """`_loudest`, remembered as long as the file does not change: clips may share a file."""
+    return _measured_loudest(path, label)
+
+
+def _measured_loudest(source: Source, label: str) -> int:
     with opened(source, label) as file:  # another decoder: not all formats seek exactly
         energy = np.zeros(file.channels)
         while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
@@ -374,7 +390,7 @@ _FITS_16_OF_32 = 2.0**-16
 
 def length_is_known(file: Decoder) -> bool:
     """Whether `frames` of an open file can be believed: never that of an mp3."""
-    return 0 < file.frames < _UNKNOWN_LENGTH and not file.subtype.startswith("MPEG")
+    return 0 < file.frames < UNKNOWN_LENGTH and not file.subtype.startswith("MPEG")
 
 
 class _Bytes(io.BytesIO):

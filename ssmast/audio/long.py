@@ -9,6 +9,7 @@ import numpy as np
 import soxr
 
 from ssmast.audio.decode import (
+    UNKNOWN_LENGTH,
     AudioError,
     Decoder,
     ForeignError,
@@ -41,10 +42,14 @@ class LongSound:
     Args:
         blocks: float32 samples at `sample_rate`, one after the other.
         length: samples in all of them.
+        source_rate: rate of the file in Hz.
         label: what to call the sound in an error.
     """
 
-    def __init__(self, blocks: Generator[np.ndarray], *, length: int, label: str) -> None:
+    def __init__(
+        self, blocks: Generator[np.ndarray], *, length: int, source_rate: int, label: str
+    ) -> None:
+        self.source_rate = source_rate
         self._blocks, self._length, self._label = blocks, length, label
         self._held = np.zeros(0, dtype=np.float32)
         self._first = 0  # of the samples held
@@ -123,7 +128,7 @@ def open_long(
     length = resampled_length(frames, rate, positive(sample_rate, "sample_rate"))
     again = file_blocks(reopen or (lambda: source), label, channel)
     blocks = _resampled(again, rate, sample_rate, label)
-    return LongSound(blocks, length=length, label=label)
+    return LongSound(blocks, length=length, source_rate=rate, label=label)
 
 
 def read_long(
@@ -148,10 +153,33 @@ def read_long(
     return _joined(blocks, expected=resampled_length(frames, rate, sample_rate))
 
 
-def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
-    """Frames and rate of a long file, and whether the frames can be believed; None for others."""
+def stated_seconds(source: Source, label: str) -> float | None:
+    """Seconds of a file as its header states them; None for a format that FFmpeg reads.
+
+    What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
+
+    Args:
+        source: path of a file, part of one, or its bytes.
+        label: what to call it in an error.
+
+    Raises:
+        AudioError: as `read_audio`, where that shows in the header.
+    """
+    header = _header(source, label, any_length=True)
+    if header is None:
+        return None
+    frames, rate, _ = header
+    if frames >= UNKNOWN_LENGTH:
+        frames = sum(map(len, file_blocks(lambda: source, label, "first")))
+    return frames / rate
+
+
+def _header(
+    source: Source, label: str, *, any_length: bool = False
+) -> tuple[int, int, bool] | None:
+    """Frames and rate of a file, and whether the frames can be believed; None for a short one."""
     try:  # an open file more would be a fifth of a short clip's time
-        if source_size(source) < _SHORT_BYTES:
+        if not any_length and source_size(source) < _SHORT_BYTES:
             return None
     except (OSError, ValueError):
         return None  # the reader says what is wrong
@@ -162,7 +190,7 @@ def _header(source: Source, label: str) -> tuple[int, int, bool] | None:
             with opened(stream, label) as file:
                 frames += file.frames
         with opened(first, label) as file:
-            if frames + file.frames <= LONG_SECONDS * file.samplerate:
+            if not any_length and frames + file.frames <= LONG_SECONDS * file.samplerate:
                 return None
             check_container(file, first, label)
             known = length_is_known(file) and not others

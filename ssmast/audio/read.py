@@ -28,6 +28,7 @@ from ssmast.audio.decode import (
     Mixer,
     SeekError,
     Source,
+    Stream,
     check_channel,
     decode,
     decode_foreign,
@@ -40,22 +41,35 @@ from ssmast.audio.decode import (
     scaled,
     source_size,
 )
-from ssmast.audio.long import LongSound, file_blocks, open_long, read_long
+from ssmast.audio.long import (
+    LONG_SECONDS,
+    LongSound,
+    file_blocks,
+    open_long,
+    read_long,
+    stated_seconds,
+)
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
 from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FOREIGN_EXTENSIONS",
+    "LONG_SECONDS",
     "SOUND_EXTENSIONS",
     "AudioError",
     "Excerpt",
+    "LongSound",
     "Source",
+    "Stream",
     "check_channel",
     "decode_whole",
     "excerpt_name",
     "first_bytes",
+    "hear",
+    "libsndfile_version",
     "mix",
+    "open_long",
     "read_audio",
     "read_segments",
     "resample",
@@ -64,11 +78,12 @@ __all__ = [
     "segment_start",
     "source_size",
     "split_excerpt",
+    "stated_seconds",
     "swing",
     "unpadded",
 ]
 
-_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)(?:&id=[^&#]+)?$")
+_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?|inf)(?:&id=[^&#]+)?$")
 
 _EXACT_SEEK = frozenset(
     ["PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
@@ -116,7 +131,7 @@ def excerpt_name(path: str, start: float, stop: float, *, clip: str = "") -> str
     Args:
         path: of the file.
         start: in seconds.
-        stop: in seconds.
+        stop: in seconds; infinite for the end of the file.
         clip: what else names the clip, where several share an excerpt; no `&` or `#`.
 
     >>> excerpt_name("a.wav", 0.5, 2)
@@ -139,6 +154,8 @@ def split_excerpt(name: str) -> tuple[str, tuple[float, float] | None]:
 
 
 def _seconds(value: float) -> str:
+    if value == math.inf:
+        return "inf"
     # Microseconds are finer than a sample; trailing zeros would give one excerpt two names.
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
@@ -196,7 +213,7 @@ def decode_whole(
         AudioError: if the source is missing, empty, truncated or not audio.
     """
     base, label, channel = _base(source, name)
-    decoder = f"libsndfile {soundfile.__libsndfile_version__}"
+    decoder = libsndfile_version()
     try:
         with opened(streams_of(base, label)[0], label, channel) as file:
             rate = file.samplerate
@@ -209,6 +226,44 @@ def decode_whole(
         decoder = decoder_version()
     first, last = _limits(source, len(audio), rate, label)
     return audio[first:last], rate, decoder
+
+
+def hear(
+    source: Source | Excerpt, *, seconds: float, places: int = 1, name: str | None = None
+) -> tuple[list[np.ndarray], int]:
+    """A few moments of a file at its own rate, to be judged and not to be trained on.
+
+    Args:
+        source: path of a file, its bytes, or an excerpt of a file.
+        seconds: length of a moment.
+        places: moments, evenly spaced; one, from the start, of a file that cannot be sought.
+        name: what to call the source in an error; the path by default.
+
+    Returns:
+        Samples (S,) of each, and their rate in Hz.
+
+    Raises:
+        AudioError: if libsndfile cannot read it.
+    """
+    base, label, channel = _base(source, name)
+    with opened(streams_of(base, label)[0], label, channel) as file:
+        rate, last = file.samplerate, file.frames
+        wanted, starts = round(seconds * rate), [0]
+        if length_is_known(file) and (file.subtype in _EXACT_SEEK or file.format == "FLAC"):
+            first, last = _limits(source, file.frames, rate, label)
+            slack = max(0, last - first - wanted)
+            starts = [first + int(slack * (k + 0.5) / places) for k in range(places)]
+        found: list[np.ndarray] = []
+        for start in dict.fromkeys(starts):
+            if start:
+                file.seek(start)
+            found.append(decode(file, label, min(wanted, last - start)))
+        return found, rate
+
+
+def libsndfile_version() -> str:
+    """Name and version of the usual decoder, for the manifest."""
+    return f"libsndfile {soundfile.__libsndfile_version__}"
 
 
 def read_segments(

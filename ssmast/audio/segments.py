@@ -185,7 +185,7 @@ class SegmentDataset(Dataset[SegmentItem]):
             try:
                 return self._segments(epoch, stand_in), stand_in, rejected
             except AudioError as error:
-                rejected.append((self.corpus.name(stand_in), str(error)))
+                rejected.append((self.corpus.reported(stand_in), str(error)))
         raise AudioError(
             f"{_MAX_FAILURES} clips in a row could not be used; the last was {rejected[-1][0]}: "
             f"{rejected[-1][1]}"

@@ -1,7 +1,8 @@
-"""Mean and standard deviation of the log-mel of a corpus: as prepared, or measured on clips."""
+"""Mean and standard deviation of the log-mel of a corpus, and the energy that it leaves out."""
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,7 +10,13 @@ import torch
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
-from ssmast.audio.read import AudioError, read_segments, swing, unpadded
+from ssmast.audio.read import (
+    AudioError,
+    hear,
+    read_segments,
+    swing,
+    unpadded,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -96,3 +103,77 @@ def measure_mean_std(
             f"the log-mel of {total - num_bad} clips has no spread; is it all silence?"
         )
     return mean, std
+
+
+_HEARD, _HEARD_SECONDS, _MUCH = 48, 10.0, 0.2
+
+
+def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
+    """Say how much of the sound lies where a front end does not look, if that is a fifth or more.
+
+    Args:
+        corpus: of the clips; 48 moments of 10 s are heard at their own rate.
+        log_mel: the front end.
+    """
+    found: list[tuple[float, float]] = []
+    chosen = np.linspace(0, len(corpus) - 1, min(_HEARD, len(corpus))).round().astype(int)
+    for i in chosen.tolist():
+        try:
+            sounds, rate = hear(
+                corpus.sought(i),
+                seconds=_HEARD_SECONDS,
+                places=max(1, _HEARD // len(chosen)),
+                name=corpus.name(i),
+            )
+        except (AudioError, OSError):
+            continue  # it is rejected, with its reason, where it is used
+        shares = [energy_outside(sound, rate, log_mel) for sound in sounds]
+        found += [share for share in shares if share is not None]
+    for message in lost_energy(found, log_mel):
+        _log.warning("%s: %s", corpus.root, message)
+
+
+def energy_outside(
+    sound: np.ndarray, sample_rate: int, log_mel: LogMel
+) -> tuple[float, float] | None:
+    """Shares (0..1) of a sound's energy above a front end's `f_max` and below its `f_min`.
+
+    Args:
+        sound: samples (S,) at its own rate.
+        sample_rate: in Hz.
+        log_mel: the front end.
+
+    Returns:
+        None for a constant, which has no energy, and for what no sound may hold.
+    """
+    if not len(sound) or not np.isfinite(sound).all():
+        return None
+    sound = sound.astype(np.float64)
+    power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
+    total = float(power.sum())
+    if not total:
+        return None
+    hertz, front = np.fft.rfftfreq(len(sound), 1 / sample_rate), log_mel.settings()
+    above, below = power[hertz > front["f_max"]].sum(), power[hertz < front["f_min"]].sum()
+    return float(above / total), float(below / total)
+
+
+def lost_energy(shares: Sequence[tuple[float, float]], log_mel: LogMel) -> list[str]:
+    """Sentences on the mean of `energy_outside` over clips, for each side where that is much.
+
+    Args:
+        shares: of each clip, above and below.
+        log_mel: the front end.
+    """
+    if not shares:
+        return []
+    front, said = log_mel.settings(), []
+    for share, side, key in zip(
+        np.mean(shares, axis=0), ("above", "below"), ("f_max", "f_min"), strict=True
+    ):
+        if share > _MUCH:
+            said.append(
+                f"{share:.0%} of the energy lies {side} front_end.{key}={front[key]:g} Hz, which "
+                "the front end throws away; see docs/own_data.md"
+            )
+    return said

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 
 from ssmast.audio.decode import (
+    UNKNOWN_LENGTH,
     AudioError,
     Decoder,
     SeekError,
@@ -39,6 +40,7 @@ _SLACK_SAMPLES = 4 * 1152  # encoder delay and padding
 _ID3_HEADER = 10  # bytes
 _TAIL = 1 << 16
 _END_OF_STREAM = 4
+_PADDING = 16  # bytes behind the samples that may be anything
 _SLACK = 0.99  # headers that are a few bytes off are common
 _MOST = 0x7FFFF000  # a length of 32 bits from here on is a stream's, which did not know it
 _MOST_CHUNKS = 10_000
@@ -60,6 +62,8 @@ _LAYOUTS = {
     b"RF64": _RIFF,
     b"RIFX": _RIFF._replace(header=struct.Struct(">4sI")),
     b"FORM": _Layout(12, struct.Struct(">4sI"), b"SSND", 0, 2),
+    # The samples of a CAF begin with 4 bytes, the count of its edits.
+    b"caff": _Layout(8, struct.Struct(">4sQ"), b"data", 0, 1),
     b"riff": _Layout(40, struct.Struct("<4s12xQ"), b"data", 24, 8),
 }
 
@@ -138,7 +142,8 @@ def _samples_chunk(file: "BinaryIO | _Part", size: int) -> _Chunk | None:
     layout = _LAYOUTS.get(magic)
     if layout is None:
         return None
-    at, long, field = layout.first, 0, 0
+    at, field = layout.first, 0
+    long: int | None = None
     width = layout.header.size
     form = f"{layout.header.format[0]}{'I' if width == 8 else 'Q'}"
     for _ in range(_MOST_CHUNKS):
@@ -153,11 +158,11 @@ def _samples_chunk(file: "BinaryIO | _Part", size: int) -> _Chunk | None:
             field = at + width + 8
         at += width
         if name == layout.samples:
-            known = 0 < (long or length) < (_MOST if width == 8 and not long else 1 << 62)
-            stated = (long or length) if known else 0
-            if long:
-                return _Chunk(at, stated, size - at, field, "<Q", 0)
             is_stream = width == 8 and length >= _MOST
+            if long is not None and (is_stream or long):
+                return _Chunk(at, long if long < 1 << 62 else 0, size - at, field, "<Q", 0)
+            known = 0 < length < (_MOST if width == 8 else 1 << 62)
+            stated = length if known else 0
             return _Chunk(
                 *(at, stated, size - at, 0 if is_stream else at - struct.calcsize(form)),
                 *(form, layout.counted),
@@ -190,15 +195,15 @@ class _FileBytes:
     No mapping: that would end the process where a file shrinks or its disk goes away.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self._file, self._start, self._size = file, start, stop - start
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, where: slice) -> bytes:
         first, last, _ = where.indices(self._size)
-        return os.pread(self._file.fileno(), max(0, last - first), first)
+        return os.pread(self._file.fileno(), max(0, last - first), self._start + first)
 
 
 _Bytes = bytes | _FileBytes
@@ -226,19 +231,24 @@ def streams_of(source: Source, label: str) -> list[Source]:
         source: path of a file, or its bytes.
         label: what to call it in a warning.
     """
-    if isinstance(source, Stream):
+    if isinstance(source, Stream) and source.patch[1]:
         return [source]
+    found: list[Source] = []
     if isinstance(source, bytes):
         pieces, notes = _pieces(source)
-        found: list[Source] = [_patched(source[a:b], patch) for a, b, patch in pieces]
+        found += [_patched(source[a:b], patch) for a, b, patch in pieces]
     else:
+        path = source.path if isinstance(source, Stream) else source
         try:
-            state = os.stat(source)
-            pieces, notes = _pieces_of_file(os.fsencode(source), state.st_size, state.st_mtime_ns)
+            state = os.stat(path)
+            first, last = 0, state.st_size
+            if isinstance(source, Stream):
+                first, last = source.start, source.stop
+            pieces, notes = _pieces_of_file(os.fsencode(path), first, last, state.st_mtime_ns)
         except (OSError, ValueError, IndexError, struct.error):
             return [source]  # the decoder says what is wrong
-        path = source
-        found = [Stream(path, start, stop, patch) for start, stop, patch in pieces]
+        for start, stop, patch in pieces:
+            found.append(Stream(path, first + start, first + stop, patch))
     for note in notes:
         if len(_SAID) < _MOST_SAID and label not in _SAID:
             _log.warning("%s %s", label, note)
@@ -248,12 +258,14 @@ def streams_of(source: Source, label: str) -> list[Source]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _pieces_of_file(path: bytes, size: int, mtime: int) -> tuple[list[_Piece], list[str]]:
-    """`_pieces` of a file, once as long as it does not change."""
-    if size < 64:
+def _pieces_of_file(
+    path: bytes, start: int, stop: int, mtime: int
+) -> tuple[list[_Piece], list[str]]:
+    """`_pieces` of some bytes of a file, once as long as it does not change."""
+    if stop - start < 64:
         return [], []
     with open(path, "rb") as file:
-        return _pieces(_FileBytes(file, size))
+        return _pieces(_FileBytes(file, start, stop))
 
 
 def _pieces(data: _Bytes) -> tuple[list[_Piece], list[str]]:
@@ -357,18 +369,22 @@ def _mended(
         high = data[first + 21 : first + 22][0] & 0xF0 | there >> 32
         patch = (21, bytes([high]) + struct.pack(">I", there & 0xFFFFFFFF))
         return first, patch, _more_than(stated, there, "samples")
+    if magic == b"OggS":
+        return first, *_ogg_end_mended(data, first, last)
     if magic in _LAYOUTS or magic in (b".snd", b"dns."):
         chunk = _samples_chunk(_Part(data, first), last - first)
         if chunk is None or not chunk.field or not _is_understated(data, first, last, chunk):
             return first, _NO_PATCH, ""
-        new = struct.pack(chunk.form, chunk.present + chunk.counted)
-        note = _more_than(chunk.length, chunk.present, "bytes of samples")
+        present = chunk.present - _trailing_chunk(data, first + chunk.start, last)
+        new = struct.pack(chunk.form, present + chunk.counted)
+        note = _more_than(chunk.length, present, "bytes of samples")
         return first, (chunk.field, new), note
     if magic[:1] == b"\xff" or magic == b"ID3":
         start = first + _after_tags(data[first : first + (1 << 16)])
         xing = next(_xing_frames(data, start, min(start + _FIRST_FRAMES, last)), -1)
-        stated = mp3_length(data[xing : xing + _FIRST_FRAMES]) if xing >= 0 else 0
-        there = _mp3_samples(data, xing, last) if stated else 0
+        head = data[xing : xing + _FIRST_FRAMES] if xing >= 0 else b""
+        stated, counts = mp3_length(head), b"Xing" in head or b"Info" in head
+        there = _mp3_samples(data, xing, last) if counts else 0
         if there > stated + _SLACK_SAMPLES:  # without its tag it states no length
             begin = xing + _mp3_frame(data, xing)[0]
             return begin, _NO_PATCH, _more_than(stated, there, "samples")
@@ -381,7 +397,7 @@ def _more_than(stated: int, there: int, what: str) -> str:
 
 def _is_understated(data: _Bytes, first: int, last: int, chunk: _Chunk) -> bool:
     """Whether what follows the samples is more of them: no chunk, no tag and no padding."""
-    if chunk.present - chunk.length <= max(16, (1 - _SLACK) * chunk.length):
+    if chunk.present - chunk.length <= _PADDING:
         return False
     end = first + chunk.start + chunk.length
     heads = [data[end + pad : min(end + pad + 8, last)] for pad in (0, 1)]
@@ -391,6 +407,50 @@ def _is_understated(data: _Bytes, first: int, last: int, chunk: _Chunk) -> bool:
         return False
     blocks = (data[at : min(at + _TAIL, last)] for at in range(end, last, _TAIL))
     return any(block.strip(b"\0") for block in blocks)
+
+
+def _trailing_chunk(data: _Bytes, start: int, last: int) -> int:
+    """Bytes of a list of tags that ends where the file ends; 0 where there is none."""
+    tail = data[max(start, last - _TAIL) : last]
+    for name in (b"LIST", b"id3 ", b"ID3 "):
+        at = tail.rfind(name)
+        if at >= 0 and len(tail) >= at + 8:
+            length = 8 + int.from_bytes(tail[at + 4 : at + 8], "little")
+            if at + length in (len(tail), len(tail) - 1):
+                return len(tail) - at
+    return 0
+
+
+def _ogg_end_mended(data: _Bytes, first: int, last: int) -> tuple[tuple[int, bytes], str]:
+    """A patch of the end that an Ogg states where it lies before that of the page before.
+
+    Decoders would stop there; with an end far away they read all packets.
+
+    Source: RFC 3533, section 6.
+    """
+    tail = data[max(first, last - (1 << 18)) : last]
+    pages = [m.start() for m in re.finditer(rb"OggS\0[\0-\7]", tail) if m.start() + 27 <= len(tail)]
+    if not pages or not tail[pages[-1] + 5] & _END_OF_STREAM:
+        return _NO_PATCH, ""
+    at = pages[-1]
+    serial = tail[at + 14 : at + 18]
+    ends = [
+        struct.unpack_from("<q", tail, page + 6)[0]
+        for page in pages
+        if tail[page + 14 : page + 18] == serial
+    ]
+    *before, end = ends
+    most = max(before, default=0)
+    if end >= most:
+        return _NO_PATCH, ""
+    page = tail[at:]
+    page = page[: 27 + page[26] + sum(page[27 : 27 + page[26]])]
+    page = page[:6] + struct.pack("<q", 4 * UNKNOWN_LENGTH) + page[14:22] + bytes(4) + page[26:]
+    new = page[6:22] + struct.pack("<I", _crc(page, 32, 0x04C11DB7))
+    note = (
+        f"has a wrong header: its last page ends it at {end}, the one before at {most}; all is read"
+    )
+    return (last - len(tail) + at + 6 - first, new), note
 
 
 def _flac_samples(data: _Bytes, first: int, last: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
 from ssmast.audio.corpus.table import find_table
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
+from ssmast.audio.stats import energy_outside, lost_energy
 from ssmast.doctor.finding import Finding, note, ok
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.read_set import find_sets, has_layout, load_set
@@ -118,7 +119,7 @@ def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
 
 def _looks(corpora: Iterable[Corpus]) -> _Looks:
     """Headers of clips spread evenly over the corpora, and the sound of some of them."""
-    looks, front_end = _Looks(), LogMel().settings()
+    looks, front_end = _Looks(), LogMel()
     clips = [(corpus, i) for corpus in corpora for i in range(len(corpus))]
     chosen = np.unique(np.linspace(0, len(clips) - 1, _MOST_HEADERS).round().astype(int))
     heard = set(chosen[:: max(1, len(chosen) // _MOST_HEARD)].tolist())
@@ -135,23 +136,16 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
                     sound = decode(file, corpus.name(i), frames)
-                    _hear(looks, sound, rate, front_end["f_min"], front_end["f_max"])
+                    share = energy_outside(sound, rate, front_end)
+                    if share is None:
+                        looks.silent += 1
+                    else:
+                        looks.outside.append(share)
         except ForeignError:
             continue  # read by FFmpeg, whose header this is not
         except (AudioError, RemoteError, OSError) as error:
             looks.unreadable.append(str(error))
     return looks
-
-
-def _hear(looks: _Looks, sound: np.ndarray, rate: int, low: float, high: float) -> None:
-    power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
-    total = float(power.sum())
-    if not total:
-        looks.silent += 1
-        return
-    hertz = np.fft.rfftfreq(len(sound), 1 / rate)
-    share = (power[hertz > high].sum() / total, power[hertz < low].sum() / total)
-    looks.outside.append((float(share[0]), float(share[1])))
 
 
 def _about_sound(looks: _Looks, clips: int) -> Iterator[Finding]:
@@ -176,17 +170,8 @@ def _problems(looks: _Looks) -> Iterator[Finding]:
         yield note("problems", f"{len(looks.unreadable)} unreadable: {looks.unreadable[0]}")
     if looks.silent:
         yield note("problems", f"{looks.silent} of {len(looks.outside) + looks.silent} are silent")
-    if not looks.outside:
-        return
-    above, below = np.mean(looks.outside, axis=0)
-    front_end = LogMel().settings()
-    for share, side, key in ((above, "above", "f_max"), (below, "below", "f_min")):
-        if share > 0.2:
-            yield note(
-                "problems",
-                f"{share:.0%} of the energy lies {side} front_end.{key}={front_end[key]:g} Hz, "
-                "which the usual front end throws away; see docs/own_data.md",
-            )
+    for message in lost_energy(looks.outside, LogMel()):
+        yield note("problems", message)
 
 
 def _next_command(

@@ -40,6 +40,9 @@ class _Graph(nn.Module):
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         """Embeddings (B, D), and probabilities (B, C) where there are classes."""
         encoder, backbone = self.encoder, self.encoder.backbone
+        # Takes the first sample, so that a clip of none is refused, as PyTorch does, and is not
+        # embedded as silence.
+        waveform = waveform + 0 * waveform.select(1, 0).unsqueeze(1)
         log_mel = encoder.log_mel(waveform)
         if not self.heads:
             return (encoder.pool(log_mel),)

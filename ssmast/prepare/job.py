@@ -12,13 +12,22 @@ import torch
 
 from ssmast.audio.encode import encode_sound
 from ssmast.audio.mel import LogMel
-from ssmast.audio.read import AudioError, decode_whole, swing
+from ssmast.audio.read import (
+    AudioError,
+    Excerpt,
+    LongSound,
+    decode_whole,
+    libsndfile_version,
+    open_long,
+    swing,
+)
 from ssmast.audio.resample import finished
 from ssmast.files import replacing, write_json
 from ssmast.prepare.duplicates import changes, fingerprint
 from ssmast.prepare.plan import Cut, Plan, read_plan, write_table
 
 BLOCK = 512
+_LARGE = 64 << 20  # a smaller member of a tar is read at once, which takes fewer calls
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -125,27 +134,18 @@ def _write_clips(plan: Plan, job: int, file: BinaryIO) -> tuple[list[dict[str, A
     rows: list[dict[str, Any]] = []
     rejected: Rejected = []
     for source in plan.sources_of(job):
-        name = plan.corpus.name(source)
+        name, begin = plan.corpus.name(source), file.tell()
         try:
-            clips, about = _cut_clips(plan, source, name)
-        except AudioError as error:
-            rejected.append((name, "unreadable", str(error)))
+            found, silent = _write_source(plan, source, file, log_mel)
+        except (AudioError, _RejectedError) as error:
+            file.seek(begin)
+            file.truncate()  # what was written of it before that showed
+            kind = error.kind if isinstance(error, _RejectedError) else "unreadable"
+            rejected.append((name, kind, str(error)))
             continue
-        except _RejectedError as error:
-            rejected.append((name, error.kind, str(error)))
-            continue
-        silent = 0
-        for number, (start, samples) in enumerate(clips):
-            if swing(samples) < plan.cut.min_peak * 32768:
-                silent += 1
-                continue
-            data = encode_sound(samples, sample_rate=plan.cut.sample_rate, codec=plan.cut.codec)
-            offset = write_member(file, f"{source:09d}-{number:05d}.{plan.cut.codec}", data)
-            facts = _facts(samples, log_mel)
-            place = {"source_clip": source, "number": number, "start": start, "offset": offset}
-            rows.append({**place, "size": len(data), "source": name, **about, **facts})
+        rows += found
         if silent:
-            some = "it is silent" if silent == len(clips) else f"{silent} of {len(clips)} clips"
+            some = f"{silent} of {silent + len(found)} clips" if found else "it is silent"
             reason = f"{name}: {some}: below a peak of {plan.cut.min_peak:g} about the middle"
             rejected.append((name, "silent", reason))
     end_tar(file)
@@ -158,26 +158,68 @@ class _RejectedError(Exception):
         self.kind = kind
 
 
-def _cut_clips(
-    plan: Plan, source: int, name: str
-) -> tuple[list[tuple[int, np.ndarray]], dict[str, Any]]:
-    """(Start, 16-bit samples) of every clip of a source clip, and what is known of the latter."""
-    cut = plan.cut
-    audio, rate, decoder = decode_whole(plan.corpus.source(source), name=name)
-    audio = finished(audio, rate, cut.sample_rate, name)
-    peak = float(np.abs(audio).max())
-    if peak > cut.max_abs:
-        raise _RejectedError("wild", f"{name} has a sample of {peak:.3g}, above {cut.max_abs:g}")
-    if len(audio) < cut.min_seconds * cut.sample_rate:
-        seconds = len(audio) / cut.sample_rate
+def _write_source(
+    plan: Plan, source: int, file: BinaryIO, log_mel: LogMel
+) -> tuple[list[dict[str, Any]], int]:
+    """Write the clips of a source clip; gives their rows, and how many more are silent."""
+    cut, name = plan.cut, plan.corpus.name(source)
+    begin = file.tell()
+    sound, about = _open_source(plan, source, name)
+    if len(sound) < cut.min_seconds * cut.sample_rate:
+        seconds = len(sound) / cut.sample_rate
         raise _RejectedError(
             "short", f"{name} is {seconds:.3g} s, shorter than {cut.min_seconds:g} s"
         )
-    gain = min(1.0, 1.0 / peak) if peak else 1.0  # 16 bits end at full scale
-    integers = np.rint(audio * np.float32(32768.0 * gain)).clip(-32768, 32767).astype(np.int16)
-    about = {"source_rate": rate, "decoder": decoder, "gain": gain}
-    bounds = clip_bounds(len(integers), cut)
-    return [(start, integers[start:stop]) for start, stop in bounds], about
+    bounds, gain, peak = clip_bounds(len(sound), cut), 1.0, 0.0
+    for is_second in (False, True):
+        rows: list[dict[str, Any]] = []
+        for number, (start, stop) in enumerate(bounds):
+            audio = sound[start:stop]
+            peak = max(peak, float(np.abs(audio).max()))
+            if not is_second and peak > 1.0:
+                continue  # all of it is to be scaled by a peak that is not known yet
+            scaled = np.rint(audio * np.float32(32768.0 * gain))
+            samples = scaled.clip(-32768, 32767).astype(np.int16)
+            if swing(samples) < cut.min_peak * 32768:
+                continue
+            data = encode_sound(samples, sample_rate=cut.sample_rate, codec=cut.codec)
+            offset = write_member(file, f"{source:09d}-{number:05d}.{cut.codec}", data)
+            place = {"source_clip": source, "number": number, "start": start, "offset": offset}
+            about_clip = {"source": name, **about, "gain": gain, **_facts(samples, log_mel)}
+            rows.append({**place, "size": len(data), **about_clip})
+        if is_second or peak <= 1.0:
+            return rows, len(bounds) - len(rows)
+        if peak > cut.max_abs:
+            raise _RejectedError(
+                "wild", f"{name} has a sample of {peak:.3g}, above {cut.max_abs:g}"
+            )
+        gain = 1.0 / peak  # 16 bits end at full scale
+        file.seek(begin)
+        file.truncate()
+        sound, _ = _open_source(plan, source, name)
+    raise AssertionError
+
+
+def _open_source(
+    plan: Plan, source: int, name: str
+) -> tuple[np.ndarray | LongSound, dict[str, Any]]:
+    """Samples of a source clip, those of a long file read as they are asked for; and of what."""
+    cut, corpus = plan.cut, plan.corpus
+    is_large = corpus.entries[source].size > _LARGE
+    found = corpus.sought(source) if is_large else corpus.source(source)
+    if not isinstance(found, Excerpt):
+        found = Excerpt(found, channel=corpus.channel)
+    long = None
+    if found.is_whole:
+        long = open_long(
+            found.source, sample_rate=cut.sample_rate, name=name, channel=found.channel
+        )
+    if long is not None:
+        decoder = libsndfile_version()
+        return long, {"source_rate": long.source_rate, "decoder": decoder}
+    audio, rate, decoder = decode_whole(found, name=name)
+    audio = finished(audio, rate, cut.sample_rate, name)
+    return audio, {"source_rate": rate, "decoder": decoder}
 
 
 def clip_bounds(length: int, cut: Cut) -> list[tuple[int, int]]:

@@ -23,8 +23,9 @@ from typing import Any
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
+from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
-from ssmast.prepare.job import Rejected, read_rejected, run_job
+from ssmast.prepare.job import Rejected, front_end, read_rejected, run_job
 from ssmast.prepare.pack import pack
 from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
 from ssmast.progress import Progress
@@ -196,6 +197,7 @@ def prepare_corpus(
         write_plan(work, source, cut, extra)
         plan = read_plan(work.resolve())
         _remove_partial(out)
+        warn_of_lost_energy(source, front_end(sample_rate))
         workers = workers or num_cores()
         _run_jobs(
             plan, engine=engine, workers=workers, address=ray_address, most_bad=max_bad_fraction

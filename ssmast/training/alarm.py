@@ -8,7 +8,8 @@ therefore needs evidence that a healthy start does not give, in every line of a 
 - spread of the embeddings relative to their own rounding and main direction (effective rank);
 - the student's distance from its own moving average, relative to the weights;
 - keys of the step just done that the queue lacks, and its spread relative to those keys';
-- what was found before and is no longer found.
+- what was found before and is no longer found;
+- that nothing is found at all, while the loss is above that of guessing or the rank falls.
 """
 
 import logging
@@ -27,6 +28,9 @@ _FAR = 1.0
 _ROUNDING = 1e-6
 # A network that finds this share of the positives is not collapsed, whatever its shape.
 _FINDS = 0.2
+# Nothing is found below this share; the loss is above guessing beyond the first of these parts of
+# it, and well below it under the second; a rank below half of that of the first step has fallen.
+_NOTHING, _ABOVE_GUESSING, _BELOW_GUESSING, _FALLEN = 0.005, 1.02, 0.9, 0.5
 
 Row = dict[str, Any]
 
@@ -111,10 +115,46 @@ class Alarm:
             verdicts |= {"learning_rate": self._learning_rate()}
             if not verdicts["learning_rate"]:
                 verdicts |= {"constant_encoder": self._constant()}
+            if not any(verdicts.values()):
+                verdicts |= {"nothing_found": self._nothing_found()}
         return {kind: sentence for kind, sentence in verdicts.items() if sentence}
 
     def _is_flat(self, row: Row) -> bool:
+        if any(row.get(key) is None for key in ("feature_std", "rank_embedding")):
+            return False
         return row["feature_std"] < _FLAT_STD or row["rank_embedding"] < self._flat_rank
+
+    def _nothing_found(self) -> str:
+        """No positive in a whole window, which a healthy start has too; but not with what it has.
+
+        A loss above guessing for a whole window is no noise: it says that positives are further
+        away than strangers.
+        """
+        rows, first, now = self._window, self._first, self._now
+        assert first is not None
+        if not self._has({"accuracy"}) or _mean(rows, "accuracy") > _NOTHING:
+            return ""
+        signs: list[str] = []
+        guessed = [row.get("chance_loss") or first["loss"] for row in rows]
+        if all(row["loss"] > _ABOVE_GUESSING * g for row, g in zip(rows, guessed, strict=True)):
+            signs.append(f"the loss rose to {now['loss']:.2f}, above {guessed[-1]:.2f} of guessing")
+        before = first.get("rank_embedding") or 0.0
+        learns = any(
+            row["loss"] < _BELOW_GUESSING * g for row, g in zip(rows, guessed, strict=True)
+        )
+        if (
+            not learns
+            and self._has({"rank_embedding"})
+            and all(row["rank_embedding"] < _FALLEN * before for row in rows)
+        ):
+            signs.append(f"the rank fell from {before:.1f} to {now['rank_embedding']:.1f}")
+        if not signs:
+            return ""
+        return (
+            f"none of the positives is found and {' and '.join(signs)}: give more and more varied "
+            "sound (see `ssmast doctor data=`), a smaller loss.queue_size where there is one, or "
+            "a lower optim.lr"
+        )
 
     def _constant(self) -> str:
         if not all(self._is_flat(row) for row in self._window):
@@ -191,7 +231,7 @@ class Alarm:
         return self._window[-1]
 
 
-_NEEDED = {"step", "loss", "rank_embedding", "feature_std", "lr"}
+_NEEDED = {"step", "loss", "lr"}
 # What only an objective with a teacher and a queue can say.
 _OF_QUEUE = {"queue_fill", "queue_age", "queue_newest", "queue_std", "key_std"}
 

@@ -393,6 +393,11 @@ class PretrainConfig(TrainConfig):
         "folder, list, CSV, tar(s), prepared corpus or URL of audio; or a mixture: a .yaml file or "
         "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
     )
+    clip_seconds: float = setting(
+        10.0,
+        "files of over a minute are read as clips of so many seconds; 0: as they are",
+        range="[0, inf)",
+    )
     spans: str = setting(
         "auto",
         "of recordings with annotations: the annotated spans or the whole recordings; auto: spans "

@@ -26,9 +26,10 @@ from ssmast.audio import (
 )
 from ssmast.audio.augment import ResizedCrop
 from ssmast.audio.corpus.cache import cache_decoded
+from ssmast.audio.corpus.cut import cut_long, seconds_of
 from ssmast.audio.kaldi import front_end_of
 from ssmast.audio.segments import SegmentBatch
-from ssmast.audio.stats import known_mean_std, measure_mean_std
+from ssmast.audio.stats import known_mean_std, measure_mean_std, warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
 from ssmast.settings import UsageError, flatten, load_recipe, require, to_dict
@@ -51,8 +52,36 @@ def built_in_corpus(runs: Path) -> Path:
 def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
     """The corpus of `data=`, or the training part of the built-in one."""
     if config.data:
-        return open_corpus(config.data, spans=config.spans).with_channel(config.channel)
+        segment = config.views.frames * config.front_end.hop_length / config.front_end.sample_rate
+        corpus = open_corpus(config.data, spans=config.spans).with_channel(config.channel)
+        # Two segments of a clip are to be two: a clip is twice as long as one.
+        corpus = cut_long(corpus, config.clip_seconds and max(config.clip_seconds, 2 * segment))
+        _check_enough(config, corpus, segment)
+        return corpus
     return open_corpus(built_in_corpus(runs)).select(split="train")
+
+
+def _check_enough(config: PretrainConfig, corpus: Corpus, segment: float) -> None:
+    """Refuse a corpus with fewer segments than a batch, of which none tells clips apart.
+
+    Args:
+        config: settings of the run.
+        corpus: its clips.
+        segment: seconds of one.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if len(corpus) >= config.batch_size:
+        return
+    seconds = [seconds_of(corpus, i) or 0.0 for i in range(len(corpus))]
+    segments = sum(max(1, int(one / segment)) for one in seconds)
+    if len(corpus) < 2 or segments < config.batch_size:
+        raise ValueError(
+            f"{config.data} holds {len(corpus)} clip(s), {sum(seconds):.3g} s or {segments} "
+            f"segments of {segment:.3g} s, and a batch compares {config.batch_size}: give more "
+            "sound, or a smaller batch_size= (at least 2 clips are needed)"
+        )
 
 
 def check_model(name: str) -> None:
@@ -120,6 +149,7 @@ def mean_and_std(
         frames: of an input.
     """
     log_mel = build_log_mel(config)
+    warn_of_lost_energy(corpus, log_mel)
     known = known_mean_std(corpus, log_mel)
     mean, std = known or measure_mean_std(
         decoded,

@@ -9,7 +9,12 @@ import torch
 from ssmast.audio.corpus.open import open_corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.read import read_audio
-from ssmast.audio.stats import known_mean_std, measure_mean_std
+from ssmast.audio.stats import (
+    energy_outside,
+    known_mean_std,
+    measure_mean_std,
+    warn_of_lost_energy,
+)
 from ssmast.prepare import prepare_corpus
 
 
@@ -102,3 +107,37 @@ def test_a_corpus_of_an_older_version_that_names_no_front_end_is_measured(prepar
         assert known_mean_std(corpus, LogMel()) is None
     corpus.facts = facts
     assert known_mean_std(corpus, LogMel()) == (facts["mean"], facts["std"])
+
+
+def _two_tones(path, low, high, *, share, rate=48000, seconds=2.0):
+    """Two tones, of which the high one has `share` of the energy."""
+    time = np.arange(round(rate * seconds)) / rate
+    wave = np.sqrt(share) * np.sin(2 * np.pi * high * time)
+    wave += np.sqrt(1 - share) * np.sin(2 * np.pi * low * time)
+    soundfile.write(path, 0.3 * wave, rate)
+    return 0.3 * wave
+
+
+def test_the_energy_that_a_front_end_throws_away_is_that_of_the_tones(tmp_path):
+    wave = _two_tones(tmp_path / "a.wav", 1000, 12000, share=0.62)
+    above, below = energy_outside(wave, 48000, LogMel())
+    assert above == pytest.approx(0.62, abs=1e-6)
+    assert below == pytest.approx(0, abs=1e-6)
+    assert energy_outside(np.ones(100), 16000, LogMel()) is None
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_lost_energy_is_told_with_its_share_and_limit(tmp_path, caplog, name):
+    _two_tones(tmp_path / name, 1000, 12000, share=0.62)
+    warn_of_lost_energy(open_corpus(tmp_path), LogMel())
+    assert "62% of the energy lies above front_end.f_max=7800 Hz" in caplog.text
+    caplog.clear()
+    warn_of_lost_energy(open_corpus(tmp_path), LogMel(sample_rate=48000, f_max=20000))
+    assert caplog.text == ""
+
+
+def test_lost_energy_below_is_told_and_prepare_says_it_too(tmp_path, caplog):
+    (tmp_path / "audio").mkdir()
+    _two_tones(tmp_path / "audio" / "a.wav", 1000, 20, share=0.75, rate=16000)
+    prepare_corpus(open_corpus(tmp_path / "audio"), tmp_path / "out", workers=1)
+    assert "75% of the energy lies below front_end.f_min=60 Hz" in caplog.text

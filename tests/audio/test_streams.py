@@ -197,3 +197,78 @@ def test_whole_files_are_left_to_the_decoder(tmp_path):
         for source in both(tmp_path, encoded(FIRST, RATE, *kind)):
             assert streams.streams_of(source, "a") == [source]
             assert streams.streams_of(io.BytesIO(b"x" * 99).getvalue(), "a") == [b"x" * 99]
+
+
+def _encoded(kind, subtype=None):
+    buffer = io.BytesIO()
+    noise = 0.2 * np.random.default_rng(0).standard_normal(64000)
+    soundfile.write(buffer, noise, 16000, format=kind, subtype=subtype)
+    return bytearray(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "skip", "form"),
+    [
+        ("WAV", b"data", 4, "<I"), ("AIFF", b"SSND", 4, ">I"), ("AU", b".snd", 8, ">I"),
+        ("W64", b"data", 16, "<Q"), ("RF64", b"ds64", 16, "<Q"), ("CAF", b"data", 4, ">Q"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stated", [0, 64000, 127000, "unknown"])
+def test_a_length_that_is_too_small_or_unknown_loses_no_sample(kind, name, skip, form, stated):
+    data = _encoded(kind, "PCM_16")
+    whole = read_audio(bytes(data))
+    unknown = (1 << 8 * struct.calcsize(form)) - 1
+    at = data.find(name) + skip
+    struct.pack_into(form, data, at, unknown if stated == "unknown" else stated)
+    np.testing.assert_array_equal(read_audio(bytes(data)), whole)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "W64", "RF64", "CAF"])
+def test_a_length_that_is_too_large_is_refused(kind):
+    data = _encoded(kind, "PCM_16")
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(bytes(data[: len(data) // 2]))
+
+
+def test_tags_behind_samples_of_no_stated_length_are_no_samples():
+    data = _encoded("WAV", "PCM_16")
+    whole = read_audio(bytes(data))
+    struct.pack_into("<I", data, data.find(b"data") + 4, 0)
+    data += (
+        b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf58.29.100\0"
+    )
+    np.testing.assert_array_equal(read_audio(bytes(data)), whole)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("end", [0, -1, 20000])
+def test_an_ogg_whose_last_page_ends_before_the_one_before_is_read_whole(subtype, end):
+    data = _encoded("OGG", subtype)
+    whole = read_audio(bytes(data))
+    at = data.rfind(b"OggS")
+    struct.pack_into("<q", data, at + 6, end)
+    struct.pack_into("<I", data, at + 22, 0)
+    checksum = 0  # of the page, bit by bit: RFC 3533, section 6
+    for byte in data[at:]:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    struct.pack_into("<I", data, at + 22, checksum)
+    found = read_audio(bytes(data))
+    assert 0 <= len(found) - len(whole) < 1000  # the padding of the last packet
+    np.testing.assert_allclose(found[: len(whole)], whole, atol=1e-5)
+
+
+def test_an_mp3_whose_tag_counts_no_frame_is_read_whole():
+    data = _encoded("MP3")
+    whole = read_audio(bytes(data))
+    struct.pack_into(">I", data, data.find(b"Xing") + 8, 0)
+    assert len(whole) <= len(read_audio(bytes(data))) <= len(whole) + 4 * 1152
+
+
+@pytest.mark.parametrize("more", [1, 32000])
+def test_a_flac_that_promises_more_than_it_has_is_refused(more):
+    data = _encoded("FLAC", "PCM_16")
+    struct.pack_into(">I", data, 22, 64000 + more)
+    with pytest.raises(AudioError, match=r"promises 64001|promises 96000"):
+        read_audio(bytes(data))

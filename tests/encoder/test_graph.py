@@ -1,5 +1,7 @@
 """The exported graphs give what the encoder gives."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,17 @@ def test_onnx_equals_pytorch_at_five_lengths(exported):
     assert alone.shape == (1, encoder.dim)
     torch.testing.assert_close(batch[1:], alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, encoder.embed(clip, RATE), atol=1e-4, rtol=0)
+
+
+def test_onnx_refuses_a_clip_without_samples_as_pytorch_does(exported):
+    encoder, _, model = exported
+    with pytest.raises(ValueError, match="at least one sample"):
+        encoder.embed(torch.zeros(0), RATE)
+    session = importlib.import_module("onnxruntime").InferenceSession(model)
+    (output,) = session.run(None, {"waveform": np.zeros((1, min_samples(encoder)), np.float32)})
+    assert np.isfinite(output).all()
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, {"waveform": np.zeros((1, 0), np.float32)})
 
 
 def test_another_encoders_graph_is_told_apart(exported):

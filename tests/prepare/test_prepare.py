@@ -391,3 +391,45 @@ def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch)
             assert inodes.setdefault(path, path.stat().st_ino) == path.stat().st_ino
     assert kills >= 4
     assert contents(killed) == contents(whole)
+
+
+def test_a_long_file_is_cut_block_by_block_to_the_same_bytes(tmp_path, monkeypatch):
+    (tmp_path / "audio").mkdir()
+    generator = np.random.default_rng(0)
+    sound = (0.2 * generator.standard_normal(9 * RATE)).astype(np.float32)
+    loud = sound.copy()
+    loud[-100] = 2.0  # beyond full scale: all of it is scaled, by what shows at the end
+    for name, samples in (("a", sound), ("b", loud)):
+        soundfile.write(tmp_path / "audio" / f"{name}.wav", samples, RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / "audio" / f"{name}.flac", samples.clip(-1, 1), 3 * RATE)
+    data = (tmp_path / "audio" / "a.flac").read_bytes()
+    (tmp_path / "audio" / "cut.flac").write_bytes(data[: len(data) // 2])
+    prepared(tmp_path / "audio", tmp_path / "at once", near_duplicates=0)
+    monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
+    monkeypatch.setattr("ssmast.prepare.job.decode_whole", None)  # not this way
+    prepared(tmp_path / "audio", tmp_path / "by blocks", near_duplicates=0)
+    assert contents(tmp_path / "at once") == contents(tmp_path / "by blocks")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
+    """Half an hour may take no more than 0.3 GB above two minutes; at once it took 0.9 GB."""
+    peaks = []
+    for minutes in (2, 30):
+        folder = tmp_path / str(minutes)
+        folder.mkdir()
+        block = (0.02 * np.random.default_rng(0).standard_normal(48000 * 60)).astype(np.float32)
+        with soundfile.SoundFile(folder / "night.wav", "w", 48000, 2, "PCM_16") as file:
+            for number in range(minutes):
+                file.write(np.stack([np.roll(block, 997 * number), block], axis=1))
+        code = (
+            "import resource, sys; from ssmast.prepare.command import main; main(sys.argv[1:]);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        words = [str(folder), f"out={folder}-out", "workers=1"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], check=True, capture_output=True, text=True
+        )
+        peaks.append(int(done.stdout.split()[-1]) / 2**20)
+    assert peaks[1] < peaks[0] + 0.3

@@ -232,3 +232,45 @@ def test_off_says_nothing_and_only_stop_stops(caplog):
             alarm.look(row)
         assert alarm.said
         assert alarm.wants_stop == (mode == "stop")
+
+
+def _line(step: int, **numbers: float) -> dict[str, object]:
+    known = {"loss": 12.5, "chance_loss": 13.0, "accuracy": 0.0, "lr": 1e-3}
+    return {"step": step, **known, "rank_embedding": 56.0, "feature_std": 0.5, **numbers}
+
+
+@pytest.mark.parametrize(
+    ("later", "sign"),
+    [
+        ({"loss": 13.6}, "the loss rose to 13.60"),
+        ({"rank_embedding": 11.0}, "the rank fell from 56.0 to 11.0"),
+        ({"loss": 20.0, "rank_embedding": 3.0}, "and the rank fell"),
+    ],
+)
+def test_nothing_found_with_rising_loss_or_falling_rank_is_told(later, sign):
+    rows = [_line(1), *(_line(step, **later) for step in (10, 20, 30, 40))]
+    said = _alarms(rows)
+    assert list(said) == ["nothing_found"]
+    assert sign in said["nothing_found"]
+
+
+def test_an_objective_that_says_accuracy_and_no_rank_is_watched_too():
+    rows = [
+        {"step": step, "loss": 4.0 + step / 10, "accuracy": 0.0, "lr": 1e-3}
+        for step in (1, 10, 20, 30, 40)
+    ]
+    assert list(_alarms(rows)) == ["nothing_found"]
+    assert _alarms([row | {"loss": 4.0} for row in rows]) == {}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {},  # a large queue: nothing is found for long, and nothing else is wrong
+        {"loss": 13.6, "accuracy": 0.02},  # something is
+        {"loss": 11.0, "rank_embedding": 20.0},  # it learns: the loss is well below guessing
+        {"rank_embedding": 40.0},
+    ],
+)
+def test_nothing_found_at_a_healthy_start_is_left_in_peace(later):
+    assert _alarms([_line(1), *(_line(step, **later) for step in (10, 20, 30, 40))]) == {}

@@ -11,16 +11,19 @@ import io
 import logging
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 import soxr
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
+from ssmast.audio.corpus.cut import CutCorpus
 from ssmast.audio.corpus.tar import index_tar
-from ssmast.audio.read import AudioError, Excerpt, first_bytes, read_audio, source_size
+from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_long, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress
 
@@ -82,21 +85,56 @@ def _key(corpus: Corpus, sample_rate: int) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-class _Decoded(Dataset[bytes]):
-    """Clip i as the bytes of a float WAV, or as it is where it cannot be decoded."""
+class _Decoded(IterableDataset[tuple[int, bytes]]):
+    """Clips, by number, as bytes of a float WAV, or as they are where they cannot be decoded.
+
+    A worker takes every so many files; a long one that is cut into clips is decoded once.
+    """
 
     def __init__(self, corpus: Corpus, sample_rate: int) -> None:
         self.corpus, self.sample_rate = corpus, sample_rate
 
-    def __len__(self) -> int:
-        return len(self.corpus)
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        corpus = self.corpus
+        rows = corpus.rows if isinstance(corpus, CutCorpus) else np.arange(len(corpus))
+        firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+        ends = [*firsts[1:].tolist(), len(rows)]
+        for begin, end in list(zip(firsts.tolist(), ends, strict=True))[first::step]:
+            if end - begin > 1 and isinstance(corpus, CutCorpus):
+                yield from self._clips_of_file(corpus, begin, end)
+            else:
+                yield begin, self._clip(begin)
 
-    def __getitem__(self, i: int) -> bytes:
+    def _clip(self, i: int) -> bytes:
         try:
             source = self.corpus.source(i)
-            audio = read_audio(source, sample_rate=self.sample_rate, name=self.corpus.name(i))
+            name = self.corpus.name(i)
+            return self._wav(read_audio(source, sample_rate=self.sample_rate, name=name))
         except AudioError:
             return _original(self.corpus, i)
+
+    def _clips_of_file(
+        self, corpus: CutCorpus, begin: int, end: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """Clips [begin, end), all of one file, which is read from front to back."""
+        row, done, rate = int(corpus.rows[begin]), begin, self.sample_rate
+        name = corpus.whole.name(row)
+        try:
+            source: Any = corpus.whole.sought(row)
+            sound = open_long(source, sample_rate=rate, name=name, channel=corpus.channel)
+            if sound is None:
+                sound = read_audio(Excerpt(source, channel=corpus.channel), sample_rate=rate)
+            for i in range(begin, end):
+                start, stop = corpus.source_samples(i, len(sound), rate)
+                yield i, self._wav(sound[start:stop]) if stop > start else b""
+                done = i + 1
+        except AudioError as error:
+            _log.warning("%s: %d of %d clips are lost: %s", name, end - done, end - begin, error)
+            yield from ((i, b"") for i in range(done, end))
+
+    def _wav(self, audio: np.ndarray) -> bytes:
         buffer = io.BytesIO()
         soundfile.write(buffer, audio, self.sample_rate, format="WAV", subtype="FLOAT")
         return buffer.getvalue()
@@ -129,7 +167,7 @@ def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers:
     )
     with contextlib.suppress(_TooLargeError), replacing(copy) as partial:
         with tarfile.open(partial, "w") as tar, Progress("decoding", total=len(corpus)) as progress:
-            for i, data in enumerate(loader):
+            for i, data in loader:
                 info = tarfile.TarInfo(f"{i:010d}.wav")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -143,4 +181,5 @@ def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers:
 def _opened(corpus: Corpus, copy: Path) -> Corpus:
     """The copy under the names of the original."""
     index = index_tar(copy)
-    return corpus.moved_to(copy, offsets=index.offsets, sizes=index.sizes)
+    order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
+    return corpus.moved_to(copy, offsets=index.offsets[order], sizes=index.sizes[order])

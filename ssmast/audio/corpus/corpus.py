@@ -17,7 +17,7 @@ from ssmast.audio.corpus.remote import is_url, join_url, read_whole
 from ssmast.audio.corpus.row_groups import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import sample_at
-from ssmast.audio.read import Excerpt, check_channel, split_excerpt
+from ssmast.audio.read import Excerpt, Source, Stream, check_channel, split_excerpt
 from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
@@ -39,6 +39,9 @@ class Corpus:
         facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
         channel: how one channel is made of several, see `Excerpt`.
     """
+
+    by_file = False
+    """Whether clips are parts of files under whose names they are reported."""
 
     def __init__(
         self,
@@ -70,7 +73,11 @@ class Corpus:
         """
         return self.entries[self._checked(i)].name.decode("utf-8", "backslashreplace")
 
-    def source(self, i: int) -> Path | Excerpt | bytes:
+    def reported(self, i: int) -> str:
+        """What clip i is called where it cannot be used: its name, or its file's."""
+        return split_excerpt(self.name(i))[0] if self.by_file else self.name(i)
+
+    def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i: a path, an excerpt, the bytes of a tar member or URL.
 
         Raises:
@@ -87,6 +94,22 @@ class Corpus:
         if seconds is None and self.channel == "mean":
             return found
         return Excerpt(found, *(seconds or (0.0, math.inf)), channel=self.channel)
+
+    def sought(self, i: int) -> Source | Excerpt:
+        """Where clip i lies, to be read in parts: as `source`, its channels not chosen yet.
+
+        A member of a tar here comes as a part of that file, and no byte of it is read.
+
+        Raises:
+            AudioError: as `source`.
+            RemoteError: if a URL cannot be reached.
+        """
+        entry = self.entries[self._checked(i)]
+        tar = self._reader.paths[entry.shard] if entry.shard >= 0 else ""
+        if isinstance(tar, Path):
+            return Stream(tar, entry.offset, entry.offset + entry.size)
+        found = self.source(i)
+        return found.source if isinstance(found, Excerpt) and found.is_whole else found
 
     def with_channel(self, channel: str) -> "Corpus":
         """The same clips, where one channel is made of several in this way, see `Excerpt`.
@@ -247,15 +270,18 @@ class Corpus:
         """
         if not len(offsets) == len(sizes) == len(self):
             raise ValueError(f"{tar} must hold {len(self)} clips, got {len(offsets)}")
-        names = pa.array([self.entries[i].name for i in range(len(self))], type=pa.large_binary())
-        return Corpus(
+        names = [os.fsencode(self.name(i)) for i in range(len(self))]
+        entries = pa.array(names, type=pa.large_binary())
+        moved = Corpus(
             root=self.root,
-            entries=ArrayEntries(names, sizes, np.zeros(len(self), dtype=np.int32), offsets),
+            entries=ArrayEntries(entries, sizes, np.zeros(len(self), dtype=np.int32), offsets),
             shards=[tar],
             table=self._table,
             listing_hash=self.listing_hash,
             channel=self.channel,
         )
+        moved.by_file = self.by_file
+        return moved
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < len(self):
@@ -373,7 +399,12 @@ class Mixture(Corpus):
         which, clip = self._locate(i)
         return f"{which}:{self._corpora[which].name(clip)}"
 
-    def source(self, i: int) -> Path | Excerpt | bytes:
+    def reported(self, i: int) -> str:
+        """What clip i is called where it cannot be used, after the number of its corpus."""
+        which, clip = self._locate(i)
+        return f"{which}:{self._corpora[which].reported(clip)}"
+
+    def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i."""
         which, clip = self._locate(i)
         return self._corpora[which].source(clip)
