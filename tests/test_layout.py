@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ssmast"
 # command.
 BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
 ENCODER = {"encoder", "classifier"}
-RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
+RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
     "files": set(),
@@ -32,12 +32,13 @@ MAY_SEE = {
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
-    "evaluation": {"audio", "model"} | ENCODER | BASE,
+    "evaluation": {"audio", "model", "events"} | ENCODER | BASE,
     "report": RESULTS,
     "retrieval": RESULTS,
     "training": {"contrastive", "report"} | RESULTS,
     "compare": {"training", "report"} | RESULTS,
-    "predict": {"audio", "classifier"} | BASE,
+    "events": {"files"},
+    "predict": {"audio", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
