@@ -305,7 +305,7 @@ def _foreign_columns(
     """An encoder of another program, and itself untrained where its class can be made anew."""
     loaded = load_foreign(encoder).to(device)
     if not layers and isinstance(loaded, TransformersEncoder):
-        layers = protocol.layers
+        layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
     columns = [Column("pretrained", foreign_variants(loaded, pooling, layers), loaded.sha256)]
     if twin and isinstance(loaded, TimmEncoder | TransformersEncoder):
         fresh = loaded.untrained(seed).to(device)
