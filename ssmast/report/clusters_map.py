@@ -61,7 +61,7 @@ def playable(
     if corpus is None:
         return sources
     used, full = 0, False
-    for i in np.random.default_rng(_ORDER_SEED).permutation(len(clips)).tolist():
+    for i in map(int, np.random.default_rng(_ORDER_SEED).permutation(len(clips))):
         if not full and max_bytes > 0:
             inside = _inside(corpus, rows[i], clips[i], max_seconds)
             if used + len(inside) <= max_bytes:
@@ -207,8 +207,8 @@ def scatter(
     if picture.get("method") == "tsne":
         how = "t-SNE (seed "
     note = (
-        f"{how}{picture['seed']}) of {len(sound)} of {picture['num_candidates']} clips. Distances in "
-        "the picture are not the embedding's; neighbours below it are (cosine). "
+        f"{how}{picture['seed']}) of {len(sound)} of {picture['num_candidates']} clips. Distances "
+        "in the picture are not the embedding's; neighbours below it are (cosine). "
         f"Sound: {inside} clips inside this page (their first {seconds:g} s), {linked} linked, "
         f"{len(sound) - inside - linked} without"
         + (" (`audio_mb=` of `ssmast report` makes room)." if not all(sound) else ".")

@@ -137,7 +137,7 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     if total < 4:
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
     features = normalise(found.values, "l2")
-    groups = kmeans(features, num_clusters=min(config.groups, total), seed=config.seed).labels
+    groups = kmeans(features, min(config.groups, total), seed=config.seed).labels
     where = np.arange(total)
     if total > config.points:
         where = np.random.default_rng(config.seed).choice(total, config.points, replace=False)
