@@ -11,8 +11,31 @@ from typing import Any
 from tqdm import tqdm
 
 from ssmast.files import write_atomic
+from ssmast.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
+
+
+COLUMNS = 80
+"""Characters of a terminal that the progress line fits."""
+_BAR = 40  # of them for the bar itself: steps, the bar, the time left
+_HISTORY_EVERY = 60.0  # seconds between lines that stay
+
+
+def fitting(shown: dict[str, str], columns: int) -> str:
+    """`loss=5.71 acc=0.03 ...`: as many of the values as fit, and of those the first.
+
+    Args:
+        shown: in the order of their weight; what is written in capitals, an alarm, comes first.
+        columns: characters there are.
+    """
+    loudest_first = sorted(shown.items(), key=lambda pair: not pair[0].isupper())
+    text = ""
+    for word in (f"{key}={value}" for key, value in loudest_first):
+        if len(text) + len(word) + 1 > columns:
+            break
+        text += f" {word}" if text else word
+    return text
 
 
 class MetricsLog:
@@ -25,6 +48,7 @@ class MetricsLog:
         first_step: steps done when this process starts.
         enabled: False on all but the main process.
         tensorboard: folder for TensorBoard events, or None.
+        tracker: that gets every line too, or None.
         plain_every: seconds between plain progress lines when not on a terminal.
     """
 
@@ -36,6 +60,7 @@ class MetricsLog:
         first_step: int = 0,
         enabled: bool = True,
         tensorboard: Path | None = None,
+        tracker: Tracker | None = None,
         plain_every: float = 15.0,
     ) -> None:
         self.enabled = enabled
@@ -44,10 +69,13 @@ class MetricsLog:
             return
         _drop_lines_after(file, first_step)
         self._file = file.open("a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, leave=True)
+        self._bar = tqdm(
+            total=steps, initial=first_step, disable=None, leave=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar:8}| {remaining} left{postfix}",
+        )  # fmt: skip
         self._plain_every, self._last_plain, self._start = plain_every, 0.0, time.monotonic()
         self._first_step = first_step
-        self._board = None
+        self._board, self._tracker = None, tracker
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -68,15 +96,23 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(key, value, step)
 
+        if self._tracker is not None:
+            self._tracker.write(step, clean)
+
     def advance(self, step: int, shown: dict[str, str]) -> None:
         """Move the progress line to `step` steps done."""
         if not self.enabled:
             return
-        if not self._bar.disable:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
         now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(fitting(shown, COLUMNS - _BAR), refresh=False)
+            self._bar.update(step - self._bar.n)
+            if now - self._last_plain >= _HISTORY_EVERY or step == self.steps:
+                # A line that stays above the bar: how it went is seen at the end too.
+                self._last_plain = now
+                words = fitting(shown, COLUMNS - 2 * len(str(self.steps)) - 8)
+                self._bar.write(f"step {step}/{self.steps}  {words}")
+            return
         if now - self._last_plain >= self._plain_every or step == self.steps:
             self._last_plain = now
             done = max(step - self._first_step, 1)
@@ -100,6 +136,8 @@ class MetricsLog:
             self._file.close()
             if self._board is not None:
                 self._board.close()
+            if self._tracker is not None:
+                self._tracker.close()
 
 
 def read_metrics(file: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:

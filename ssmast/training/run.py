@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
+from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
 from ssmast.training.inputs import (
     build_log_mel,
@@ -31,6 +32,7 @@ from ssmast.training.objective import (
 from ssmast.training.run_folder import RunFolder, open_run
 from ssmast.training.show_views import draw_step
 from ssmast.training.step import TrainingState
+from ssmast.training.trackers import Tracker, check_tracker
 from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
     """
     config = kind.resolve(config)
     kind.check(config)
+    check_tracker(config.track)
     accelerator = start_accelerator(
         precision=config.precision, processes=config.processes, threads=config.threads
     )
@@ -195,6 +198,11 @@ def _train(
         first_step=state.step,
         enabled=is_main,
         tensorboard=folder.path / "tensorboard" if config.tensorboard else None,
+        tracker=(
+            Tracker(config.track, folder.path, to_dict(objective.config))
+            if config.track and is_main
+            else None
+        ),
     )
     instruments = Instruments(
         folder=folder,
