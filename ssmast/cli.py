@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": ("ssmast.prepare.command", "pack audio into shards, or build a published data set"),
     "pretrain": ("ssmast.training.pretrain", "pretrain an encoder on unlabelled audio"),
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
+    "fit": ("ssmast.fit", "fit a classifier on a frozen encoder, from a few labels"),
     "finetune": ("ssmast.training.finetune.command", "train a classifier from an encoder"),
     "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
     "predict": ("ssmast.predict", "classify sound files, with timestamps"),

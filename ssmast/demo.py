@@ -1,20 +1,27 @@
-"""From audio to scores in a few minutes: make a corpus, pretrain on it, score the encoder, report.
+"""The whole way in a few minutes: pretrain, score, fine-tune for a moment, export, embed, search.
 
     ssmast demo [key=value ...]        any key of `ssmast pretrain`, on top of the smoke recipe
 
-It needs no data, no network and no GPU. The same command gives the same numbers.
+It makes its sounds itself and needs no data, no network and no GPU. The same command gives the same
+numbers. Each command that it runs is printed, to be used on one's own sounds.
 """
 
 import logging
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ssmast.evaluation.results import results_table
 from ssmast.evaluation.suite import ProbeConfig, run_suite
+from ssmast.export import main as export
 from ssmast.report import write_report
+from ssmast.retrieval.index import main as index
+from ssmast.retrieval.search import main as search
 from ssmast.settings import parse, wants_dry_run
 from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.finetune.command import main as finetune
 from ssmast.training.inputs import built_in_corpus
 from ssmast.training.pretrain import run
 
@@ -39,20 +46,49 @@ def main(argv: list[str]) -> int:
     folder = run(config, dry_run=wants_dry_run(argv))
     if wants_dry_run(argv):
         return 0
+    data = built_in_corpus(folder.parent)
     results = run_suite(
-        ProbeConfig(
-            encoder=str(folder / "encoder"),
-            data=str(built_in_corpus(folder.parent)),
-            out=str(folder / "probe"),
-        )
+        ProbeConfig(encoder=str(folder / "encoder"), data=str(data), out=str(folder / "probe"))
     )
     write_report(folder / "report.html", run=folder, results=results)
     sys.stdout.write("\n" + results_table(results) + "\n")
-    sys.stdout.flush()
-    logger.info("encoder  %s", folder / "encoder")
+    _use(folder, data)
+    logger.info("encoder  %s", folder / "exported")
     logger.info("report   %s", (folder / "report.html").resolve())
     logger.info("time     %.0f s", time.monotonic() - started)
+    logger.info("the same on your own sounds:")
+    for line in YOURS:
+        logger.info("  %s", line)
     return 0
+
+
+YOURS = (
+    "ssmast doctor data=FOLDER",
+    "ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine",
+    "ssmast probe encoder=runs/mine/encoder data=LABELLED_SETS",
+)
+
+
+def _use(folder: Path, data: Path) -> None:
+    """What an encoder is for, each step by its command."""
+    tuned, clip = str(folder / "tuned"), str(sorted((data / "audio").iterdir())[0])
+    _run(
+        finetune,
+        *("finetune", f"init={folder / 'encoder'}", f"data={data}", f"run={tuned}"),
+        *("epochs=2", "clips.mixup_rate=0.0", "heads.probe=true"),
+    )
+    _run(export, "export", str(folder), f"out={folder / 'exported'}", "onnx=true")
+    _run(
+        index,
+        *("index", str(data), f"encoder={folder / 'exported'}", f"out={folder / 'index'}"),
+    )
+    _run(search, "search", clip, f"index={folder / 'index'}", "top=3")
+
+
+def _run(command: Callable[[list[str]], int], name: str, *words: str) -> None:
+    logger.info("\n$ %s", shlex.join(["ssmast", name, *words]))
+    sys.stdout.flush()
+    command(list(words))
 
 
 def _free_run() -> str:

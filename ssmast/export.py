@@ -16,8 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ssmast.audio import open_corpus
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import check_folder_to_write, is_encoder, read_json
+from ssmast.encoder.whitening import Whitening
+from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import check_output
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
@@ -25,7 +28,7 @@ from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd
 from ssmast.training.init_weights import backbone_weights
-from ssmast.training.inputs import log_mel_of
+from ssmast.training.inputs import built_in_corpus, log_mel_of
 from ssmast.training.run_folder import changed_settings, read_settings
 from ssmast.version import __version__
 
@@ -48,6 +51,13 @@ class ExportConfig(Settings):
         "layers that are pooled: last, stages, blocks, or numbers of stages such as 2-3; empty: as "
         "the run says",
     )
+    whiten: int = setting(
+        -1,
+        "directions of the largest variance that embeddings are whitened along, measured on the "
+        "run's clips; 0: none; -1: as the run says",
+        range="[-1, inf)",
+    )
+    data: str = setting("", "clips to whiten by; empty: those of the run")
     window_seconds: float = setting(
         0.0,
         "longer audio is embedded in windows of this many seconds; 0: as the run says",
@@ -134,6 +144,51 @@ def find_encoder(config: ExportConfig) -> Encoder:
     run = Path(config.run)
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run folder at {run}")
+    encoder = _unwhitened(config, run)
+    wanted, own = config.whiten, encoder.whitening
+    if wanted < 0 and own is None:  # an encoder folder says it itself
+        settings = encoder.info.get("settings") or {}
+        wanted = int((settings.get("export") or {}).get("whiten", 0))
+    if wanted == 0:
+        encoder.whitening = None
+    elif own is None or wanted > 0:
+        encoder.whitening = _whitening(config, run, encoder, directions=wanted)
+    return encoder
+
+
+def _whitening(
+    config: ExportConfig, run: Path, encoder: Encoder, *, directions: int
+) -> Whitening | None:
+    """That of the run's own encoder, where it is of the same vectors; else measured again.
+
+    Raises:
+        ValueError, FileNotFoundError: if there is no sound to measure it on.
+    """
+    if is_encoder(run / "encoder") and not config.data:
+        made = load_encoder(run / "encoder")
+        found, made.whitening = made.whitening, None
+        same = (made.sha256, made.pooling, made.layers) == (
+            *(encoder.sha256, encoder.pooling, encoder.layers),
+        )
+        if found is not None and same and config.whiten in (-1, len(found.factors)):
+            return found
+    settings = encoder.info.get("settings") or {}
+    data = config.data or settings.get("data") or ""
+    try:
+        if data:
+            corpus = open_corpus(data).with_channel(str(settings.get("channel", "mean")))
+        else:
+            corpus = open_corpus(built_in_corpus(run.parent)).select(split="train")
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"embeddings are to be whitened by the sound of the run, which cannot be opened: "
+            f"{error}; give data=FOLDER, or whiten=0"
+        ) from error
+    seed = int(settings.get("seed", 0))
+    return measured_whitening(encoder, corpus, directions=directions, seed=seed)
+
+
+def _unwhitened(config: ExportConfig, run: Path) -> Encoder:
     if config.checkpoint:
         return _of_checkpoint(Path(config.checkpoint), run, config)
     if is_encoder(run):

@@ -38,12 +38,13 @@ MAY_SEE = {
     "training": {"contrastive", "report"} | RESULTS,
     "compare": {"training", "report"} | RESULTS,
     "events": {"files"},
+    "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
     "predict": {"audio", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "export": {"training", "report"} | RESULTS,
     "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
-    "demo": {"evaluation", "training", "report"} | BASE,
+    "demo": {"evaluation", "training", "report", "retrieval", "export"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},
 }
@@ -156,7 +157,7 @@ def test_underscore_names_stay_in_their_file(file):
 
 
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
-BUDGET = {"training": (20, 70), "audio": (20, 50), "evaluation": (25, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (20, 50), "evaluation": (26, 79), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

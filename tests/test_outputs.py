@@ -14,6 +14,7 @@ COMMANDS = {
     "probe, cache": ["encoder=nowhere", "data=nowhere", "out=free", "cache={}"],
     "cluster": ["encoder=nowhere", "data=nowhere", "out={}"],
     "evaluate": ["encoder=nowhere", "data=nowhere", "out={}"],
+    "fit": ["encoder=nowhere", "data=nowhere", "out={}"],
     "embed": ["nowhere", "encoder=nowhere", "out={}.npz"],
     "index": ["nowhere", "encoder=nowhere", "out={}"],
     "export": ["nowhere", "out={}"],

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ssmast.audio import open_corpus
 from ssmast.command import StoppedError
 from ssmast.compare.config import CompareConfig, Variant, variants_of
 from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, train
 from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import UNTRAINED, random_twin
+from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
@@ -117,7 +119,12 @@ def _run(
 
 def _twin(config: CompareConfig, encoder: Path, seed: int) -> Path:
     """Folder of the same network untrained; variants of one architecture share it."""
-    twin = random_twin(load_encoder(encoder), seed=seed)
+    trained = load_encoder(encoder)
+    twin = random_twin(trained, seed=seed)
+    if trained.whitening is not None:
+        data = config.data or str(built_in_corpus(Path(config.out) / RUNS))
+        count = len(trained.whitening.factors)
+        twin.whitening = measured_whitening(twin, open_corpus(data), directions=count, seed=seed)
     words = json.dumps(twin.config(), sort_keys=True)
     name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
     folder = Path(config.out) / RUNS / name

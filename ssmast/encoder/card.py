@@ -137,6 +137,14 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
         f"{front['f_min']:g} to {front['f_max']:g} Hz, "
         f"{1000 * front['hop_length'] / front['sample_rate']:g} ms hop",
         "embedding": f"{dim} numbers: pooling `{ours['pooling']}`, layers `{ours['layers']}`",
+        **(
+            {
+                "whitened": f"along {whitening['directions']} directions of the largest variance "
+                f"in {whitening['clips']} clips"
+            }
+            if (whitening := ours.get("whitening"))
+            else {}
+        ),
         "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
     info = {k: v for k, v in ours["info"].items() if not isinstance(v, dict | list)}

@@ -2,7 +2,8 @@
 
 config.json          front end, architecture, pooling; timm reads it as `local-dir:FOLDER`
 model.safetensors    weights
-checksums.json       SHA-256 of both, verified on load
+whitening.safetensors  of vectors that are whitened
+checksums.json       SHA-256 of these, verified on load
 README.md            model card
 """
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder.card import model_card
 from ssmast.encoder.folder import (
+    WHITENING,
     build_parts,
     check_config,
     check_weights,
     config_of,
     read_folder,
+    read_whitening,
     weights_of,
     write_folder,
 )
@@ -32,6 +35,7 @@ from ssmast.encoder.pooling import (
     layer_dims,
     max_indices,
 )
+from ssmast.encoder.whitening import Whitening
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
 from ssmast.weights import DEFAULT
@@ -51,10 +55,12 @@ class Encoder(nn.Module):
             the deepest of them is not computed.
         window_seconds: longer clips are cut into equal windows of at most about this length; of
             their vectors the means are averaged by length, of the maxima the largest is taken.
+        whitening: of the vectors of clips, after their windows were joined; None for none.
         info: facts for the model card, plain JSON values.
 
     Raises:
-        ValueError: for an unknown pooling or layers, or a backbone of another family.
+        ValueError: for an unknown pooling or layers, a whitening of another length, or a backbone
+            of another family.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Encoder(nn.Module):
         pooling: str = "freq+max",
         layers: str = "last",
         window_seconds: float = 10.0,
+        whitening: Whitening | None = None,
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +85,12 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.log_mel = log_mel
         self.pooling, self.layers, self.window_seconds = pooling, layers, float(window_seconds)
+        self.whitening = whitening
         self.info = dict(info or {})
+        if whitening is not None and len(whitening.mean) != self.dim:
+            raise ValueError(
+                f"the whitening is of {len(whitening.mean)} numbers, the embedding has {self.dim}"
+            )
 
     # -- settings ------------------------------------------------------------------------------
 
@@ -115,8 +127,9 @@ class Encoder(nn.Module):
 
     @property
     def sha256(self) -> str:
-        """Hash of the weights: that of model.safetensors."""
-        return hashlib.sha256(weights_of(self.backbone)).hexdigest()
+        """Hash of the weights: of model.safetensors, with whitening.safetensors after it if any."""
+        whitening = b"" if self.whitening is None else self.whitening.to_bytes()
+        return hashlib.sha256(weights_of(self.backbone) + whitening).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """Settings that decide an embedding beside the weights, plain JSON values."""
@@ -125,6 +138,7 @@ class Encoder(nn.Module):
             "pooling": self.pooling,
             "layers": self.layers,
             "window_seconds": self.window_seconds,
+            **({} if self.whitening is None else {"whitening": self.whitening.settings()}),
         }
 
     def config(self) -> dict[str, Any]:
@@ -142,6 +156,8 @@ class Encoder(nn.Module):
     ) -> "Encoder":
         """A copy with other settings, in eval mode; it shares the weights.
 
+        A whitening stays where pooling, layers and backbone do: it was measured on their vectors.
+
         Args:
             pooling: of the copy; by default this one's, as all that follow.
             layers: of the copy.
@@ -152,12 +168,15 @@ class Encoder(nn.Module):
         Raises:
             ValueError: for what the backbone does not have.
         """
+        pooling, layers = pooling or self.pooling, layers or self.layers
+        same = backbone is None and (pooling, layers) == (self.pooling, self.layers)
         made = Encoder(
             self.backbone if backbone is None else backbone,
             copy.deepcopy(self.log_mel),
-            pooling=pooling or self.pooling,
-            layers=layers or self.layers,
+            pooling=pooling,
+            layers=layers,
             window_seconds=window_seconds or self.window_seconds,
+            whitening=self.whitening if same else None,
             info=dict(self.info if info is None else info),
         )
         return made.eval()
@@ -203,13 +222,19 @@ class Encoder(nn.Module):
         mels = self.log_mel.num_mels
         is_max = max_indices(self.backbone, num_mels=mels, layers=self.layers, pooling=self.pooling)
         with evaluating(self):
-            return embed_windows(
-                self.pool,
+            vectors = embed_windows(
+                self.statistics,
                 waveforms,
                 self.window_cutter(),
                 is_max=is_max,
                 batch_seconds=batch_seconds,
             )
+            return vectors if self.whitening is None else self._whitened(vectors)
+
+    @torch.no_grad()
+    def _whitened(self, vectors: Tensor) -> Tensor:
+        assert self.whitening is not None
+        return self.whitening(vectors.to(self.device)).float().cpu()
 
     def embed_frames(
         self,
@@ -267,6 +292,11 @@ class Encoder(nn.Module):
             log_mel: of the front end.
             lengths: frames of each clip, where clips were padded to one width.
         """
+        vectors = self.statistics(log_mel, lengths)
+        return vectors if self.whitening is None else self.whitening(vectors)
+
+    def statistics(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What `pool` returns, before the whitening."""
         return self.backbone.embed(
             log_mel, lengths=lengths, layers=self.layers, pooling=self.pooling
         )
@@ -290,7 +320,10 @@ class Encoder(nn.Module):
         card = model_card(config, dim=self.dim, num_parameters=parameters)
         weights = weights_of(self.backbone)
         check_weights(config, weights)
-        write_folder(folder, config=config, weights=weights, card=card, extra=extra)
+        files = dict(extra or {})
+        if self.whitening is not None:
+            files[WHITENING] = self.whitening.to_bytes()
+        write_folder(folder, config=config, weights=weights, card=card, extra=files)
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -323,6 +356,7 @@ def load_encoder(path: str | Path = DEFAULT) -> Encoder:
             layers=ours["layers"],
             # 0.1.0 wrote chunk_seconds
             window_seconds=ours.get("window_seconds") or ours["chunk_seconds"],
+            whitening=read_whitening(ours, weights.parent),
             info=ours.get("info", {}),
         )
         encoder.backbone.load_state_dict(load_file(weights))

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from ssmast.audio import LogMel
 from ssmast.audio.kaldi import front_end_of
+from ssmast.encoder.whitening import Whitening
 from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model
 from ssmast.weights import DEFAULT, FOLDER
 
-CONFIG, WEIGHTS, CARD, CHECKSUMS = (
+CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING = (
     "config.json",
     "model.safetensors",
     "README.md",
     "checksums.json",
+    "whitening.safetensors",
 )
 
 
@@ -152,7 +154,7 @@ def _download(name: str) -> Path:
         folder = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS],
+            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING],
         )
     except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
         reason = str(error).strip().split("\n")[0]
@@ -219,7 +221,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     _, weights = read_folder(folder)
-    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS]
+    names = [CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING]
     names += sorted(file.name for file in weights.parent.glob("*.onnx"))
     api = HfApi(token=token)
     try:
@@ -302,6 +304,21 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
 def build_parts(config: Mapping[str, Any]) -> tuple[Backbone, LogMel]:
     """The backbone, with fresh weights, and the front end that a config.json describes."""
     return _backbone_of(config), front_end_of(config["ssmast"]["front_end"])
+
+
+def read_whitening(settings: Mapping[str, Any], folder: Path) -> Whitening | None:
+    """The whitening that an encoder folder's settings name, if they do.
+
+    Raises:
+        KeyError: if its file is not there, or lacks something.
+    """
+    about = settings.get("whitening")
+    if about is None:
+        return None
+    file = folder / WHITENING
+    if not file.is_file():
+        raise KeyError(f"{WHITENING} is missing")
+    return Whitening.from_bytes(file.read_bytes(), about)
 
 
 def _backbone_of(config: Mapping[str, Any]) -> Backbone:

@@ -43,9 +43,11 @@ class _Graph(nn.Module):
         log_mel = encoder.log_mel(waveform)
         if not self.heads:
             return (encoder.pool(log_mel),)
-        embeddings = encoder.pool(log_mel)
+        embeddings = encoder.statistics(log_mel)
         shared = (encoder.layers, encoder.pooling) == (backbone.pool_layers, backbone.global_pool)
         logits = backbone.head(embeddings if shared else backbone.before_head(log_mel))
+        if encoder.whitening is not None:
+            embeddings = encoder.whitening(embeddings)
         if encoder.info["classifier"]["multi_label"]:
             return embeddings, logits.sigmoid()
         parts = [part.softmax(dim=1) for part in logits.split(self.heads, dim=1)]

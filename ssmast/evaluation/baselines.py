@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -240,12 +240,15 @@ class Column:
         variants: the embedder; several, where pooling and layers are to be chosen.
         sha256: of the weights.
         trainable: the encoder, where it is one; baselines without weights cannot be fine-tuned.
+        is_twin: the first column's network untrained: where that one's vectors are whitened, these
+            are as well, by the clips of the labelled set, as it was trained on none.
     """
 
     name: str
     variants: Sequence[PooledEmbedder]
     sha256: str
     trainable: Encoder | None = None
+    is_twin: bool = False
 
 
 def make_columns(
@@ -285,7 +288,8 @@ def make_columns(
         wanted = pooling or protocol.pooling, layers or protocol.layers
         columns = [_column("pretrained", loaded, *wanted)]
         if baselines != "false":
-            columns.append(_column("untrained", random_twin(loaded, seed=seed), *wanted))
+            twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
+            columns.append(replace(twin, is_twin=True))
     if baselines != "false":
         columns.append(_without_weights("log_mel", device))
     if baselines == "all":

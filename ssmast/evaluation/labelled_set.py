@@ -99,6 +99,7 @@ class LabelledSet:
         cells: of each head, the cell of every clip: one class name, or several.
         separator: between the labels in a cell; empty where it holds one.
         splits: one, or one a fold; they hold positions in `clips`.
+        groups: what each clip belongs to, such as its speaker; empty where that is not asked for.
         left_out: how many rows were left out, by reason.
         origin: what the task.json of the set says; empty for a set made by hand.
     """
@@ -111,6 +112,7 @@ class LabelledSet:
     cells: list[list[str]]
     separator: str = ""
     splits: list[Split]
+    groups: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
@@ -354,6 +356,7 @@ def without(
         clips=[labelled.clips[i] for i in kept],
         rows=labelled.rows[keep],
         cells=[[own[i] for i in kept] for own in labelled.cells],
+        groups=[labelled.groups[i] for i in kept] if labelled.groups else [],
         splits=[
             replace(split, **{p: new[where[keep[where]]] for p, where in split.parts().items()})
             for split in labelled.splits

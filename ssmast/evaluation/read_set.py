@@ -180,6 +180,7 @@ def load_set(
     task: TaskSpec | str = "",
     *,
     labels: Sequence[str] | None = None,
+    group: str = "",
     held_out: float = HELD_OUT,
 ) -> LabelledSet:
     """Read a labelled set: columns, the rows that have them all, and splits.
@@ -190,6 +191,7 @@ def load_set(
             where `data` is one set.
         labels: label columns, one head each; None for that of the spec. Several have one label a
             cell each.
+        group: column of what belongs together, in place of the spec's.
         held_out: fraction of the training clips that validates, where the set has no such part.
 
     Raises:
@@ -202,7 +204,7 @@ def load_set(
         # A set that is called exactly so is meant, whatever its name looks like.
         is_name = task in (name for name, _ in _named_sets(Path(data)))
         task = TaskSpec(name=task) if is_name else parse_task(task)
-    asked = task
+    asked = replace(task, group=group) if group else task
     folder = _find_folder(Path(data), asked.name)
     origin = read_task_file(folder)
     spec = filled(asked, origin)
@@ -255,6 +257,7 @@ def load_set(
             cells=cells,
             separator=separator,
             splits=splits,
+            groups=groups or [],
             left_out=left_out,
             origin=origin,
         )

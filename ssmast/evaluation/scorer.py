@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
+from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.baselines import Column, PooledEmbedder
 from ssmast.evaluation.embed import (
     NOT_FINITE,
@@ -211,7 +212,10 @@ class Scorer:
         rejected = self._rejected(job, found)
         labelled = without(job.labelled, [clip for clip, _ in rejected])
         scores = {
-            column.name: self._probe(job, labelled, column, embedder, vectors)
+            column.name: self._probe(
+                *(job, labelled, column, embedder, vectors),
+                whitening=getattr(embedders[0], "whitening", None) if column.is_twin else None,
+            )
             for column, embedder, vectors in zip(self.columns, embedders, found, strict=True)
         }
         return _Scored(scores, rejected, embedders[0], candidates)
@@ -242,8 +246,14 @@ class Scorer:
         column: Column,
         embedder: PooledEmbedder,
         vectors: SetEmbeddings,
+        *,
+        whitening: Whitening | None = None,
     ) -> Score:
         features, test_features = vectors.of(labelled, process_state().device)
+        if whitening is not None:
+            own = Whitening.of(features, directions=len(whitening.factors), floor=whitening.floor)
+            features = own(features)
+            test_features = None if test_features is None else own(test_features)
         score = run_probe(
             features,
             labelled,

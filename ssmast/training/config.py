@@ -274,6 +274,12 @@ class Export:
     window_seconds: float = setting(
         10.0, "longer audio is embedded in windows of this many seconds", range="[0.1, inf)"
     )
+    whiten: int = setting(
+        0,
+        "directions of the largest variance that embeddings are whitened along, as clips of the "
+        "run have it at its end; 0: none",
+        range="[0, inf)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.encoder.pooling import check_pooling, layer_dims
+from ssmast.evaluation.embed import measured_whitening
 from ssmast.model import (
     Backbone,
     LoadReport,
@@ -465,7 +466,13 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def finish(self, run: Path, facts: dict[str, Any], *, is_main: bool) -> None:
         """Write encoder/ and report.html of a run folder; all processes call it."""
         if is_main:
-            self.encoder({**facts, "settings": to_dict(self.config)}).save(run / "encoder")
+            encoder = self.encoder({**facts, "settings": to_dict(self.config)})
+            directions, data = cast(PretrainConfig, self.config).export.whiten, self.run.data
+            if directions and data is not None:
+                encoder.whitening = measured_whitening(
+                    encoder, data.clips, directions=directions, seed=self.config.seed
+                )
+            encoder.save(run / "encoder")
             write_report(run / "report.html", run=run)
 
 

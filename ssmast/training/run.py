@@ -21,7 +21,7 @@ from ssmast.training.inputs import (
 )
 from ssmast.training.launch import StopRequest, on_main, start_accelerator
 from ssmast.training.loop import Instruments, run_loop
-from ssmast.training.metrics_log import MetricsLog, read_metrics
+from ssmast.training.metrics_log import MetricsLog, Tracker, check_tracker, read_metrics
 from ssmast.training.objective import (
     Objective,
     PretrainConfig,
@@ -32,7 +32,6 @@ from ssmast.training.objective import (
 from ssmast.training.run_folder import RunFolder, open_run
 from ssmast.training.show_views import draw_step
 from ssmast.training.step import TrainingState
-from ssmast.training.trackers import Tracker, check_tracker
 from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)

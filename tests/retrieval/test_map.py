@@ -39,9 +39,9 @@ def test_a_folder_becomes_a_page_and_a_table(encoder_folder, tmp_path):
 
 
 def test_windows_of_a_recording_are_points_that_play_their_part(
-    recording,
+    recording,  # noqa: F811
     encoder_folder,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     out = tmp_path / "map"
     words = [str(recording), f"encoder={encoder_folder}", f"out={out}", "layout=tsne", "window=1"]

@@ -7,8 +7,7 @@ import sqlite3
 import pytest
 
 from ssmast.settings import UsageError
-from ssmast.training.metrics_log import COLUMNS, MetricsLog, fitting
-from ssmast.training.trackers import Tracker, check_tracker
+from ssmast.training.metrics_log import COLUMNS, MetricsLog, Tracker, check_tracker, fitting
 
 CONFIG = {"steps": 2, "optim": {"lr": 0.1, "betas": [0.9, 0.95]}, "export": {"network": "teacher"}}
 

@@ -1,0 +1,110 @@
+"""Whitening: closed forms, and that it travels with the folder to every door."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ssmast
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.whitening import Whitening
+
+RATE = 16000
+
+
+def _vectors(n: int = 400, dim: int = 12, seed: int = 0) -> torch.Tensor:
+    """Vectors with a few directions that are far wider than the rest."""
+    g = torch.Generator().manual_seed(seed)
+    widths = torch.tensor([30.0, 10.0, 5.0] + [1.0] * (dim - 3))
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=g)).Q
+    return (torch.randn(n, dim, generator=g) * widths) @ axes.T + 3.0
+
+
+def _clip(samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def _encoder(whitening: Whitening | None = None) -> Encoder:
+    torch.manual_seed(0)
+    net = ssmast.create_model("mast_nano", num_classes=0, input_size=(64, 96))
+    mel = load_encoder().log_mel
+    return Encoder(net, mel, pooling="mean", layers="1-2", whitening=whitening).eval()
+
+
+def test_the_widest_directions_get_the_variance_of_the_others():
+    x = _vectors()
+    whitening = Whitening.of(x, directions=3, floor=0.0)
+    y = whitening(x).double().numpy()
+    z = (x.double().numpy() - x.double().numpy().mean(0)) / x.double().numpy().std(0)
+    values, axes = np.linalg.eigh(np.cov(z.T, bias=True))
+    rest = values[:-3].mean()
+    wanted = axes[:, -3:]
+    assert np.allclose(np.var(y @ wanted, axis=0), rest, rtol=1e-4)
+    assert np.allclose(y @ axes[:, :-3], z @ axes[:, :-3], atol=1e-4)  # the others stay
+
+
+def test_a_high_floor_only_standardises():
+    x = _vectors()
+    y = Whitening.of(x, directions=3, floor=1e9)(x)
+    assert torch.allclose(y, (x - x.mean(0)) / x.std(0, correction=0), atol=1e-4)
+
+
+def test_few_clips_give_few_directions_and_a_constant_number_stays_zero():
+    x = _vectors(20)
+    x[:, 4] = 7.0
+    whitening = Whitening.of(x, directions=256)
+    assert whitening.settings() == {"directions": 5, "floor": 3.0, "clips": 20}
+    assert whitening(x)[:, 4].abs().max() < 1.0
+    assert whitening(x).isfinite().all()
+    with pytest.raises(ValueError, match="whitening needs 4 clips or more, got 3"):
+        Whitening.of(x[:3], directions=1)
+
+
+def test_it_is_applied_by_every_door_and_comes_back_from_the_folder(tmp_path):
+    plain = _encoder()
+    clips = [_clip(RATE // 2 + 777 * i, i) for i in range(12)]
+    whitening = Whitening.of(plain.embed(clips, RATE), directions=3)
+    encoder = _encoder(whitening)
+    wanted = whitening(plain.embed(clips, RATE))
+    assert torch.equal(encoder.embed(clips, RATE), wanted)
+    assert torch.allclose(encoder(clips[3][None]), wanted[3:4], atol=1e-4)
+    encoder.save(tmp_path / "e")
+    loaded = load_encoder(tmp_path / "e")
+    assert torch.equal(loaded.embed(clips, RATE), wanted)
+    assert loaded.sha256 == encoder.sha256 != plain.sha256
+    assert "whitened" in (tmp_path / "e" / "README.md").read_text(encoding="utf-8")
+    # a clip of several windows is whitened once, after its windows were joined
+    long = _clip(RATE * 25)
+    assert torch.equal(loaded.embed(long, RATE), whitening(plain.embed(long, RATE)))
+
+
+def test_a_half_precision_encoder_whitens_in_float32():
+    whitening = Whitening.of(1e-6 * _vectors(), directions=3)  # 1 / std beyond half precision
+    x = 1e-6 * _vectors(5, seed=1)
+    assert whitening.bfloat16()(x).isfinite().all()
+
+
+def test_other_vectors_are_not_whitened_by_it():
+    plain = _encoder()
+    clips = [_clip(RATE, i) for i in range(8)]
+    encoder = _encoder(Whitening.of(plain.embed(clips, RATE), directions=2))
+    assert encoder.variant(window_seconds=5.0).whitening is encoder.whitening
+    assert encoder.variant(pooling="max").whitening is None
+    assert encoder.variant(layers="2").whitening is None
+    with pytest.raises(ValueError, match="the whitening is of 12 numbers"):
+        _encoder(Whitening.of(_vectors(), directions=2))
+
+
+def test_a_folder_without_its_whitening_is_refused(tmp_path):
+    plain = _encoder()
+    clips = [_clip(RATE, i) for i in range(8)]
+    _encoder(Whitening.of(plain.embed(clips, RATE), directions=2)).save(tmp_path / "e")
+    (tmp_path / "e" / "whitening.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"whitening.safetensors is damaged"):
+        load_encoder(tmp_path / "e")
+    sums = json.loads((tmp_path / "e" / "checksums.json").read_text(encoding="utf-8"))
+    del sums["whitening.safetensors"]
+    (tmp_path / "e" / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"whitening.safetensors is missing"):
+        load_encoder(tmp_path / "e")

@@ -1,0 +1,71 @@
+"""`ssmast fit`: a classifier from a frozen encoder and a few labels."""
+
+import json
+
+import pytest
+import torch
+
+from ssmast.audio import read_audio
+from ssmast.classifier import load_classifier
+from ssmast.cli import main
+from ssmast.encoder import load_encoder
+from ssmast.fit import headless
+
+from .sets import write_set
+
+
+def test_few_labels_make_a_classifier_that_predict_and_evaluate_take(tmp_path, capsys):
+    data = write_set(tmp_path / "tones")
+    assert main(["fit", f"data={data}", f"out={tmp_path / 'c'}"]) == 0
+    said = capsys.readouterr().out
+    assert "clips left out, each in turn: accuracy" in said
+    assert "test part: accuracy 100.0 %" in said
+    info = load_encoder(tmp_path / "c").info
+    assert info["clips"] == 36  # train and valid
+    assert info["test"]["accuracy"] == 1.0
+
+    clip = next(iter(sorted(data.rglob("*.wav"))))
+    assert main(["predict", str(clip), f"encoder={tmp_path / 'c'}", "format=json"]) == 0
+    best = json.loads(capsys.readouterr().out)[0]["classes"][0]
+    assert best["class"] in {"low", "middle", "high"}
+    assert 0.5 < best["probability"] <= 1
+
+    assert main(["evaluate", f"encoder={tmp_path / 'c'}", f"data={data}"]) == 0
+    assert "accuracy 100.0 %" in capsys.readouterr().out
+
+
+def test_the_folder_embeds_as_the_encoder_did_and_scores_by_its_vectors(tmp_path):
+    data = write_set(tmp_path / "tones")
+    main(["fit", f"data={data}", f"out={tmp_path / 'c'}", "all=true"])
+    clips = [torch.from_numpy(read_audio(file, sample_rate=16000)) for file in data.rglob("*.wav")]
+    before, after = load_encoder(), load_encoder(tmp_path / "c")
+    assert torch.equal(before.embed(clips, 16000), after.embed(clips, 16000))
+    # the head is a linear layer on the encoder's vectors before they are whitened
+    vectors = headless(before)(before.log_mel(clips[0][None]))
+    logits = after.backbone.get_classifier()(vectors)
+    scores = load_classifier(tmp_path / "c").embed_clips(clips[:1])
+    assert torch.allclose(logits.log_softmax(1), scores, atol=1e-4)
+    assert after.info["clips"] == 48
+    assert "test" not in after.info
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.5003, 0.777])
+def test_a_window_holds_what_it_is_asked_to_hold(tmp_path, seconds):
+    data = write_set(tmp_path / "tones", num_clips=24)
+    main(["fit", f"data={data}", f"out={tmp_path / 'c'}", f"window={seconds}"])
+    window = load_classifier(tmp_path / "c").window_seconds
+    assert seconds <= window < seconds + 0.02
+
+
+def test_groups_are_left_out_together(tmp_path, capsys):
+    data = write_set(tmp_path / "tones")
+    assert main(["fit", f"data={data}", f"out={tmp_path / 'c'}", "group=speaker"]) == 0
+    assert "clips left out, of one speaker in turn" in capsys.readouterr().out
+    assert main(["fit", f"data={data}", f"out={tmp_path / 'd'}", "group=nothing"]) != 0
+
+
+@pytest.mark.parametrize("word", ["out=", "data="])
+def test_what_is_missing_is_named(tmp_path, word, capsys):
+    words = {"out=": [f"data={tmp_path}"], "data=": [f"out={tmp_path / 'c'}"]}[word]
+    assert main(["fit", *words]) == 2
+    assert word.rstrip("=") in capsys.readouterr().err
