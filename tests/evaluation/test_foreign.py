@@ -205,9 +205,7 @@ def test_weights_that_are_not_on_this_machine_are_not_fetched(tmp_path, monkeypa
 
 def test_opensmile_that_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "opensmile", None)
-    with pytest.raises(
-        ValueError, match=r"opensmile, which is not .*; pip install"
-    ):
+    with pytest.raises(ValueError, match=r"opensmile, which is not .*; pip install"):
         load_foreign("opensmile:eGeMAPSv02")
 
 
