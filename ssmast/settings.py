@@ -288,8 +288,9 @@ def _is_name(word: str, keys: Mapping[str, Key]) -> bool:
     """Whether a word is neither a key nor a flag, but names something."""
     if not word.startswith("-") and "=" not in word:
         return True
-    whole = word.rpartition("#t=")[0] or word  # a part of a file: FILE#t=START,STOP
-    return word.partition("=")[0] not in {*keys, "recipe"} and os.path.exists(whole)
+    if word.partition("=")[0].endswith("#t"):  # a part of a file: FILE#t=START,STOP
+        return True
+    return word.partition("=")[0] not in {*keys, "recipe"} and os.path.exists(word)
 
 
 def refuse_renamed(names: Iterable[str], *, where: str) -> None:
