@@ -65,6 +65,7 @@ class Classifier:
         outputs: what the logits mean.
         frames: of a window.
         max_windows: most windows of a clip; 0 for as many as cover it.
+        cut: of a longer clip take the first window alone, as transformers' AST does.
         sha256: hash of the weights, where it is known.
     """
 
@@ -76,9 +77,10 @@ class Classifier:
         outputs: Outputs,
         frames: int,
         max_windows: int = 0,
+        cut: bool = False,
         sha256: str = "",
     ) -> None:
-        self.network, self.log_mel, self.outputs = network, log_mel, outputs
+        self.network, self.log_mel, self.outputs, self.cut = network, log_mel, outputs, cut
         self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
 
     @property
@@ -102,6 +104,7 @@ class Classifier:
             "front_end": self.log_mel.settings(),
             "frames": self.frames,
             "max_windows": self.max_windows,
+            "cut": self.cut,
         }
 
     def embed_clips(
@@ -187,7 +190,7 @@ class Classifier:
         """First sample of each window of a clip."""
         length = self.log_mel.samples(self.frames)
         slack = samples - length
-        if slack <= 0:
+        if slack <= 0 or self.cut:
             return [0]
         count = math.ceil(samples / length)
         count = min(count, self.max_windows) if self.max_windows else count
@@ -256,8 +259,10 @@ def window_log_mels(
     missing = front_end.samples(fewest) - waveform.shape[1]
     if missing > 0:
         waveform = F.pad(waveform, (0, missing))
-    log_mel = front_end.normalize(front_end.log_mel(waveform, fast=fast))
-    frames = front_end.frames(samples).clamp(min=fewest)
+    frames = front_end.frames(samples)
+    log_mel = front_end.padded(front_end.log_mel(waveform, fast=fast), frames)
+    log_mel = front_end.normalize(log_mel)
+    frames = frames.clamp(min=max(fewest, front_end.pad_frames))
     return log_mel, None if int(frames.min()) == log_mel.shape[3] else frames
 
 
@@ -290,8 +295,13 @@ def classifier_info(outputs: Outputs, *, frames: int, max_windows: int) -> dict[
     }
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path, *, cut: bool = False) -> Classifier:
     """The classifier in a fine-tuned encoder folder (or run folder); on the CPU.
+
+    Args:
+        path: the folder, or one with an AST that transformers wrote, see `load_encoder`.
+        cut: of clips longer than a window take the first window alone, as transformers' AST does;
+            by default the windows that cover a clip are averaged.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -300,11 +310,16 @@ def load_classifier(path: str | Path) -> Classifier:
     folder = Path(path)
     if (folder / "encoder").is_dir() and not (folder / "config.json").is_file():
         path = folder / "encoder"
-    return as_classifier(load_encoder(path), name=str(path))
+    return as_classifier(load_encoder(path), name=str(path), cut=cut)
 
 
-def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
+def as_classifier(encoder: Encoder, *, name: str = "the encoder", cut: bool = False) -> Classifier:
     """A classifier from an encoder with a head.
+
+    Args:
+        encoder: of a fine-tuned folder.
+        name: of it, for messages.
+        cut: as `load_classifier`.
 
     Raises:
         ValueError: if its folder describes no head.
@@ -323,6 +338,7 @@ def as_classifier(encoder: Encoder, *, name: str = "the encoder") -> Classifier:
             outputs=outputs,
             frames=int(info["frames"]),
             max_windows=int(info["max_windows"]),
+            cut=cut,
             sha256=encoder.sha256,
         )
     except (TypeError, KeyError, ValueError) as error:

@@ -17,6 +17,10 @@ COMMANDS = {
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
     "fit": ("ssmast.fit", "fit a classifier on a frozen encoder, from a few labels"),
     "finetune": ("ssmast.training.finetune.command", "train a classifier from an encoder"),
+    "paper": (
+        "ssmast.paper",
+        "fine-tune on the MAST paper's sets",
+    ),
     "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
     "predict": ("ssmast.predict", "classify sound files, with timestamps"),
     "embed": ("ssmast.retrieval.embed_files", "compute embeddings of files (.npz, .parquet)"),
@@ -30,6 +34,7 @@ COMMANDS = {
         "ssmast.compare.command",
         "tell which objective or setting is better, and how sure",
     ),
+    "datasets": ("ssmast.datasets.check", "check built data sets by the published counts"),
     "show-views": ("ssmast.training.show_views", "draw the augmented views made in pretraining"),
     "describe": ("ssmast.model.describe", "list layers, parameters and MACs of a model"),
 }

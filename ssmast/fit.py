@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
+from ssmast.audio import AudioError, Corpus, read_audio
 from ssmast.classifier import Classifier, Outputs, as_classifier, classifier_info
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import check_folder_to_write
@@ -101,7 +101,7 @@ class _Fitting:
         self.train: NDArray[np.int64] = np.sort(np.concatenate(kept))
         self.test = np.zeros(0, dtype=np.int64) if everything else split.test
         self.labelled: LabelledSet = with_trained_classes(found, replace(split, train=self.train))
-        self.corpus: Corpus = open_corpus(found.folder).with_channel(config.channel)
+        self.corpus: Corpus = found.corpus(channel=config.channel)
         self.encoder = load_encoder(config.encoder)
         self.text = ""
 

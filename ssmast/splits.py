@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,9 +112,77 @@ def named_parts(
     )
 
 
+TESTED = 0.2
+"""Fraction of each class that tests, where nothing says which clips do."""
+
+
+def with_test_part(
+    clips: Sequence[str],
+    labels: Sequence[str],
+    parts: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+) -> list[str]:
+    """The part of each clip, the test part drawn from what trains; see `hold_out`.
+
+    Args:
+        clips: names; their hashes make the choice.
+        labels: of each; a clip with an empty one is not drawn.
+        parts: of each as far as they are known; empty for train.
+        groups: what no two parts may share.
+
+    Raises:
+        ValueError: if there are fewer than two groups.
+    """
+    rows = [i for i, label in enumerate(labels) if label and part_of(parts[i]) in ("", "train")]
+    tested = hold_out(
+        [clips[i] for i in rows],
+        [labels[i] for i in rows],
+        groups=None if groups is None else [groups[i] for i in rows],
+        fraction=TESTED,
+    )
+    drawn = [part or "train" for part in parts]
+    for k in np.flatnonzero(tested):
+        drawn[rows[int(k)]] = "test"
+    return drawn
+
+
 def part_of(value: str) -> str:
     """Which of train, valid and test a word means; empty for none of them."""
     return _PARTS.get(value.strip().lower(), "")
+
+
+def ordered_parts(parts: Iterable[str]) -> list[str]:
+    """Train, valid, test, then folds by number.
+
+    >>> ordered_parts({"test", "10", "train", "9"})
+    ['train', 'test', '9', '10']
+    """
+    known = {name: f"{i}" for i, name in enumerate(("train", "valid", "test"))}
+    return sorted(parts, key=lambda name: (known.get(name, "9"), name.zfill(8)))
+
+
+def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Where the copy of a set is not that of a paper, a sentence each.
+
+    Args:
+        here: clips of each part.
+        copies: the same of each paper's.
+
+    >>> other_copies({"train": 9, "test": 2}, {"A 2023": {"train": 10, "test": 2}})
+    ['A 2023 had train 10 (here 9, -1)']
+    """
+    said = []
+    for paper, counts in copies.items():
+        words = [
+            f"{part} {counts[part]:,} (here {here.get(part, 0):,}, "
+            f"{here.get(part, 0) - counts[part]:+,})"
+            for part in ordered_parts(counts)
+            if here.get(part, 0) != counts[part]
+        ]
+        if words:
+            said.append(f"{paper} had {', '.join(words)}")
+    return said
 
 
 def trained_labels(
@@ -233,10 +301,13 @@ def _hold_out_groups(labels: list[str], groups: list[str], *, fraction: float) -
     chosen: set[str] = set()
     while len(chosen) < len(names) - 1:
         # The group that brings the class counts nearest to what is wanted; stop when none helps.
+        # One that holds the last clips of a class would leave it untrained.
+        free = [name for name in names if name not in chosen]
+        safe = [name for name in free if not ((taken + counts[name] == total) & (total > 0)).any()]
+        if not safe and chosen:
+            break
         distance = {
-            name: float(np.abs(wanted - taken - counts[name]).sum())
-            for name in names
-            if name not in chosen
+            name: float(np.abs(wanted - taken - counts[name]).sum()) for name in safe or free
         }
         best = min(distance, key=lambda name: distance[name])
         if chosen and distance[best] >= float(np.abs(wanted - taken).sum()):

@@ -64,6 +64,26 @@ def test_the_network_that_the_run_chose_and_scored_is_what_is_exported(run, tmp_
     assert "No licence was stated" in card
 
 
+def test_whitening_is_the_runs_own_or_measured_again_on_its_clips(run, tmp_path, monkeypatch):
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert export.main([str(run), f"out={tmp_path / 'a'}", "whiten=2"]) == 0
+    white, plain = load_encoder(tmp_path / "a"), load_encoder(run / "encoder")
+    assert white.whitening is not None
+    assert torch.allclose(
+        white.embed(noise(9000), RATE), white.whitening(plain.embed(noise(9000), RATE)), atol=1e-5
+    )
+    # a folder keeps its own; of other vectors it is measured again, or left out, or refused
+    assert export.main([str(tmp_path / "a"), f"out={tmp_path / 'b'}", "window_seconds=3"]) == 0
+    assert load_encoder(tmp_path / "b").settings()["whitening"] == white.settings()["whitening"]
+    words = [str(tmp_path / "a"), f"out={tmp_path / 'c'}", "pooling=mean"]
+    assert export.main([*words, "whiten=2", f"data={data}"]) == 0
+    assert len(load_encoder(tmp_path / "c").whitening.mean) == load_encoder(tmp_path / "c").dim
+    assert export.main([*words, "whiten=0"]) == 0
+    assert load_encoder(tmp_path / "c").whitening is None
+    with pytest.raises(FileNotFoundError, match=r"whitened by the sound.*give data=FOLDER"):
+        export.main([*words, "whiten=2", "data=nowhere"])
+
+
 def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(run, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)

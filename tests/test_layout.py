@@ -42,6 +42,7 @@ MAY_SEE = {
     "predict": {"audio", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
+    "paper": {"training", "report"} | RESULTS,
     "export": {"training", "report"} | RESULTS,
     "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
     "demo": {"evaluation", "training", "report", "retrieval", "export"} | BASE,
@@ -157,7 +158,9 @@ def test_underscore_names_stay_in_their_file(file):
 
 
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
-BUDGET = {"training": (20, 70), "audio": (20, 50), "evaluation": (26, 79), "model": (12, 35)}
+# audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
+# clips, reads a table and makes a corpus.
+BUDGET = {"training": (20, 70), "audio": (20, 84), "evaluation": (26, 79), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

@@ -32,6 +32,7 @@ class KaldiMel(LogMel):
         mean: of the features over the corpus, subtracted by `normalize`.
         std: what `normalize` divides by; AST's code takes twice the standard deviation.
         n_fft: length of the transform; 0 for the next power of two.
+        pad_frames: fewest frames; a shorter clip has zeros after it, before it is normalised.
 
     Raises:
         ValueError: if the settings make no filterbank.
@@ -52,6 +53,7 @@ class KaldiMel(LogMel):
         mean: float = AUDIOSET["mean"],
         std: float = AUDIOSET["std"],
         n_fft: int = 0,
+        pad_frames: int = 0,
     ) -> None:
         self.window_length = int(WINDOW_SECONDS * sample_rate)
         usual = 1 << max(0, math.ceil(math.log2(max(1, self.window_length))))
@@ -61,6 +63,7 @@ class KaldiMel(LogMel):
             sample_rate=sample_rate, n_fft=usual, hop_length=hop_length, num_mels=num_mels,
             f_min=f_min, f_max=f_max, mean=mean, std=std,
         )  # fmt: skip
+        self.pad_frames = pad_frames
         self.register_buffer("transform", self._transform(), persistent=False)
 
     def _transform(self) -> Tensor:
@@ -124,7 +127,8 @@ class KaldiMel(LogMel):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments and the kind, in plain values."""
-        return {"kind": "kaldi", **super().settings()}
+        settings = {"kind": "kaldi", **super().settings()}
+        return {**settings, "pad_frames": self.pad_frames} if self.pad_frames else settings
 
 
 def _mel(hz: float) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 EPS = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon."""
@@ -40,6 +41,8 @@ class LogMel(nn.Module):
     """
 
     filterbank: Tensor
+    pad_frames: int = 0
+    """Fewest frames; a shorter clip has zeros after it, see `padded`. 0: it is left as it is."""
 
     def __init__(
         self,
@@ -135,9 +138,28 @@ class LogMel(nn.Module):
         """Subtract the corpus mean and divide by its standard deviation; any shape."""
         return (log_mel - self.mean) / self.std
 
+    def padded(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Log-mels (B, 1, F, T), not yet normalised, with zeros up to `pad_frames`.
+
+        Args:
+            log_mel: of clips.
+            frames: of each clip, int64 (B,), where some are shorter than T: zeros come after them.
+
+        Source: Gong et al. 2021 (AST), whose code pads features before it normalises them.
+        """
+        if not self.pad_frames:
+            return log_mel
+        missing: Any = torch.sym_max(self.pad_frames - log_mel.shape[3], 0)  # a symbol in a graph
+        log_mel = F.pad(log_mel, (0, missing))
+        if frames is None:
+            return log_mel
+        at = torch.arange(log_mel.shape[3], device=log_mel.device)
+        beyond = at >= frames.to(log_mel.device)[:, None]
+        return log_mel.masked_fill(beyond[:, None, None], 0.0)
+
     def forward(self, waveform: Tensor) -> Tensor:
         """Normalised log-mel spectrogram (B, 1, F, T) of waveforms (B, S)."""
-        return self.normalize(self.log_mel(waveform))
+        return self.normalize(self.padded(self.log_mel(waveform)))
 
     def frames(self, samples: Any) -> Any:
         """Number of frames of a waveform of `samples` samples (or of several, a tensor)."""

@@ -2,11 +2,14 @@
 
     ssmast compare data=FOLDER sets=SETS out=compared objectives=[ss_mast] recipes=[ssast_nano]
     ssmast compare data=FOLDER sets=SETS out=compared minutes=5 variants=[usual,fast:optim.lr=1e-3]
+    ssmast compare sets=SETS labelled=SET out=compared recipes=[real_nano,finetune_small]
 
 Each variant is pretrained for the same processor time of one core, with the same seeds on the same
 stream of clips, and scored by the probe, beside the same network untrained, log-mel statistics and
-a random convolution. It ends in compare.md, compare.json, report.html and one sentence: which is
-better by how much, or that it cannot be told. Interrupted, the same command resumes it.
+a random convolution. A variant with a recipe of fine-tuning learns from scratch from the labels of
+labelled= instead, for the same time, and its encoder is scored alike. It ends in compare.md,
+compare.json, report.html and one sentence: which is better by how much, or that it cannot be told.
+Interrupted, the same command resumes it.
 """
 
 import hashlib

@@ -4,9 +4,12 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ssmast.settings import Settings, UsageError, parse, setting
+from ssmast.settings import Settings, UsageError, load_recipe, parse, require, setting
 from ssmast.training.config import RECIPES, PretrainConfig, ProbeWhileTraining
+from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.finetune.objective import FineTuning
 from ssmast.training.objectives import objective_of
 
 # Settings that all variants have in common, or that say nothing about what is learnt.
@@ -32,7 +35,14 @@ class CompareConfig(Settings):
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN] as in `ssmast probe`")
     out: str = setting("", "folder of runs, scores and page; resumed if there", required=True)
     objectives: list[str] = setting([], "objectives to compare, such as [ss_mast,ss_mast_mosaic]")
-    recipes: list[str] = setting([], "recipes to compare, by name or .yaml file")
+    recipes: list[str] = setting(
+        [],
+        "recipes to compare, by name or .yaml file; one of fine-tuning (finetune_small) learns "
+        "from scratch from the labels of labelled=",
+    )
+    labelled: str = setting(
+        "", "labelled set that variants with a recipe of fine-tuning learn from"
+    )
     variants: str = setting(
         "",
         "single settings to compare: [name:key=value,key=value,other:key=value]; a name alone is "
@@ -59,12 +69,13 @@ class Variant:
     Attributes:
         name: in the table, also of its folders.
         words: `key=value` words that make it what it is.
-        config: its settings; data, run, seed and steps are still those of nobody.
+        config: its settings; data, run, seed and steps are still those of nobody. With those of
+            fine-tuning it learns from labels.
     """
 
     name: str
     words: tuple[str, ...]
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
 
 
 def variants_of(config: CompareConfig) -> list[Variant]:
@@ -134,7 +145,9 @@ def _split(text: str) -> list[str]:
     return [part for part in map(str.strip, parts) if part]
 
 
-def _settings(config: CompareConfig, name: str, words: list[str]) -> PretrainConfig:
+def _settings(
+    config: CompareConfig, name: str, words: list[str]
+) -> PretrainConfig | FinetuneConfig:
     """The settings of a variant, with all that `ssmast compare` decides itself."""
     for word in words:
         key = word.partition("=")[0]
@@ -145,7 +158,21 @@ def _settings(config: CompareConfig, name: str, words: list[str]) -> PretrainCon
                 f"variant {name}: {key} is the same for all variants and set by `ssmast compare` "
                 "itself; leave it out"
             )
+    said = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
+    shared: dict[str, Any] = {
+        "workers": 0,  # or its time would be that of other processes
+        "threads": 1,
+        "processes": 1,
+        "log_every": LOG_EVERY,
+        "keep_checkpoints": 1,
+        "resume": "auto",
+        "cache": "auto",
+        "tensorboard": False,
+        "show_views": 0,
+    }
     try:
+        if "heads" in load_recipe((said or [config.recipe])[-1], RECIPES):
+            return _supervised(config, words, shared)
         parsed = parse(
             PretrainConfig,
             words,
@@ -158,18 +185,29 @@ def _settings(config: CompareConfig, name: str, words: list[str]) -> PretrainCon
         settings = dataclasses.replace(
             kind.resolve(parsed),
             data=config.data,
-            workers=0,  # or its time would be that of other processes
-            threads=1,
-            processes=1,
-            log_every=LOG_EVERY,
-            keep_checkpoints=1,
-            resume="auto",
-            cache="auto",
-            tensorboard=False,
-            show_views=0,
             probe=ProbeWhileTraining(),
+            **shared,
         )
         kind.check(settings)
     except UsageError as error:
         raise UsageError(f"variant {name}: {error}") from error
     return settings
+
+
+def _supervised(config: CompareConfig, words: list[str], shared: dict[str, Any]) -> FinetuneConfig:
+    """Settings of a variant that learns from labels, from scratch unless `init=` says otherwise.
+
+    It is validated at the end alone: what is compared is its encoder, frozen, as all others.
+    """
+    require(bool(config.labelled), "labelled", "nothing", "the set that this recipe learns from")
+    parsed = parse(
+        FinetuneConfig,
+        [f"data={config.labelled}", "init=none", *words],
+        command="ssmast compare",
+        recipes=RECIPES,
+        default_recipe=config.recipe,
+    )
+    assert parsed is not None, "no word is a flag"
+    settings = FineTuning.resolve(parsed)
+    scoring = dataclasses.replace(settings.scoring, every=1 << 30)
+    return dataclasses.replace(settings, scoring=scoring, **shared)

@@ -14,7 +14,9 @@ import torch
 from ssmast.compare.config import LOG_EVERY, CompareConfig, Variant
 from ssmast.files import write_json
 from ssmast.settings import to_dict
-from ssmast.training.config import PretrainConfig
+from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.finetune.command import run as tune
+from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.pretrain import run
 from ssmast.training.run_folder import changed_settings
@@ -98,9 +100,9 @@ class Calibrations:
         shutil.rmtree(folder, ignore_errors=True)  # of one that was interrupted
         settings = dataclasses.replace(
             variant.config, run=str(folder), seed=self.config.seed, steps=steps, log_every=steps,
-            checkpoint_every=0, alarm="off",
+            checkpoint_every=0,
         )  # fmt: skip
-        run(settings)
+        _run(settings, alarm="off")
         # The first step, which has a line of its own, also sets things up.
         rows = _training_rows(folder)[1:]
         each = _seconds(rows, steps - 1, settings) / (steps - 1)
@@ -142,7 +144,7 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
         # At a logged step, so that no time is lost from the sum when a run is resumed.
         checkpoint_every=LOG_EVERY * max(1, round(tenth / LOG_EVERY)),
     )
-    folder = run(settings)
+    folder = _run(settings)
     rows = _training_rows(folder)
     last = rows[-1].get("alarms", {})
     return Trained(
@@ -152,11 +154,18 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
     )
 
 
+def _run(settings: PretrainConfig | FinetuneConfig, **changes: Any) -> Path:
+    """Pretrain, or learn from labels; `changes` are of pretraining."""
+    if isinstance(settings, FinetuneConfig):
+        return tune(settings)
+    return run(dataclasses.replace(settings, **changes))
+
+
 def _training_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_metrics(folder / "metrics.jsonl") if "processor_seconds" in row]
 
 
-def _seconds(rows: list[dict[str, Any]], steps: int, settings: PretrainConfig) -> float:
+def _seconds(rows: list[dict[str, Any]], steps: int, settings: TrainConfig) -> float:
     """Processor time of the main process in these lines; where a GPU computes, of the clock."""
     if not torch.cuda.is_available():
         return sum(row["processor_seconds"] for row in rows)

@@ -33,13 +33,19 @@ from ssmast.datasets import (
 )
 from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
-from ssmast.datasets.published_counts import Published, published_of
+from ssmast.datasets.published_counts import Published, copies_of, published_of
 from ssmast.datasets.task import LABEL_SEPARATOR, BuildNotes, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
-from ssmast.splits import Split, group_folds, ids_sha256, named_parts, rarest_labels
+from ssmast.splits import (
+    Split,
+    group_folds,
+    ids_sha256,
+    named_parts,
+    ordered_parts,
+    other_copies,
+    rarest_labels,
+)
 from ssmast.version import __version__
-
-_SPLITS = ("train", "valid", "test")
 
 
 class SetStatistics:
@@ -137,10 +143,11 @@ def facts_of(
         "multi_label": definition.multi_label,
         "label_separator": LABEL_SEPARATOR,
         "classes": built.classes or sorted(stats.labels),
-        "counts": {name: stats.found[name] for name in _ordered(stats.found)},
-        "missing": {name: stats.missing[name] for name in _ordered(stats.missing)},
+        "counts": {name: stats.found[name] for name in ordered_parts(stats.found)},
+        "missing": {name: stats.missing[name] for name in ordered_parts(stats.missing)},
         "left_out": dict(built.left_out),
         "published": published.to_dict() if published else {},
+        "copies": copies_of(definition.name),
         "differences": _differences(published, stats),
         "notes": notes,
         "ids_sha256": stats.ids_sha256,
@@ -152,7 +159,7 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
     """Where the set is not what was published, one sentence each; missing files always are."""
     wanted = published.counts if published else {}
     lines = []
-    for split in _ordered(set(wanted) | set(stats.found) | set(stats.missing)):
+    for split in ordered_parts(set(wanted) | set(stats.found) | set(stats.missing)):
         here, missing = stats.found[split], stats.missing[split]
         if missing or (wanted and here != wanted.get(split, here)):
             said = f"{wanted[split]:,} published, " if split in wanted else ""
@@ -166,12 +173,6 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
         if published.num_classes and names != published.num_classes:
             lines.append(f"classes: {published.num_classes} published, {names} here")
     return lines
-
-
-def _ordered(splits: Mapping[str, int] | set[str]) -> list[str]:
-    """Train, valid, test, then folds by number."""
-    known = {name: f"{i}" for i, name in enumerate(_SPLITS)}
-    return sorted(splits, key=lambda name: (known.get(name, "9"), name.zfill(8)))
 
 
 def _audio(root: Path, out: Path) -> str:
@@ -237,6 +238,7 @@ class TaskReport:
         text += [f"  differs: {line}" for line in facts["differences"]]
         if facts["published"] and not facts["differences"]:
             text.append(f"  as published ({facts['published']['source']})")
+        text += [f"  other copies: {one}" for one in other_copies(facts["counts"], facts["copies"])]
         text += [f"  left out: {count:,} {why}" for why, count in facts["left_out"].items()]
         text += [f"  note: {line}" for line in facts["notes"]]
         text.append(f"  ids_sha256 {facts['ids_sha256']}")

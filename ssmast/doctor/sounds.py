@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
+from ssmast.audio.corpus.layouts import layout_of
 from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
 from ssmast.audio.corpus.table import find_table
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.doctor.finding import Finding, note, ok
 from ssmast.evaluation.labelled_set import LabelledSet
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import find_sets, has_layout, load_set
 from ssmast.splits import few_names
 
 # Headers looked at, and files whose sound is: enough for a share of one in a hundred.
@@ -57,9 +58,9 @@ def check_sounds(data: str) -> Iterator[Finding]:
     """
     folder = Path(data)
     with _warnings_kept() as said:
-        sets = _sets_in(folder) if folder.is_dir() else []
+        sets = _sets_in(folder) if folder.exists() else []
         several = bool(sets) and sets[0].folder != folder
-        corpora = [open_corpus(one.folder) for one in sets] or [open_corpus(data)]
+        corpora = [one.corpus() for one in sets] or [open_corpus(data)]
     yield ok("layout", _layout(folder, sets, several=several))
     sizes = sum(corpus.entries[i].size for corpus in corpora for i in range(len(corpus)))
     names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
@@ -87,7 +88,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
 
 
 def _sets_in(folder: Path) -> list[LabelledSet]:
-    """The labelled sets that a folder is or holds; none where it has no labels."""
+    """The labelled sets that a folder or file is or holds; none where it has no labels."""
     try:
         names = find_sets(folder)
     except (FileNotFoundError, ValueError):
@@ -98,9 +99,15 @@ def _sets_in(folder: Path) -> list[LabelledSet]:
 def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
     if several:
         return f"a folder of {len(sets)} labelled sets: {few_names([s.spec.name for s in sets])}"
+    layout = layout_of(folder) if folder.exists() else None
+    if layout is not None:
+        return f"{'a labelled set: ' * bool(sets)}{layout.name}"
     if sets:
         table = find_table(folder)
-        return "a labelled set: " + ("a folder for each class" if table is None else table.name)
+        usual = "a folder for each class"
+        if folder.is_file() or has_layout(folder):
+            usual = "a table" if folder.suffix in (".csv", ".tsv") else "tars of WebDataset"
+        return "a labelled set: " + (usual if table is None else table.name)
     if (folder / MANIFEST).is_file():
         return f"a prepared corpus ({CORPUS_FILE})"
     table = find_table(folder)

@@ -24,6 +24,7 @@ from ssmast.encoder.folder import (
     check_config,
     check_weights,
     config_of,
+    find_folder,
     read_folder,
     read_whitening,
     weights_of,
@@ -35,6 +36,7 @@ from ssmast.encoder.pooling import (
     layer_dims,
     max_indices,
 )
+from ssmast.encoder.published import is_published, read_published, window_seconds_of
 from ssmast.encoder.whitening import Whitening
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
@@ -338,7 +340,9 @@ def load_encoder(path: str | Path = DEFAULT) -> Encoder:
 
     Args:
         path: encoder folder, or a name on the Hugging Face Hub (`org/name`); by default the encoder
-            that comes with the package.
+            that comes with the package. Also a folder that transformers wrote of an AST, or a
+            .safetensors file of one: its front end is Kaldi's, with the statistics of its
+            preprocessor_config.json or AudioSet's, and shorter clips are padded as AST pads them.
 
     Raises:
         FileNotFoundError: if there is none, or one of its files is missing.
@@ -346,7 +350,10 @@ def load_encoder(path: str | Path = DEFAULT) -> Encoder:
     """
     from safetensors.torch import load_file
 
-    config, weights = read_folder(path)
+    source = Path(path) if Path(path).suffix == ".safetensors" else find_folder(str(path))
+    if source.is_file() or is_published(source):
+        return _published_encoder(source)
+    config, weights = read_folder(source)
     check_config(config, folder=weights.parent)
     ours = config["ssmast"]
     try:
@@ -366,4 +373,17 @@ def load_encoder(path: str | Path = DEFAULT) -> Encoder:
             f"{weights.parent} cannot be loaded: its config.json and weights do not make an "
             f"encoder of this version ({reason})"
         ) from error
+    return encoder.eval()
+
+
+def _published_encoder(source: Path) -> Encoder:
+    """An AST from elsewhere: its vector is what its head sees."""
+    published = read_published(source)
+    encoder = Encoder(
+        published.backbone,
+        published.log_mel,
+        pooling="cls",
+        window_seconds=window_seconds_of(published),
+        info=published.info,
+    )
     return encoder.eval()

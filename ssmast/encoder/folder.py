@@ -31,6 +31,10 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING = (
 )
 
 
+EXTRACTOR = "preprocessor_config.json"
+"""Front end of an AST that transformers wrote, see `published`."""
+
+
 def check_folder_to_write(folder: Path) -> None:
     """Refuse a place where an encoder folder cannot be written.
 
@@ -94,7 +98,7 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
         FileNotFoundError: if the folder or one of its files is missing.
         ValueError: if a file is damaged or config.json is not that of an encoder.
     """
-    folder = _find_folder(str(path))
+    folder = find_folder(str(path))
     missing = [name for name in (CONFIG, WEIGHTS, CHECKSUMS) if not (folder / name).is_file()]
     if missing:
         nested = folder / "encoder"
@@ -129,7 +133,12 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     return config, folder / WEIGHTS
 
 
-def _find_folder(path: str) -> Path:
+def find_folder(path: str) -> Path:
+    """The folder of an encoder that `read_folder` takes; one on the Hub is downloaded.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -154,7 +163,7 @@ def _download(name: str) -> Path:
         folder = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING],
+            allow_patterns=[CONFIG, WEIGHTS, CARD, CHECKSUMS, EXTRACTOR, WHITENING],
         )
     except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
         reason = str(error).strip().split("\n")[0]

@@ -135,11 +135,14 @@ class WindowCutter:
             part = torch.as_tensor(samples, device="cpu")
             start = max(-first, 0)
             batch[row, start : start + len(part)] = part  # not a view: gradients may flow
-        log_mel = self._log_mel(batch.to(self._log_mel.filterbank.device))[
-            ..., skipped : skipped + longest
-        ]
+        front = self._log_mel
+        log_mel = front.log_mel(batch.to(front.filterbank.device))
+        log_mel = log_mel[..., skipped : skipped + longest]
+        sound = [front.frames(len(waveforms[clip])) - start for clip, start, _ in windows]
         lengths = torch.tensor([window.length for window in windows], device="cpu")
-        return log_mel, None if int(lengths.min()) == longest else lengths
+        log_mel = front.normalize(front.padded(log_mel, lengths.minimum(torch.tensor(sound))))
+        lengths = lengths.clamp(min=front.pad_frames)
+        return log_mel, None if int(lengths.min()) == log_mel.shape[3] else lengths
 
 
 def batches(windows: Sequence[Window], *, most_frames: float) -> Iterator[list[Window]]:

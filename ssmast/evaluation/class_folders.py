@@ -8,15 +8,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ssmast.audio import Corpus, open_corpus
-from ssmast.splits import few_names, hold_out, part_of
+from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
-
-TESTED = 0.2
-"""Fraction of each class that tests, where no folder says it."""
 
 
 def has_class_folders(folder: Path) -> bool:
@@ -34,9 +29,9 @@ def has_class_folders(folder: Path) -> bool:
 
 
 def read_class_folders(folder: Path) -> dict[str, list[str]]:
-    """Columns path, label, split of the sounds in a folder, in the order of its corpus.
+    """Columns path, label and, where folders say it, split of the sounds in a folder.
 
-    Sounds that lie in no class folder have an empty label.
+    In the order of its corpus. Sounds that lie in no class folder have an empty label.
 
     Raises:
         ValueError: if some folders are parts and others are not, or no sound is found.
@@ -44,20 +39,8 @@ def read_class_folders(folder: Path) -> dict[str, list[str]]:
     paths, labels, parts = _columns(folder, open_corpus(folder))
     if any(parts) and "test" in parts:
         logger.info("%s: parts and classes are its folders", folder)
-        return {"path": paths, "label": labels, "split": parts}
-    # Of what trains; a validation part that is there stays.
-    rows = [i for i, label in enumerate(labels) if label and parts[i] in ("", "train")]
-    tested = hold_out([paths[i] for i in rows], [labels[i] for i in rows], fraction=TESTED)
-    drawn = dict.fromkeys(range(len(paths)), "train") | {
-        i: part for i, part in enumerate(parts) if part
-    }
-    drawn |= {rows[k]: "test" for k in np.flatnonzero(tested)}
-    logger.info(
-        "%s: classes are its folders; %d of %d clips test, chosen in each class by a hash of their "
-        "names",
-        *(folder, int(tested.sum()), len(paths)),
-    )
-    return {"path": paths, "label": labels, "split": [drawn[i] for i in range(len(paths))]}
+    columns = {"path": paths, "label": labels}
+    return {**columns, "split": parts} if any(parts) else columns
 
 
 def _columns(folder: Path, corpus: Corpus) -> tuple[list[str], list[str], list[str]]:

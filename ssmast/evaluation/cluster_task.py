@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmast.audio import open_corpus
 from ssmast.evaluation import picture
 from ssmast.evaluation.baselines import BASELINES, UNTRAINED, Column, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
@@ -40,7 +39,7 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.files import check_output, write_atomic
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, require, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 CLUSTER_TITLES = {
@@ -90,8 +89,9 @@ def clusters_note(result: ClusterResult) -> str:
     return (
         f"{result.task}: {result.n} clips ({result.part}) of {result.num_classes} classes; "
         f"embeddings {how[result.normalisation]}, {first['dim']} dimensions, pooling "
-        f"{result.pooling}. k-means with {result.num_classes} clusters and {seeds}, of which the "
-        "one of least inertia counts; in brackets the least and the greatest over them. Random "
+        f"{result.pooling}, layers {result.layers}. k-means with {result.num_classes} clusters and "
+        f"{seeds}, of which the one of least inertia counts; in brackets the least and the "
+        "greatest over them. Random "
         "labels: the same partitions shuffled; homogeneity and completeness are above 0 by chance."
         + "".join(f" {said[0].upper()}{said[1:]}." for said in result_notes(result))
     )
@@ -123,6 +123,14 @@ class ClusterConfig(Settings):
     )
     part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
     classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
+    first_classes: int = setting(
+        0, "draw the first classes by name, so many, in place of classes=", range="[0, inf)"
+    )
+    layer: str = setting(
+        "",
+        "other layers than the encoder folder's, as layers= of `ssmast probe`; before_last: the "
+        "tokens that the last block is given, as figure 2 of Zhu & Omar",
+    )
     normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
     seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
     seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
@@ -198,7 +206,11 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
             f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
             "partition to compare clusters with; choose another label column or set"
         )
-    classes = picture.chosen_classes(labelled.labels, config.classes) if wants_picture else []
+    named = config.classes
+    if config.first_classes:
+        require(not named, "classes", named, "left out where first_classes= is given")
+        named = sorted(set(labelled.labels))[: config.first_classes]
+    classes = picture.chosen_classes(labelled.labels, named) if wants_picture else []
     embedded = _embed(config, labelled)
     if not process_state().is_main:
         return None
@@ -302,10 +314,10 @@ def _taken(labelled: LabelledSet, config: ClusterConfig) -> list[int]:
 
 def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
     columns = make_columns(
-        config.encoder, protocol=LINEAR, baselines=config.baselines, seed=config.seed,
-        device=process_state().device,
+        config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,
+        seed=config.seed, device=process_state().device,
     )  # fmt: skip
-    corpus = open_corpus(labelled.folder).with_channel(config.channel)
+    corpus = labelled.corpus(channel=config.channel)
     found = {
         column.name: embed_corpus(
             column.variants[0],

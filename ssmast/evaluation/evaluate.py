@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import AudioError, Corpus, LongSound, open_audio, open_corpus
+from ssmast.audio import AudioError, Corpus, LongSound, open_audio
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> int:
     state = process_state()
     classifier.network.to(state.device)
     classifier.log_mel.to(state.device)
-    corpus = open_corpus(labelled.folder).with_channel(config.channel)
+    corpus = labelled.corpus(channel=config.channel)
     if config.events:
         if state.is_main:
             found = evaluate_events(classifier, labelled, corpus, positions, config)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmast.audio import Corpus, open_corpus
 from ssmast.splits import (
     Split,
     hold_out,
@@ -92,7 +93,7 @@ class LabelledSet:
 
     Attributes:
         spec: as asked for.
-        folder: of the set.
+        folder: of the set, or its file.
         clips: path of each clip that takes part, as metadata.csv has it.
         rows: its row in metadata.csv, which is its number in the corpus of the folder.
         heads: one a label column.
@@ -209,6 +210,10 @@ class LabelledSet:
 
     def _named(self, head: Head, name: str) -> str:
         return f"{head.name} {name}" if len(self.heads) > 1 else name
+
+    def corpus(self, *, channel: str = "mean") -> Corpus:
+        """The sounds of the set, row i of its table as clip i."""
+        return open_corpus(self.folder, spans="spans").with_channel(channel)
 
     def split(self, fold: str) -> Split:
         """The split of a fold by its name; the only one, or the first, where none is named.

@@ -3,12 +3,16 @@
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
     no table          a folder a class, see `class_folders.py`
+    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/layouts.py`
     audio.tar         or the audio files themselves, named by `path`
 
 A task names a set and, where wanted, other columns:
 `fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`,
 `events:multi_label=true` where the label column holds several labels a clip, `dog;rain`.
-What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it.
+What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it,
+or from the layout. Where nothing says what tests, a fifth of each class does, by a hash of the
+names; with `group=`, whole groups of a column, or of what the brackets of a pattern take of each
+path, such as `group='(.*)_'`.
 """
 
 import logging
@@ -21,7 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from ssmast.audio import open_corpus
+from ssmast.audio.corpus.layouts import layout_of
+from ssmast.audio.corpus.open import MANIFEST
 from ssmast.audio.corpus.table import (
     METADATA,
     find_column,
@@ -29,6 +37,7 @@ from ssmast.audio.corpus.table import (
     read_header,
     read_table,
     read_task_file,
+    said_of,
 )
 from ssmast.evaluation.class_folders import has_class_folders, read_class_folders
 from ssmast.evaluation.labelled_set import (
@@ -51,6 +60,7 @@ from ssmast.splits import (
     rarest_labels,
     split_words,
     unquoted,
+    with_test_part,
 )
 
 logger = logging.getLogger(__name__)
@@ -135,15 +145,22 @@ def find_sets(data: str | Path) -> list[str]:
         ValueError: if a metadata.csv is not UTF-8, or has no label column where there is no other.
     """
     data = Path(data)
-    if not data.is_dir():
+    if not data.exists():
         raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
+    if has_layout(data):
+        return [set_name(data)]
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f"{data} is no labelled set; give data=FOLDER, or a table with labels"
+        )
     if find_table(data) is not None:
         _check_columns(read_header(_table_of(data)), TaskSpec(name=data.resolve().name), data)
         return [data.resolve().name]
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
-    if not columns and has_class_folders(data):
+    names += [name for name, table in tables.items() if table is None and has_layout(data / name)]
+    if not columns and not names and has_class_folders(data):
         return [data.resolve().name]
     if not names:
         other = "".join(
@@ -155,7 +172,27 @@ def find_sets(data: str | Path) -> list[str]:
             f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
             f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
         )
-    return names
+    return sorted(names)
+
+
+def has_layout(place: Path) -> bool:
+    """Whether a path has a layout of another program, or is a tar or table that may have labels."""
+    if place.is_file() and re.search(r"\.(csv|tsv|tar)$", place.name.lower()):
+        return True
+    return layout_of(place) is not None or _is_of_tars(place)
+
+
+def _is_of_tars(place: Path) -> bool:
+    """Whether a folder holds tars and neither sounds nor folders."""
+    if not place.is_dir() or (place / MANIFEST).is_file():
+        return False
+    kinds = {one.suffix.lower() for one in place.iterdir() if not one.name.startswith(".")}
+    return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
+
+
+def set_name(place: Path) -> str:
+    """What a set is called: its folder, or its file without the ending."""
+    return place.resolve().name if place.is_dir() else place.stem
 
 
 def _other_tables(folder: Path) -> str:
@@ -191,7 +228,7 @@ def load_set(
             where `data` is one set.
         labels: label columns, one head each; None for that of the spec. Several have one label a
             cell each.
-        group: column of what belongs together, in place of the spec's.
+        group: column of what belongs together, or a pattern, in place of the spec's.
         held_out: fraction of the training clips that validates, where the set has no such part.
 
     Raises:
@@ -206,9 +243,11 @@ def load_set(
         task = TaskSpec(name=task) if is_name else parse_task(task)
     asked = replace(task, group=group) if group else task
     folder = _find_folder(Path(data), asked.name)
-    origin = read_task_file(folder)
+    table, said = _read_columns(folder)
+    origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
-    table = _read_columns(folder)
+    if spec.group and spec.group not in table and "(" in spec.group:
+        table[spec.group] = _groups_by(spec.group, table[find_column(list(table), "path")])
     meant = {
         key: find_column(list(table), name)
         for key in ("label", "split", "fold", "group")
@@ -224,6 +263,9 @@ def load_set(
     for name in columns:
         _check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
+    if kind == "drawn":
+        asked_of = replace(spec, label=columns[0])
+        kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
     # With several labels a clip, an empty cell is a clip with none of the classes.
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
     clips = [table[find_column(list(table), "path")][index] for index in kept]
@@ -295,21 +337,23 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 def _named_sets(data: Path) -> Iterator[tuple[str, Path]]:
     """Name and place of each folder that may be a set: `data`, and what lies in it."""
-    for folder in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
-        if folder.is_dir():
-            yield folder.resolve().name if folder == data else folder.name, folder
+    for place in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
+        if place.is_dir() or (place == data and place.exists()):
+            yield set_name(place), place
 
 
 def _is_set(folder: Path) -> bool:
-    if not folder.is_dir() or find_table(folder) is not None:
-        return folder.is_dir()
+    if not folder.exists() or find_table(folder) is not None:
+        return folder.exists()
+    if has_layout(folder) or not folder.is_dir():
+        return has_layout(folder)
     below = (find_table(one) for one in folder.iterdir())
     return not any(below) and has_class_folders(folder)
 
 
 def _only_set(data: str | Path) -> str:
     if _is_set(Path(data)):  # which of its columns are labels may be said elsewhere
-        return Path(data).resolve().name
+        return set_name(Path(data))
     names = find_sets(data)
     if len(names) > 1:
         raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
@@ -364,27 +408,86 @@ def _find_folder(data: Path, name: str) -> Path:
     Raises:
         FileNotFoundError: naming the sets that are there.
     """
-    for folder in (data / name, data if data.resolve().name == name else None):
+    for folder in (data / name, data if set_name(data) == name else None):
         if folder is not None and _is_set(folder):
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
 
 
-def _read_columns(folder: Path) -> dict[str, list[str]]:
-    """Columns of metadata.csv by name, a value a row, without the space around it.
+def _read_columns(place: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Columns of a set by name, a value a row, without the space around it; and what it says.
 
     Raises:
         ValueError: if there is no row.
     """
-    if find_table(folder) is None:
-        return read_class_folders(folder)
-    table = read_table(_table_of(folder))
-    if not len(table):
-        raise ValueError(f"{_table_of(folder)} has no rows below its header")
+    if _are_class_folders(place):
+        return read_class_folders(place), {}
+    if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
+        table = read_table(_table_of(place))
+        if not len(table):
+            raise ValueError(f"{_table_of(place)} has no rows below its header")
+        return _stripped(table), {}
+    corpus = open_corpus(place, spans="spans")
+    if corpus.table is None:
+        raise ValueError(
+            f"{place} has no labels; wanted a table with them, or members .cls, .json or .txt of a "
+            "tar beside each sound"
+        )
+    columns = _stripped(corpus.table)
+    columns.pop(find_column(list(columns), "path"), None)
+    names = [corpus.name(i) for i in range(len(corpus))]
+    return {"path": names, **columns}, said_of(corpus.table)
+
+
+def _are_class_folders(place: Path) -> bool:
+    return place.is_dir() and find_table(place) is None and not has_layout(place)
+
+
+def _stripped(table: pa.Table) -> dict[str, list[str]]:
     return {
         name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
     }
+
+
+def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
+    """Group of each clip: what the first brackets of a pattern take of its path.
+
+    Raises:
+        ValueError: if it is no pattern, or a path does not fit it.
+    """
+    try:
+        searched = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group={pattern} is neither a column nor a pattern: {error}") from error
+    found = [searched.search(path) for path in paths]
+    groups = [one[1] or "" if one and searched.groups else "" for one in found]
+    if not all(groups):
+        first = paths[groups.index("")]
+        raise ValueError(
+            f"group={pattern} takes nothing of the path {first!r}; every clip needs a group, which "
+            "the first brackets of the pattern take"
+        )
+    return groups
+
+
+def _with_drawn_parts(
+    table: dict[str, list[str]], spec: TaskSpec, separator: str, place: Path
+) -> dict[str, list[str]]:
+    """The table with a test part that a hash of the names, or of the groups, draws."""
+    clips = table[find_column(list(table), "path")]
+    labels = table[spec.label]
+    parts = table.get(spec.split, [""] * len(clips))
+    groups = table[spec.group] if spec.group else None
+    strata = rarest_labels(labels, separator) if separator else labels
+    drawn = with_test_part(clips, strata, parts, groups=groups)
+    logger.info(
+        "%s: %s; %d of %d clips test, chosen %s by a hash of %s",
+        *(_table_of(place), "classes are its folders" if _are_class_folders(place) else "no parts"),
+        *(drawn.count("test"), len(clips)),
+        *(("in whole groups", "the groups") if spec.group else ("in each class", "their names")),
+    )
+    return {**table, spec.split: drawn}
 
 
 def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
@@ -442,11 +545,16 @@ def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> t
         )
     for kind, column in columns.items():
         if any(table.get(column, [])):
+            structural = kind == "split" and find_table(folder) is None
+            if structural and "test" not in map(part_of, table[column]):
+                return "drawn", column
             return kind, column
     named = [name for name, own in table.items() if {"train", "test"} <= set(map(part_of, own))]
     if len(named) == 1 and not any(column in table for column in columns.values()):
         logger.info("%s: column %r has the parts", _table_of(folder), named[0])
         return "split", named[0]
+    if not any(column in table for column in columns.values()):
+        return "drawn", spec.split
     raise ValueError(
         f"{_table_of(folder)} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
         "add one of train, valid, test"

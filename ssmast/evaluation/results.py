@@ -15,10 +15,11 @@ import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
-from ssmast.splits import Split, few_names
+from ssmast.splits import Split, few_names, other_copies
 from ssmast.version import __version__
 
-_ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "differences")
+_ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "copies")
+_ORIGIN += ("differences",)
 # None means something there: no interval, no folds.
 _WRITTEN_AS_NULL = {"ci95", "fold_scores", "test_interval95"}
 # Columns in the order of a table, and how people call them.
@@ -275,7 +276,11 @@ def result_notes(result: Result | ClusterResult) -> list[str]:
     untested = [name for name in result.untested if name not in result.untrained]
     if untested:
         notes.append(f"classes without a {result.part} clip: {few_names(untested)}")
-    return notes
+    differences = list(result.built.get("differences") or ())
+    if differences:
+        notes.append(f"not as published: {few_names(differences, between='; ')}")
+    copies = other_copies(result.built.get("counts") or {}, result.built.get("copies") or {})
+    return notes + [f"other copies of the set: {'; '.join(copies)}"] * bool(copies)
 
 
 def read_result(file: Path) -> Result | ClusterResult | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssmast.audio import AudioError, Corpus, open_corpus, read_audio
+from ssmast.audio import AudioError, Corpus, read_audio
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.baselines import Column, PooledEmbedder
 from ssmast.evaluation.embed import (
@@ -108,7 +108,7 @@ class Scorer:
         if self.shuffle:
             labelled = shuffled(labelled, seed=self.seed)
         if labelled.folder not in self._corpora:
-            corpus = open_corpus(labelled.folder).with_channel(self.channel)
+            corpus = labelled.corpus(channel=self.channel)
             self._corpora[labelled.folder] = corpus
         return Job(labelled, self._corpora[labelled.folder], metric, crop)
 

@@ -3,6 +3,7 @@
     ssmast probe encoder=runs/mine/encoder data=FOLDER_OF_LABELLED_SETS
     ssmast probe encoder=DIR data=DIR tasks=[fsdd,speech:label=speaker,split=split2]
     ssmast probe encoder=DIR data=DIR tasks=fsdd:protocol=leave_one_out:speaker baselines=all
+    ssmast probe encoder=DIR data=DIR tasks=poster protocol=lape_finetune
 
 It writes a JSON file for each task, results.md and report.html to `out`; tasks that have a result
 there are not scored again.
@@ -31,10 +32,14 @@ from ssmast.evaluation.results import (
 from ssmast.evaluation.scorer import Scorer
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
+from ssmast.report.paper_tables import filled_table
+from ssmast.report.published_scores import POSTER_TABLE
 from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
+
+POSTER = "poster"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,11 @@ class ProbeConfig(Settings):
         "of sounds for each class",
         required=True,
     )
-    tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]")
+    tasks: str = setting(
+        "all",
+        "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]; poster: the eight sets of the "
+        "SS-MAST poster that are there, beside its rows (its protocol is lape_finetune)",
+    )
     out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
     protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
     metric: str = setting(
@@ -135,7 +144,14 @@ def main(argv: list[str]) -> int:
     results = run_suite(config)
     if process_state().is_main:
         sys.stdout.write(results_table(results))
+        if config.tasks == POSTER:
+            sys.stdout.write(f"\n{poster_table(config, results)}")
     return 0
+
+
+def poster_table(config: ProbeConfig, results: list[Result]) -> str:
+    """The poster's table with a row of this encoder, as Markdown."""
+    return filled_table(POSTER_TABLE, {f"this encoder: {config.encoder}": results})
 
 
 def run_suite(config: ProbeConfig) -> list[Result]:
@@ -196,6 +212,8 @@ def run_suite(config: ProbeConfig) -> list[Result]:
             write_result(file, result)
         results.append(result)
     write_atomic(out / "results.md", results_table(results))
+    if config.tasks == POSTER:
+        write_atomic(out / "poster.md", poster_table(config, results))
     write_report(out / "report.html", results=results, title=f"Probe of {config.encoder}")
     logger.info("results: %s", out)
     return results
@@ -227,7 +245,18 @@ def load_sets(config: ProbeConfig) -> list[LabelledSet]:
     Raises:
         ValueError, FileNotFoundError: one sentence saying what to change.
     """
-    names = find_sets(config.data) if config.tasks == "all" else split_names(config.tasks)
+    names = find_sets(config.data) if config.tasks in ("all", POSTER) else split_names(config.tasks)
+    if config.tasks == POSTER:
+        wanted = [task for _, task, _ in POSTER_TABLE.columns]
+        absent = [task for task in wanted if task not in names]
+        names = [task for task in wanted if task in names]
+        if absent:
+            logger.warning(
+                "%d of the poster's %d sets are absent: %s; make them with `ssmast prepare task=`",
+                *(len(absent), len(wanted), ", ".join(absent)),
+            )
+        if not names:
+            raise UsageError(f"tasks=poster wants at least one of its sets in {config.data}")
     if not names:
         raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")
     return [load_set(config.data, name) for name in dict.fromkeys(names)]

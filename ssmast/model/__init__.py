@@ -27,7 +27,9 @@ from ssmast.model.patch import Grid, PatchDrop, Tokens, draw_patch_drop, patch_d
 from ssmast.model.pool import pool_tokens, pooled_dim
 from ssmast.model.pretrained import (
     LoadReport,
+    ast_numbers,
     is_ast_state_dict,
+    is_published_ast,
     is_timm_state_dict,
     load_ast_file,
     load_ast_state_dict,
@@ -57,6 +59,7 @@ __all__ = [
     "Tokens",
     "ast_base",
     "ast_nano",
+    "ast_numbers",
     "ast_small",
     "ast_tiny",
     "count_macs",
@@ -64,6 +67,7 @@ __all__ = [
     "describe",
     "draw_patch_drop",
     "is_ast_state_dict",
+    "is_published_ast",
     "is_timm_state_dict",
     "list_models",
     "load_ast_file",

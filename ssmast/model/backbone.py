@@ -25,6 +25,8 @@ from ssmast.model.pool import (
 Pair = tuple[int, int]
 # The last tokens, those at the end of every stage, or those of every block; numbers beside them.
 LAYERS = ("last", "stages", "blocks")
+BEFORE_LAST = "before_last"
+"""The tokens that the last block is given, by name among the layers."""
 _NUMBERS = re.compile(r"[1-9]\d*(-[1-9]\d*)?(\+[1-9]\d*(-[1-9]\d*)?)*")
 
 
@@ -213,14 +215,16 @@ class Backbone(nn.Module, ABC):
         """Blocks whose tokens are pooled, by number and in their order.
 
         Args:
-            layers: "last"; "stages", the ends of all; "blocks"; or numbers of stages (of an AST: of
-                blocks) from 1 on, such as "2-3" or "1+3".
+            layers: "last"; "before_last", the block before it; "stages", the ends of all; "blocks";
+                or numbers of stages (of an AST: of blocks) from 1 on, such as "2-3" or "1+3".
 
         Raises:
             ValueError: for what this model does not have.
         """
         if layers == "blocks":
             return list(range(len(self.block_channels)))
+        if layers == BEFORE_LAST and len(self.block_channels) > 1:
+            return [len(self.block_channels) - 2]
         if layers in LAYERS:
             return self.stage_ends[-1:] if layers == "last" else self.stage_ends
         ends = self.level_ends
@@ -231,7 +235,8 @@ class Backbone(nn.Module, ABC):
                 wanted |= set(range(int(first), int(last or first) + 1))
         if not wanted or max(wanted) > len(ends):
             raise ValueError(
-                f"layers must be {', '.join(LAYERS)}, or numbers from 1 to {len(ends)} such as "
+                f"layers must be {', '.join(LAYERS)}, {BEFORE_LAST}, or numbers from 1 to "
+                f"{len(ends)} such as "
                 f"{max(1, len(ends) - 2)}-{len(ends)} or 1+{len(ends)}, got {layers!r}"
             )
         return [ends[number - 1] for number in sorted(wanted)]

@@ -27,6 +27,7 @@ IMAGENET |= {
     "ast_tiny": "deit_tiny_distilled_patch16_224.fb_in1k",
     "ast_small": "deit_small_distilled_patch16_224.fb_in1k",
     "ast_base": "deit_base_distilled_patch16_384.fb_in1k",
+    "ssast_base": "deit_base_distilled_patch16_384.fb_in1k",  # the same, patches side by side
 }
 
 Family = TypeVar("Family", MAST, AST)

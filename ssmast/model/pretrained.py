@@ -7,7 +7,7 @@ and SSAST's code, of transformers, and timm's distilled DeiT.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -386,6 +386,41 @@ def is_ast_state_dict(state_dict: Mapping[str, Tensor]) -> bool:
     """True if the tensors have the names of AST's code, transformers' AST or timm's DeiT."""
     names = _in_our_names(state_dict, join=False)
     return {"cls_token", "dist_token", "pos_embed"} <= names.keys()
+
+
+def ast_numbers(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `create_model` that make the AST of a state dict of a published size.
+
+    Raises:
+        ValueError: if it has none: its length and stride cannot be told from its weights.
+    """
+    names = {name: entry.tensor for name, entry in _in_our_names(state_dict).items()}
+    if "pos_embed" not in names or "patch_embed.proj.weight" not in names:
+        raise ValueError("wanted the weights of an AST, got none of its position table and stem")
+    stem, num_patches = names["patch_embed.proj.weight"], names["pos_embed"].shape[1] - 2
+    grid, width = _PUBLISHED_GRIDS.get(num_patches), len(stem)
+    if grid is None or stem.shape[1:] != (1, 16, 16):
+        raise ValueError(
+            f"an AST of {num_patches} patches of {tuple(stem.shape[1:])} is of no published size; "
+            "put the config.json that transformers writes beside its weights"
+        )
+    stride = (128 - 16) // (grid.freq - 1)
+    return {
+        "input_size": (128, 128 if grid.time == grid.freq else 1024),
+        "embed_dim": width,
+        "depth": 1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks.")),
+        "num_heads": width // 64,  # DeiT's
+        "mlp_ratio": len(names["blocks.0.mlp.fc1.weight"]) / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in names,
+        "patch_stride": (stride, stride),
+        "norm_eps": 1e-12 if any("embeddings." in key for key in state_dict) else 1e-6,
+    }
+
+
+def is_published_ast(state_dict: Mapping[str, Tensor]) -> bool:
+    """True for an AST or SSAST trained on sound: one input channel, where DeiT has three."""
+    stem = _in_our_names(state_dict, join=False).get("patch_embed.proj.weight")
+    return is_ast_state_dict(state_dict) and stem is not None and stem.tensor.shape[1] == 1
 
 
 def _in_our_names(state_dict: Mapping[str, Tensor], *, join: bool = True) -> dict[str, _Entry]:

@@ -20,6 +20,7 @@ from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
 from ssmast.html import page, section, tiles
 from ssmast.report.clusters_map import clusters, scatter
+from ssmast.report.paper_tables import paper_tables
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
 from ssmast.report.scores import scores
 from ssmast.report.sources import Source, read_results, read_sources, run_source
@@ -154,6 +155,7 @@ def _write(
         tiles(headline(subject)),
         about(subject),
         scores(sources),
+        paper_tables(sources),
         section("Did it learn?", *learnt(sources)),
         clusters_part,
         section("What the networks are fed", views(subject)),

@@ -75,7 +75,7 @@ def playable(
 def _open(folder: str | Path, clips: Sequence[str], rows: Sequence[int]) -> Corpus | None:
     """The corpus, if it still is the one that was clustered."""
     try:
-        corpus = open_corpus(folder)
+        corpus = open_corpus(folder, spans="spans")
     except (OSError, ValueError) as error:
         logger.warning("no clip can be played: %s", error)
         return None

@@ -33,9 +33,10 @@ class FrontEnd:
     """Waveform to log-mel."""
 
     kind: str = setting(
-        "log_mel",
+        "",
         "log_mel; kaldi: the filterbank features of AST, SSAST and PSLA (windows of 25 ms, n_fft "
-        "follows); usually with num_mels=128 f_min=20 f_max=8000",
+        "follows); usually with num_mels=128 f_min=20 f_max=8000; empty: that of the weights of a "
+        "published AST in init=, else log_mel",
         choices=("log_mel", "kaldi"),
     )
     sample_rate: int = setting(16000, "sample rate in Hz; audio at other rates is resampled")
@@ -377,6 +378,12 @@ class PretrainConfig(TrainConfig):
         "",
         "folder, list, CSV, tar(s), prepared corpus or URL of audio; or a mixture: a .yaml file or "
         "[{path: A, weight: 3}, {path: B, weight: 1}]; empty: the built-in corpus",
+    )
+    spans: str = setting(
+        "auto",
+        "of recordings with annotations: the annotated spans or the whole recordings; auto: spans "
+        "where data is a table of them, whole where tables lie beside the recordings",
+        choices=("auto", "spans", "whole"),
     )
     alarm: str = setting(
         "warn", "what to do when training fails, such as by collapse", choices=ALARM_MODES

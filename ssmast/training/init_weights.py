@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel
+from ssmast.audio.kaldi import KaldiMel, front_end_of
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.published import PUBLISHED
 from ssmast.files import write_json
 from ssmast.model import (
     AST,
@@ -18,6 +20,7 @@ from ssmast.model import (
     MAST,
     LoadReport,
     is_ast_state_dict,
+    is_published_ast,
     is_timm_state_dict,
     load_ast_state_dict,
     load_mast_state_dict,
@@ -52,12 +55,21 @@ class InitialWeights(NamedTuple):
     Attributes:
         source: file or folder they are from.
         tensors: key -> tensor.
-        encoder: the encoder they are of; None for timm's weights.
+        encoder: the encoder they are of; None for timm's weights, and for those of an AST whose
+            length and stride nothing tells.
     """
 
     source: Path
     tensors: dict[str, Tensor]
     encoder: Encoder | None
+
+    @property
+    def published_front_end(self) -> LogMel | None:
+        """What a published AST or SSAST was trained with; None for other weights."""
+        if self.encoder is not None:
+            is_published = self.encoder.info.get("network") == PUBLISHED
+            return self.encoder.log_mel if is_published else None
+        return KaldiMel() if is_published_ast(self.tensors) else None
 
 
 def find_weights(init: str, model: str) -> Path | None:
@@ -65,7 +77,8 @@ def find_weights(init: str, model: str) -> Path | None:
 
     Args:
         init: "none"; "default", the encoder that comes with the package; "imagenet"; a
-            .safetensors of timm's MViTv2 or of an AST; an encoder or a run folder.
+            .safetensors of timm's MViTv2 or of an AST; a folder of an AST that transformers wrote;
+            an encoder or a run folder.
         model: the model that is trained.
 
     Raises:
@@ -141,7 +154,23 @@ def read_weights(source: Path) -> InitialWeights:
             "stages.0.blocks.0.attn.rel_pos_h), of an AST or of timm's distilled DeiT, got "
             f"{', '.join(list(tensors)[:3])}, ...; for an encoder of ssmast give its folder"
         )
+    if is_published_ast(tensors):
+        try:
+            encoder = load_encoder(source)
+        except ValueError as error:  # its size, which then is that of the model that is trained
+            logger.info("init=%s: %s", source, error)
+        else:
+            return InitialWeights(source, encoder.backbone.state_dict(), encoder)
     return InitialWeights(source, tensors, None)
+
+
+def published_front_end(init: str, model: str) -> LogMel | None:
+    """Front end of the published AST that `init` names, for inputs without padding; or None."""
+    if init in ("none", "imagenet"):
+        return None
+    source = find_weights(init, model)
+    found = None if source is None else read_weights(source).published_front_end
+    return None if found is None else front_end_of({**found.settings(), "pad_frames": 0})
 
 
 def start_encoders_(
@@ -192,7 +221,8 @@ def load_backbone_(
     _compare_front_ends(weights.encoder.log_mel.settings(), log_mel.settings())
     if isinstance(backbone, AST):
         assert isinstance(source, AST)
-        return load_ast_state_dict(backbone, weights.tensors, source_grid=source.train_grid[:])
+        grid = source.train_grid[:]
+        return load_ast_state_dict(backbone, weights.tensors, skip=("head.",), source_grid=grid)
     assert isinstance(source, MAST)
     return load_mast_state_dict(backbone, weights.tensors, source=source)
 
@@ -222,7 +252,11 @@ def _differ_in_patches_only(source: nn.Module, backbone: nn.Module) -> bool:
     if not (isinstance(source, AST) and isinstance(backbone, AST)):
         return False
     shapes = [
-        {name: tensor.shape for name, tensor in net.state_dict().items() if name != "pos_embed"}
+        {
+            name: tensor.shape
+            for name, tensor in net.state_dict().items()
+            if name != "pos_embed" and not name.startswith("head.")
+        }
         for net in (source, backbone)
     ]
     return shapes[0] == shapes[1]
@@ -232,7 +266,7 @@ def _compare_front_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     changed = [
         f"{key} (was {before.get(key)}, now {value})"
         for key, value in now.items()
-        if key not in {"mean", "std"} and before.get(key) != value
+        if key not in {"mean", "std", "pad_frames"} and before.get(key) != value
     ]
     if changed:
         logger.warning(

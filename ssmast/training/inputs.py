@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from ssmast.audio.segments import SegmentBatch
 from ssmast.audio.stats import known_mean_std, measure_mean_std
 from ssmast.command import num_cores
 from ssmast.model import Backbone, PatchDrop, list_models, patch_drop_draws
-from ssmast.settings import UsageError, to_dict
-from ssmast.training.config import FrontEnd, PretrainConfig, TrainConfig
+from ssmast.settings import UsageError, flatten, load_recipe, require, to_dict
+from ssmast.training.config import RECIPES, FrontEnd, PretrainConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def built_in_corpus(runs: Path) -> Path:
 def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
     """The corpus of `data=`, or the training part of the built-in one."""
     if config.data:
-        return open_corpus(config.data).with_channel(config.channel)
+        return open_corpus(config.data, spans=config.spans).with_channel(config.channel)
     return open_corpus(built_in_corpus(runs)).select(split="train")
 
 
@@ -82,7 +82,30 @@ def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
     del settings["stats_clips"]
     if front.kind == "kaldi" and front.n_fft == FrontEnd().n_fft:
         del settings["n_fft"]  # left alone: it follows from the window of 25 ms
-    return front_end_of({**settings, "mean": mean, "std": std})
+    kind = front.kind or "log_mel"
+    return front_end_of({**settings, "kind": kind, "mean": mean, "std": std})
+
+
+def front_end_like(config: TrainConfig, theirs: LogMel) -> FrontEnd:
+    """`front_end.*` of the weights of `init`, which wins over defaults and a recipe's.
+
+    Raises:
+        UsageError: if another one is asked for.
+    """
+    left_out = ("mean", "std", "pad_frames")
+    own = {"kind": "log_mel", **theirs.settings()}
+    own = {key: value for key, value in own.items() if key not in left_out}
+    recipe = flatten(load_recipe(config.recipe, RECIPES)) if config.recipe else {}
+    for key, value in own.items():
+        asked, usual = getattr(config.front_end, key), getattr(FrontEnd(), key)
+        said = recipe.get(f"front_end.{key}", usual)
+        wanted = f"left to init={config.init}, whose weights were trained with {value}"
+        require(asked in (value, usual, said), f"front_end.{key}", asked, wanted)
+        if said not in (value, usual):
+            logger.info(
+                "front_end.%s=%s of init=%s, not the recipe's %s", key, value, config.init, said
+            )
+    return replace(config.front_end, **own)
 
 
 def mean_and_std(

@@ -7,7 +7,7 @@ docs/objectives.md. All that such a file needs can be imported from here.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -33,6 +33,7 @@ from ssmast.settings import UsageError, to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.init_weights import (
     find_weights,
+    published_front_end,
     read_weights,
     start_encoders_,
     write_init_json,
@@ -43,6 +44,7 @@ from ssmast.training.inputs import (
     build_log_mel,
     build_memory,
     check_model,
+    front_end_like,
     open_data,
     segments_of,
 )
@@ -179,8 +181,13 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """The settings with everything written out that they leave open."""
-        return config
+        """The settings with everything written out that they leave open.
+
+        Raises:
+            UsageError: if another front end is asked for than `init` was trained with.
+        """
+        own = published_front_end(config.init, config.model)
+        return config if own is None else replace(config, front_end=front_end_like(config, own))
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -207,7 +214,8 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @classmethod
     def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
         """The corpus of `data=`, or the built-in one in the folder of runs."""
-        return TrainingData(clips=open_data(cast(PretrainConfig, config), runs=runs))
+        clips = open_data(cast(PretrainConfig, config), runs=runs)
+        return TrainingData(clips=clips, log_mel=published_front_end(config.init, config.model))
 
     @classmethod
     def frames(cls, config: Config) -> int:

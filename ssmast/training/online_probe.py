@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ssmast.audio import Corpus, open_corpus
+from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
@@ -138,7 +138,7 @@ class OnlineProbe:
 
     def _readable(self, task: LabelledSet) -> _Sample:
         """The clips of a task that can be read."""
-        corpus = open_corpus(task.folder).with_channel(self._channel)
+        corpus = task.corpus(channel=self._channel)
         sample = _Sample(task=task, corpus=corpus.take(task.rows))
         found = embed_corpus(
             LogMelStatistics(), sample.corpus, title=f"reading {task.spec}", workers=self._workers

@@ -326,3 +326,38 @@ def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys, monkeypatch
     assert main(["compare", *words]) == 0
     assert (run / "encoder" / "model.safetensors").read_bytes() == before
     assert capsys.readouterr().out == shown
+
+
+def test_learning_from_labels_is_a_variant_of_the_same_minutes(
+    trainer, words, sets, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(equal_minutes, "tune", trainer)
+    monkeypatch.setitem(_PACE, 2e-3, 0.5)
+    labels = "labels:recipe=finetune_small,model=mast_nano,front_end.num_mels=64,optim.lr=2e-3"
+    words[-1] = f"variants=[fast:optim.lr=1e-3,{labels}]"
+    with pytest.raises(UsageError, match="labelled must be the set that this recipe learns from"):
+        variants_of(CompareConfig(out="x", variants=words[-1].partition("=")[2]))
+    assert main(["compare", *words, f"labelled={sets / 'tones'}"]) == 0
+    _ran(
+        trainer, "fast-calibration", "labels-calibration", "fast-0", "labels-0", "fast-1",
+        "labels-1",
+    )  # fmt: skip
+    assert "| labels | 120 | 1 |" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out" / "runs" / "labels-1" / "settings.json").read_text())
+    assert (settings["init"], settings["steps"], settings["seed"]) == ("none", 120, 1)
+    assert settings["data"] == str(sets / "tones")
+
+
+@pytest.mark.slow
+def test_labels_and_no_labels_are_compared_for_real(sets, tmp_path, capsys):
+    small = "model=mast_nano,front_end.num_mels=32,batch_size=4"
+    words = [
+        f"data={sets / 'tones'}", f"sets={sets / 'tones'}", f"labelled={sets / 'tones'}",
+        f"out={tmp_path / 'out'}", "minutes=0.01", "seeds=1", "calibration_steps=2",
+        f"variants=[none:{small},views.frames=32,labels:recipe=finetune_small,{small},"
+        "clips.frames=32]",
+    ]  # fmt: skip
+    assert main(["compare", *words]) == 0
+    said = capsys.readouterr().out
+    assert "| labels |" in said
+    assert "| none |" in said

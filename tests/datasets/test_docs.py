@@ -7,6 +7,7 @@ import pytest
 
 from ssmast.datasets import PUBLISHED, TASKS
 from ssmast.datasets.command import main
+from ssmast.datasets.published_counts import COPIES
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets"
 PAGES = sorted({task.page for task in TASKS.values()})
@@ -64,6 +65,22 @@ def test_published_counts_on_the_page_are_those_that_are_checked(key):
     if choice:
         option, _, value = choice.partition("=")
         assert TASKS[name].chosen({option: value})[option] == value
+
+
+def test_copies_of_papers_on_the_pages_are_those_that_are_compared():
+    for task, copies in COPIES.items():
+        text = read(TASKS[task].page)
+        for paper, counts in copies.items():
+            words = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+            assert any(
+                line.startswith(f"| {paper} |") and f"`{task}`" in line and f"| {words} |" in line
+                for line in text.splitlines()
+            )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_from_what_its_builder_was_verified(page):
+    assert len(re.findall(r"^\| verified on \| .+ \|$", read(page), flags=re.M)) == 1
 
 
 @pytest.mark.parametrize("page", [*PAGES, "README"])

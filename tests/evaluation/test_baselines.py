@@ -2,8 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from ssmast.evaluation.baselines import LogMelStatistics, RandomConvolution, make_columns
+from ssmast.audio import open_corpus
+from ssmast.encoder import load_encoder
+from ssmast.encoder.whitening import Whitening
+from ssmast.evaluation.baselines import (
+    LogMelStatistics,
+    RandomConvolution,
+    make_columns,
+    random_twin,
+)
+from ssmast.evaluation.embed import embed_corpus
+from ssmast.evaluation.probe import run_probe
 from ssmast.evaluation.protocols import LINEAR
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError
 
@@ -71,3 +82,22 @@ def test_baselines_are_asked_for_by_name(sets, encoder_folder, tmp_path):
     )
     assert (result.column, result.dim, result.pooling) == ("random_conv", 512, "mean+max over time")
     assert result.mean > 0.9
+
+
+def test_the_twin_of_a_whitened_encoder_is_whitened_by_the_set(sets, encoder_folder, tmp_path):
+    """Else the untrained column would lack what the trained one has, and look worse than it is."""
+    encoder = load_encoder(encoder_folder)
+    labelled = load_set(sets, "tones")
+    corpus = open_corpus(labelled.folder)
+    vectors = embed_corpus(encoder, corpus).values
+    encoder.whitening = Whitening.of(vectors, directions=3)
+    encoder.save(tmp_path / "white")
+    words = {"data": str(sets), "tasks": "[tones]", "out": str(tmp_path / "out"), "seeds": 1}
+    (result,) = run_suite(ProbeConfig(encoder=str(tmp_path / "white"), **words))
+    twin = embed_corpus(random_twin(encoder, seed=0), corpus).values[
+        torch.from_numpy(labelled.rows)
+    ]
+    wanted = run_probe(Whitening.of(twin, directions=3)(twin), labelled, num_seeds=1)
+    assert result.baselines["untrained"].valid == wanted.valid
+    assert result.baselines["untrained"].mean == wanted.mean
+    assert random_twin(encoder, seed=0).whitening is None

@@ -99,6 +99,28 @@ def test_the_picture_holds_the_chosen_classes(layout, sets, encoder_folder, tmp_
 
 
 @pytest.mark.slow
+def test_another_layer_and_the_first_classes_are_a_key_each(
+    sets, encoder_folder, tiny_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(picture, "draw_umap", lambda values, seed: values[:, :2].numpy())
+    monkeypatch.setattr(picture, "can_draw", lambda: True)
+    words = {"layer": "before_last", "first_classes": 2, "umap": "true", "baselines": "true"}
+    result = run_clusters(settings(sets, encoder_folder, tmp_path, **words))
+    assert result["picture"]["classes"] == ["high", "low"]
+    assert result["layers"] == "before_last"
+    net = tiny_encoder.backbone
+    assert net.blocks_of("before_last") == [len(net.block_channels) - 2] == [2]
+    one = tiny_encoder.variant(layers="before_last", pooling="mean").eval()
+    x, every = torch.randn(1, 1, 64, 96), []
+    with torch.no_grad():
+        net.encode(x, every=every)
+        torch.testing.assert_close(one.pool(x), every[-2].x.mean(dim=1))
+    with pytest.raises(UsageError, match="classes must be left out where first_classes"):
+        run_clusters(settings(sets, encoder_folder, tmp_path, classes=["low"], **words))
+    with pytest.raises(ValueError, match="before_last, or numbers from 1 to 4"):
+        run_clusters(settings(sets, encoder_folder, tmp_path, layer="9"))
+
+
 def test_umap_keeps_separate_heaps_apart():
     pytest.importorskip("umap", reason="needs the extra umap")
     generator = np.random.default_rng(0)

@@ -335,3 +335,27 @@ def test_two_processes_embed_what_one_embeds(sets, encoder_folder, tmp_path):
         alone, shared = load_file(file), load_file(tmp_path / "two" / "embeddings" / file.name)
         assert alone["rows"].tolist() == shared["rows"].tolist()
         assert float((alone["values"] - shared["values"]).abs().max()) < 1e-5
+
+
+def test_the_poster_is_one_command_and_one_table(tmp_path, encoder_folder, capsys, caplog):
+    for name in ("nsynth_family", "urbansound8k", "another"):
+        write_set(tmp_path / "sets" / name, num_clips=24)
+    words = [f"data={tmp_path / 'sets'}", f"encoder={encoder_folder}", "tasks=poster"]
+    assert main([*words, f"out={tmp_path / 'frozen'}", "seeds=1"]) == 0
+    said = capsys.readouterr().out
+    table = (tmp_path / "frozen" / "poster.md").read_text()
+    assert said.endswith(table)
+    assert "6 of the poster's 8 sets are absent: speech_commands_v1" in caplog.text
+    assert "another" not in said
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8 + 1
+    own = [cell.strip() for cell in lines[-1].split("|")[2:-1]]
+    assert own[:6] == ["absent"] * 6
+    for cell, name in zip(own[6:], ("nsynth_family", "urbansound8k"), strict=True):
+        result = json.loads((tmp_path / "frozen" / f"{name}.linear.json").read_text())
+        assert cell.startswith(f"{100 * result['mean']:.1f}")
+    flag = ["protocol=lape_finetune", "epochs=1", "crop_seconds=0.3"]
+    assert main([*words, f"out={tmp_path / 'tuned'}", *flag, "baselines=false"]) == 0
+    assert "Own rows: protocol lape_finetune" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="at least one of its sets"):
+        main([f"data={tmp_path / 'sets' / 'another'}", *words[1:], f"out={tmp_path / 'x'}"])

@@ -7,7 +7,8 @@ import pytest
 from ssmast.evaluation.results import Result, results_table
 from ssmast.report import main, read_probes, write_report
 from ssmast.report.curves import curves
-from ssmast.report.published_scores import PUBLISHED, published_of
+from ssmast.report.paper_tables import filled_table
+from ssmast.report.published_scores import MAST_TABLE, POSTER_TABLE, PUBLISHED, published_of
 from ssmast.report.sources import read_sources
 from ssmast.settings import UsageError
 
@@ -426,3 +427,34 @@ def test_classes_without_training_or_test_clips_are_on_terminal_and_page(tmp_pat
     assert untrained in words
     assert "tones: classes without a test clip: dog & co.\n" in table
     assert "classes without a test clip: dog &amp; co" in words
+
+
+def test_a_published_table_gets_ones_own_row_and_marks_what_is_not_there():
+    numbers = {"verb_accuracy": 0.5, "noun_accuracy": None, "action_accuracy": 0.25}
+    epic = result(
+        task="mine", built={"task": "epic_kitchens_verb"}, metric="action_accuracy", mean=0.25,
+        ci95=None, numbers=numbers, protocol="fine-tuned",
+    )  # fmt: skip
+    speaker = result(task="vggsound:label=speaker")  # another question to the same clips
+    text = filled_table(MAST_TABLE, {"here": read(epic, speaker)})
+    *_, row = (line for line in text.splitlines() if line.startswith("|"))
+    absent = ["absent"] * 4
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["here", *absent, "50.0", "", "25.0", "absent", "absent"]
+    assert "Own rows: protocol fine-tuned" in text
+    for table in (MAST_TABLE, POSTER_TABLE):
+        assert {len(numbers) for numbers in table.rows.values()} == {len(table.columns)}
+    assert len(POSTER_TABLE.rows) == len(POSTER_TABLE.columns) == 8
+    assert POSTER_TABLE.rows["MAST, random"][-1] == 54.4
+    assert len(published_of("vggsound", "", "accuracy")) == 4
+    assert published_of("vggsound", "", "accuracy")[0].name == "Chen et al."
+
+
+def test_the_page_shows_the_tables_that_a_result_belongs_to(tmp_path):
+    page = write_report(tmp_path / "a.html", results=read(result(task="nsynth_family")))
+    text = page.read_text()
+    assert "The SS-MAST poster" in text
+    assert "tables 2 to 5" not in text
+    assert "MAST, ImageNet + SS-MAST + patch-drop" in text
+    page = write_report(tmp_path / "b.html", results=read(result()))
+    assert "Published tables" not in page.read_text()

@@ -122,11 +122,13 @@ _ELSEWHERE = {
     "init": "test_init_weights", "epochs": "below", "resume": "test_pretrain",
     "workers": "test_pretrain", "threads": "test_pretrain", "processes": "test_pretrain",
     "optim.gradient_accumulation_steps": "test_ss_mast", "max_bad_fraction": "test_survive",
-    "channel": "test_read", "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
+    "spans": "test_other_layouts", "channel": "test_read",
+    "max_skipped": "test_failing_runs", "alarm": "test_failing_runs",
     "cache": "below", "precision": "below", "checkpoint_every": "below", "log_every": "below",
     "keep_checkpoints": "below", "tensorboard": "below", "show_views": "below",
     "export.network": "below", "export.pooling": "below", "export.layers": "below",
-    "export.window_seconds": "below", "views.transforms": "test_transforms",
+    "export.window_seconds": "below", "export.whiten": "below",
+    "views.transforms": "test_transforms",
     "probe.data": "test_online_probe", "probe.tasks": "test_online_probe",
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
 }  # fmt: skip
@@ -193,7 +195,7 @@ def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
     def folder(name: str, *words: str) -> RunFolder:
         return RunFolder(path=run(_config(f"data={audio}", f"run={tmp_path / name}", *words)))
 
-    one = folder("one", *words, "export.window_seconds=3")
+    one = folder("one", *words, "export.window_seconds=3", "export.whiten=2")
     two, three = folder("two", "keep_checkpoints=2"), folder("three", "checkpoint_every=0")
     kept = [[path.name for path in checkpoints(folder.checkpoints)] for folder in (one, two, three)]
     assert kept == [["00000006"], ["00000004", "00000006"], ["00000006"]]
@@ -205,6 +207,9 @@ def test_what_a_run_writes_follows_its_keys(audio, tmp_path):
     asked, usual = load_encoder(one.encoder), load_encoder(two.encoder)
     assert (asked.pooling, asked.layers, asked.window_seconds) == ("mean+max", "stages", 3.0)
     assert (usual.pooling, usual.layers, usual.window_seconds) == ("freq+max", "last", 10.0)
+    assert asked.whitening is not None
+    assert usual.whitening is None
+    assert len(asked.whitening.factors) == 2
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])

@@ -1,6 +1,7 @@
 """Where a run starts: ImageNet weights and earlier encoders reach student and teacher alike."""
 
 import copy
+import dataclasses
 import json
 import logging
 
@@ -20,11 +21,12 @@ from ssmast.training.config import FrontEnd, Head, PretrainConfig, Views
 from ssmast.training.init_weights import (
     IMAGENET,
     find_weights,
+    published_front_end,
     read_weights,
     start_encoders_,
     write_init_json,
 )
-from ssmast.training.objectives.ss_mast import build_student
+from ssmast.training.objectives.ss_mast import SSMAST, build_student
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_imagenet_comes_from_timms_place_on_the_hub(mvitv2, monkeypatch):
         assert find_weights("imagenet", model) == mvitv2[1]
     names = [f"mvitv2_{size}" for size in ("tiny", "small", "base", "large")]
     names += [f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small")]
-    names.append("deit_base_distilled_patch16_384")
+    names += 2 * ["deit_base_distilled_patch16_384"]  # of ast_base and of ssast_base
     assert asked == [(f"timm/{name}.fb_in1k", "model.safetensors") for name in names]
 
 
@@ -277,3 +279,20 @@ def test_weights_of_the_other_family_are_refused(mvitv2):
             model="ast_nano",
             log_mel=LogMel(num_mels=64),
         )
+
+
+def test_pretraining_from_a_published_ast_takes_its_front_end(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the reference is in the extra dev")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ASTConfig(max_length=128, intermediate_size=128, **sizes)
+    transformers.ASTModel(config).save_pretrained(tmp_path)
+    asked = PretrainConfig(model="ast_base", init=str(tmp_path))
+    front = SSMAST.resolve(asked).front_end
+    assert (front.kind, front.f_min, front.f_max, front.n_fft) == ("kaldi", 20.0, 8000.0, 512)
+    found = published_front_end(asked.init, asked.model)
+    assert found is not None
+    assert (found.mean, found.std, found.pad_frames) == (-4.2677393, 2 * 4.5689974, 0)
+    assert SSMAST.open_data(asked, runs=tmp_path / "runs").log_mel is not None
+    with pytest.raises(UsageError, match=r"front_end\.hop_length must be left to init="):
+        SSMAST.resolve(dataclasses.replace(asked, front_end=FrontEnd(hop_length=80)))
+    assert SSMAST.resolve(dataclasses.replace(asked, init="none")).front_end == FrontEnd()

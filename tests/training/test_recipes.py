@@ -90,14 +90,15 @@ _SMALL = (
 
 
 def _trainer(config: PretrainConfig, *, num_clips: int = 10**6) -> TrainingState:
-    return state_of(SSMAST, config, num_clips=num_clips, steps=10)
+    return state_of(objective_of(config.objective), config, num_clips=num_clips, steps=10)
 
 
 def _batch(config: PretrainConfig, *, seed: int, size: int = 2) -> SegmentBatch:
     generator = torch.Generator().manual_seed(seed)
     samples = (config.views.frames - 1) * 160
+    views = objective_of(config.objective).num_segments
     return SegmentBatch(
-        waveform=torch.randn(size, 2, samples, generator=generator) * 0.1,
+        waveform=torch.randn(size, views, samples, generator=generator) * 0.1,
         clip=torch.arange(size) + 100 * seed,
         epoch=torch.zeros(size, dtype=torch.long),
         position=torch.arange(size) + size * seed,
@@ -132,6 +133,7 @@ def _two_steps(config: PretrainConfig) -> None:
         ("ss_mast_base", ("init=imagenet",)),
         ("ss_mast_paper", ()),
         ("ss_ast_base", ()),
+        ("ssast_base", ("batch_size=2",)),
     ],
 )
 def test_the_real_thing_takes_steps(name, words, tmp_path: Path):

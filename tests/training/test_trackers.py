@@ -1,6 +1,5 @@
 """Trackers without a network, and the progress line; those not installed are skipped."""
 
-import importlib
 import json
 import sqlite3
 
@@ -49,15 +48,11 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
 
 
 def test_trackio_writes_into_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setattr(
-        importlib.import_module("trackio.utils"), "TRACKIO_DIR", tmp_path / "trackio"
-    )
     _run("trackio", tmp_path / "mine")
-    databases = [file for file in tmp_path.rglob("*.db")]
-    assert databases
-    rows = sqlite3.connect(databases[0]).execute("select metrics from metrics").fetchall()
+    (file,) = tmp_path.rglob("ssmast.db")
+    rows = sqlite3.connect(file).execute("select metrics from metrics").fetchall()
     assert any(json.loads(row[0]).get("probe/tones/knn") == 0.75 for row in rows)
 
 

@@ -57,7 +57,9 @@ def cache_decoded(
         keywords = {"sample_rate": sample_rate, "max_bytes": max_bytes, "workers": workers}
         return corpus.with_corpora([cache_decoded(c, folder, **keywords) for c in corpus.corpora])
     # A copy has one channel: it could not say that there is no channel 2.
-    if corpus.entries.suffixes() <= set(_FAST) or corpus.channel.isdigit():
+    # A shuffled read of Parquet would read a row group for every clip.
+    is_fast = corpus.entries.suffixes() <= set(_FAST) and not corpus.reads_groups
+    if is_fast or corpus.channel.isdigit():
         return corpus
     copy = folder / f"{_key(corpus, sample_rate)}.tar"
     if not copy.is_file():

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,8 +14,8 @@ import yaml
 
 from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
 from ssmast.audio.corpus.remote import is_url, join_url, read_whole
+from ssmast.audio.corpus.row_groups import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
-from ssmast.audio.corpus.tar import TarReader
 from ssmast.audio.order import sample_at
 from ssmast.audio.read import Excerpt, check_channel, split_excerpt
 from ssmast.settings import in_home
@@ -34,7 +34,7 @@ class Corpus:
             relative to `root`.
         shards: the archives, paths or URLs.
         table: what is known of the clips, row i of clip i; the path of a Parquet file with such
-            rows, read when it is asked for; or None.
+            rows, or a function that reads them, when they are asked for; or None.
         listing_hash: if it is known already.
         facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
         channel: how one channel is made of several, see `Excerpt`.
@@ -46,7 +46,7 @@ class Corpus:
         root: Path | str,
         entries: Entries,
         shards: Sequence[Path | str] = (),
-        table: pa.Table | Path | str | None = None,
+        table: pa.Table | Path | str | Callable[[], pa.Table | None] | None = None,
         listing_hash: str = "",
         facts: Mapping[str, Any] | None = None,
         channel: str = "mean",
@@ -56,7 +56,7 @@ class Corpus:
         self.entries = entries
         self.facts = facts or {}
         self._table = table
-        self._reader = TarReader(list(shards))
+        self._reader = reader_of(shards)
         self._listing_hash = listing_hash
         self._files_hash = ""
 
@@ -112,6 +112,8 @@ class Corpus:
         """What is known of the clips, row i of clip i; None if nothing is."""
         if isinstance(self._table, Path | str):
             self._table = read_columns(self._table)
+        elif callable(self._table):
+            self._table = self._table()
         return self._table
 
     @property
@@ -145,6 +147,11 @@ class Corpus:
     def corpora(self) -> "Sequence[Corpus]":
         """The corpora it is made of: itself."""
         return [self]
+
+    @property
+    def reads_groups(self) -> bool:
+        """Whether a clip is read together with its neighbours, from Parquet."""
+        return isinstance(self._reader, RowGroupReader)
 
     @property
     def shards(self) -> Sequence[Path | str]:

@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,20 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
-from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries, IndexFile
+from ssmast.audio.corpus.entries import LOOSE, ArrayEntries, IndexFile
+from ssmast.audio.corpus.layouts import layout_of, parquet_corpus
+from ssmast.audio.corpus.named import (
+    beside,
+    folder_of,
+    is_sound,
+    of_files,
+    of_members,
+    say_unnamed,
+    say_unused,
+)
 from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
 from ssmast.audio.corpus.table import (
     METADATA,
-    TASK_FILE,
-    FileFinder,
     audio_root,
     column_of,
     find_table,
@@ -31,9 +39,9 @@ from ssmast.audio.corpus.tar import (
     is_hidden,
     names_of_tars,
     names_several,
-    safe_member_name,
     walk,
 )
+from ssmast.audio.corpus.webdataset import read_labels
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import write_atomic
 from ssmast.settings import in_home
@@ -139,7 +147,9 @@ __all__ = ["Corpus", "open_corpus", "read_table"]
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
 
 
-def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus:
+def open_corpus(
+    path: str | os.PathLike[str], *, column: str = "path", spans: str = "auto"
+) -> Corpus:
     """Open a set of clips.
 
     Args:
@@ -153,8 +163,12 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
             or excerpts of files (`a.wav#t=1.5,3`, seconds);
             a `.txt` or `.lst` file: one path or URL a line, relative to its folder;
             an uncompressed `.tar`, or several: `clips-{000..127}.tar`;
-            a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`.
+            a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`;
+            one of the layouts of other programs in `layouts.py`.
         column: of the table, with the paths.
+        spans: of recordings with annotations: "spans" for a clip a span, "whole" for the
+            recordings; "auto" for the spans where the path is a table, the recordings where the
+            tables lie beside them.
 
     Raises:
         FileNotFoundError: if the path, or a clip that a table or list names, does not exist.
@@ -167,7 +181,8 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     listed = text.lower().endswith((".yaml", ".yml")) and not os.path.isdir(text)
     weighted = None if is_there and not listed else read_mixture(text)
     if weighted is not None:
-        return Mixture([(open_corpus(one, column=column), weight) for one, weight in weighted])
+        words = {"column": column, "spans": spans}
+        return Mixture([(open_corpus(one, **words), weight) for one, weight in weighted])
     if not is_there and (is_url(text) or text.split(":", 1)[0].strip().lower() == "pipe"):
         check_url(text)
         return _open_url(text, column)
@@ -175,6 +190,10 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     if names_several(path.name) and not path.exists():
         tars = [path.parent / name for name in names_of_tars(path.name)]
         return _of_tars(path.parent, tars, text)
+    layout = layout_of(path, column=column) if path.exists() else None
+    if layout is not None and (layout.spans != "beside" or spans == "spans"):
+        corpus = layout.open()
+        return _recordings(corpus) if layout.spans and spans == "whole" else corpus
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return open_prepared(path)
@@ -183,6 +202,12 @@ def open_corpus(path: str | os.PathLike[str], *, column: str = "path") -> Corpus
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; wanted {_WANTED}")
     return _open_file(path, column)
+
+
+def _recordings(corpus: Corpus) -> Corpus:
+    """The recordings that the spans of a corpus are of, each once."""
+    files = dict.fromkeys(split_excerpt(corpus.name(i))[0] for i in range(len(corpus)))
+    return of_files(Path(corpus.root), list(files), None, corpus.root)
 
 
 def corpus_of_files(files: Sequence[str]) -> Corpus:
@@ -195,7 +220,7 @@ def corpus_of_files(files: Sequence[str]) -> Corpus:
         FileNotFoundError: if one does not exist.
     """
     names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
-    return _of_files(Path("the command line"), names, None, Path())
+    return of_files(Path("the command line"), names, None, Path())
 
 
 def _open_file(path: Path | str, column: str) -> Corpus:
@@ -206,15 +231,17 @@ def _open_file(path: Path | str, column: str) -> Corpus:
     if kind in (".txt", ".lst"):
         return _open_list(path)
     if os.path.basename(str(path)) == MANIFEST:
-        return open_prepared(_folder_of(path))
+        return open_prepared(folder_of(path))
     if re.search(r"\.(tar(\..*)?|tgz)$", str(path).lower()):
-        return _of_tars(_folder_of(path), [path], f"{path}")
+        return _of_tars(folder_of(path), [path], f"{path}")
+    if kind == ".parquet":
+        return parquet_corpus(path)
     raise ValueError(f"{path} is no corpus: wanted {_WANTED}")
 
 
 def _open_url(url: str, column: str) -> Corpus:
     if names_several(url):
-        return _of_tars(_folder_of(url), list(names_of_tars(url)), url)
+        return _of_tars(folder_of(url), list(names_of_tars(url)), url)
     last = url.rstrip("/").rpartition("/")[2]
     if re.search(r"\.(csv|tsv|txt|lst|parquet|tar(\..*)?|tgz)$", last.lower()):
         return _open_file(url, column)
@@ -227,15 +254,6 @@ def _open_url(url: str, column: str) -> Corpus:
     return _of_listing(url, (pair for pair in found if not is_hidden(pair[0])))
 
 
-def _folder_of(path: Path | str) -> Path | str:
-    return path.rpartition("/")[0] if isinstance(path, str) else path.parent
-
-
-def _beside(path: Path | str, name: str) -> Path | str:
-    """A file in the same folder."""
-    return join_url(path.rpartition("/")[0], name) if isinstance(path, str) else path.parent / name
-
-
 def _open_folder(root: Path) -> Corpus:
     others: list[str] = []
     return _of_listing(root, walk(root, others=others), others)
@@ -246,51 +264,21 @@ def _of_listing(
 ) -> Corpus:
     """The sound files of a listing (relative path, size), and the members of its tars."""
     found = list(files)
-    _say_unused(
+    say_unused(
         root,
-        [name for name, _ in found if not _is_sound(name) and not name.lower().endswith(".tar")],
+        [name for name, _ in found if not is_sound(name) and not name.lower().endswith(".tar")],
         others,
     )
     names: list[bytes] = []
     sizes: list[int] = []
     tars: list[Path | str] = []
     for name, size in found:
-        if _is_sound(name):
+        if is_sound(name):
             names.append(os.fsencode(name))
             sizes.append(size)
         elif name.lower().endswith(".tar"):
             tars.append(join_url(root, name) if isinstance(root, str) else root / name)
     return _of_tars(root, tars, f"{root}", names, sizes)
-
-
-def _is_sound(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
-
-
-# What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
-_NOTES = (TASK_FILE, "synthetic.json")
-_said: set[str] = set()  # a command opens a folder more than once
-
-
-def _say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Count what a folder holds and nothing is made of, by kind, once a process.
-
-    Args:
-        root: the folder.
-        unused: files that are no sound, or sounds that the table does not name.
-        others: hidden files and folders, links to nothing.
-    """
-    kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
-    for name in others:
-        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
-    if not kinds:
-        return
-    first = [*unused, *others][0]
-    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
-    if message not in _said:
-        _said.add(message)
-        _log.info("%s", message)
 
 
 def _of_tars(
@@ -328,7 +316,8 @@ def _of_tars(
         np.concatenate([np.full(len(loose), LOOSE, dtype=np.int32), *numbers]),
         np.concatenate([zeros, *(index.offsets for index in indexes)]),
     )
-    return Corpus(root=root, entries=entries, shards=list(tars))
+    beside = None if loose else partial(read_labels, list(tars))
+    return Corpus(root=root, entries=entries, shards=list(tars), table=beside)
 
 
 def _relative(tar: Path | str, root: Path | str) -> str:
@@ -344,173 +333,22 @@ def _open_list(path: Path | str) -> Corpus:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
-    return _of_files(path, names, None, _folder_of(path))
+    return of_files(path, names, None, folder_of(path))
 
 
 def _open_table(path: Path | str, column: str) -> Corpus:
     table = read_table(path)
     names = column_of(table, column, path)
     if "shard" in table.column_names:
-        return _of_members(path, names, column_of(table, "shard", path), table)
-    audio = _beside(path, "audio.tar")
+        return of_members(path, names, column_of(table, "shard", path), table)
+    audio = beside(path, "audio.tar")
     if exists(audio) if isinstance(audio, str) else audio.is_file():
-        return _of_members(path, names, ["audio.tar"] * len(names), table)
-    root = _folder_of(path)
+        return of_members(path, names, ["audio.tar"] * len(names), table)
+    root = folder_of(path)
     if isinstance(root, Path) and path == find_table(root):
         home, root = root, audio_root(root)
-        corpus = _of_files(path, names, table, root)
+        corpus = of_files(path, names, table, root)
         if root.samefile(home):  # of audio elsewhere, a set may be a small part
-            others: list[str] = []
-            used = {*_own_names(corpus), os.path.basename(path), *_NOTES}
-            _say_unused(root, [n for n, _ in walk(root, others=others) if n not in used], others)
+            say_unnamed(root, corpus, os.path.basename(path))
         return corpus
-    return _of_files(path, names, table, root)
-
-
-def _own_names(corpus: Corpus) -> Iterator[str]:
-    """Of each clip the path of its file below the folder, as a listing has it."""
-    for i in range(len(corpus)):
-        yield os.path.normpath(split_excerpt(corpus.name(i))[0])
-
-
-def _of_files(
-    path: Path | str, names: list[str], table: pa.Table | None, root: Path | str
-) -> Corpus:
-    if not names:
-        raise ValueError(f"{path} names no clip; wanted one path a line")
-    sizes = np.zeros(len(names), dtype=np.int64)
-    shard = np.full(len(names), LOOSE, dtype=np.int32)
-    missing: list[int] = []
-    for i, name in enumerate(names):
-        file = _safe_path(path, name)
-        if isinstance(root, str) or is_url(file):
-            continue  # one request a clip would take hours; what is missing shows when it is used
-        if file.startswith("~"):
-            file = names[i] = in_home(file)
-        size = _size(root / file)
-        if size is None:  # a file that really is called so comes first
-            file, seconds = split_excerpt(file)
-            size = None if seconds is None else _size(root / file)
-            shard[i] = LOOSE if size is None else EXCERPT
-        if size is None:
-            missing.append(i)
-        else:
-            sizes[i] = size
-    if missing and isinstance(root, Path):
-        listing = [] if root == Path() else [name for name, _ in walk(root) if _is_sound(name)]
-        where = "" if root == Path() else f" in {root}"
-        names = _otherwise_written(path, names, missing, FileFinder(listing), where)
-        for i in missing:
-            file, seconds = split_excerpt(names[i])
-            sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
-    encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
-    return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
-
-
-def _size(file: Path) -> int | None:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        return None
-
-
-def _of_members(path: Path | str, names: list[str], shards: list[str], table: pa.Table) -> Corpus:
-    """Clips of a table that lie in tars, each row looked up in the index of its own."""
-    if not names:
-        raise ValueError(f"{path} names no clip; wanted one row each")
-    used = sorted(set(shards))
-    tars = [_beside(path, _safe_path(path, shard)) for shard in used]
-    indexes = [index_tar(tar) for tar in tars]
-    where = [
-        {os.fsdecode(name): i for i, name in enumerate(index.names.to_pylist())}
-        for index in indexes
-    ]
-    number = {shard: i for i, shard in enumerate(used)}
-    tar = np.array([number[shard] for shard in shards], dtype=np.int32)
-    row = np.full(len(names), -1, dtype=np.int64)
-    for i, name in enumerate(names):
-        row[i] = where[tar[i]].get(safe_member_name(_safe_path(path, name)) or "", -1)
-    missing = np.flatnonzero(row < 0).tolist()
-    for number_of_tar in sorted({int(tar[i]) for i in missing}):
-        mine = [i for i in missing if tar[i] == number_of_tar]
-        finder, shown = FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
-        names = _otherwise_written(path, names, mine, finder, shown)
-        row[mine] = [where[number_of_tar][names[i]] for i in mine]
-    if len(tars) > 1:
-        names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
-    entries = ArrayEntries(
-        pa.array([os.fsencode(name) for name in names], type=pa.large_binary()),
-        np.array([indexes[t].sizes[r] for t, r in zip(tar, row, strict=True)], np.int64),
-        tar,
-        np.array([indexes[t].offsets[r] for t, r in zip(tar, row, strict=True)], np.int64),
-    )
-    return Corpus(root=_folder_of(path), entries=entries, shards=tars, table=table)
-
-
-def _safe_path(path: Path | str, name: str) -> str:
-    """The name of a clip, unless it is empty, a command, or climbs out of the folder."""
-    if not name.strip() or "\x00" in name:
-        raise ValueError(f"{path} has a row without a path")
-    if is_url(name) or name.split(":", 1)[0].strip().lower() == "pipe":
-        try:
-            check_url(name)
-        except ValueError as error:
-            raise ValueError(f"{path} names a clip that cannot be: {error}") from error
-        return name
-    if isinstance(path, str) and os.path.isabs(name):
-        raise ValueError(f"{path} names {name!r}, a file of this machine; write a relative path")
-    if not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] == "..":
-        raise ValueError(
-            f"{path} names {name!r}, which leads out of its folder; write an absolute path or move "
-            f"the table"
-        )
-    return name
-
-
-def _otherwise_written(
-    path: Path | str, names: list[str], missing: list[int], finder: FileFinder, where: str
-) -> list[str]:
-    """The names with those that are not there replaced by the files that they can only mean.
-
-    Args:
-        path: of the table or list.
-        names: of all clips.
-        missing: positions of those that are not there as they are written.
-        finder: of the files there are.
-        where: they were looked for, for messages.
-
-    Raises:
-        FileNotFoundError: if some name means no file, or could mean several.
-        ValueError: if two names would be one file.
-    """
-    found = list(names)
-    lost: list[str] = []
-    for i in missing:
-        file = split_excerpt(names[i])[0]
-        meant = finder.find(file)
-        if meant is None:
-            lost.append(names[i])
-        else:
-            found[i] = meant + names[i][len(file) :]
-    if lost:
-        there = "".join(
-            f"; {len(finder.names)} files are there, such as {name!r}" for name in finder.names[:1]
-        )
-        raise FileNotFoundError(
-            f"{len(lost)} of {len(names)} files of {path} not found{where}; the first is "
-            f"{lost[0]!r}{there}"
-        )
-    first_of: dict[str, int] = {}
-    for i, name in enumerate(found):
-        other = first_of.setdefault(name, i)
-        if other != i and names[other] != names[i]:
-            raise ValueError(
-                f"{path}: {names[other]!r} and {names[i]!r} can only mean {name!r}; write each "
-                "path as the file is called"
-            )
-    _log.warning(
-        "%s: %d of %d paths are written otherwise than their files are called; the first, %r, is "
-        "taken as %r",
-        *(path, len(missing), len(names), names[missing[0]], found[missing[0]]),
-    )
-    return found
+    return of_files(path, names, table, root)

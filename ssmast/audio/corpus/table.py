@@ -20,7 +20,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,9 @@ from ssmast.audio.corpus.remote import is_url, read_whole
 from ssmast.settings import in_home
 
 METADATA = "metadata.csv"
+_SAID = b"ssmast"
+LABELS_BETWEEN = ";"
+"""Between the labels of a clip that has several."""
 _DELIMITERS = ",;\t|"
 # Other names of a column, without case, spaces and marks.
 _ALSO_CALLED = {
@@ -63,12 +66,17 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
     """
     if wanted in columns:
         return wanted
-    called = {_plain(wanted), *_ALSO_CALLED.get(wanted, ())}
-    found = [name for name in columns if _plain(name) in called]
+    called = {plain_name(wanted), *_ALSO_CALLED.get(wanted, ())}
+    found = [name for name in columns if plain_name(name) in called]
     return found[0] if len(found) == 1 else wanted
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name of a column without case, spaces and marks.
+
+    >>> plain_name("Begin Time (s)")
+    'begintimes'
+    """
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
@@ -129,6 +137,35 @@ def read_columns(path: Path | str) -> pa.Table:
         return pq.read_table(pa.BufferReader(read_whole(path)) if isinstance(path, str) else path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
+def table_of(columns: Mapping[str, Sequence[str]], said: Mapping[str, Any]) -> pa.Table:
+    """A table of text, with what its layout says of the set in the words of a task.json.
+
+    Args:
+        columns: by name, a value a clip.
+        said: label, multi_label, label_separator, classes; none has to be there.
+    """
+    arrays = {name: pa.array(values, type=pa.large_string()) for name, values in columns.items()}
+    return pa.table(arrays).replace_schema_metadata({_SAID: json.dumps(dict(said)).encode()})
+
+
+def said_of(table: pa.Table) -> dict[str, Any]:
+    """What the layout of a table says of the set; empty for a table of another origin."""
+    return json.loads((table.schema.metadata or {}).get(_SAID, b"{}"))
+
+
+def joined(labels: Iterable[str], path: Path | str) -> str:
+    """Several labels as the text of one cell.
+
+    Raises:
+        ValueError: if one holds the separator.
+    """
+    found = list(dict.fromkeys(filter(None, labels)))
+    for label in found:
+        if LABELS_BETWEEN in label and len(found) > 1:
+            raise ValueError(f"{path}: the label {label!r} holds {LABELS_BETWEEN!r}; rename it")
+    return LABELS_BETWEEN.join(found)
 
 
 def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[str]:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -80,13 +80,14 @@ class TarIndex:
     complete: bool
 
 
-def index_tar(path: Path | str) -> TarIndex:
+def index_tar(path: Path | str, *, endings: Collection[str] = SOUND_EXTENSIONS) -> TarIndex:
     """Index the sound files of an uncompressed tar by reading its headers only.
 
     Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
 
     Args:
         path: of the tar, or its URL.
+        endings: of the members to index, lower case; those of sound.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -109,12 +110,18 @@ def index_tar(path: Path | str) -> TarIndex:
         file.seek(0)
         try:
             with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
-                return _walk(path, tar, cast(BinaryIO, file), length)
+                return _walk(path, tar, cast(BinaryIO, file), length, endings)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not a tar archive: {error}") from error
 
 
-def _walk(path: Path | str, tar: tarfile.TarFile, file: BinaryIO, length: int) -> TarIndex:
+def _walk(
+    path: Path | str,
+    tar: tarfile.TarFile,
+    file: BinaryIO,
+    length: int,
+    endings: Collection[str],
+) -> TarIndex:
     names: list[bytes] = []
     offsets: list[int] = []
     sizes: list[int] = []
@@ -146,7 +153,7 @@ def _walk(path: Path | str, tar: tarfile.TarFile, file: BinaryIO, length: int) -
         name = safe_member_name(member.name)
         if name is None or not whole:
             num_refused += 1
-        elif PurePosixPath(name).suffix.lower() not in SOUND_EXTENSIONS or is_hidden(name):
+        elif PurePosixPath(name).suffix.lower() not in endings or is_hidden(name):
             num_ignored += 1
         else:
             names.append(os.fsencode(name))

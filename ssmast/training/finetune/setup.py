@@ -14,7 +14,6 @@ from ssmast.audio import (
     Corpus,
     MixedSegments,
     SegmentDataset,
-    open_corpus,
     read_audio,
 )
 from ssmast.audio.kaldi import front_end_of
@@ -24,11 +23,16 @@ from ssmast.evaluation.class_scores import main_metric
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
-from ssmast.settings import UsageError, require
+from ssmast.settings import UsageError
 from ssmast.splits import Split
 from ssmast.training.finetune.config import AUTO, SCHEDULES, FinetuneConfig, resolved
-from ssmast.training.init_weights import check_network, find_weights, read_weights
-from ssmast.training.inputs import build_log_mel, check_model, log_mel_of
+from ssmast.training.init_weights import (
+    InitialWeights,
+    check_network,
+    find_weights,
+    read_weights,
+)
+from ssmast.training.inputs import build_log_mel, check_model, front_end_like, log_mel_of
 from ssmast.training.objective import TrainingData
 from ssmast.weights import DEFAULT, FOLDER
 
@@ -107,11 +111,16 @@ def set_up(config: FinetuneConfig) -> Setup:
         config.data, config.task, labels=config.labels, held_out=config.scoring.held_out
     )
     split = found.split(config.fold)
-    corpus = open_corpus(found.folder).with_channel(config.channel)
+    corpus = found.corpus(channel=config.channel)
     found = with_trained_classes(found, split)
-    encoder = _encoder_of(config)
+    weights = _weights_of(config)
+    encoder = None if weights is None else weights.encoder
+    # The front end that weights were trained with comes with them.
+    log_mel = None if weights is None else weights.published_front_end
     if encoder is not None:
-        config = _like(config, encoder)
+        config, log_mel = _like(config, encoder), encoder.log_mel
+    if log_mel is not None:
+        config = replace(config, front_end=front_end_like(config, log_mel))
     config = replace(config, model=config.model or "mast_nano")
     check_model(config.model)
     if config.pooling_schedule and not config.model.startswith("mast_"):
@@ -122,8 +131,11 @@ def set_up(config: FinetuneConfig) -> Setup:
         config = replace(config, clips=replace(config.clips, frames=frames))
     config = sized(config, num_clips=len(split.train))
     metric = main_metric(found, config.scoring.metric)
-    # The encoder's own front end, which its weights are used to.
-    log_mel = None if encoder is None else front_end_of(encoder.log_mel.settings())
+    if log_mel is not None:
+        settings = log_mel.settings()
+        if weights is not None and weights.published_front_end is not None:
+            settings["pad_frames"] = config.clips.frames  # AST's code pads every clip
+        log_mel = front_end_of(settings)
     return Setup(
         clips=clips,
         log_mel=log_mel,
@@ -207,19 +219,19 @@ def _init_of(config: FinetuneConfig) -> str:
     return DEFAULT
 
 
-def _encoder_of(config: FinetuneConfig) -> Encoder | None:
-    """The encoder that `init` names; None where it names something else."""
+def _weights_of(config: FinetuneConfig) -> InitialWeights | None:
+    """The weights that `init` names, where they may say what they were trained with."""
     if config.init in ("none", "imagenet"):
         return None
-    folder = find_weights(config.init, config.model)
-    return read_weights(folder).encoder if folder is not None and folder.is_dir() else None
+    source = find_weights(config.init, config.model)
+    return None if source is None else read_weights(source)
 
 
 def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
-    """The settings with the encoder's own front end, and its architecture unless that is given.
+    """The settings with the encoder's architecture unless that is given.
 
     Raises:
-        UsageError: if another front end, or a network that its weights do not fit, is asked for.
+        UsageError: if a network that its weights do not fit is asked for.
     """
     source = cast(Backbone, encoder.backbone)
     model = config.model or cast(Any, source).pretrained_cfg["architecture"]
@@ -227,14 +239,7 @@ def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
     with torch.device("meta"):
         own = create_model(model, num_classes=0, input_size=source.input_size)
     check_network(source, own, init=config.init, model=model)
-    front = {k: v for k, v in encoder.log_mel.settings().items() if k not in ("mean", "std")}
-    usual = type(config.front_end)()
-    for key, theirs in front.items():
-        asked = getattr(config.front_end, key)
-        wanted = f"left to init={config.init}, whose weights were trained with {theirs}"
-        require(asked in (theirs, getattr(usual, key)), f"front_end.{key}", asked, wanted)
-    front_end = replace(config.front_end, **front)
-    return replace(config, model=model, front_end=front_end)
+    return replace(config, model=model)
 
 
 def _usual_frames(corpus: Corpus, front: Any) -> int:

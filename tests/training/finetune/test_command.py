@@ -254,6 +254,50 @@ def test_another_front_end_than_the_encoders_is_refused(tones, tmp_path, finishe
     assert "whose weights were trained with 32, got 64" in said
 
 
+def test_a_published_ast_is_fed_what_it_was_trained_on(tones, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers", reason="the reference is in the extra dev")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 9}
+    config = transformers.ASTConfig(max_length=128, intermediate_size=128, **sizes)
+    transformers.ASTForAudioClassification(config).save_pretrained(tmp_path / "ast")
+    words = [f"init={tmp_path / 'ast'}", "front_end.num_mels=128", "steps=1"]
+    capsys.readouterr()  # a bar of transformers
+    assert _run(*words, data=tones, run=tmp_path / "run") == 0
+    front = load_encoder(tmp_path / "run" / "encoder").log_mel.settings()
+    assert (front["kind"], front["f_min"], front["pad_frames"]) == ("kaldi", 20.0, 32)
+    assert (front["mean"], front["std"]) == (-4.2677393, 2 * 4.5689974)
+    found = parse(
+        FinetuneConfig, ["recipe=run"], command="test", recipes=_as_recipe(tmp_path / "run")
+    )
+    assert found is not None
+    assert (found.front_end.kind, found.front_end.n_fft) == ("kaldi", 512)
+    for word, value in (("kind=log_mel", "kaldi"), ("f_min=50", "20.0")):
+        assert _run(*words, f"front_end.{word}", data=tones, run=tmp_path / "other") == 2
+        said = capsys.readouterr().err
+        assert f"whose weights were trained with {value}" in said
+        assert said.strip().endswith(f"got {word.partition('=')[2]}".replace("50", "50.0"))
+
+
+def _as_recipe(run):
+    """A folder of recipes, in which a run's settings are called `run`."""
+    (run / "run.yaml").write_text((run / "config.yaml").read_text())
+    return run
+
+
+def test_the_front_end_of_an_encoder_wins_over_a_recipes(tones, tmp_path, finished, caplog):
+    recipe = tmp_path / "kaldi.yaml"
+    recipe.write_text("front_end: {kind: kaldi, f_min: 20, f_max: 8000}\n")
+    small = [word for word in SMALL if not word.startswith(("recipe=", "init="))]
+    words = [*small, f"recipe={recipe}", f"init={finished}", "steps=1", f"data={tones}"]
+    with caplog.at_level("INFO"):
+        assert (
+            run_command(finetune.main, [*words, f"run={tmp_path / 'run'}"], name="ssmast finetune")
+            == 0
+        )
+    assert "not the recipe's kaldi" in caplog.text
+    before, after = load_encoder(finished / "encoder"), load_encoder(tmp_path / "run" / "encoder")
+    assert after.log_mel.settings() == before.log_mel.settings()
+
+
 def test_an_ast_goes_on_from_ssasts_patches_with_overlapping_ones(tones, tmp_path, capsys):
     backbone = create_model("ssast_nano", num_classes=0, input_size=(32, 64))
     Encoder(backbone, LogMel(num_mels=32, mean=-5.0, std=4.0)).save(tmp_path / "ssast")

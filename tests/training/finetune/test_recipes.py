@@ -1,14 +1,26 @@
 """Every recipe of fine-tuning, on a miniature of the official layout of its set."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from ssmast import paper
+from ssmast.audio.kaldi import KaldiMel
+from ssmast.command import run_command
 from ssmast.evaluation import evaluate
 from ssmast.settings import parse
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.finetune.objective import FineTuning
+from ssmast.training.finetune.setup import set_up, training_items
+from ssmast.training.inputs import build_log_mel
+from ssmast.training.objective import RunFacts
+from ssmast.training.step import TrainingState
 from tests.datasets.conftest import Mini, mini
+from tests.sets import write_set
 from tests.training.finetune.test_command import SMALL, _run
 
 __all__ = ["mini"]  # a fixture
@@ -117,6 +129,39 @@ def test_every_recipe_runs_on_its_official_layout(recipe, mini, tmp_path, capsys
     assert (tmp_path / "run" / "evaluate" / "report.html").is_file()
 
 
+def test_the_papers_sets_end_in_one_table(tmp_path, capsys, caplog):
+    write_set(tmp_path / "sets" / "vggsound", num_clips=24)
+    skipped = ("recipe=", "init=")
+    small = ",".join(word for word in SMALL if not word.startswith(skipped))
+    words = [
+        str(tmp_path / "sets"), f"run={tmp_path / 'runs'}", "init=none", "models=[mast,ast]",
+        "common=[run=elsewhere]",
+    ]  # fmt: skip
+    assert run_command(paper.main, words, name="ssmast paper") == 2
+    assert "key=value words other than recipe, data" in capsys.readouterr().err
+    words[-1] = f"common=[{small},model=mast_nano,steps=1,drop_path=0]"
+    assert run_command(paper.main, words, name="ssmast paper") == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "runs" / "paper.md").read_text() == said
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in said.splitlines()[2:14]}
+    assert [cell.strip() for cell in rows["MAST"]][:3] == ["74.8", "93.1", "57.0"]
+    for model in ("MAST", "AST"):
+        cells = [cell.strip() for cell in rows[f"{model}, here"]]
+        folder = tmp_path / "runs" / f"vggsound{'' if model == 'MAST' else '_ast'}"
+        result = json.loads((folder / "test.json").read_text())
+        assert cells[:2] == ["absent"] * 2
+        assert cells[2] == f"{100 * result['mean']:.1f}"
+        assert cells[3] == f"{100 * result['numbers']['top5']:.1f}"
+        assert cells[4:] == ["absent"] * 5
+    assert "Published tables" in (tmp_path / "runs" / "report.html").read_text()
+    assert "audioset_full is absent" in caplog.text
+    assert run_command(paper.main, words, name="ssmast paper") == 0  # resumed, all is finished
+    assert capsys.readouterr().out == said
+    empty = [str(tmp_path), *words[1:]]
+    assert run_command(paper.main, empty, name="ssmast paper") == 1
+    assert "make one with `ssmast prepare`" in capsys.readouterr().err
+
+
 def test_the_recipes_hold_the_papers_settings():
     epochs = {"kinetics_sounds": 300, "epic_kitchens_100": 100, "vggsound": 50}
     epochs |= {"audioset_balanced": 50, "audioset_full": 10}
@@ -129,6 +174,35 @@ def test_the_recipes_hold_the_papers_settings():
         assert (config.model, config.optim.warmup, config.optim.min_lr) == ("mast_base", 0.0, 0.0)
         assert config.clips.balanced == (name == "audioset_full")
         assert config.labels == (["verb", "noun"] if "epic" in name else [])
+        assert isinstance(build_log_mel(config), KaldiMel)
+        assert (config.front_end.f_min, config.front_end.f_max) == (20.0, 8000.0)
+        words = [f"recipe=finetune_{name}_ast", "data=x"]
+        twin = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
+        assert twin is not None
+        assert twin == replace(config, model="ast_base", drop_path=0.0, recipe=twin.recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{name}{kind}" for name in _LAYOUTS for kind in ("", "_ast")])
+def test_every_recipe_takes_a_step_at_its_real_size(name, tmp_path):
+    """As published, but two clips in micro-batches of one, and the classes of a tiny set."""
+    data = write_set(tmp_path / "tones", num_clips=12, seconds=10.3)
+    words = [f"recipe={name}", f"data={data}", "init=none", "batch_size=2", "labels=[]"]
+    words += ["heads.lr_scale=[1]", "optim.gradient_accumulation_steps=2", "steps=10"]
+    config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
+    assert config is not None
+    setup = set_up(config)
+    front = build_log_mel(setup.config, mean=-7.0, std=4.0)
+    run = RunFacts(log_mel=front, num_clips=len(setup.clips), steps=10, data=setup)
+    state = TrainingState(FineTuning(setup.config, run), Accelerator(cpu=True))
+    items = training_items(setup, setup.clips)
+    network = state.objective.network
+    before = network.patch_embed.proj.weight.detach().clone()
+    result = state.train_step(items.collate([items[0], items[1]]))
+    assert not result.skipped
+    assert float(result.loss.loss) > 0
+    assert not torch.equal(network.patch_embed.proj.weight, before)
+    assert network.input_size == (128, setup.config.clips.frames)
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("finetune_*.yaml")), ids=lambda f: f.stem)

@@ -1,0 +1,233 @@
+"""Corpora of clips that a list or table names: each looked up in a folder or in tars."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ssmast.audio.corpus.corpus import Corpus
+from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
+from ssmast.audio.corpus.remote import check_url, is_url, join_url
+from ssmast.audio.corpus.table import TASK_FILE, FileFinder
+from ssmast.audio.corpus.tar import index_tar, safe_member_name, walk
+from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
+from ssmast.settings import in_home
+
+_log = logging.getLogger(__name__)
+
+
+def is_sound(name: str) -> bool:
+    """Whether a name has the ending of a sound file."""
+    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
+
+
+# What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
+_NOTES = (TASK_FILE, "synthetic.json")
+_said: set[str] = set()  # a command opens a folder more than once
+
+
+def say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Count what a folder holds and nothing is made of, by kind, once a process.
+
+    Args:
+        root: the folder.
+        unused: files that are no sound, or sounds that the table does not name.
+        others: hidden files and folders, links to nothing.
+    """
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
+    for name in others:
+        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+    if not kinds:
+        return
+    first = [*unused, *others][0]
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
+    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
+    if message not in _said:
+        _said.add(message)
+        _log.info("%s", message)
+
+
+def folder_of(path: Path | str) -> Path | str:
+    """The folder of a file, or the URL above it."""
+    return path.rpartition("/")[0] if isinstance(path, str) else path.parent
+
+
+def beside(path: Path | str, name: str) -> Path | str:
+    """A file in the same folder."""
+    return join_url(path.rpartition("/")[0], name) if isinstance(path, str) else path.parent / name
+
+
+def say_unnamed(root: Path, corpus: Corpus, *tables: str) -> None:
+    """Count the files of a folder that its table does not name.
+
+    Args:
+        root: the folder.
+        corpus: its clips.
+        tables: names of the tables themselves.
+    """
+    used = {os.path.normpath(split_excerpt(corpus.name(i))[0]) for i in range(len(corpus))}
+    used |= {*tables, *_NOTES}
+    others: list[str] = []
+    say_unused(root, [name for name, _ in walk(root, others=others) if name not in used], others)
+
+
+def of_files(
+    path: Path | str,
+    names: list[str],
+    table: pa.Table | None,
+    root: Path | str,
+) -> Corpus:
+    """A corpus of loose files, or excerpts of them, in the order of their names.
+
+    Args:
+        path: of the list or table, for messages.
+        names: paths, relative to `root` or absolute, URLs, or excerpts `a.wav#t=1.5,3`.
+        table: what is known of the clips, row i of clip i.
+        root: folder or URL.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if a name is a command, leads out of the folder, or there is none.
+    """
+    if not names:
+        raise ValueError(f"{path} names no clip; wanted one path a line")
+    sizes = np.zeros(len(names), dtype=np.int64)
+    shard = np.full(len(names), LOOSE, dtype=np.int32)
+    missing: list[int] = []
+    for i, name in enumerate(names):
+        file = safe_path(path, name)
+        if isinstance(root, str) or is_url(file):
+            continue  # one request a clip would take hours; what is missing shows when it is used
+        if file.startswith("~"):
+            file = names[i] = in_home(file)
+        size = _size(root / file)
+        if size is None:  # a file that really is called so comes first
+            file, seconds = split_excerpt(file)
+            size = None if seconds is None else _size(root / file)
+            shard[i] = LOOSE if size is None else EXCERPT
+        if size is None:
+            missing.append(i)
+        else:
+            sizes[i] = size
+    if missing and isinstance(root, Path):
+        listing = [] if root == Path() else [name for name, _ in walk(root) if is_sound(name)]
+        where = "" if root == Path() else f" in {root}"
+        names = _otherwise_written(path, names, missing, FileFinder(listing), where)
+        for i in missing:
+            file, seconds = split_excerpt(names[i])
+            sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
+    encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
+    return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return None
+
+
+def of_members(path: Path | str, names: list[str], shards: list[str], table: pa.Table) -> Corpus:
+    """Clips of a table that lie in tars, each row looked up in the index of its own."""
+    if not names:
+        raise ValueError(f"{path} names no clip; wanted one row each")
+    used = sorted(set(shards))
+    tars = [beside(path, safe_path(path, shard)) for shard in used]
+    indexes = [index_tar(tar) for tar in tars]
+    where = [
+        {os.fsdecode(name): i for i, name in enumerate(index.names.to_pylist())}
+        for index in indexes
+    ]
+    number = {shard: i for i, shard in enumerate(used)}
+    tar = np.array([number[shard] for shard in shards], dtype=np.int32)
+    row = np.full(len(names), -1, dtype=np.int64)
+    for i, name in enumerate(names):
+        row[i] = where[tar[i]].get(safe_member_name(safe_path(path, name)) or "", -1)
+    missing = np.flatnonzero(row < 0).tolist()
+    for number_of_tar in sorted({int(tar[i]) for i in missing}):
+        mine = [i for i in missing if tar[i] == number_of_tar]
+        finder, shown = FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
+        names = _otherwise_written(path, names, mine, finder, shown)
+        row[mine] = [where[number_of_tar][names[i]] for i in mine]
+    if len(tars) > 1:
+        names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
+    entries = ArrayEntries(
+        pa.array([os.fsencode(name) for name in names], type=pa.large_binary()),
+        np.array([indexes[t].sizes[r] for t, r in zip(tar, row, strict=True)], np.int64),
+        tar,
+        np.array([indexes[t].offsets[r] for t, r in zip(tar, row, strict=True)], np.int64),
+    )
+    return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
+
+
+def safe_path(path: Path | str, name: str) -> str:
+    """The name of a clip, unless it is empty, a command, or climbs out of the folder."""
+    if not name.strip() or "\x00" in name:
+        raise ValueError(f"{path} has a row without a path")
+    if is_url(name) or name.split(":", 1)[0].strip().lower() == "pipe":
+        try:
+            check_url(name)
+        except ValueError as error:
+            raise ValueError(f"{path} names a clip that cannot be: {error}") from error
+        return name
+    if isinstance(path, str) and os.path.isabs(name):
+        raise ValueError(f"{path} names {name!r}, a file of this machine; write a relative path")
+    if not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] == "..":
+        raise ValueError(
+            f"{path} names {name!r}, which leads out of its folder; write an absolute path or move "
+            f"the table"
+        )
+    return name
+
+
+def _otherwise_written(
+    path: Path | str, names: list[str], missing: list[int], finder: FileFinder, where: str
+) -> list[str]:
+    """The names with those that are not there replaced by the files that they can only mean.
+
+    Args:
+        path: of the table or list.
+        names: of all clips.
+        missing: positions of those that are not there as they are written.
+        finder: of the files there are.
+        where: they were looked for, for messages.
+
+    Raises:
+        FileNotFoundError: if some name means no file, or could mean several.
+        ValueError: if two names would be one file.
+    """
+    found = list(names)
+    lost: list[str] = []
+    for i in missing:
+        file = split_excerpt(names[i])[0]
+        meant = finder.find(file)
+        if meant is None:
+            lost.append(names[i])
+        else:
+            found[i] = meant + names[i][len(file) :]
+    if lost:
+        there = "".join(
+            f"; {len(finder.names)} files are there, such as {name!r}" for name in finder.names[:1]
+        )
+        raise FileNotFoundError(
+            f"{len(lost)} of {len(names)} files of {path} not found{where}; the first is "
+            f"{lost[0]!r}{there}"
+        )
+    first_of: dict[str, int] = {}
+    for i, name in enumerate(found):
+        other = first_of.setdefault(name, i)
+        if other != i and names[other] != names[i]:
+            raise ValueError(
+                f"{path}: {names[other]!r} and {names[i]!r} can only mean {name!r}; write each "
+                "path as the file is called"
+            )
+    _log.warning(
+        "%s: %d of %d paths are written otherwise than their files are called; the first, %r, is "
+        "taken as %r",
+        *(path, len(missing), len(names), names[missing[0]], found[missing[0]]),
+    )
+    return found

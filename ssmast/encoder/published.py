@@ -1,0 +1,153 @@
+"""Published ASTs: a folder or file that transformers wrote, as an encoder with its front end."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ssmast.audio.kaldi import AUDIOSET, KaldiMel
+from ssmast.encoder.folder import CONFIG, EXTRACTOR, WEIGHTS, read_json
+from ssmast.model import AST, ast_numbers, create_model, load_ast_state_dict
+
+PUBLISHED = "published AST"
+"""What the info of such an encoder calls its network."""
+
+_KIND = "audio-spectrogram-transformer"
+# AudioSet's classes: a clip has several, which the published files do not say.
+_AUDIOSET_CLASSES = 527
+
+
+class Published(NamedTuple):
+    """A published AST.
+
+    Attributes:
+        backbone: with its weights and, where the file has one, its head.
+        log_mel: front end that it was trained with.
+        info: of the encoder: the classes of its head, as a fine-tuned folder's.
+    """
+
+    backbone: AST
+    log_mel: KaldiMel
+    info: dict[str, Any]
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds an AST as transformers writes it."""
+    try:
+        return read_json(folder / CONFIG).get("model_type") == _KIND
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def read_published(source: Path) -> Published:
+    """The AST in a folder (config.json, model.safetensors) or a file of weights.
+
+    preprocessor_config.json beside the weights states the front end; without it, it is AudioSet's.
+    A file on its own must have a position table of a published size.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+        ValueError: in one sentence, if the files do not fit each other or are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder, file = (source, source / WEIGHTS) if source.is_dir() else (source.parent, source)
+    if not file.is_file():
+        raise FileNotFoundError(f"{source} has no {WEIGHTS}; wanted the safetensors of the AST")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+    if is_published(folder):
+        numbers, config = _configured(folder), read_json(folder / CONFIG)
+    else:
+        numbers, config = ast_numbers(tensors), {}
+    log_mel = _front_end(folder, numbers["input_size"])
+    width = numbers["embed_dim"]
+    name = {192: "ast_tiny", 384: "ast_small"}.get(width, "ast_base")
+    classes = _classes(tensors)
+    backbone = create_model(name, **numbers, num_classes=classes)
+    assert isinstance(backbone, AST)
+    load_ast_state_dict(backbone, tensors, source_grid=backbone.train_grid[:])
+    return Published(backbone.eval(), log_mel, _info(config, classes, frames=log_mel.pad_frames))
+
+
+def _configured(folder: Path) -> dict[str, Any]:
+    """Arguments of `create_model` of a config.json."""
+    config = {**_USUAL, **read_json(folder / CONFIG)}
+    activation, patch = config["hidden_act"], config["patch_size"]
+    if activation != "gelu":
+        raise ValueError(f"{folder / CONFIG} must have hidden_act gelu, got {activation!r}")
+    return {
+        "input_size": (config["num_mel_bins"], config["max_length"]),
+        "embed_dim": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "qkv_bias": config["qkv_bias"],
+        "patch_size": (patch, patch) if isinstance(patch, int) else tuple(patch),
+        "patch_stride": (config["frequency_stride"], config["time_stride"]),
+        "norm_eps": config["layer_norm_eps"],
+    }
+
+
+# transformers' defaults, which its files may leave out.
+_USUAL = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "patch_size": 16,
+    "qkv_bias": True, "frequency_stride": 10, "time_stride": 10, "max_length": 1024,
+    "num_mel_bins": 128,
+}  # fmt: skip
+
+
+def _front_end(folder: Path, size: tuple[int, int]) -> KaldiMel:
+    """What preprocessor_config.json states, else AudioSet's; clips padded to the model's length."""
+    mels, frames = size
+    stated = read_json(folder / EXTRACTOR) if (folder / EXTRACTOR).is_file() else {}
+    found = stated.get("num_mel_bins", mels), stated.get("max_length", frames)
+    if found != size:
+        raise ValueError(
+            f"{folder / EXTRACTOR} must have the {mels} mel bins x {frames} frames of {CONFIG}, "
+            f"got {found[0]} x {found[1]}"
+        )
+    rate = stated.get("sampling_rate", 16000)
+    # transformers' "std" is the standard deviation, by twice which it divides.
+    mean, std = stated.get("mean", AUDIOSET["mean"]), 2 * stated.get("std", AUDIOSET["std"] / 2)
+    if not stated.get("do_normalize", True):
+        mean, std = 0.0, 1.0
+    return KaldiMel(
+        sample_rate=rate, hop_length=rate // 100, num_mels=mels, f_max=rate / 2, mean=mean,
+        std=std, pad_frames=frames,
+    )  # fmt: skip
+
+
+def _classes(tensors: Mapping[str, Tensor]) -> int:
+    """Classes of the head, 0 without one."""
+    names = ("classifier.dense.weight", "mlp_head.1.weight", "module.mlp_head.1.weight")
+    return next((len(tensors[name]) for name in names if name in tensors), 0)
+
+
+def _info(config: Mapping[str, Any], classes: int, *, frames: int) -> dict[str, Any]:
+    """Facts of the encoder: that it is published, and its classes as a fine-tuned folder's."""
+    info: dict[str, Any] = {"network": PUBLISHED}
+    if not classes:
+        return info
+    stated = config.get("id2label") or {}
+    names = [str(stated.get(str(number), f"class {number}")) for number in range(classes)]
+    kind = config.get("problem_type")
+    several = kind == "multi_label_classification" or (not kind and classes == _AUDIOSET_CLASSES)
+    head = {"name": "label", "classes": names}
+    info["classifier"] = {
+        "heads": [head], "multi_label": several, "frames": frames, "max_windows": 0,
+    }  # fmt: skip
+    return info
+
+
+def window_seconds_of(published: Published) -> float:
+    """Longest window of an embedding: the columns of patches that the model has positions for."""
+    front, net = published.log_mel, published.backbone
+    frames = net.train_grid.time * net.patch_embed.stride[1]
+    return math.floor(1000 * frames * front.hop_length / front.sample_rate) / 1000
