@@ -43,11 +43,13 @@ class WindowScores(NamedTuple):
         start: first moment of each window in seconds, float64 (n,).
         stop: its end.
         scores: (n, classes of all heads), as `Classifier.embed_clips` gives them.
+        level: root mean square of each window in dB of full scale, float64 (n,); -inf for silence.
     """
 
     start: np.ndarray
     stop: np.ndarray
     scores: Tensor
+    level: np.ndarray
 
 
 class Classifier:
@@ -131,7 +133,7 @@ class Classifier:
         """Logits of the windows of each clip (S,), float32 (K, C) on the CPU."""
         starts = [self._starts(len(waveform)) for waveform in waveforms]
         windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
-        logits = self._logits(waveforms, windows, batch_seconds=batch_seconds)
+        logits, _ = self._logits(waveforms, windows, batch_seconds=batch_seconds)
         return list(logits.split([len(own) for own in starts]))
 
     def windows(
@@ -146,8 +148,8 @@ class Classifier:
             batch_seconds: audio that goes through the network at once.
         """
         starts = self._hops(len(waveform), hop_seconds)
-        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
-        return self._windows_at(starts, logits, len(waveform))
+        found = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        return self._windows_at(starts, *found, len(waveform))
 
     def windows_and_whole(
         self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
@@ -161,17 +163,23 @@ class Classifier:
         """
         along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
         starts = sorted({*along, *over})  # a long sound is read from front to back
-        logits = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        logits, levels = self._logits(
+            [waveform], [(0, s) for s in starts], batch_seconds=batch_seconds
+        )
         at = {start: row for row, start in enumerate(starts)}
         whole = log_mean_probability(logits[[at[start] for start in over]], self.outputs)
-        windows = self._windows_at(along, logits[[at[start] for start in along]], len(waveform))
+        rows = [at[start] for start in along]
+        windows = self._windows_at(along, logits[rows], levels[rows], len(waveform))
         return windows, whole.float()
 
-    def _windows_at(self, starts: list[int], logits: Tensor, samples: int) -> WindowScores:
+    def _windows_at(
+        self, starts: list[int], logits: Tensor, levels: Tensor, samples: int
+    ) -> WindowScores:
         scores = torch.stack([log_mean_probability(row[None], self.outputs) for row in logits])
         first = np.array(starts)
         last = np.minimum(first + self.log_mel.samples(self.frames), samples)
-        return WindowScores(first / self.sample_rate, last / self.sample_rate, scores.float())
+        rate = self.sample_rate
+        return WindowScores(first / rate, last / rate, scores.float(), levels.numpy())
 
     def _hops(self, samples: int, hop_seconds: float) -> list[int]:
         """First sample of each window along a clip; the last one ends where the clip ends."""
@@ -201,8 +209,11 @@ class Classifier:
         windows: Sequence[tuple[int, int]],
         *,
         batch_seconds: float,
-    ) -> Tensor:
-        """Logits (n, C) of windows (clip, first sample); those of like length go together."""
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, C) of windows (clip, first sample) and their levels in dB, float64 (n,).
+
+        Those of like length go together.
+        """
         length = self.log_mel.samples(self.frames)
         device = self.log_mel.filterbank.device
         size = max(1, int(batch_seconds / self.window_seconds))
@@ -211,6 +222,7 @@ class Classifier:
         # long file can be read meanwhile.
         order = sorted(range(len(windows)), key=lambda index: -samples[index])
         logits: list[Tensor] = [torch.empty(0)] * len(windows)
+        levels = torch.zeros(len(windows), dtype=torch.float64)
         with evaluating(self.network):
             for at in range(0, len(order), size):
                 part = order[at : at + size]
@@ -220,6 +232,8 @@ class Classifier:
                     clip, start = windows[index]
                     window = waveforms[clip][start : start + length]
                     row[: samples[index]] = torch.as_tensor(window, device="cpu")
+                    power = row[: samples[index]].double().square().mean()
+                    levels[index] = 10 * power.log10()
                 log_mel, frames = window_log_mels(
                     self.log_mel,
                     batch.to(device),
@@ -231,7 +245,7 @@ class Classifier:
                 found = found.float().cpu()
                 for index, row in zip(part, found, strict=True):
                     logits[index] = row
-        return torch.stack(logits)
+        return torch.stack(logits), levels
 
 
 def window_log_mels(

@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": ("ssmast.retrieval.embed_files", "compute embeddings of files (.npz, .parquet)"),
     "index": ("ssmast.retrieval.index", "build a search index of files or embeddings"),
     "search": ("ssmast.retrieval.search", "find the sounds in an index nearest to a sound"),
+    "map": ("ssmast.retrieval.map_files", "draw a map of a folder's sounds; its points play"),
     "export": ("ssmast.export", "write a run's encoder: folder, model card, ONNX, the Hub"),
     "cluster": ("ssmast.evaluation.cluster_task", "score an encoder by clusters, and map them"),
     "report": ("ssmast.report", "write one HTML page about runs and results"),

@@ -3,28 +3,35 @@
     ssmast predict a.wav b.mp3 encoder=runs/tuned/encoder
     ssmast predict *.flac encoder=runs/tuned top=3 hop=0.5 format=csv > classes.csv
 
+    ssmast predict recordings/ encoder=runs/tuned format=raven out=tables threshold=0.5 merge=true
+
 A file is cut into windows as long as those of the training, `hop` seconds apart. Text has the
-whole file first, then window by window. A file that cannot be read is named in a warning, and the
-exit status is then 1.
+whole file first, then window by window. What is known is written at once, file by file. With raven
+and audacity, `out` is a folder that gets a table for each sound, or one .txt file. A file that
+cannot be read is named in a warning, and the exit status is then 1.
 """
 
 import csv
-import io
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
+from ssmast.audio.corpus.tar import walk
 from ssmast.audio.decode import label_of
-from ssmast.audio.read import Excerpt
+from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
 from ssmast.classifier import Classifier, Outputs, load_classifier
+from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer
 from ssmast.files import check_output
+from ssmast.progress import Progress
 from ssmast.settings import (
     CHANNEL,
     NETWORK_PRECISIONS,
@@ -39,7 +46,7 @@ from ssmast.settings import (
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("text", "json", "csv")
+FORMATS = ("text", "json", "csv", *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +56,36 @@ class PredictConfig(Settings):
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
     channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    top: int = setting(5, "classes printed for each head; 0: all", range="[0, inf)")
+    top: int = setting(
+        -1,
+        "classes of each head; 0: all; -1: 5, with merge, raven and audacity 1",
+        range="[-1, inf)",
+    )
     hop: float = setting(
         0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
     )
-    threshold: float = setting(0.0, "leave out classes of a lower probability", range="[0, 1]")
-    format: str = setting("text", "format of the output", choices=FORMATS)
-    out: str = setting("", "file to write; empty: the terminal")
+    threshold: float = setting(
+        0.0,
+        f"leave out classes of a lower probability; a window without one is {NONE!r}",
+        range="[0, 1]",
+    )
+    background: list[str] = setting(
+        [], f"classes of no interest, such as [noise,silence]: a window of one is {NONE!r}"
+    )
+    min_level: float = setting(
+        0.0,
+        f"dB of full scale (such as -60) below which a window is {NONE!r}; 0: no such limit",
+        range="(-inf, 0]",
+    )
+    merge: bool = setting(False, "make one span of windows of the same class that overlap or touch")
+    format: str = setting(
+        "text",
+        "format of the output; raven: selection tables, audacity: label tracks",
+        choices=FORMATS,
+    )
+    out: str = setting(
+        "", "file to write, or with raven and audacity a folder; empty: the terminal"
+    )
     batch_seconds: float = setting(
         20.0, "seconds of audio that go through the network at once", range="[0, inf)"
     )
@@ -72,29 +102,105 @@ def main(argv: list[str]) -> int:
         return 0
     if not files:
         raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
-    if config.out and not Path(config.out).absolute().parent.is_dir():
+    is_folder = config.format in TABLES and not config.out.endswith(".txt")
+    if config.out and not is_folder and not Path(config.out).absolute().parent.is_dir():
         raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
     if config.out:
-        check_output(config.out)
+        check_output(config.out, folder=is_folder)
+    files = list(_sounds_in(files))
+    if config.format == "audacity" and len(files) > 1 and (not config.out or not is_folder):
+        raise UsageError(
+            "an Audacity label track is of one sound; give out=FOLDER, which gets one for each"
+        )
     if config.out and any(Path(file).resolve() == Path(config.out).resolve() for file in files):
         raise UsageError(f"out={config.out} is one of the files to classify; give another name")
     classifier = load_classifier(config.encoder, precision=config.precision)
+    unknown = {*config.background} - {name for _, classes in classifier.outputs.heads
+                                      for name in classes}  # fmt: skip
+    if unknown:
+        raise UsageError(f"background={sorted(unknown)} are no classes of {config.encoder}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.network.to(device)
     classifier.log_mel.to(device)
-    predictions, failed = [], 0
-    for file in files:
-        try:
-            predictions.append(predict_file(classifier, file, config))
-        except (AudioError, OSError) as error:
-            failed += 1
-            logger.warning("%s", error)
-    text = {"text": as_text, "json": as_json, "csv": as_csv}[config.format](predictions)
-    if config.out:
-        Path(config.out).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    failed = 0
+    with (
+        _opened(config) as write,
+        Progress("classifying", total=len(files), enabled=bool(config.out)) as progress,
+    ):
+        for file in files:
+            try:
+                write(predict_file(classifier, file, config))
+            except (AudioError, OSError) as error:
+                failed += 1
+                logger.warning("%s", error)
+            progress.advance(1)
+    if failed:
+        logger.warning("%d of %d files could not be classified", failed, len(files))
     return 1 if failed else 0
+
+
+def _sounds_in(names: Sequence[str]) -> Iterator[str]:
+    """The files named, and of folders the sounds at any depth, sorted.
+
+    Raises:
+        UsageError: if a folder holds none.
+    """
+    for name in names:
+        if not Path(name).is_dir():
+            yield name
+            continue
+        below = [one for one, _ in walk(Path(name))]
+        sounds = [one for one in below if Path(one).suffix.lower() in SOUND_EXTENSIONS]
+        if not sounds:
+            raise UsageError(f"{name} holds no sound; wanted files such as .wav or .flac in it")
+        yield from (str(Path(name) / one) for one in sounds)
+
+
+@contextmanager
+def _opened(config: PredictConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What takes the prediction of one file after the other and writes each at once."""
+    if config.out and config.format in TABLES:
+        to_table = tables_writer(config.format, config.out)
+        yield lambda found: to_table(found["file"], as_events(found, config))
+        return
+    with (
+        open(config.out, "w", encoding="utf-8", newline="")
+        if config.out
+        else nullcontext(sys.stdout)
+    ) as opened:
+        yield from _writing(config, opened)
+
+
+def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The same for one stream, with what stands before and after all of them."""
+    files = events = 0
+
+    def write(found: dict[str, Any]) -> None:
+        nonlocal files, events
+        match config.format:
+            case "text":
+                to.write(as_text(found))
+            case "json":
+                text = json.dumps(found, indent=1).replace("\n", "\n ")
+                to.write(f"{',' if files else ''}\n {text}")
+            case "csv":
+                csv.writer(to, lineterminator="\n").writerows(csv_rows(found))
+            case "raven":
+                new = as_events(found, config)
+                to.write(raven_table(new, header=not files, first=events + 1))
+                events += len(new)
+            case _:
+                to.write(audacity_labels(as_events(found, config)))
+        files += 1
+        to.flush()
+
+    if config.format == "csv":
+        to.write("file,start,stop,head,class,probability\n")
+    if config.format == "json":
+        to.write("[")
+    yield write
+    if config.format == "json":
+        to.write("\n]\n" if files else "]\n")
 
 
 def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> dict[str, Any]:
@@ -107,20 +213,54 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     found, whole = classifier.windows_and_whole(
         waveform, hop_seconds=config.hop, batch_seconds=seconds
     )
-    windows = [
-        {
-            "start": round(float(start), 3),
-            "stop": round(float(stop), 3),
-            "classes": top_classes(scores, classifier.outputs, config),
-        }
-        for start, stop, scores in zip(*found, strict=True)
-    ]
+    windows = []
+    for start, stop, scores, level in zip(*found, strict=True):
+        is_quiet = bool(config.min_level) and level < config.min_level
+        classes = [] if is_quiet else top_classes(scores, classifier.outputs, config)
+        windows.append(
+            {"start": round(float(start), 3), "stop": round(float(stop), 3), "classes": classes}
+        )
+    if config.merge:
+        windows = _merged(windows)
     return {
         "file": label_of(file, None),
         "seconds": round(len(waveform) / classifier.sample_rate, 3),
         "classes": top_classes(whole, classifier.outputs, config),
         "windows": windows,
     }
+
+
+def _merged(windows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spans in place of windows, one class each; those of no class are spans as well."""
+    events = [
+        Event(
+            row.get("head", ""), window["start"], window["stop"], row["class"], row["probability"]
+        )
+        for window in windows
+        for row in window["classes"] or [{"class": "", "probability": 0.0}]
+    ]
+    spans = []
+    for event in sorted(merged(events), key=lambda event: (event.start, event.file)):
+        row = {"class": event.label, "probability": event.score}
+        row = {"head": event.file, **row} if event.file else row
+        classes = [row] if event.label else []
+        spans.append({"start": event.start, "stop": event.stop, "classes": classes})
+    return spans
+
+
+def as_events(found: dict[str, Any], config: PredictConfig) -> list[Event]:
+    """What was found in a file, without the windows that are none of the classes."""
+    return [
+        Event(
+            found["file"],
+            window["start"],
+            window["stop"],
+            f"{row['head']}: {row['class']}" if "head" in row else row["class"],
+            row["probability"],
+        )
+        for window in found["windows"]
+        for row in window["classes"]
+    ]
 
 
 def _open(file: str, sample_rate: int, channel: str) -> Tensor | LongSound:
@@ -134,48 +274,43 @@ def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list
     Args:
         scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
         outputs: what they mean.
-        config: how many of them, and from which probability on.
+        config: how many of them, and from which probability on. Where the likeliest is one of the
+            background, there is none.
     """
     rows = []
+    few = config.merge or config.format in TABLES
+    top = (1 if few else 5) if config.top < 0 else config.top
     for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):
         chances = own.sigmoid() if outputs.multi_label else own.exp()
-        best = chances.topk(min(config.top or len(classes), len(classes)))
+        if classes[int(chances.argmax())] in config.background:
+            continue
+        best = chances.topk(min(top or len(classes), len(classes)))
         for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            if chance >= config.threshold:
+            if chance >= config.threshold and classes[index] not in config.background:
                 row = {"class": classes[index], "probability": round(chance, 6)}
                 rows.append({"head": head, **row} if len(outputs.heads) > 1 else row)
     return rows
 
 
-def as_text(predictions: list[dict[str, Any]]) -> str:
+def as_text(found: dict[str, Any]) -> str:
     """For people: a block a file."""
-    lines = []
-    for found in predictions:
-        lines.append(f"{found['file']}  ({found['seconds']:.2f} s)")
-        lines += [f"  {_line(row)}" for row in found["classes"]]
-        if len(found["windows"]) > 1:
-            for window in found["windows"]:
-                named = ", ".join(_line(row) for row in window["classes"])
-                lines.append(f"  {window['start']:8.2f} - {window['stop']:8.2f} s  {named}")
+    lines = [f"{found['file']}  ({found['seconds']:.2f} s)"]
+    lines += [f"  {_line(row)}" for row in found["classes"]]
+    if len(found["windows"]) > 1 or not found["classes"]:
+        for window in found["windows"]:
+            named = ", ".join(_line(row) for row in window["classes"]) or NONE
+            lines.append(f"  {window['start']:8.2f} - {window['stop']:8.2f} s  {named}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def as_json(predictions: list[dict[str, Any]]) -> str:
-    """One list."""
-    return json.dumps(predictions, indent=1) + "\n"
-
-
-def as_csv(predictions: list[dict[str, Any]]) -> str:
-    """One row a window and class: file,start,stop,head,class,probability."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "start", "stop", "head", "class", "probability"])
-    for found in predictions:
-        for window in found["windows"]:
-            place = [found["file"], window["start"], window["stop"]]
-            for row in window["classes"]:
-                writer.writerow([*place, row.get("head", ""), row["class"], row["probability"]])
-    return buffer.getvalue()
+def csv_rows(found: dict[str, Any]) -> list[list[Any]]:
+    """One row a window and class; of a window that is none of them one without a probability."""
+    return [
+        [found["file"], window["start"], window["stop"], row.get("head", ""), *of_class]
+        for window in found["windows"]
+        for row in window["classes"] or [{}]
+        for of_class in [[row["class"], row["probability"]] if row else [NONE, ""]]
+    ]
 
 
 def _line(row: dict[str, Any]) -> str:

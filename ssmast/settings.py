@@ -188,7 +188,7 @@ def to_words(settings: Any) -> list[str]:
     """The `key=value` words that make these settings out of the defaults."""
     keys = flat_fields(type(settings))
     values = {name: operator.attrgetter(name)(settings) for name in keys}
-    return [f"{k}={_as_text(v)}" for k, v in values.items() if v != keys[k].default]
+    return [f"{k}={to_word(v)}" for k, v in values.items() if v != keys[k].default]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -295,6 +295,8 @@ def _is_name(word: str, keys: Mapping[str, Key]) -> bool:
     """Whether a word is neither a key nor a flag, but names something."""
     if not word.startswith("-") and "=" not in word:
         return True
+    if word.partition("=")[0].endswith("#t"):  # a part of a file: FILE#t=START,STOP
+        return True
     return word.partition("=")[0] not in {*keys, "recipe"} and os.path.exists(word)
 
 
@@ -372,7 +374,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if kind == list[str] and isinstance(value, str) and value and "," not in value:
         return [value]  # labels=species
     if kind is str and isinstance(value, list):
-        return _as_text(value)  # a mixture written out in a recipe: text as on a command line
+        return to_word(value)  # a mixture written out in a recipe: text as on a command line
     if kind is bool and isinstance(value, bool):
         return value
     # YAML reads yes, no, on and off as truth values: which word it was is lost.
@@ -397,7 +399,7 @@ def _made(schema: type[Schema], values: dict[str, Any], prefix: str = "") -> Sch
     return schema(**found)
 
 
-def _as_text(value: Any) -> str:
+def to_word(value: Any) -> str:
     """A value as a word of the command line holds it."""
     if value is None or isinstance(value, str):
         return AUTO if value is None else value
@@ -478,7 +480,7 @@ def _help(schema: type, *, usage: str, description: str) -> str:
         kind = _type_name(key).partition(" such as")[0].removeprefix("a ")
         if key.wanted:
             kind = key.wanted if key.choices else f"{kind.partition(' or ')[0]}, {key.wanted}"
-        default = "" if key.default in ("", []) else f"; default {_as_text(key.default)}"
+        default = "" if key.default in ("", []) else f"; default {to_word(key.default)}"
         facts = f"[{kind}{'; required' if key.required else default}]"
         wrapper.initial_indent = f"  {name}  ".ljust(margin)
         lines += wrapper.wrap(f"{key.help} {facts}")

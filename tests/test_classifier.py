@@ -199,3 +199,45 @@ def test_a_short_clip_is_seen_without_silence_around_it(folder):
         with torch.no_grad():
             alone = classifier.network(classifier.log_mel(clip[None]))
         torch.testing.assert_close(rows, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_predict_writes_tables_of_a_folder_for_raven_and_audacity(folder, sounds, tmp_path, capsys):
+    words = [str(tmp_path), f"encoder={folder}", "merge=true"]
+    assert run_command(predict, [*words, "format=raven"], name="predict") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+    assert {row["Begin Path"] for row in rows} == set(sounds)
+    assert [int(row["Selection"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert {row["Label"].partition(": ")[0] for row in rows} == {"verb", "noun"}
+    out = tmp_path / "tables"
+    assert run_command(predict, [*words, "format=audacity", f"out={out}"], name="predict") == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["a=0.wav.labels.txt", "a=1.wav.labels.txt"]
+    verbs = [line.split("\t") for line in (out / names[1]).read_text().splitlines()]
+    verbs = [line for line in verbs if line[2].startswith("verb")]
+    assert (float(verbs[0][0]), float(verbs[-1][1])) == (0, 1)  # windows overlap: no gap
+    assert run_command(predict, [*words, "format=audacity"], name="predict") == 2
+    assert "label track is of one sound; give out=FOLDER" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run_command(predict, [str(empty), f"encoder={folder}"], name="predict") == 2
+    assert "holds no sound" in capsys.readouterr().err
+
+
+def test_a_window_can_be_none_of_the_classes(folder, tmp_path, capsys):
+    half = np.concatenate([np.zeros(16000), 0.1 * np.random.default_rng(0).normal(size=16000)])
+    file = tmp_path / "half.wav"
+    soundfile.write(file, half, 16000)
+    words = [str(file), f"encoder={folder}", "format=csv", "merge=true"]
+    assert run_command(predict, [*words, "min_level=-60"], name="predict") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    none = [row for row in rows if row["class"] == "none of these"]
+    assert [(row["start"], row["probability"]) for row in none] == [("0.0", "")]
+    assert 0.69 < float(none[0]["stop"]) <= 1.0
+    for further in ("threshold=1", "background=[cut,wash,pan,lid]"):
+        assert run_command(predict, [*words, further], name="predict") == 0
+        (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+        assert (row["start"], row["stop"], row["class"]) == ("0.0", "2.0", "none of these")
+    assert run_command(predict, [*words, "background=[fish]"], name="predict") == 2
+    assert "background=['fish'] are no classes of" in capsys.readouterr().err
+    found = load_classifier(folder).windows(torch.full((16000,), 0.1))
+    assert found.level == pytest.approx(np.full(len(found.level), -20.0))

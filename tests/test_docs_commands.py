@@ -181,7 +181,14 @@ def place(tmp_path_factory):
         envelope = np.abs(np.sin(np.arange(16000) / 16000 * (3 + number)))
         noise = 0.1 * generator.standard_normal(16000) * envelope
         soundfile.write(place / "FOLDER" / f"{number}.wav", noise, 16000)
-    soundfile.write(place / "clip.wav", noise, 16000)
+        for name in ("low", "high"):  # two classes, of eight clips each
+            folder = place / "FOLDER_OF_CLASSES" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            pitch = {"low": 300, "high": 2500}[name] * (1 + number / 80)
+            tone = 0.2 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)
+            soundfile.write(folder / f"{number}.wav", tone + noise[:8000], 16000)
+    for name in ("clip", "NEW"):
+        soundfile.write(place / f"{name}.wav", noise, 16000)
     soundfile.write(place / "QUERY.wav", noise, 16000)
     return place
 
@@ -189,14 +196,16 @@ def place(tmp_path_factory):
 def test_the_quick_commands_of_the_readme_run_in_their_order(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    quick = r"ssmast (prepare FOLDER|embed|index|search|show-views|describe|--help)"
+    quick = r"ssmast (prepare FOLDER|fit|predict|embed|index|search|show-views|describe|--help)"
     ran = []
     for line in lines:
         if re.match(quick, line):
             words = words_of(line)[1:]
             assert main(words) == 0, capsys.readouterr().err
             ran.append(words[0])
-    assert {"prepare", "embed", "index", "search", "show-views", "--help"} <= set(ran)
+    assert {"prepare", "fit", "predict", "embed", "index", "search", "show-views", "--help"} <= set(
+        ran
+    )
     for made in ("e.npz", "index", "corpus/manifest.parquet", "views.png"):
         assert (place / made).exists()
     assert "7.wav" in capsys.readouterr().out  # the query's own sound comes first

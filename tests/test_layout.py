@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ssmast"
 # command.
 BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
 ENCODER = {"encoder", "classifier"}
-RESULTS = {"audio", "model", "evaluation"} | ENCODER | BASE
+RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
     "files": set(),
@@ -32,13 +32,14 @@ MAY_SEE = {
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
-    "evaluation": {"audio", "model"} | ENCODER | BASE,
+    "evaluation": {"audio", "model", "events"} | ENCODER | BASE,
     "report": RESULTS,
     "retrieval": RESULTS,
     "training": {"contrastive", "report"} | RESULTS,
     "compare": {"training", "report"} | RESULTS,
+    "events": {"files"},
     "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
-    "predict": {"audio", "classifier"} | BASE,
+    "predict": {"audio", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
@@ -159,7 +160,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (20, 86), "evaluation": (25, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (20, 86), "evaluation": (26, 79), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

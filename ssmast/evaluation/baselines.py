@@ -21,6 +21,13 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
 from ssmast.encoder.pooling import layers_to_try, poolings_to_try
 from ssmast.evaluation.embed import Embedder
+from ssmast.evaluation.foreign import (
+    TimmEncoder,
+    TransformersEncoder,
+    foreign_variants,
+    is_foreign,
+    load_foreign,
+)
 from ssmast.evaluation.protocols import Protocol as ProbeProtocol
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
@@ -258,7 +265,7 @@ def make_columns(
     """What is scored; the first is the one asked for.
 
     Args:
-        encoder: folder, Hub name, log_mel or random_conv.
+        encoder: folder, Hub name, log_mel, random_conv, or one of another program (`foreign.py`).
         protocol: decides pooling and layers that are left open.
         pooling: empty for the protocol's or the encoder's own, "best" to try all.
         layers: the same.
@@ -273,12 +280,19 @@ def make_columns(
     """
     if encoder in UNTRAINED:
         return [_without_weights(encoder, device)]
-    loaded = load_encoder(encoder, precision=precision).to(device).eval()
-    wanted = pooling or protocol.pooling, layers or protocol.layers
-    columns = [_column("pretrained", loaded, *wanted)]
+    if is_foreign(encoder):
+        columns = _foreign_columns(
+            *(encoder, protocol, pooling, layers), twin=baselines != "false", seed=seed,
+            device=device,
+        )  # fmt: skip
+    else:
+        loaded = load_encoder(encoder, precision=precision).to(device).eval()
+        wanted = pooling or protocol.pooling, layers or protocol.layers
+        columns = [_column("pretrained", loaded, *wanted)]
+        if baselines != "false":
+            twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
+            columns.append(replace(twin, is_twin=True))
     if baselines != "false":
-        twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
-        columns.append(replace(twin, is_twin=True))
         columns.append(_without_weights("log_mel", device))
     if baselines == "all":
         columns.append(_without_weights("random_conv", device))
@@ -288,6 +302,21 @@ def make_columns(
 def _without_weights(name: str, device: torch.device) -> Column:
     embedder = UNTRAINED[name]().to(device)
     return Column(name, [embedder], embedder.sha256)
+
+
+def _foreign_columns(
+    encoder: str, protocol: ProbeProtocol, pooling: str, layers: str, *, twin: bool, seed: int,
+    device: torch.device,
+) -> list[Column]:  # fmt: skip
+    """An encoder of another program, and itself untrained where its class can be made anew."""
+    loaded = load_foreign(encoder).to(device)
+    if not layers and isinstance(loaded, TransformersEncoder):
+        layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
+    columns = [Column("pretrained", foreign_variants(loaded, pooling, layers), loaded.sha256)]
+    if twin and isinstance(loaded, TimmEncoder | TransformersEncoder):
+        fresh = loaded.untrained(seed).to(device)
+        columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
+    return columns
 
 
 def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:

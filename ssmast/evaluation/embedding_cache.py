@@ -27,23 +27,27 @@ class Embeddings:
         rows: number of each in the corpus, increasing, int64 (n,).
         rejected: (name, reason) of the others.
         seen: of a part of them, the rows it was made from.
+        spans: of windows of clips, start and stop of each in seconds, float64 (n, 2); else None.
     """
 
     values: Tensor
     rows: NDArray[np.int64]
     rejected: list[tuple[str, str]]
     seen: list[int] = field(default_factory=list)
+    spans: NDArray[np.float64] | None = None
 
 
 def joined(parts: Sequence[Embeddings], *, dim: int) -> Embeddings:
     """Several put together, in the order of the corpus; none give no vectors (0, `dim`)."""
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows for part in parts)])
-    order = np.argsort(rows)
+    order = np.argsort(rows, kind="stable")  # the windows of a clip stay in their order
+    spans = [part.spans for part in parts if part.spans is not None]
     values = torch.cat([torch.zeros(0, dim), *(part.values for part in parts)])
     return Embeddings(
         values=values[torch.from_numpy(order)],
         rows=rows[order],
         rejected=[entry for part in parts for entry in part.rejected],
+        spans=np.concatenate(spans)[order] if spans else None,
     )
 
 
@@ -107,8 +111,11 @@ def store(file: Path, found: Embeddings, seen: Sequence[int] = ()) -> None:
     from safetensors.torch import save_file
 
     with replacing(file) as partial:
+        tensors = {"values": found.values, "rows": torch.from_numpy(found.rows)}
+        if found.spans is not None:
+            tensors["spans"] = torch.from_numpy(found.spans)
         save_file(
-            {"values": found.values, "rows": torch.from_numpy(found.rows)},
+            tensors,
             partial,
             metadata={"rejected": json.dumps(found.rejected), "seen": json.dumps(list(seen))},
         )
@@ -122,12 +129,13 @@ def load(file: Path) -> Embeddings | None:
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+            metadata, names = opened.metadata() or {}, list(opened.keys())
             rejected, seen = (
                 json.loads(metadata["rejected"]),
                 json.loads(metadata.get("seen", "[]")),
             )
             values, rows = opened.get_tensor("values"), opened.get_tensor("rows")
+            spans = opened.get_tensor("spans").numpy() if "spans" in names else None
     except (SafetensorError, KeyError, ValueError) as error:
         logger.warning("%s is damaged (%s); embedding again", file, error)
         return None
@@ -136,4 +144,5 @@ def load(file: Path) -> Embeddings | None:
         rows=rows.numpy(),
         rejected=[(name, reason) for name, reason in rejected],
         seen=seen,
+        spans=spans,
     )

@@ -2,8 +2,11 @@
 
     ssmast evaluate encoder=runs/mine/encoder data=SET
     ssmast evaluate encoder=runs/mine data=SETS task=esc50 fold=2 part=valid out=scores
+    ssmast evaluate encoder=runs/mine data=RECORDINGS events=true hop=0.5 threshold=0.5
 
-It writes a JSON file and report.html to `out`, and prints the table of classes.
+It writes a JSON file and report.html to `out`, and prints the table of classes. With `events`, the
+clips of the set are spans of recordings: these are classified window by window, neighbours of one
+class make an event, and events are scored by onset and offset (events.json in `out`).
 """
 
 import logging
@@ -15,10 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import Corpus
+from ssmast.audio import AudioError, Corpus, LongSound, open_audio
+from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.classifier import Classifier, load_classifier
 from ssmast.evaluation.class_scores import (
     classes_table,
@@ -32,7 +37,8 @@ from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
-from ssmast.files import check_output
+from ssmast.events import Event, EventScores, merged, score_events
+from ssmast.files import check_output, write_json
 from ssmast.report import write_report
 from ssmast.settings import (
     CHANNEL,
@@ -41,6 +47,7 @@ from ssmast.settings import (
     Settings,
     parse,
     setting,
+    to_dict,
     to_words,
     wants_dry_run,
 )
@@ -67,6 +74,21 @@ class EvaluateConfig(Settings):
         range="(0, 1)",
     )
     metric: str = setting("", "metric that the report begins with; empty: by the labels")
+    events: bool = setting(
+        False, "score events in the recordings whose spans the clips are, by onset and offset"
+    )
+    hop: float = setting(
+        0.0, "of events: seconds from window to window; 0: half a window", range="[0, inf)"
+    )
+    threshold: float = setting(
+        0.5, "of events: least probability of a class in a window", range="[0, 1]"
+    )
+    background: list[str] = setting([], "of events: classes that are none, such as [noise]")
+    collar: float = setting(
+        0.2,
+        "of events: seconds that an onset may be off; offsets also by half the event",
+        range="(0, inf)",
+    )
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
@@ -213,10 +235,17 @@ def main(argv: list[str]) -> int:
     state = process_state()
     classifier.network.to(state.device)
     classifier.log_mel.to(state.device)
+    corpus = labelled.corpus(channel=config.channel)
+    if config.events:
+        if state.is_main:
+            found = evaluate_events(classifier, labelled, corpus, positions, config)
+            write_json(_out(config) / "events.json", {**to_dict(config), **found._asdict()})
+            sys.stdout.write(_events_text(found))
+        return 0
     scored = part_scores(
         classifier,
         labelled,
-        labelled.corpus(channel=config.channel),
+        corpus,
         positions,
         title=f"{labelled.spec.name}, {config.part}",
         workers=config.workers,
@@ -237,6 +266,104 @@ def main(argv: list[str]) -> int:
         notes = "".join(f"{note}\n" for note in result_notes(result))
         sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n{notes}")
     return 0
+
+
+def evaluate_events(
+    classifier: Classifier,
+    labelled: LabelledSet,
+    corpus: Corpus,
+    positions: NDArray[np.int64],
+    config: EvaluateConfig,
+) -> EventScores:
+    """Onset and offset scores of the recordings that some clips are spans of.
+
+    Args:
+        classifier: with the heads of the set.
+        labelled: the set, whose clips are spans.
+        corpus: of the set's folder.
+        positions: of the clips in the set (n,).
+        config: window hop, threshold, background classes, collar.
+
+    Raises:
+        ValueError: if a clip is no span, or spans of one recording are in other parts too.
+    """
+    names = [corpus.name(int(row)) for row in labelled.rows]
+    chosen = {split_excerpt(names[position])[0] for position in positions}
+    truth = []
+    for position, name in enumerate(names):
+        file, span = split_excerpt(name)
+        if file not in chosen:
+            continue
+        if span is None:
+            raise ValueError(
+                f"events=true needs clips that are spans of recordings; {name} is a whole file"
+            )
+        if position not in positions:
+            raise ValueError(
+                f"{file} has spans in part={config.part} and in another; split by recording, with "
+                "a split or fold column that is the same for all spans of a file"
+            )
+        for head, sets in zip(labelled.heads, labelled.label_sets, strict=True):
+            labels = [_event_label(classifier, head.name, label) for label in sets[position]]
+            truth += [Event(file, *span, label) for label in labels]
+    predicted, failed = [], 0
+    sources = {split_excerpt(names[p])[0]: corpus.source(int(labelled.rows[p])) for p in positions}
+    for file, source in sorted(sources.items()):
+        assert isinstance(source, Excerpt)
+        try:
+            whole = Excerpt(source.source, channel=config.channel)
+            sound = open_audio(whole, sample_rate=classifier.sample_rate)
+            sound = sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
+            windows = classifier.windows(
+                sound, hop_seconds=config.hop or classifier.window_seconds / 2
+            )
+        except (AudioError, OSError) as error:
+            failed += 1
+            logger.warning("left out: %s", error)
+            truth = [event for event in truth if event.file != file]
+            continue
+        for start, stop, scores, _ in zip(*windows, strict=True):
+            found = _labels_in(classifier, scores, config)
+            predicted += [Event(file, start, stop, *one) for one in found]
+    background = {_event_label(classifier, head.name, name)
+                  for head in labelled.heads for name in config.background}  # fmt: skip
+    truth = [event for event in truth if event.label not in background]
+    if failed:
+        logger.warning("%d of %d recordings are left out", failed, len(sources))
+    return score_events(truth, merged(predicted), collar=config.collar)
+
+
+def _event_label(classifier: Classifier, head: str, label: str) -> str:
+    return label if len(classifier.outputs.heads) == 1 else f"{head}: {label}"
+
+
+def _labels_in(
+    classifier: Classifier, scores: Tensor, config: EvaluateConfig
+) -> list[tuple[str, float]]:
+    """Labels of a window with their probabilities."""
+    found = []
+    outputs = classifier.outputs
+    for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):
+        chances = own.sigmoid() if outputs.multi_label else own.exp()
+        numbers = range(len(classes)) if outputs.multi_label else [int(chances.argmax())]
+        found += [
+            (_event_label(classifier, head, classes[number]), float(chances[number]))
+            for number in numbers
+            if chances[number] >= config.threshold and classes[number] not in config.background
+        ]
+    return found
+
+
+def _events_text(found: EventScores) -> str:
+    lines = ["event                            F1  precision  recall  events"]
+    for name, row in found.classes.items():
+        rates = f"{100 * row['f1']:6.1f} {100 * row['precision']:10.1f} {100 * row['recall']:7.1f}"
+        lines.append(f"{name[:28]:<28} {rates} {int(row['n']):7d}")
+    lines.append(
+        f"all events: F1 {100 * found.f1:.1f} %, precision {100 * found.precision:.1f} %, recall "
+        f"{100 * found.recall:.1f} %; mean F1 of the classes {100 * found.mean_f1:.1f} %"
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def plain_numbers(numbers: dict[str, float]) -> dict[str, float | None]:

@@ -56,6 +56,28 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     return np.asarray(points, dtype=np.float32)
 
 
+def draw_tsne(features: Tensor, *, seed: int) -> NDArray[np.float32]:
+    """Points (n, 2) by t-SNE, which scikit-learn has: for where umap-learn is not installed.
+
+    Args:
+        features: normalised; n >= 4.
+        seed: of the layout.
+
+    Raises:
+        ValueError: for fewer than four clips.
+
+    Source: van der Maaten & Hinton 2008; perplexity 30, or a third of the clips.
+    """
+    if len(features) < 4:
+        raise ValueError(f"a picture needs at least 4 clips, got {len(features)}")
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, random_state=seed, init="pca")
+    points = layout.fit_transform(features.double().cpu().numpy())
+    return np.asarray(points, dtype=np.float32)
+
+
 def nearest(features: Tensor, *, limit: int = 8) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The clips most like each clip, itself left out: numbers and cosine similarities (n, limit).
 
@@ -99,11 +121,19 @@ def chosen_clips(labels: list[str], classes: list[str], *, limit: int, seed: int
     return sorted(inside.tolist())
 
 
-def draw(features: dict[str, Tensor], *, seed: int) -> dict[str, dict[str, Any]]:
-    """Points and neighbours of the same clips in each of several embeddings, as plain values."""
+def draw(
+    features: dict[str, Tensor], *, seed: int, method: str = "umap"
+) -> dict[str, dict[str, Any]]:
+    """Points and neighbours of the same clips in each of several embeddings, as plain values.
+
+    Args:
+        features: of each embedding, (n, D).
+        seed: of the layout.
+        method: umap or tsne.
+    """
     drawn = {}
     for name, values in features.items():
-        points = draw_umap(values, seed=seed)
+        points = (draw_umap if method == "umap" else draw_tsne)(values, seed=seed)
         numbers, similarities = nearest(values)
         drawn[name] = {
             "x": [round(float(value), 3) for value in points[:, 0]],

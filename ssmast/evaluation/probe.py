@@ -35,6 +35,7 @@ def run_probe(
     test_features: Tensor | None = None,
     widths: Sequence[int] = (),
     lr: float = 0.0,
+    slots: int = 1,
 ) -> Score:
     """Fit on train, choose on valid, touch test once; for every split of the set.
 
@@ -48,6 +49,7 @@ def run_probe(
         test_features: of the test parts, where they are embedded otherwise; (n, D) as `features`.
         widths: lengths of the layers' vectors that lie one after the other in the features.
         lr: another rate for the protocols that have one fixed rate.
+        slots: parts of a clip that lie one after the other in each layer's vector.
 
     Raises:
         ValueError: for a protocol that trains the encoder, or features that do not fit.
@@ -75,6 +77,7 @@ def run_probe(
             Problem(
                 *(train, valid, len(prepared.classes), metric, seeds, widths, lr),
                 shots=protocol.shots,
+                slots=slots,
             )
         )
         tally.add(

@@ -11,7 +11,7 @@ from ssmast.evaluation.fitting import Fitted, Part
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import Metric
 from ssmast.evaluation.simple import fit_few_shot, fit_knn, fit_logreg
-from ssmast.evaluation.trained_heads import fit_evar, fit_hear, fit_superb, fit_xares
+from ssmast.evaluation.trained_heads import fit_attentive, fit_evar, fit_hear, fit_superb, fit_xares
 
 # Seconds of the crops in the published evaluations, by the name of the built set.
 # Source: EVAR's configurations; LAPE's loaders where it has one, EVAR's unit else.
@@ -35,6 +35,7 @@ class Problem(NamedTuple):
         widths: lengths of the layers' vectors that lie one after the other in the features.
         lr: asked for in place of the protocol's fixed rate; 0 for that one.
         shots: labelled clips of each class, where few are drawn.
+        slots: parts of a clip whose vectors lie one after the other in each layer's.
     """
 
     train: Part
@@ -45,6 +46,7 @@ class Problem(NamedTuple):
     widths: Sequence[int] = ()
     lr: float = 0.0
     shots: int = 0
+    slots: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,13 @@ def _fit_superb(of: Problem) -> Fitted:
     )  # fmt: skip
 
 
+def _fit_attentive(of: Problem) -> Fitted:
+    return fit_attentive(
+        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
+        widths=of.widths or (of.train[0].shape[1],), slots=of.slots,
+    )  # fmt: skip
+
+
 LINEAR = Protocol(name="linear", fit=_fit_linear, num_seeds=5)
 KNN = Protocol(name="knn", fit=_fit_knn)
 PROTOCOLS = {
@@ -180,11 +189,21 @@ PROTOCOLS = {
             name="superb", fit=_fit_superb, standardise=False, pooling="mean", layers="blocks"
         ),
         Protocol(
+            name="attentive", fit=_fit_attentive, num_seeds=3, standardise=False,
+            pooling="time16", layers="stages",
+        ),
+        Protocol(
             name="lape_finetune", fit=None, pooling="mean", layers="last", crops=LAPE_SECONDS,
             fixed_rate=True,
         ),
     )
 }  # fmt: skip
+
+
+def slots_of(pooling: str) -> int:
+    """Parts of a clip that a pooling gives one after the other: 16 for time16, else 1."""
+    number = pooling.removeprefix("time")
+    return int(number) if pooling.startswith("time") and number.isdigit() else 1
 
 
 def get_protocol(name: str) -> Protocol:

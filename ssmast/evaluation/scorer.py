@@ -23,7 +23,7 @@ from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuff
 from ssmast.evaluation.metrics import Metric
 from ssmast.evaluation.probe import chance, metric_of, run_probe
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
-from ssmast.evaluation.protocols import Protocol
+from ssmast.evaluation.protocols import Protocol, slots_of
 from ssmast.evaluation.results import Result, Score, set_facts
 from ssmast.version import __version__
 
@@ -264,6 +264,7 @@ class Scorer:
             test_features=test_features,
             widths=embedder.layer_dims,
             lr=self.lr,
+            slots=slots_of(embedder.pooling),
         )
         return self._of_column(job, column, embedder, score)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssmast.evaluation.baselines import BASELINES, BEST, UNTRAINED, make_columns
+from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.processes import process_state
@@ -56,8 +57,8 @@ class ProbeConfig(Settings):
 
     encoder: str = setting(
         DEFAULT,
-        "encoder folder, Hub name, or a baseline in place of an encoder: "
-        f"{', '.join(UNTRAINED)}; default: the one that comes with the package",
+        f"encoder folder, Hub name, one of another program ({NAMES}), or a baseline in place of "
+        f"an encoder: {', '.join(UNTRAINED)}; default: the one that comes with the package",
     )
     data: str = setting(
         "",

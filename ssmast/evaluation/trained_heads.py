@@ -1,4 +1,7 @@
-"""Heads trained one by one, as the field's evaluations train theirs: EVAR, HEAR, X-ARES, SUPERB."""
+"""Heads trained one by one, as the field's evaluations train theirs: EVAR, HEAR, X-ARES, SUPERB.
+
+And one of our own, with attention over time.
+"""
 
 import copy
 import itertools
@@ -319,3 +322,86 @@ def fit_superb(
     assert isinstance(head, LayerSum)
     layer_weights = [round(value, 4) for value in head.layer_weights.tolist()]
     return fitted(models, {"lr": SUPERB_RATES[index], "layer_weights": layer_weights})
+
+
+class AttentiveHead(nn.Module):
+    """Softmax-weighted layers, attention over the parts of a clip, then a linear classifier.
+
+    Every head of the attention has one learned query for its share of the channels, zero at first:
+    then all parts weigh alike, and this is `LayerSum` of the means over time.
+
+    Args:
+        widths: length of each layer's vector, its `slots` parts one after the other.
+        num_classes: C.
+        slots: parts of a clip.
+        hidden: size that every layer is projected to.
+        num_heads: of the attention; divides `hidden`.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        *,
+        slots: int,
+        hidden: int = 256,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.slots, self.hidden, self.num_heads = slots, hidden, num_heads
+        self.sum = LayerSum([width // slots for width in widths], hidden, hidden=hidden)
+        self.sum.head = nn.Identity()  # type: ignore[assignment]
+        self.query = nn.Parameter(torch.zeros(num_heads, hidden // num_heads))
+        self.head = nn.Linear(hidden, num_classes)
+
+    def time_weights(self, summed: Tensor) -> Tensor:
+        """Weights (n, slots, heads), summing to 1 over the slots, of vectors (n, slots, hidden)."""
+        keys = summed.unflatten(2, (self.num_heads, -1))  # (n, slots, heads, d)
+        return torch.einsum("nthd,hd->nth", keys, self.query).softmax(dim=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, sum of widths) -> (n, C)."""
+        n, widths = len(features), [width * self.slots for width in self.sum.widths]
+        parts = [part.unflatten(1, (self.slots, -1)) for part in features.split(widths, dim=1)]
+        summed = self.sum(torch.cat(parts, dim=2).flatten(0, 1)).unflatten(0, (n, self.slots))
+        values = summed.unflatten(2, (self.num_heads, -1))
+        pooled = torch.einsum("nth,nthd->nhd", self.time_weights(summed), values).flatten(1)
+        return self.head(pooled)
+
+
+ATTENTIVE_RATES = (1e-2, 1e-3, 1e-4)
+
+
+def fit_attentive(
+    train: Part,
+    valid: Part,
+    *,
+    num_classes: int,
+    metric: Metric,
+    seeds: range,
+    widths: Sequence[int],
+    slots: int,
+    num_epochs: int = 100,
+) -> Fitted:
+    """`AttentiveHead` at the best of three rates and its best epoch, both by validation.
+
+    Where the embedding has one part a clip (`slots` 1), only the layers are weighted.
+    """
+
+    def train_one(lr: float, seed: int) -> Trained:
+        return train_head(
+            lambda: AttentiveHead(widths, num_classes, slots=slots), train, valid,
+            schedule=Schedule(
+                lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0
+            ),
+            metric=metric, seed=seed,
+        )  # fmt: skip
+
+    tried = [train_one(lr, seeds[0]) for lr in ATTENTIVE_RATES]
+    index = max(range(len(tried)), key=lambda i: tried[i].rank)
+    models = [tried[index], *(train_one(ATTENTIVE_RATES[index], seed) for seed in seeds[1:])]
+    head = models[0].head
+    assert isinstance(head, AttentiveHead)
+    layer_weights = [round(value, 4) for value in head.sum.layer_weights.tolist()]
+    chosen = {"lr": ATTENTIVE_RATES[index], "layer_weights": layer_weights, "parts": slots}
+    return fitted(models, chosen)

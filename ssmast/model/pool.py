@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ssmast.model.patch import Grid, Tokens
 
 # What a pooling may join by "+", each at most once; "cls" stands alone.
-STATISTICS = ("mean", "freq", "max", "std", "time2", "time4", "cls")
+STATISTICS = ("mean", "freq", "max", "std", "time2", "time4", "time16", "cls")
 # Some of the ways to join them: those that pooling=best tries.
 POOL_MODES = ("mean", "mean+max", "freq", "freq+max", "freq+max+std", "cls")
 # Added to a variance, so that the gradient of its root is finite where all tokens are alike.
@@ -44,7 +44,7 @@ def statistic_dims(mode: str, freq: int, dim: int) -> dict[str, int]:
     Raises:
         ValueError: for an unknown mode.
     """
-    vectors = {"freq": freq, "std": freq, "time2": 2, "time4": 4}
+    vectors = {"freq": freq, "std": freq, "time2": 2, "time4": 4, "time16": 16}
     return {part: vectors.get(part, 1) * dim for part in statistics_of(mode)}
 
 
@@ -66,9 +66,9 @@ def pool_tokens(tokens: Tokens, *, mode: str) -> Tensor:
             token.
         mode: one or several of these, joined by "+" and in that order in the vector: "mean" and
             "max" over all tokens; "freq", the time mean of each frequency row, row after row;
-            "std", the standard deviation over time of each row; "time2" and "time4", the means of
-            as many equal parts of the clip, one after the other. Or "cls": the mean of the class
-            tokens.
+            "std", the standard deviation over time of each row; "time2", "time4" and "time16", the
+            means of as many equal parts of the clip, one after the other. Or "cls": the mean of the
+            class tokens.
 
     Returns:
         (B, pooled_dim(mode, grid.full.freq, D)).
@@ -132,6 +132,7 @@ _STATISTICS: dict[str, Callable[[Tokens], Tensor]] = {
     "std": _row_stds,
     "time2": partial(_part_means, parts=2),
     "time4": partial(_part_means, parts=4),
+    "time16": partial(_part_means, parts=16),
 }
 
 

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
 from ssmast.html import page, section, tiles
-from ssmast.report.clusters_map import clusters
+from ssmast.report.clusters_map import clusters, scatter
 from ssmast.report.paper_tables import paper_tables
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
 from ssmast.report.scores import scores
 from ssmast.report.sources import Source, read_results, read_sources, run_source
 from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
 
-__all__ = ["ReportConfig", "main", "read_probes", "write_report"]
+__all__ = ["ReportConfig", "main", "read_probes", "write_map", "write_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,23 @@ def write_report(
     """
     source = run_source(None if run is None else Path(run), results)
     return _write(Path(out), [source], title=title, commands=commands)
+
+
+def write_map(
+    out: Path, picture: dict[str, Any], *, title: str, audio_mb: float, audio_seconds: float
+) -> None:
+    """Write the page of one picture of clips, which can be played.
+
+    Args:
+        out: HTML file.
+        picture: see `clusters_map.scatter`.
+        title: of the page.
+        audio_mb: of sound put inside the page.
+        audio_seconds: of each clip.
+    """
+    drawn = scatter(picture, title, 0, out, round(audio_mb * _MEGABYTE), audio_seconds)
+    content = page(title, section("Map", drawn), scripts=(_bokeh(), _script()))
+    write_atomic(out, content)
 
 
 def read_probes(folder: Path) -> list[Result]:

@@ -18,6 +18,8 @@ import numpy as np
 
 from ssmast.audio import AudioError, Corpus, RemoteError, open_corpus, read_audio
 from ssmast.audio.encode import encode_sound
+from ssmast.audio.read import Excerpt, split_excerpt
+from ssmast.audio.read import Source as Sound
 from ssmast.evaluation.cluster_task import (
     CLUSTER_TITLES,
     SILHOUETTES,
@@ -37,7 +39,7 @@ _ORDER_SEED = 0
 
 
 def playable(
-    folder: str | Path,
+    folder: str | Path | Corpus,
     clips: Sequence[str],
     rows: Sequence[int],
     *,
@@ -48,26 +50,26 @@ def playable(
     """What an audio element can play for each clip; empty where there is nothing.
 
     Args:
-        folder: the labelled set.
-        clips: name of each clip as its metadata.csv has it.
+        folder: the labelled set, or its clips.
+        clips: name of each clip as its metadata.csv has it, or of a window of it.
         rows: its number in the corpus.
         page: where the page will lie; links are relative to it.
         max_bytes: audio to put inside the page, as it is written there.
         max_seconds: of each clip that are put inside.
     """
     sources = [""] * len(clips)
-    corpus = _open(folder, clips, rows)
+    corpus = folder if isinstance(folder, Corpus) else _open(folder, clips, rows)
     if corpus is None:
         return sources
     used, full = 0, False
-    for i in np.random.default_rng(_ORDER_SEED).permutation(len(clips)).tolist():
+    for i in map(int, np.random.default_rng(_ORDER_SEED).permutation(len(clips))):
         if not full and max_bytes > 0:
-            inside = _inside(corpus, rows[i], max_seconds)
+            inside = _inside(corpus, rows[i], clips[i], max_seconds)
             if used + len(inside) <= max_bytes:
                 sources[i], used = inside, used + len(inside)
                 continue
             full = True
-        sources[i] = _link(corpus, rows[i], page)
+        sources[i] = _link(corpus, rows[i], clips[i], page)
     return sources
 
 
@@ -88,9 +90,20 @@ def _open(folder: str | Path, clips: Sequence[str], rows: Sequence[int]) -> Corp
     return corpus
 
 
-def _inside(corpus: Corpus, row: int, max_seconds: float) -> str:
+def _window(corpus: Corpus, row: int, clip: str) -> Sound | Excerpt:
+    """The sound of a clip, or of the window of it that the name says."""
+    source, (_, span) = corpus.source(row), split_excerpt(clip)
+    if span is None or clip == corpus.name(row):
+        return source
+    if isinstance(source, Excerpt):
+        return Excerpt(source.source, *span, channel=source.channel)
+    return Excerpt(source, *span)
+
+
+def _inside(corpus: Corpus, row: int, clip: str, max_seconds: float) -> str:
     try:
-        audio = read_audio(corpus.source(row), sample_rate=SAMPLE_RATE, name=corpus.name(row))
+        source = _window(corpus, row, clip)
+        audio = read_audio(source, sample_rate=SAMPLE_RATE, name=corpus.name(row))
     except (AudioError, RemoteError, OSError) as error:
         logger.warning("%s cannot be played: %s", corpus.name(row), error)
         return ""
@@ -100,16 +113,19 @@ def _inside(corpus: Corpus, row: int, max_seconds: float) -> str:
     return f"data:audio/ogg;base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _link(corpus: Corpus, row: int, page: Path) -> str:
+def _link(corpus: Corpus, row: int, clip: str, page: Path) -> str:
     """Relative address of a clip that is a file of its own; none inside a tar or at a URL."""
+    span, fragment = split_excerpt(clip)[1], ""
     try:
         source = corpus.source(row)
     except (AudioError, RemoteError, OSError):
         return ""
     if not isinstance(source, Path):
         return ""
+    if span is not None and clip != corpus.name(row):
+        fragment = f"#t={span[0]:g},{span[1]:g}"  # players know it
     relative = os.path.relpath(source.resolve(), page.resolve().parent)
-    return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
+    return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape")) + fragment
 
 
 # Ten colours that differ on light and dark ground (Category10, greys lifted), four shapes.
@@ -138,7 +154,8 @@ def clusters(
         name = "" if len(sources) < 2 else f", {source.name}"
         parts.append(f"<h3>{text(result.task + name)}</h3>{_table(result)}")
         if result.picture is not None:
-            parts.append(_scatter(result, drawn, page, audio_bytes // len(pictures), audio_seconds))
+            room = audio_bytes // len(pictures)
+            parts.append(scatter(result.picture, result.task, drawn, page, room, audio_seconds))
             drawn += 1
     return section("Clusters", *parts), bool(drawn)
 
@@ -155,11 +172,19 @@ def _table(result: ClusterResult) -> str:
     return f'{shown}<p class="soft">{text(clusters_note(result))}</p>'
 
 
-def _scatter(
-    result: ClusterResult, number: int, page: Path, audio_bytes: int, seconds: float
+def scatter(
+    picture: dict[str, Any], task: str, number: int, page: Path, audio_bytes: int, seconds: float
 ) -> str:
-    picture = result.picture
-    assert picture is not None
+    """A picture as a scatter that names and plays clips; it needs the page's scripts.
+
+    Args:
+        picture: points, neighbours and names, as `ssmast cluster` and `ssmast map` make them.
+        task: what the clips are.
+        number: of the scatter on its page.
+        page: where the page will lie.
+        audio_bytes: of sound to put inside.
+        seconds: of each clip.
+    """
     sound = playable(
         picture["folder"],
         picture["clips"],
@@ -179,10 +204,12 @@ def _scatter(
     }
     inside = sum(one.startswith("data:") for one in sound)
     linked = sum(bool(one) for one in sound) - inside
+    how = f"UMAP ({picture['n_neighbors']} neighbours, least distance {picture['min_dist']}, seed "
+    if picture.get("method") == "tsne":
+        how = "t-SNE (seed "
     note = (
-        f"UMAP ({picture['n_neighbors']} neighbours, least distance {picture['min_dist']}, seed "
-        f"{picture['seed']}) of {len(sound)} of {picture['num_candidates']} clips. Distances in "
-        "the picture are not the embedding's; neighbours below it are (cosine). "
+        f"{how}{picture['seed']}) of {len(sound)} of {picture['num_candidates']} clips. Distances "
+        "in the picture are not the embedding's; neighbours below it are (cosine). "
         f"Sound: {inside} clips inside this page (their first {seconds:g} s), {linked} linked, "
         f"{len(sound) - inside - linked} without"
         + (" (`audio_mb=` of `ssmast report` makes room)." if not all(sound) else ".")
@@ -195,7 +222,7 @@ def _scatter(
         f'<option value="{i}">{text(clip)} ({text(picture["classes"][label])})</option>'
         for i, (clip, label) in enumerate(zip(picture["clips"], picture["labels"], strict=True))
     )
-    name = html.escape(result.task)
+    name = html.escape(task)
     # ruff sees SQL in the word select.
     return f"""
 <div class="scatter" id="scatter-{number}">

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssmast.evaluation.baselines import UNTRAINED
+from ssmast.evaluation.foreign import is_foreign
 from ssmast.evaluation.results import TITLES, Result
 from ssmast.html import details, key_table, picture, section, table, text
 from ssmast.report.curves import MOST_RUNS, curves
@@ -211,7 +212,9 @@ def _commands(source: Source) -> list[str]:
         words = [f"encoder={encoder}", f"data={data}", f"tasks=[{','.join(tasks)}]"]
         words += [f"protocol={protocol}", f"seeds={seeds}", f"seed={seed}"]
         if encoder not in UNTRAINED:
-            words += [f"pooling={pooling}"] * bool(pooling) + [f"layers={layers}"] * bool(layers)
+            is_ours = not is_foreign(encoder)  # others pool as they do, and most have no layers
+            words += [f"pooling={pooling}"] * bool(pooling and is_ours)
+            words += [f"layers={layers}"] * bool(layers)
         commands.append(f"ssmast probe {shlex.join(words)}")
     for one in source.clusters:
         words = [one.task, f"encoder={one.encoder}", f"data={one.data}"]

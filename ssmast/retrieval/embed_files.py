@@ -2,10 +2,14 @@
 
     ssmast embed FILES_OR_DIR encoder=runs/mine/encoder out=embeddings.npz
 
+    ssmast embed RECORDINGS encoder=DIR window=5 hop=2.5 format=raven    a vector a window
+
 An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
 embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
-end. Files that cannot be read are left out and listed in OUT.quarantine.csv.
+end. Files that cannot be read are left out and listed in OUT.quarantine.csv. A window is named
+FILE#t=START,STOP in seconds; with `format` the folder OUT.tables gets a table of windows for each
+file, which Raven or Audacity opens, their labels the numbers of the rows.
 """
 
 import json
@@ -13,18 +17,22 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ssmast.audio import Corpus, Quarantine, open_corpus
+from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
+from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.embed import cache_key, embed_batch, read_batches
+from ssmast.evaluation.embed import Batch, cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
@@ -63,6 +71,19 @@ class EmbedConfig(Settings):
     batch_seconds: float = setting(
         0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
     )
+    window: float = setting(
+        0.0,
+        "seconds of the windows that get a vector each; 0: a vector for each clip",
+        range="[0, inf)",
+    )
+    hop: float = setting(
+        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
+    )
+    format: str = setting(
+        "",
+        "with window=: also write tables that raven or audacity opens",
+        choices=("", *TABLES),
+    )
     part: int = setting(
         512, "clips after which finished embeddings are saved, for resuming", range="[1, inf)"
     )
@@ -75,6 +96,8 @@ class EmbedConfig(Settings):
         super().__post_init__()
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
+        if (self.hop or self.format) and not self.window:
+            raise UsageError("hop= and format= are about windows; give window=SECONDS too")
 
 
 def main(argv: list[str]) -> int:
@@ -104,6 +127,8 @@ def main(argv: list[str]) -> int:
         return 0
     out = Path(config.out)
     write_embeddings(out, found, corpus, encoder)
+    if config.format:
+        _write_tables(config, names_of(found, corpus))
     logger.info("%d embeddings in %s, %d clips left out", len(found.rows), out, len(found.rejected))
     return 0
 
@@ -138,7 +163,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
         ValueError: if no clip could be read, or too many could not.
     """
     out, state = Path(config.out), process_state()
-    kept = out.with_name(f"{out.name}.parts") / cache_key(encoder, corpus)[:16]
+    how = f"-{config.window:g}-{config.hop:g}" if config.window else ""
+    kept = out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
     starts = range(0, len(corpus), config.part)
     files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
@@ -177,8 +203,86 @@ def _embed_rows(
 ) -> Embeddings:
     batches = read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     seconds = config.batch_seconds or scoring_seconds()
-    made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
+    if config.window:
+        made = [
+            part
+            for batch in batches
+            for part in _embed_windows(encoder, corpus, batch, config, seconds)
+        ]
+    else:
+        made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
     return joined(made, dim=encoder.dim)
+
+
+def _embed_windows(
+    encoder: Encoder, corpus: Corpus, batch: Batch, config: EmbedConfig, batch_seconds: float
+) -> Iterator[Embeddings]:
+    """Vectors of the windows of clips, a clip at a time, read from front to back."""
+    rate = encoder.sample_rate
+    size, hop = round(config.window * rate), round((config.hop or config.window) * rate)
+    for row, clip in batch:
+        found: list[Tensor] = []
+        spans: list[tuple[float, float]] = []
+        if isinstance(clip, str):
+            yield joined([embed_batch(encoder, corpus, [(row, clip)], batch_seconds=0)],
+                         dim=encoder.dim)  # fmt: skip
+            continue
+        # The last window ends where the clip ends.
+        slack = max(0, len(clip) - size)
+        starts = [*range(0, slack, max(hop, 1)), slack]
+        at_once = max(1, int(batch_seconds / config.window))
+        try:
+            for first in range(0, len(starts), at_once):
+                some = starts[first : first + at_once]
+                windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
+                found.append(encoder.embed_clips(windows, batch_seconds=batch_seconds))
+                spans += [(s / rate, min(s + size, len(clip)) / rate) for s in some]
+        except RemoteError:
+            raise  # the network failed, not the clip
+        except (AudioError, OSError) as error:
+            why = [(corpus.name(row), str(error))]
+            none = np.zeros(0, dtype=np.int64)
+            yield Embeddings(values=torch.zeros(0, encoder.dim), rows=none, rejected=why)
+            continue
+        finally:
+            if isinstance(clip, LongSound):
+                clip.close()
+        yield Embeddings(
+            values=torch.cat(found),
+            rows=np.full(len(spans), row, dtype=np.int64),
+            rejected=[],
+            spans=np.array(spans, dtype=np.float64),
+        )
+
+
+def names_of(found: Embeddings, corpus: Corpus) -> list[str]:
+    """Name of the clip of each vector; of a window with its start and stop in the file."""
+    names = [corpus.name(int(row)) for row in found.rows]
+    if found.spans is None:
+        return names
+    windows = []
+    for name, (start, stop) in zip(names, found.spans.tolist(), strict=True):
+        file, span = split_excerpt(name)
+        begin = span[0] if span else 0.0
+        windows.append(excerpt_name(file, begin + start, begin + stop))
+    return windows
+
+
+def event_of(name: str, label: str, score: float = 1.0) -> Event:
+    """The span that a name stands for; of a whole file from 0 to 0, as its end is not in it."""
+    file, span = split_excerpt(name)
+    return Event(file, *(span or (0.0, 0.0)), label, score)
+
+
+def _write_tables(config: EmbedConfig, names: Sequence[str]) -> None:
+    events: dict[str, list[Event]] = {}
+    for number, name in enumerate(names):
+        event = event_of(name, str(number))
+        events.setdefault(event.file, []).append(event)
+    write = tables_writer(config.format, f"{config.out}.tables")
+    for file, own in events.items():
+        write(file, own)
+    logger.info("tables of %d files in %s.tables", len(events), config.out)
 
 
 def _wait(state: Processes) -> None:
@@ -195,7 +299,7 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
         corpus: that they are of.
         encoder: that they are from.
     """
-    names = [corpus.name(int(row)) for row in found.rows]
+    names = names_of(found, corpus)
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
     with replacing(out) as partial:
         if out.suffix == ".parquet":

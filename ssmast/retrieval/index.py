@@ -1,6 +1,7 @@
 """Build an index of embeddings, to search for similar sounds.
 
     ssmast index FILES_OR_DIR encoder=runs/mine/encoder out=index
+    ssmast index RECORDINGS encoder=DIR out=index window=5 hop=2.5     a vector a window
     ssmast index embeddings=e.npz encoder=runs/mine/encoder out=index
 
 Vectors are centred and scaled to length 1, so similarity is their cosine. The folder holds
@@ -13,6 +14,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
     join_files,
+    names_of,
     open_files,
     read_embeddings,
 )
@@ -61,6 +64,14 @@ class IndexConfig(Settings):
     )
     probes: int = setting(
         16, "cells that a query visits with ivfpq; more is slower and finds more", range="[1, inf)"
+    )
+    window: float = setting(
+        0.0,
+        "seconds of the windows that get a vector each; 0: a vector for each clip",
+        range="[0, inf)",
+    )
+    hop: float = setting(
+        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
     )
     channel: str = setting("mean", CHANNEL)
     workers: int = setting(
@@ -140,6 +151,8 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
     settings = EmbedConfig(
         data=config.data,
         out=str(_embeddings_of(config)),
+        window=config.window,
+        hop=config.hop,
         workers=config.workers,
         batch_seconds=config.batch_seconds or scoring_seconds(),
     )
@@ -149,7 +162,7 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
     left_out = Path(f"{_embeddings_of(config)}.quarantine.csv")
     if left_out.is_file():
         left_out.replace(f"{Path(config.out)}.quarantine.csv")
-    return [corpus.name(int(row)) for row in found.rows], found.values.numpy()
+    return names_of(found, corpus), found.values.numpy()
 
 
 class Index:
@@ -231,6 +244,40 @@ class Index:
             [(self.names[row], float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows, found, strict=True)
         ]
+
+    def query(self, positive: Vectors, negative: Vectors, *, minus: float = 0.5) -> Vectors:
+        """One query (1, D) from several examples, to be given to `search`.
+
+        It is the mean of the examples' directions, less `minus` of that of the negative ones; so
+        the order of what is found is that of the mean cosine to the one, less `minus` times the
+        mean cosine to the other.
+
+        Args:
+            positive: (n, D), n >= 1.
+            negative: (m, D), m >= 0.
+            minus: weight of the negative ones.
+
+        Source: Rocchio 1971, relevance feedback.
+        """
+        wanted = _units(positive - self._mean).mean(axis=0)
+        if len(negative):
+            wanted = wanted - minus * _units(negative - self._mean).mean(axis=0)
+        return self._mean + wanted[None]
+
+    def vectors(self, names: Sequence[str]) -> Vectors:
+        """Vectors (n, D) of clips that are in the index, scaled to length 1 about the mean.
+
+        Raises:
+            ValueError: if one is not in it.
+        """
+        rows = {name: row for row, name in enumerate(self.names)}
+        missing = [name for name in names if name not in rows]
+        if missing:
+            raise ValueError(f"{missing[0]} is not in the index; wanted names as it gives them")
+        if hasattr(self._index, "make_direct_map"):
+            self._index.make_direct_map()
+        found = [self._index.reconstruct(rows[name]) for name in names]
+        return self._mean + np.array(found, dtype=np.float32).reshape(-1, len(self._mean))
 
     def save(self, folder: str | Path) -> None:
         """Write the index folder; an older index there is replaced.

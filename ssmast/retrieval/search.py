@@ -1,34 +1,66 @@
-"""Find the sounds in an index that are most similar to one.
+"""Find the sounds in an index that are most similar to one or several.
 
-ssmast search QUERY.wav index=DIR top=10
+    ssmast search QUERY.wav index=DIR top=10
+    ssmast search A.wav 'B.wav#t=3,8' not_like=[C.wav] index=DIR top=100 out=review.csv
+    ssmast search A.wav reviewed=review.csv index=DIR top=100 out=more.csv
+
+`FILE#t=START,STOP` is a part of a file, in seconds. An index made with `window=` gives windows of
+recordings, with start and end. In a table (.csv) the column `like` is empty: write y or n, and
+`reviewed=` takes those rows as examples too. A .txt file is a selection table for Raven.
 """
 
+import csv
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ssmast.encoder import load_encoder
-from ssmast.retrieval.index import Index
-from ssmast.settings import CHANNEL, Settings, parse, setting, wants_dry_run
+import numpy as np
+
+from ssmast.audio.read import Excerpt, read_audio, split_excerpt
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.events import raven_table
+from ssmast.files import check_output, write_atomic
+from ssmast.retrieval.embed_files import event_of, join_files
+from ssmast.retrieval.index import Index, Vectors
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+
+_COLUMNS = ("rank", "file", "start", "stop", "score", "like", "name")
+_ANSWERS = {"y": True, "yes": True, "1": True, "n": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Settings):
-    """`ssmast search`: a sound to its nearest neighbours."""
+    """`ssmast search`: sounds to their nearest neighbours."""
 
-    query: str = setting("", "sound file", required=True)
+    query: str = setting("", "sound files to look for; several are put together", required=True)
+    not_like: list[str] = setting([], "sound files that what is found should not be like")
+    minus: float = setting(0.5, "weight of what it should not be like", range="[0, inf)")
+    reviewed: str = setting("", "table that an earlier search wrote, with y or n in column like")
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
     top: int = setting(10, "neighbours to print", range="[1, inf)")
+    out: str = setting("", "table to write: .csv to review, .txt for Raven; empty: the terminal")
     encoder: str = setting("", "encoder folder, if it has moved since")
     channel: str = setting("mean", CHANNEL)
     json: bool = setting(False, "print JSON")
 
+    def __post_init__(self) -> None:
+        """Refuse a table of no known kind."""
+        super().__post_init__()
+        if self.out and Path(self.out).suffix not in (".csv", ".txt"):
+            raise UsageError(f"out must end in .csv or .txt, got {self.out!r}")
+
 
 def main(argv: list[str]) -> int:
-    """`ssmast search`: parse, embed the query, print names and cosines."""
+    """`ssmast search`: parse, embed the examples, print names and cosines."""
+    words = [
+        f"query={word.removeprefix('data=')}" if word.startswith("data=") else word
+        for word in join_files(argv, SearchConfig)
+    ]
     config = parse(
         SearchConfig,
-        argv,
+        words,
         command="ssmast search",
         description=__doc__ or "",
         dry_run=True,
@@ -36,6 +68,8 @@ def main(argv: list[str]) -> int:
     )
     if config is None:
         return 0
+    if config.out:
+        check_output(config.out)
     index = Index.load(config.index)
     if wants_dry_run(argv):
         return 0
@@ -46,9 +80,62 @@ def main(argv: list[str]) -> int:
             f"{config.index} was made with another encoder than "
             f"{config.encoder or index.about['encoder']}; index again, or give that one"
         )
-    (found,) = index.search(encoder.embed(config.query, channel=config.channel).numpy(), config.top)
-    if config.json:
+    liked, disliked = _reviewed(index, config.reviewed)
+    positive = np.concatenate([_embed(encoder, config.query.split("\n"), config.channel), liked])
+    negative = np.concatenate([_embed(encoder, config.not_like, config.channel), disliked])
+    query = index.query(positive, negative, minus=config.minus)
+    if len(positive) == 1 and not len(negative):
+        query = positive  # as it is, to the last bit
+    (found,) = index.search(query, config.top)
+    if config.out:
+        _write(Path(config.out), found)
+    elif config.json:
         sys.stdout.write(json.dumps([{"name": n, "cosine": round(c, 6)} for n, c in found]) + "\n")
     else:
         sys.stdout.writelines(f"{cosine:.4f}  {name}\n" for name, cosine in found)
     return 0
+
+
+def _embed(encoder: Encoder, files: Sequence[str], channel: str) -> Vectors:
+    """Vectors (n, D) of files and parts of files."""
+    rows = [np.zeros((0, encoder.dim), dtype=np.float32)]
+    for name in files:
+        file, span = (name, None) if Path(name).is_file() else split_excerpt(name)
+        source = Excerpt(Path(file), *(span or ()), channel=channel)
+        clip = read_audio(source, sample_rate=encoder.sample_rate)
+        rows.append(encoder.embed(clip, encoder.sample_rate).numpy())
+    return np.concatenate(rows)
+
+
+def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
+    """Vectors of the rows of a reviewed table that have y, and of those that have n.
+
+    Raises:
+        ValueError: if the table is not one that a search wrote, or another answer stands there.
+    """
+    names: dict[bool, list[str]] = {True: [], False: []}
+    if table:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                if not {"name", "like"} <= row.keys():
+                    raise ValueError(f"{table} has no columns name and like, as `out=` writes")
+                answer = (row["like"] or "").strip().lower()
+                if answer and answer not in _ANSWERS:
+                    raise ValueError(f"{table}: like must be y, n or empty, got {row['like']!r}")
+                if answer:
+                    names[_ANSWERS[answer]].append(row["name"])
+    return index.vectors(names[True]), index.vectors(names[False])
+
+
+def _write(out: Path, found: Sequence[tuple[str, float]]) -> None:
+    events = [event_of(name, f"match {rank}", score) for rank, (name, score) in
+              enumerate(found, start=1)]  # fmt: skip
+    if out.suffix == ".txt":
+        write_atomic(out, raven_table(events))
+        return
+    lines: list[tuple[str, ...]] = [_COLUMNS]
+    for rank, (event, (name, score)) in enumerate(zip(events, found, strict=True), start=1):
+        span = (f"{event.start:g}", f"{event.stop:g}") if event.stop else ("", "")
+        lines.append((str(rank), event.file, *span, f"{score:.6f}", "", name))
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)

@@ -366,6 +366,10 @@ class TrainConfig(Settings):
         0.1, "stop if more than this fraction of the clips is unreadable", range="[0, 1]"
     )
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
+    track: str = setting(
+        "", "also send settings and curves to a tracker; its own variables say where to",
+        choices=("", "trackio", "wandb", "mlflow", "tensorboard"),
+    )  # fmt: skip
     max_skipped: int = setting(
         5, "stop after this many steps in a row with a non-finite loss or gradient",
         range="[1, inf)",

@@ -168,7 +168,10 @@ def published_front_end(init: str, model: str) -> LogMel | None:
     """Front end of the published AST that `init` names, for inputs without padding; or None."""
     if init in ("none", "imagenet"):
         return None
-    source = find_weights(init, model)
+    try:
+        source = find_weights(init, model)
+    except FileNotFoundError:  # a run that is resumed needs it no more, a new one will say so
+        return None
     found = None if source is None else read_weights(source).published_front_end
     return None if found is None else front_end_of({**found.settings(), "pad_frames": 0})
 

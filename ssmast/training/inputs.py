@@ -55,25 +55,23 @@ def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
         segment = config.views.frames * config.front_end.hop_length / config.front_end.sample_rate
         corpus = open_corpus(config.data, spans=config.spans).with_channel(config.channel)
         # Two segments of a clip are to be two: a clip is twice as long as one.
-        corpus = cut_long(corpus, config.clip_seconds and max(config.clip_seconds, 2 * segment))
-        _check_enough(config, corpus, segment)
-        return corpus
+        return cut_long(corpus, config.clip_seconds and max(config.clip_seconds, 2 * segment))
     return open_corpus(built_in_corpus(runs)).select(split="train")
 
 
-def _check_enough(config: PretrainConfig, corpus: Corpus, segment: float) -> None:
+def check_enough(config: PretrainConfig, corpus: Corpus) -> None:
     """Refuse a corpus with fewer segments than a batch, of which none tells clips apart.
 
     Args:
         config: settings of the run.
         corpus: its clips.
-        segment: seconds of one.
 
     Raises:
         ValueError: if it has.
     """
-    if len(corpus) >= config.batch_size:
+    if not config.data or len(corpus) >= config.batch_size:
         return
+    segment = config.views.frames * config.front_end.hop_length / config.front_end.sample_rate
     seconds = [seconds_of(corpus, i) or 0.0 for i in range(len(corpus))]
     segments = sum(max(1, int(one / segment)) for one in seconds)
     if len(corpus) < 2 or segments < config.batch_size:

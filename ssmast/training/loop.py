@@ -214,7 +214,9 @@ def _shown(row: dict[str, Any], scores: dict[str, str], raised: dict[str, str]) 
     shown = {short: f"{row[name]:.3g}" for name, short in names.items() if name in row}
     if row.get("skipped"):
         shown["skipped"] = "non-finite"
-    return shown | scores | ({"ALARM": ",".join(raised)} if raised else {})
+    # A narrow terminal cuts the end: what tells most stands first.
+    first = {name: shown.pop(name) for name in ("loss", "acc") if name in shown}
+    return first | scores | shown | ({"ALARM": ",".join(raised)} if raised else {})
 
 
 def _scores_if_due(state: TrainingState, with_: Instruments) -> dict[str, float]:

@@ -1,8 +1,15 @@
-"""Progress line, `metrics.jsonl` and TensorBoard of one run; only the main process writes."""
+"""Progress line, `metrics.jsonl`, TensorBoard and trackers of one run, by the main process alone.
 
+accelerate's trackers do the work of trackio, wandb and mlflow. Where they write is the tracker's
+own business and set by its own variables: WANDB_MODE=offline, TRACKIO_DIR, MLFLOW_TRACKING_URI;
+without the last, mlflow writes into the run folder.
+"""
+
+import importlib.util
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +18,100 @@ from typing import Any
 from tqdm import tqdm
 
 from ssmast.files import write_atomic
+from ssmast.settings import UsageError, flatten
 
 logger = logging.getLogger(__name__)
+
+
+COLUMNS = 80
+"""Characters of a terminal that the progress line fits."""
+_BAR = 40  # of them for the bar itself: steps, the bar, the time left
+_HISTORY_EVERY = 60.0  # seconds between lines that stay
+
+
+def fitting(shown: dict[str, str], columns: int) -> str:
+    """`loss=5.71 acc=0.03 ...`: as many of the values as fit, and of those the first.
+
+    Args:
+        shown: in the order of their weight; what is written in capitals, an alarm, comes first.
+        columns: characters there are.
+    """
+    loudest_first = sorted(shown.items(), key=lambda pair: not pair[0].isupper())
+    text = ""
+    for word in (f"{key}={value}" for key, value in loudest_first):
+        if len(text) + len(word) + 1 > columns:
+            break
+        text += f" {word}" if text else word
+    return text
+
+
+TRACKERS = ("trackio", "wandb", "mlflow", "tensorboard")
+PROJECT = "ssmast"
+_REPORT = "report"
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker whose package is not installed, before anything of a run is done.
+
+    Raises:
+        UsageError: saying what to install.
+    """
+    if name and importlib.util.find_spec(name) is None:
+        raise UsageError(f"track={name} needs a package that is missing; pip install {name}")
+
+
+class Tracker:
+    """One run in a tracker; what goes wrong there costs the run nothing but a warning.
+
+    Args:
+        name: one of `TRACKERS`.
+        run: run folder; its name is the run's.
+        config: all settings, nested.
+    """
+
+    def __init__(self, name: str, run: Path, config: dict[str, Any]) -> None:
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        check_tracker(name)
+        PartialState()  # accelerate's trackers ask which process they are in
+        make: Any = LOGGER_TYPE_TO_CLASS[name]
+        title = run.resolve().name
+        if name == "tensorboard":
+            self._tracker = make(title, logging_dir=str(run / "tracking"))
+        elif name == "mlflow":
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                file = (run / "tracking" / "mlflow.db").resolve()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{file}"
+            self._tracker = make(PROJECT, logging_dir=None, run_name=title)
+        else:
+            self._tracker = make(PROJECT, name=title)
+        self.name = name
+        self._report = (run / "report.html").resolve().as_uri()
+        self._tracker.start()
+        plain = {key: _as_parameter(value) for key, value in flatten(config).items()}
+        self._tracker.store_init_configuration({**plain, _REPORT: self._report})
+        logger.info("tracking: %s, run %s", name, title)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Numbers of a step; names keep their `/`, by which trackers group curves."""
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self._quietly(lambda: self._tracker.log(numbers, step=step))
+
+    def close(self) -> None:
+        """End the run."""
+        self._quietly(self._tracker.finish)
+
+    def _quietly(self, act: Any) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a tracker or its network raises
+            logger.warning("track=%s: %s", self.name, error)
+
+
+def _as_parameter(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class MetricsLog:
@@ -25,6 +124,7 @@ class MetricsLog:
         first_step: steps done when this process starts.
         enabled: False on all but the main process.
         tensorboard: folder for TensorBoard events, or None.
+        tracker: that gets every line too, or None.
         plain_every: seconds between plain progress lines when not on a terminal.
     """
 
@@ -36,6 +136,7 @@ class MetricsLog:
         first_step: int = 0,
         enabled: bool = True,
         tensorboard: Path | None = None,
+        tracker: Tracker | None = None,
         plain_every: float = 15.0,
     ) -> None:
         self.enabled = enabled
@@ -44,10 +145,13 @@ class MetricsLog:
             return
         _drop_lines_after(file, first_step)
         self._file = file.open("a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, leave=True)
+        self._bar = tqdm(
+            total=steps, initial=first_step, disable=None, leave=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar:8}| {remaining} left{postfix}",
+        )  # fmt: skip
         self._plain_every, self._last_plain, self._start = plain_every, 0.0, time.monotonic()
         self._first_step = first_step
-        self._board = None
+        self._board, self._tracker = None, tracker
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -68,15 +172,23 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(key, value, step)
 
+        if self._tracker is not None:
+            self._tracker.write(step, clean)
+
     def advance(self, step: int, shown: dict[str, str]) -> None:
         """Move the progress line to `step` steps done."""
         if not self.enabled:
             return
-        if not self._bar.disable:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
         now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(fitting(shown, COLUMNS - _BAR), refresh=False)
+            self._bar.update(step - self._bar.n)
+            if now - self._last_plain >= _HISTORY_EVERY or step == self.steps:
+                # A line that stays above the bar: how it went is seen at the end too.
+                self._last_plain = now
+                words = fitting(shown, COLUMNS - 2 * len(str(self.steps)) - 8)
+                self._bar.write(f"step {step}/{self.steps}  {words}")
+            return
         if now - self._last_plain >= self._plain_every or step == self.steps:
             self._last_plain = now
             done = max(step - self._first_step, 1)
@@ -100,6 +212,8 @@ class MetricsLog:
             self._file.close()
             if self._board is not None:
                 self._board.close()
+            if self._tracker is not None:
+                self._tracker.close()
 
 
 def read_metrics(file: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:

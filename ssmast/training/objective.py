@@ -44,6 +44,7 @@ from ssmast.training.inputs import (
     ViewMaker,
     build_log_mel,
     build_memory,
+    check_enough,
     check_model,
     front_end_like,
     open_data,
@@ -221,6 +222,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
         """The corpus of `data=`, or the built-in one in the folder of runs."""
         clips = open_data(cast(PretrainConfig, config), runs=runs)
+        check_enough(cast(PretrainConfig, config), clips)
         return TrainingData(clips=clips, log_mel=published_front_end(config.init, config.model))
 
     @classmethod

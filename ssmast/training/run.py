@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
+from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
 from ssmast.training.inputs import (
     build_log_mel,
@@ -21,7 +22,7 @@ from ssmast.training.inputs import (
 )
 from ssmast.training.launch import StopRequest, on_main, start_accelerator
 from ssmast.training.loop import Instruments, run_loop
-from ssmast.training.metrics_log import MetricsLog, read_metrics
+from ssmast.training.metrics_log import MetricsLog, Tracker, check_tracker, read_metrics
 from ssmast.training.objective import (
     Objective,
     PretrainConfig,
@@ -83,6 +84,7 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
     """
     config = kind.resolve(config)
     kind.check(config)
+    check_tracker(config.track)
     accelerator = start_accelerator(
         precision=config.precision,
         processes=config.processes,
@@ -218,6 +220,11 @@ def _train(
         first_step=state.step,
         enabled=is_main,
         tensorboard=folder.path / "tensorboard" if config.tensorboard else None,
+        tracker=(
+            Tracker(config.track, folder.path, to_dict(objective.config))
+            if config.track and is_main
+            else None
+        ),
     )
     instruments = Instruments(
         folder=folder,

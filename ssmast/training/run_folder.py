@@ -19,7 +19,7 @@ from ssmast.training.checkpoint import newest_checkpoint
 # only change how float32 rounds.
 MAY_CHANGE = {
     "run", "resume", "workers", "processes", "threads", "log_every", "checkpoint_every", "cache",
-    "keep_checkpoints", "tensorboard", "show_views", "recipe", "data", "precision",
+    "keep_checkpoints", "tensorboard", "track", "show_views", "recipe", "data", "precision",
     "alarm", "max_skipped", "probe.data", "probe.tasks", "probe.every", "probe.max_clips",
     "max_bad_fraction", "scoring.batch_seconds", "grad_checkpointing",
     "optim.gradient_accumulation_steps", "export.network", "export.pooling", "export.layers",

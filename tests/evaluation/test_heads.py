@@ -3,11 +3,14 @@ import torch
 from torch import nn
 
 from ssmast.evaluation import trained_heads as heads
+from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import get_metric
 from ssmast.evaluation.trained_heads import (
     HEAR_GRID,
+    AttentiveHead,
     LayerSum,
     Schedule,
+    fit_attentive,
     fit_evar,
     fit_hear,
     fit_superb,
@@ -168,3 +171,50 @@ def test_superb_chooses_the_rate_and_says_which_layer_it_hears():
     assert sum(shares) == pytest.approx(1, abs=1e-3)
     assert shares[1] > shares[0]
     assert found.valid[0] > 0.7
+
+
+def test_with_equal_weights_attention_is_the_sum_of_the_means_over_time():
+    torch.manual_seed(0)
+    head = AttentiveHead([16, 16, 24], 3, slots=4, hidden=8, num_heads=2)
+    plain = LayerSum([4, 4, 6], 3, hidden=8)
+    plain.projections, plain.head, plain.logits = head.sum.projections, head.head, head.sum.logits
+    x = torch.randn(7, 56)
+    layers = [layer.unflatten(1, (4, -1)) for layer in x.split([16, 16, 24], dim=1)]
+    means = torch.cat([layer.mean(dim=1) for layer in layers], dim=1)
+    torch.testing.assert_close(head(x), plain(means))
+    with torch.no_grad():
+        head.query.copy_(torch.randn(2, 4))
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = torch.cat([layer[:, order].flatten(1) for layer in layers], dim=1)
+    torch.testing.assert_close(head(mixed), head(x))  # attention knows no order
+    assert not torch.allclose(head(x), plain(means))
+
+
+def test_attention_finds_one_part_among_many_where_the_mean_is_lost():
+    """A loud marker says which part counts; the others hold as many signs of the wrong class."""
+    generator = torch.Generator().manual_seed(0)
+
+    def clips(n):
+        y = torch.randint(2, (n,), generator=generator)
+        x = torch.randn(n, 8, 3, generator=generator)
+        x[:, :, 2] = 0
+        where = torch.randint(8, (n,), generator=generator)
+        x[torch.arange(n), where] = torch.stack(
+            [2.0 * y - 1, torch.zeros(n), torch.full((n,), 3.0)], dim=1
+        )
+        # The mean of the first channel is the same for both classes.
+        x[:, :, 0] -= x[:, :, 0].mean(dim=1, keepdim=True) * (x[:, :, 2] == 0) * 8 / 7
+        return x.flatten(1), y
+
+    train, valid, (x, y) = clips(400), clips(200), clips(400)
+    found = fit_attentive(
+        train, valid, num_classes=2, metric=ACCURACY, seeds=range(1), widths=(24,), slots=8,
+        num_epochs=30,
+    )  # fmt: skip
+    assert float(ACCURACY.score(found.scores(x), y)[0]) > 0.95
+
+    def means(of):
+        return of[0].unflatten(1, (8, 3)).mean(dim=1), of[1]
+
+    linear = fit_linear(means(train), means(valid), num_classes=2, metric=ACCURACY, num_seeds=1)
+    assert float(ACCURACY.score(linear.scores(means((x, y))[0]), y)[0]) < 0.6

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ssmast.audio import open_corpus
 from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.retrieval.embed_files import open_files
@@ -45,7 +46,7 @@ def test_every_command_takes_the_layout(layout, tmp_path, encoder_folder):
     setup = set_up(FinetuneConfig(data=str(place), init=str(encoder_folder)))
     assert len(setup.clips) == result.n_train
     assert len(open_files(str(place))) == heard
-    assert len(open_data(PretrainConfig(data=str(place)), runs=tmp_path)) == heard
+    assert len(open_data(PretrainConfig(data=str(place), batch_size=4), runs=tmp_path)) == heard
 
 
 def test_pretraining_hears_spans_or_recordings_as_asked(tmp_path):
@@ -53,10 +54,10 @@ def test_pretraining_hears_spans_or_recordings_as_asked(tmp_path):
     for data in (str(place), f"[{place}, {place}]"):
         times = 1 + data.startswith("[")
         for spans, clips in {"auto": 4, "whole": 4, "spans": 16}.items():
-            corpus = open_data(PretrainConfig(data=data, spans=spans), runs=tmp_path)
+            corpus = open_data(PretrainConfig(data=data, spans=spans, batch_size=4), runs=tmp_path)
             assert len(corpus) == times * clips
     table = str(place / "rec1.selections.txt")
     for spans, clips in {"auto": 4, "whole": 1, "spans": 4}.items():
-        corpus = open_data(PretrainConfig(data=table, spans=spans), runs=tmp_path)
+        corpus = open_corpus(table, spans=spans)
         assert len(corpus) == clips
     assert names(corpus)[0] == "rec1.wav#t=0,1"

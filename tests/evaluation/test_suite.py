@@ -282,6 +282,13 @@ def test_presets_bring_their_pooling_and_layers(sets, encoder_folder, tmp_path, 
     )
     assert (superb["pooling"], superb["layers"]) == ("mean", "blocks")
     assert len(superb["chosen"][0]["layer_weights"]) == len(tiny_encoder.backbone.block_channels)
+    (attentive,) = run_suite(
+        ProbeConfig(**settings, out=str(tmp_path), protocol="attentive", seeds=1)
+    )
+    assert (attentive["pooling"], attentive["layers"]) == ("time16", "stages")
+    chosen = attentive["chosen"][0]
+    assert (len(chosen["layer_weights"]), chosen["parts"]) == (4, 16)
+    assert attentive["baselines"]["log_mel"]["chosen"][0]["parts"] == 1
 
 
 def test_the_encoder_is_updated_by_lape_and_by_nothing_else(encoder_folder, tmp_path):

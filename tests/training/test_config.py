@@ -117,6 +117,7 @@ _CHANGES = {
 }  # fmt: skip
 # What cannot change a step, and where it is tested.
 _ELSEWHERE = {
+    "track": "test_trackers",
     "recipe": "test_recipes", "data": "test_pretrain", "run": "test_pretrain",
     "init": "test_init_weights", "epochs": "below", "resume": "test_pretrain",
     "workers": "test_pretrain", "threads": "test_pretrain", "processes": "test_pretrain",

@@ -106,7 +106,7 @@ class Corpus:
         """
         entry = self.entries[self._checked(i)]
         tar = self._reader.paths[entry.shard] if entry.shard >= 0 else ""
-        if isinstance(tar, Path):
+        if isinstance(tar, Path) and not self.reads_groups:
             return Stream(tar, entry.offset, entry.offset + entry.size)
         found = self.source(i)
         return found.source if isinstance(found, Excerpt) and found.is_whole else found

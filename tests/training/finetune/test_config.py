@@ -39,6 +39,7 @@ _CHANGES = {
 }  # fmt: skip
 # What cannot change a step, and where it is tested.
 _ELSEWHERE = {
+    "track": "test_trackers",
     "channel": "test_read",
     "recipe": "test_finetune", "data": "test_finetune", "run": "test_finetune",
     "init": "test_finetune", "epochs": "test_finetune", "resume": "test_finetune",

@@ -1,0 +1,176 @@
+"""Draw a map of sounds without labels: a page whose points can be played, and a table.
+
+    ssmast map FOLDER encoder=runs/mine/encoder out=map
+    ssmast map RECORDINGS window=5 out=map          windows of long recordings
+
+Sounds are embedded, put in groups by k-means and drawn in the plane by UMAP (pip install
+'ssmast[umap]'), without it by t-SNE. `out` gets map.html and map.csv: file, start, stop, group and
+place of every sound. With more than `points` sounds a random sample is drawn.
+"""
+
+import csv
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssmast.audio import Corpus
+from ssmast.encoder import load_encoder
+from ssmast.evaluation import picture
+from ssmast.evaluation.clusters import kmeans, normalise
+from ssmast.evaluation.embedding_cache import Embeddings
+from ssmast.evaluation.processes import process_state
+from ssmast.files import check_output, write_atomic
+from ssmast.report import write_map
+from ssmast.retrieval.embed_files import (
+    EmbedConfig,
+    embed_in_parts,
+    event_of,
+    join_files,
+    names_of,
+    open_files,
+)
+from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.weights import DEFAULT
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(Settings):
+    """`ssmast map`: sounds to a page with a map of them."""
+
+    data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
+    encoder: str = setting(
+        DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
+    )
+    out: str = setting("map", "folder to write map.html and map.csv to")
+    window: float = setting(
+        0.0, "seconds of the windows that are points; 0: a point for each clip", range="[0, inf)"
+    )
+    hop: float = setting(
+        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
+    )
+    groups: int = setting(8, "groups of k-means, the colours of the map", range="[1, 20]")
+    points: int = setting(
+        2000, "most sounds on the map; of more, a random sample is drawn", range="[4, inf)"
+    )
+    layout: str = setting(
+        "auto", "auto: umap where it is installed, else tsne", choices=("auto", "umap", "tsne")
+    )
+    seed: int = setting(0, "of the groups, the sample and the layout")
+    audio_mb: float = setting(
+        6.0, "most MB of sound put inside the page; 0: only links", range="[0, inf)"
+    )
+    audio_seconds: float = setting(
+        5.0, "seconds of each sound put inside the page", range="(0, inf)"
+    )
+    channel: str = setting("mean", CHANNEL)
+    workers: int = setting(
+        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
+    )
+    batch_seconds: float = setting(
+        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """`ssmast map`: parse, embed, draw, write page and table."""
+    config = parse(
+        MapConfig,
+        join_files(argv, MapConfig),
+        command="ssmast map",
+        description=__doc__ or "",
+        dry_run=True,
+        positional="data",
+    )
+    if config is None:
+        return 0
+    check_output(config.out, folder=True)
+    if config.hop and not config.window:
+        raise UsageError("hop= is about windows; give window=SECONDS too")
+    if config.layout == "umap" and not picture.can_draw():
+        raise UsageError(f"layout=umap needs umap-learn, which is missing; {picture.INSTALL}")
+    corpus = open_files(config.data).with_channel(config.channel)
+    encoder = load_encoder(config.encoder).to(process_state().device)
+    if wants_dry_run(argv):
+        logger.info("%d clips, to %s", len(corpus), config.out)
+        return 0
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = EmbedConfig(
+        data=config.data, out=str(out / "map.npz"), window=config.window, hop=config.hop,
+        workers=config.workers, batch_seconds=config.batch_seconds,
+    )  # fmt: skip
+    found = embed_in_parts(encoder, corpus, settings)
+    if found is None:
+        return 0
+    drawn = map_of(found, corpus, config)
+    drawn["folder"] = corpus
+    title = f"Map of {Path(config.data.splitlines()[0]).name}"
+    write_map(
+        out / "map.html", drawn, title=title, audio_mb=config.audio_mb,
+        audio_seconds=config.audio_seconds,
+    )  # fmt: skip
+    write_atomic(out / "map.csv", _table(drawn))
+    logger.info("%d sounds, %d left out; %s", len(drawn["clips"]), len(found.rejected),
+                out / "map.html")  # fmt: skip
+    return 0
+
+
+def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:
+    """Groups, points and neighbours of embeddings, as a page's scatter takes them.
+
+    Args:
+        found: vectors of clips or windows.
+        corpus: that they are of.
+        config: groups, points, layout and seed.
+
+    Raises:
+        ValueError: for fewer than four sounds.
+    """
+    names, total = names_of(found, corpus), len(found.rows)
+    if total < 4:
+        raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
+    features = normalise(found.values, "l2")
+    groups = kmeans(features, min(config.groups, total), seed=config.seed).labels
+    where = np.arange(total)
+    if total > config.points:
+        where = np.random.default_rng(config.seed).choice(total, config.points, replace=False)
+        where = np.sort(where)
+        logger.info("%d of %d sounds are drawn", config.points, total)
+    method = config.layout
+    if method == "auto":
+        method = "umap" if picture.can_draw() else "tsne"
+    return {
+        "method": method,
+        "n_neighbors": picture.N_NEIGHBORS,
+        "min_dist": picture.MIN_DIST,
+        "seed": config.seed,
+        "classes": [f"group {number + 1}" for number in range(int(groups.max()) + 1)],
+        "clips": [names[i] for i in where],
+        "rows": found.rows[where].tolist(),
+        "labels": groups[where].tolist(),
+        "num_candidates": total,
+        "columns": picture.draw(
+            {"pretrained": features[torch.from_numpy(where)]}, seed=config.seed, method=method
+        ),
+    }
+
+
+def _table(drawn: dict[str, Any]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "start", "stop", "group", "x", "y"])
+    (points,) = drawn["columns"].values()
+    for name, label, x, y in zip(
+        drawn["clips"], drawn["labels"], points["x"], points["y"], strict=True
+    ):
+        event = event_of(name, drawn["classes"][label])
+        span = (event.start, event.stop) if event.stop else ("", "")
+        writer.writerow([event.file, *span, event.label, x, y])
+    return buffer.getvalue()

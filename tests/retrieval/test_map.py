@@ -1,0 +1,73 @@
+"""A map of any sounds: groups, points, a page that plays them, a table."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from ssmast.command import run_command
+from ssmast.evaluation import picture
+from ssmast.retrieval import map_files
+from tests.retrieval.test_windows import recording  # noqa: F401 - a fixture
+from tests.sets import write_set
+
+
+def _drawn(page):
+    """The data of the scatter."""
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', page.read_text())
+    return json.loads(text)
+
+
+def test_a_folder_becomes_a_page_and_a_table(encoder_folder, tmp_path):
+    data, out = write_set(tmp_path / "sounds", num_clips=12, bad=1), tmp_path / "map"
+    words = [str(data), f"encoder={encoder_folder}", f"out={out}", "layout=tsne", "groups=3"]
+    assert map_files.main(words) == 0
+    rows = list(csv.DictReader((out / "map.csv").open()))
+    assert [row["file"] for row in rows] == [f"{i:03d}.wav" for i in range(11)]
+    assert {row["group"] for row in rows} == {"group 1", "group 2", "group 3"}
+    drawn = _drawn(out / "map.html")
+    assert all(one.startswith("data:audio/ogg") for one in drawn["sound"])
+    assert "t-SNE (seed 0) of 11 of 11 clips" in (out / "map.html").read_text()
+    assert (out / "map.npz.quarantine.csv").is_file()
+    first = (out / "map.csv").read_text()
+    assert map_files.main([*words, "audio_mb=0"]) == 0
+    assert (out / "map.csv").read_text() == first  # the seed decides
+    assert _drawn(out / "map.html")["sound"][0] == "../sounds/000.wav"
+
+
+def test_windows_of_a_recording_are_points_that_play_their_part(
+    recording,  # noqa: F811
+    encoder_folder,
+    tmp_path,
+):
+    out = tmp_path / "map"
+    words = [str(recording), f"encoder={encoder_folder}", f"out={out}", "layout=tsne", "window=1"]
+    assert run_command(map_files.main, [*words, "groups=2", "audio_mb=0"], name="map") == 0
+    rows = list(csv.DictReader((out / "map.csv").open()))
+    assert [(row["start"], row["stop"]) for row in rows[:2]] == [("0.0", "1.0"), ("1.0", "2.0")]
+    assert _drawn(out / "map.html")["sound"][2] == "../rec/a.wav#t=2,3"
+
+
+def test_too_few_sounds_and_no_umap_are_said(encoder_folder, tmp_path, monkeypatch, capsys):
+    data = write_set(tmp_path / "sounds", num_clips=3)
+    words = [str(data), f"encoder={encoder_folder}", f"out={tmp_path / 'map'}"]
+    assert run_command(map_files.main, words, name="map") == 1
+    assert "needs at least 4 sounds, got 3; window= cuts long ones" in capsys.readouterr().err
+    monkeypatch.setattr(picture, "can_draw", lambda: False)
+    assert run_command(map_files.main, [*words, "layout=umap"], name="map") == 2
+    assert "pip install 'ssmast[umap]'" in capsys.readouterr().err
+
+
+def test_tsne_keeps_heaps_apart():
+    heaps = np.repeat(np.eye(3), 12, axis=0) * 20
+    values = torch.from_numpy(heaps + np.random.default_rng(0).standard_normal((36, 3)))
+    points = picture.draw_tsne(values, seed=0)
+    centres = points.reshape(3, 12, 2).mean(axis=1)
+    spread = np.linalg.norm(points.reshape(3, 12, 2) - centres[:, None], axis=2).mean()
+    apart = np.linalg.norm(centres[0] - centres[1])
+    assert apart > 2 * spread
+    with pytest.raises(ValueError, match="at least 4 clips"):
+        picture.draw_tsne(values[:3], seed=0)
