@@ -138,9 +138,10 @@ class WindowCutter:
         front = self._log_mel
         log_mel = front.log_mel(batch.to(front.filterbank.device))
         log_mel = log_mel[..., skipped : skipped + longest]
-        sound = [front.frames(len(waveforms[clip])) - start for clip, start, _ in windows]
+        left = [front.frames(len(waveforms[clip])) - start for clip, start, _ in windows]
+        sound = torch.tensor(left, device="cpu")
         lengths = torch.tensor([window.length for window in windows], device="cpu")
-        log_mel = front.normalize(front.padded(log_mel, lengths.minimum(torch.tensor(sound))))
+        log_mel = front.normalize(front.padded(log_mel, lengths.minimum(sound)))
         lengths = lengths.clamp(min=front.pad_frames)
         return log_mel, None if int(lengths.min()) == log_mel.shape[3] else lengths
 

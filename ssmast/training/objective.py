@@ -179,7 +179,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         torch.manual_seed(config.seed)  # the same first weights on every process
         self.config, self.run, self.log_mel = config, run, run.log_mel
         self.make_views: ViewMaker | None = None
-        self.embed_backbone: Callable[..., Tensor] = Backbone.embed
+        self.embed_backbone: Callable[..., Tensor] = _embed
         if isinstance(config, PretrainConfig) and self.num_segments == 2:
             self.mixup_memory = build_memory(config)
             self.make_views = ViewMaker(config, log_mel=self.log_mel, memory=self.mixup_memory)
@@ -371,7 +371,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         are no more than some graphs for each network; more is an error.
         """
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
-        self.embed_backbone = torch.compile(Backbone.embed, fullgraph=True)
+        self.embed_backbone = torch.compile(_embed, fullgraph=True)
         for module in self.modules():
             if isinstance(module, ProjectionHead):
                 module.compile(fullgraph=True)
@@ -509,6 +509,11 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
                 )
             encoder.save(run / "encoder")
             write_report(run / "report.html", run=run)
+
+
+def _embed(backbone: Backbone, log_mel: Tensor, **words: Any) -> Tensor:
+    """`backbone.embed`, of whichever backbone: what `compile=` makes one graph of."""
+    return backbone.embed(log_mel, **words)
 
 
 def build_backbone(config: PretrainConfig) -> Backbone:

@@ -146,7 +146,7 @@ def test_threads_that_embed_at_once_leave_a_training_encoder_training(alone):
     encoder.backbone.norm.eval()
     before = [module.training for module in encoder.modules()]
     first, second = threading.Barrier(2), threading.Barrier(2)
-    pool, seen = encoder.pool, []
+    pool, seen = encoder.statistics, []
 
     def meeting(log_mel, lengths=None):
         if threading.current_thread() is late:  # the other one comes and goes meanwhile
@@ -155,7 +155,7 @@ def test_threads_that_embed_at_once_leave_a_training_encoder_training(alone):
         seen.append(encoder.backbone.training)
         return pool(log_mel, lengths)
 
-    encoder.pool = meeting
+    encoder.statistics = meeting
     late = threading.Thread(target=lambda: encoder.embed(alone[0], RATE))
     late.start()
     first.wait(30)

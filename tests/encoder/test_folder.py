@@ -298,6 +298,7 @@ def test_a_hub_name_is_downloaded_and_a_mistyped_path_is_not(folder, tmp_path, m
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     files = ("README.md", "checksums.json", "config.json", "model.safetensors")
+    files += ("preprocessor_config.json", "whitening.safetensors")
     load_encoder("org/name")
     load_encoder("hf-hub:org/name@v1")
     assert asked == [("org/name", None, files), ("org/name", "v1", files)]

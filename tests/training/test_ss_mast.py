@@ -300,7 +300,7 @@ def test_a_queue_of_more_than_a_tenth_of_the_corpus_warns(caplog):
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"optim": Optim(lr=0.0)}, "optim.lr must be above 0 and below 10"),
         ({"patch_drop": PatchDropConfig(rate=0.95)}, "patch_drop.rate must be from 0 to 0.9"),
-        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16"),
     ],
 )
 def test_settings_that_no_run_can_mean_are_refused(wrong, message):
