@@ -367,14 +367,14 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         """Compile what a step computes, in whole graphs; here the encoder and all heads.
 
         Neither weights nor their names change, and the encoder that is exported is none of what is
-        compiled. Sizes that change (structured patch-drop has two) become symbols, so that there
-        are no more than some graphs for each network; more is an error.
+        compiled. Each size has a graph of its own (structured patch-drop has a few; the inductor
+        fails on some of them as symbols), up to `MOST_GRAPHS` for each network; more is an error.
         """
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
-        self.embed_backbone = torch.compile(_embed, fullgraph=True)
+        self.embed_backbone = torch.compile(_embed, fullgraph=True, dynamic=False)
         for module in self.modules():
             if isinstance(module, ProjectionHead):
-                module.compile(fullgraph=True)
+                module.compile(fullgraph=True, dynamic=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves; a group's `lr_scale` multiplies the learning rate."""

@@ -42,6 +42,7 @@ class HeadLayers(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(dim, size) for size in sizes)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
+        self._was_calibrated = False
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +52,9 @@ class HeadLayers(nn.Module):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether centre and scale have been set."""
-        return bool(self.centre.any())
+        """Whether centre and scale have been set; once they are, a card is not asked again."""
+        self._was_calibrated = self._was_calibrated or bool(self.centre.any())
+        return self._was_calibrated
 
     @torch.no_grad()
     def calibrate_(self, features: Tensor) -> None:
