@@ -84,6 +84,7 @@ def start_accelerator(
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     share = threads or max(1, num_cores() // local)
     torch.set_num_threads(min(share, _openmp_limit()))
+    process_state()  # ends the group of processes before the interpreter does
     return accelerator
 
 
