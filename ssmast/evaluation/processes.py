@@ -39,12 +39,12 @@ def process_state() -> Processes:
     state = PartialState(cpu=not torch.cuda.is_available())
     assert state.device is not None
     if state.num_processes > 1:
-        _end_group_at_exit()
+        end_group_at_exit()
     return Processes(state.process_index, state.num_processes, state.device)
 
 
 @functools.cache
-def _end_group_at_exit() -> None:
+def end_group_at_exit() -> None:
     """End the group before the interpreter does: its threads now and then abort a process else."""
     atexit.register(PartialState().destroy_process_group)
 

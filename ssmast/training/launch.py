@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from ssmast.command import StoppedError, num_cores
-from ssmast.evaluation.processes import broadcast, set_tf32
+from ssmast.evaluation.processes import broadcast, end_group_at_exit, set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def start_accelerator(
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     share = threads or max(1, num_cores() // local)
     torch.set_num_threads(min(share, _openmp_limit()))
-    process_state()  # ends the group of processes before the interpreter does
+    if accelerator.num_processes > 1:
+        end_group_at_exit()
     return accelerator
 
 
