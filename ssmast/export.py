@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmast.audio import open_corpus
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import check_folder_to_write, is_encoder, read_json
 from ssmast.encoder.whitening import Whitening
@@ -26,9 +25,9 @@ from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
-from ssmast.training.config import FrontEnd
+from ssmast.training.config import FrontEnd, stored_config
 from ssmast.training.init_weights import backbone_weights
-from ssmast.training.inputs import built_in_corpus, log_mel_of
+from ssmast.training.inputs import log_mel_of, open_data
 from ssmast.training.run_folder import changed_settings, read_settings
 from ssmast.version import __version__
 
@@ -98,6 +97,7 @@ def main(argv: list[str]) -> int:
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
         return 0
+    encoder.whitening = whitening_for(config, encoder)
     export(config, encoder)
     return 0
 
@@ -144,51 +144,6 @@ def find_encoder(config: ExportConfig) -> Encoder:
     run = Path(config.run)
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run folder at {run}")
-    encoder = _unwhitened(config, run)
-    wanted, own = config.whiten, encoder.whitening
-    if wanted < 0 and own is None:  # an encoder folder says it itself
-        settings = encoder.info.get("settings") or {}
-        wanted = int((settings.get("export") or {}).get("whiten", 0))
-    if wanted == 0:
-        encoder.whitening = None
-    elif own is None or wanted > 0:
-        encoder.whitening = _whitening(config, run, encoder, directions=wanted)
-    return encoder
-
-
-def _whitening(
-    config: ExportConfig, run: Path, encoder: Encoder, *, directions: int
-) -> Whitening | None:
-    """That of the run's own encoder, where it is of the same vectors; else measured again.
-
-    Raises:
-        ValueError, FileNotFoundError: if there is no sound to measure it on.
-    """
-    if is_encoder(run / "encoder") and not config.data:
-        made = load_encoder(run / "encoder")
-        found, made.whitening = made.whitening, None
-        same = (made.sha256, made.pooling, made.layers) == (
-            *(encoder.sha256, encoder.pooling, encoder.layers),
-        )
-        if found is not None and same and config.whiten in (-1, len(found.factors)):
-            return found
-    settings = encoder.info.get("settings") or {}
-    data = config.data or settings.get("data") or ""
-    try:
-        if data:
-            corpus = open_corpus(data).with_channel(str(settings.get("channel", "mean")))
-        else:
-            corpus = open_corpus(built_in_corpus(run.parent)).select(split="train")
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"embeddings are to be whitened by the sound of the run, which cannot be opened: "
-            f"{error}; give data=FOLDER, or whiten=0"
-        ) from error
-    seed = int(settings.get("seed", 0))
-    return measured_whitening(encoder, corpus, directions=directions, seed=seed)
-
-
-def _unwhitened(config: ExportConfig, run: Path) -> Encoder:
     if config.checkpoint:
         return _of_checkpoint(Path(config.checkpoint), run, config)
     if is_encoder(run):
@@ -203,6 +158,42 @@ def _unwhitened(config: ExportConfig, run: Path) -> Encoder:
             )
         return _of_folder(run / "encoder", config)
     return _of_checkpoint(newest, run, config)
+
+
+def whitening_for(config: ExportConfig, encoder: Encoder) -> Whitening | None:
+    """The whitening of an encoder that `find_encoder` gave, as the settings ask for it.
+
+    That of the encoder itself or of the run's own, where it is of the same vectors; else measured
+    again on the clips that the run was trained on.
+
+    Raises:
+        FileNotFoundError: if there is no sound to measure it on.
+    """
+    run, stored = Path(config.run), encoder.info.get("settings") or {}
+    directions = config.whiten
+    if directions < 0:
+        if encoder.whitening is not None:
+            return encoder.whitening
+        directions = int((stored.get("export") or {}).get("whiten", 0))
+    if directions == 0:
+        return None
+    if is_encoder(run / "encoder") and not config.data:
+        made = load_encoder(run / "encoder")
+        found, made.whitening = made.whitening, None
+        same = (made.sha256, made.pooling, made.layers) == (
+            *(encoder.sha256, encoder.pooling, encoder.layers),
+        )
+        if found is not None and same and config.whiten in (-1, len(found.factors)):
+            return found
+    settings = stored_config(stored, data=config.data, command="ssmast export")
+    try:
+        corpus = open_data(settings, runs=run.parent)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"embeddings are to be whitened by the sound of the run, which cannot be opened: "
+            f"{error}; give data=FOLDER, or whiten=0"
+        ) from error
+    return measured_whitening(encoder, corpus, directions=directions, seed=settings.seed)
 
 
 def _settings(run: Path) -> dict[str, Any]:

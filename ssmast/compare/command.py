@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from ssmast.audio import open_corpus
 from ssmast.command import StoppedError
 from ssmast.compare.config import CompareConfig, Variant, variants_of
 from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, train
@@ -33,7 +32,8 @@ from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
 from ssmast.settings import parse, wants_dry_run
-from ssmast.training.inputs import built_in_corpus
+from ssmast.training.config import PretrainConfig
+from ssmast.training.inputs import built_in_corpus, open_data
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _run(
     trained = train(config, variant, calibrations.of(variant), seed)
     name = f"{variant.name}-{seed}"
     scores = checked(run_suite(_probe(config, encoder=str(trained.encoder), name=name)))
-    twin = _twin(config, trained.encoder, seed)
+    twin = _twin(config, variant, trained.encoder, seed)
     untrained: list[Result] = run_suite(_probe(config, encoder=str(twin), name=twin.name))
     entry.minutes[seed] = trained.minutes
     entry.alarms = trained.alarms or entry.alarms
@@ -120,14 +120,15 @@ def _run(
     entry.scores[seed] = scores
 
 
-def _twin(config: CompareConfig, encoder: Path, seed: int) -> Path:
+def _twin(config: CompareConfig, variant: Variant, encoder: Path, seed: int) -> Path:
     """Folder of the same network untrained; variants of one architecture share it."""
     trained = load_encoder(encoder)
     twin = random_twin(trained, seed=seed)
     if trained.whitening is not None:
-        data = config.data or str(built_in_corpus(Path(config.out) / RUNS))
+        assert isinstance(variant.config, PretrainConfig), "classifiers are not whitened"
+        clips = open_data(variant.config, runs=Path(config.out) / RUNS)
         count = len(trained.whitening.factors)
-        twin.whitening = measured_whitening(twin, open_corpus(data), directions=count, seed=seed)
+        twin.whitening = measured_whitening(twin, clips, directions=count, seed=seed)
     words = json.dumps(twin.config(), sort_keys=True)
     name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
     folder = Path(config.out) / RUNS / name

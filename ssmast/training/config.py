@@ -1,10 +1,13 @@
 """Every key of `ssmast pretrain`, and what all trainings share, with defaults and meanings."""
 
+import json
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ssmast.settings import CHANNEL, Settings, flat_fields, require, setting
+from ssmast.settings import CHANNEL, Settings, flat_fields, flatten, parse, require, setting
 
 ALARM_MODES = ("warn", "stop", "off")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -464,3 +467,20 @@ class PretrainConfig(TrainConfig):
             asked, off = operator.attrgetter(name)(self), name == "patch_drop.rate"
             wanted = f"left alone by objective={self.objective}, which does not use it"
             require(asked == key.default or (off and asked == 0), name, asked, wanted)
+
+
+def stored_config(stored: Mapping[str, Any], *, data: str = "", command: str) -> PretrainConfig:
+    """Settings that a run was pretrained with; keys of an own objective, which decide no audio, go.
+
+    Args:
+        stored: as config.yaml has them, nested.
+        data: the audio, if it has moved since.
+        command: for errors.
+    """
+    known = flat_fields(PretrainConfig)
+    found = {key: value for key, value in flatten(stored).items() if key in known}
+    found |= {"data": data} if data else {}
+    words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in found.items()]
+    config = parse(PretrainConfig, words, command=command)
+    assert config is not None, "no word is a flag"
+    return config

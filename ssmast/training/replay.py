@@ -8,7 +8,6 @@ samples, so `skipped.jsonl` holds no audio. How it was augmented also depends on
 that step; the waveforms do not.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from ssmast.audio import Corpus, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
-from ssmast.settings import Settings, flat_fields, flatten, parse, setting
-from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.settings import Settings, parse, setting
+from ssmast.training.config import PretrainConfig, TrainConfig, stored_config
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.setup import set_up, training_items
 from ssmast.training.inputs import build_log_mel, decoded, open_data, segments_of
@@ -92,16 +91,12 @@ def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> Non
 
 
 def _settings(folder: RunFolder, data: str, command: str) -> PretrainConfig | FinetuneConfig:
-    """Those of the run, of whichever kind; keys of an own objective, which decide no audio, go."""
+    """Those of the run, of whichever kind."""
     if folder.is_fine_tuning:
         words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
         config = parse(FinetuneConfig, words, command=command, recipes=folder.path)
     else:
-        known = flat_fields(PretrainConfig)
-        found = {k: v for k, v in flatten(folder.read_config()).items() if k in known}
-        found["data"] = data or found["data"]
-        words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in found.items()]
-        config = parse(PretrainConfig, words, command=command)
+        config = stored_config(folder.read_config(), data=data, command=command)
     assert config is not None
     return config
 
