@@ -248,6 +248,47 @@ class Classifier:
         return torch.stack(logits), levels
 
 
+class WindowMeans:
+    """Vectors of clips by a network without classes, cut as a `Classifier` cuts; an `Embedder`.
+
+    Of a clip longer than a window the mean over its windows.
+
+    Args:
+        network: log-mel (B, 1, F, T) -> vectors (B, `dim`), with `lengths` where clips differ.
+        log_mel: front end.
+        dim: length of a vector.
+        frames: of a window.
+        max_windows: most windows of a clip; 0 for as many as cover it.
+    """
+
+    sha256 = ""
+    """None: these vectors are not kept on disk."""
+
+    def __init__(
+        self, network: nn.Module, log_mel: LogMel, *, dim: int, frames: int, max_windows: int = 0
+    ) -> None:
+        self.dim = dim
+        self._windows = Classifier(
+            network, log_mel, outputs=Outputs([], False), frames=frames, max_windows=max_windows
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz at which the front end works."""
+        return self._windows.sample_rate
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the weights decides a vector."""
+        return self._windows.settings()
+
+    def embed_clips(
+        self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
+    ) -> Tensor:
+        """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
+        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
+        return torch.stack([rows.mean(dim=0) for rows in found])
+
+
 def window_log_mels(
     front_end: LogMel, waveform: Tensor, samples: Tensor, *, fewest: int, fast: bool = False
 ) -> tuple[Tensor, Tensor | None]:

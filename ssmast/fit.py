@@ -10,7 +10,6 @@ a test. A set's own test part is left out of the fit and scored, unless all=true
 is fitted whole. To train the encoder too: `ssmast finetune`.
 """
 
-import contextlib
 import logging
 import sys
 from dataclasses import dataclass, replace
@@ -22,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssmast.audio import AudioError, Corpus, read_audio
-from ssmast.classifier import Classifier, Outputs, as_classifier, classifier_info
+from ssmast.audio import Corpus
+from ssmast.audio.stats import look_at_lengths
+from ssmast.classifier import Outputs, WindowMeans, as_classifier, classifier_info
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import check_folder_to_write
+from ssmast.encoder.folder import build_parts, check_folder_to_write
 from ssmast.evaluation.class_scores import classes_table, score_classes, score_part
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers
@@ -33,8 +33,16 @@ from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.ridge import fit_ridge
 from ssmast.files import check_output
-from ssmast.model import Backbone, create_model
-from ssmast.settings import CHANNEL, Settings, parse, setting, to_dict, wants_dry_run
+from ssmast.model import Backbone
+from ssmast.settings import (
+    CHANNEL,
+    WORKERS,
+    Settings,
+    parse,
+    setting,
+    to_dict,
+    wants_dry_run,
+)
 from ssmast.version import __version__
 from ssmast.weights import DEFAULT
 
@@ -63,9 +71,7 @@ class FitConfig(Settings):
         range="[0, inf)",
     )
     channel: str = setting("mean", CHANNEL)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
     batch_seconds: float = setting(
         20.0, "seconds of audio that go through the network at once", range="[0, inf)"
     )
@@ -108,16 +114,16 @@ class _Fitting:
     def fitted(self) -> Encoder:
         """The encoder with a linear layer on its vectors, as a classifier folder holds it."""
         config, labelled = self.config, self.labelled
-        rate, rows = self.encoder.sample_rate, labelled.rows[self.train]
-        seconds = config.window or _usual_seconds(self.corpus, rows, sample_rate=rate)
+        rate, clips = self.encoder.sample_rate, self.corpus.take(labelled.rows[self.train])
+        seconds = config.window or _usual_seconds(clips, sample_rate=rate)
         network = headless(self.encoder)
         front, samples = self.encoder.log_mel, round(seconds * rate)
         frames = front.frames(samples)
         frames += front.samples(frames) < samples  # or a usual clip would have two windows
         frames = max(frames, network.fewest_frames)
         embedded = embed_corpus(
-            Features(network, self.encoder, frames=frames),
-            self.corpus.take(rows),
+            WindowMeans(network, front, dim=network.head_hidden_size, frames=frames),
+            clips,
             workers=config.workers,
             batch_seconds=config.batch_seconds,
         )
@@ -196,66 +202,21 @@ class _Fitting:
 
 def headless(encoder: Encoder) -> Backbone:
     """A copy of an encoder's network that gives its vectors, before any whitening."""
-    source = cast(Any, encoder.backbone)
-    arguments = {
-        key: value
-        for key, value in source._model_args.items()
-        if key not in ("num_classes", "global_pool", "pool_layers", "drop_path_rate", "drop_rate")
+    config = encoder.config()
+    config["model_args"].pop("drop_rate", None)  # of the training that is over
+    config["model_args"] |= {
+        "num_classes": 0,
+        "global_pool": encoder.pooling,
+        "pool_layers": encoder.layers,
     }
-    network = cast(
-        Backbone,
-        create_model(
-            source.pretrained_cfg["architecture"],
-            **{**arguments, "input_size": source.input_size},
-            num_classes=0,
-            global_pool=encoder.pooling,
-            pool_layers=encoder.layers,
-        ),
-    )
-    weights = {k: v for k, v in source.state_dict().items() if not k.startswith("head.fc.")}
-    network.load_state_dict(weights)
+    network, _ = build_parts(config)
+    weights = encoder.backbone.state_dict()
+    network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.fc.")})
     return network.eval()
 
 
-class Features:
-    """Vectors of clips as a linear layer of a `Classifier` sees them; an `Embedder`.
-
-    Of a clip longer than a window the mean over its windows.
-
-    Args:
-        network: without a head.
-        encoder: its front end.
-        frames: of a window.
-    """
-
-    sha256 = ""  # they are not kept on disk
-
-    def __init__(self, network: Backbone, encoder: Encoder, *, frames: int) -> None:
-        self.dim = network.head_hidden_size
-        self._windows = Classifier(
-            network, encoder.log_mel, outputs=Outputs([], False), frames=frames
-        )
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz at which the front end works."""
-        return self._windows.sample_rate
-
-    def settings(self) -> dict[str, Any]:
-        """What besides the weights decides a vector."""
-        return self._windows.settings()
-
-    def embed_clips(self, waveforms: Any, *, batch_seconds: float = 60.0) -> Tensor:
-        """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
-        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
-        return torch.stack([rows.mean(dim=0) for rows in found])
-
-
-def _usual_seconds(corpus: Corpus, rows: NDArray[np.int64], *, sample_rate: int) -> float:
-    """Length that nine in ten clips have at most, of a look at 64; at most ten seconds."""
-    lengths = []
-    for row in rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))].tolist():
-        with contextlib.suppress(AudioError, OSError):  # the embedding will name it
-            lengths.append(len(read_audio(corpus.source(row), sample_rate=sample_rate)))
+def _usual_seconds(corpus: Corpus, *, sample_rate: int) -> float:
+    """Length that nine in ten clips have at most, of a look at some; at most ten seconds."""
+    lengths, _ = look_at_lengths(corpus, sample_rate=sample_rate)
     usual = float(np.quantile(lengths, 0.9)) / sample_rate if lengths else _LONGEST_WINDOW
     return min(usual, _LONGEST_WINDOW)

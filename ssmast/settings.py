@@ -40,6 +40,9 @@ RENAMED = {
 
 Schema = TypeVar("Schema")
 
+# Help of keys that several commands have.
+WORKERS = "threads that decode audio; 0: one for each core, at most 8"
+BATCH_SECONDS = "seconds of audio embedded at once; 0: 20, on a GPU 600"
 CHANNEL = (
     "one channel of sound that has several: mean, first, loudest (files are decoded once more for "
     "it), left, right, or the number of one, from 0 on"

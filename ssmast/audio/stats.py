@@ -1,5 +1,6 @@
 """Mean and standard deviation of the log-mel of a corpus, and the energy that it leaves out."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import (
     AudioError,
     hear,
+    read_audio,
     read_segments,
     swing,
     unpadded,
@@ -103,6 +105,24 @@ def measure_mean_std(
             f"the log-mel of {total - num_bad} clips has no spread; is it all silence?"
         )
     return mean, std
+
+
+_LOOKED_AT = 64
+
+
+def look_at_lengths(corpus: Corpus, *, sample_rate: int) -> tuple[list[int], int]:
+    """Samples of 64 clips spread over a corpus, of those that can be read; and how many it tried.
+
+    Args:
+        corpus: of the clips.
+        sample_rate: that the samples are counted at, in Hz.
+    """
+    chosen = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
+    lengths = []
+    for clip in chosen.tolist():
+        with contextlib.suppress(AudioError, OSError):  # whatever reads it all will name it
+            lengths.append(len(read_audio(corpus.source(clip), sample_rate=sample_rate)))
+    return lengths, len(chosen)
 
 
 _HEARD, _HEARD_SECONDS, _MUCH = 48, 10.0, 0.2

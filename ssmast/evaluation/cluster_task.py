@@ -39,7 +39,17 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.files import check_output, write_atomic
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, require, setting, wants_dry_run
+from ssmast.settings import (
+    BATCH_SECONDS,
+    CHANNEL,
+    WORKERS,
+    Settings,
+    UsageError,
+    parse,
+    require,
+    setting,
+    wants_dry_run,
+)
 from ssmast.weights import DEFAULT
 
 CLUSTER_TITLES = {
@@ -151,12 +161,8 @@ class ClusterConfig(Settings):
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
     channel: str = setting("mean", CHANNEL)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
-    batch_seconds: float = setting(
-        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
 def main(argv: list[str]) -> int:

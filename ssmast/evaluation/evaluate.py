@@ -44,6 +44,7 @@ from ssmast.settings import (
     CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
+    WORKERS,
     Settings,
     parse,
     setting,
@@ -92,9 +93,7 @@ class EvaluateConfig(Settings):
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
     batch_seconds: float = setting(
         0.0, "seconds of audio scored at once; 0: 20, on a GPU 600", range="[0, inf)"
     )

@@ -35,9 +35,11 @@ from ssmast.report import write_report
 from ssmast.report.paper_tables import filled_table
 from ssmast.report.published_scores import POSTER_TABLE
 from ssmast.settings import (
+    BATCH_SECONDS,
     CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
+    WORKERS,
     Settings,
     UsageError,
     parse,
@@ -111,12 +113,8 @@ class ProbeConfig(Settings):
     channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
-    batch_seconds: float = setting(
-        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:

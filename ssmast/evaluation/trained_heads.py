@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,24 @@ HEAR_GRID = tuple(
 )
 
 
+P = TypeVar("P")
+
+
+def at_best_point(
+    train_one: Callable[[P, int], Trained], points: Sequence[P], seeds: range
+) -> tuple[list[Trained], P]:
+    """Heads at the point of a grid that is best by validation, one a seed, and the point.
+
+    Args:
+        train_one: of a point and a seed.
+        points: each is tried with the first seed; of equals the first is taken.
+        seeds: of the heads.
+    """
+    tried = [train_one(point, seeds[0]) for point in points]
+    best = max(range(len(points)), key=lambda i: tried[i].rank)
+    return [tried[best], *(train_one(points[best], seed) for seed in seeds[1:])], points[best]
+
+
 def fit_hear(
     train: Part,
     valid: Part,
@@ -226,10 +244,7 @@ def fit_hear(
             *(train, valid), schedule=schedule, metric=metric, seed=seed,
         )  # fmt: skip
 
-    tried = [train_one(point, seeds[0]) for point in points]
-    index = max(range(len(points)), key=lambda i: tried[i].rank)
-    models = [tried[index], *(train_one(points[index], seed) for seed in seeds[1:])]
-    layers, init, lr = points[index]
+    models, (layers, init, lr) = at_best_point(train_one, points, seeds)
     return fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
 
 
@@ -315,13 +330,11 @@ def fit_superb(
             metric=metric, seed=seed,
         )  # fmt: skip
 
-    tried = [train_one(lr, seeds[0]) for lr in SUPERB_RATES]
-    index = max(range(len(tried)), key=lambda i: tried[i].rank)
-    models = [tried[index], *(train_one(SUPERB_RATES[index], seed) for seed in seeds[1:])]
+    models, lr = at_best_point(train_one, SUPERB_RATES, seeds)
     head = models[0].head
     assert isinstance(head, LayerSum)
     layer_weights = [round(value, 4) for value in head.layer_weights.tolist()]
-    return fitted(models, {"lr": SUPERB_RATES[index], "layer_weights": layer_weights})
+    return fitted(models, {"lr": lr, "layer_weights": layer_weights})
 
 
 class AttentiveHead(nn.Module):
@@ -397,11 +410,9 @@ def fit_attentive(
             metric=metric, seed=seed,
         )  # fmt: skip
 
-    tried = [train_one(lr, seeds[0]) for lr in ATTENTIVE_RATES]
-    index = max(range(len(tried)), key=lambda i: tried[i].rank)
-    models = [tried[index], *(train_one(ATTENTIVE_RATES[index], seed) for seed in seeds[1:])]
+    models, lr = at_best_point(train_one, ATTENTIVE_RATES, seeds)
     head = models[0].head
     assert isinstance(head, AttentiveHead)
     layer_weights = [round(value, 4) for value in head.sum.layer_weights.tolist()]
-    chosen = {"lr": ATTENTIVE_RATES[index], "layer_weights": layer_weights, "parts": slots}
+    chosen = {"lr": lr, "layer_weights": layer_weights, "parts": slots}
     return fitted(models, chosen)

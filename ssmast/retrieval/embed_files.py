@@ -36,9 +36,11 @@ from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
+    BATCH_SECONDS,
     CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
+    WORKERS,
     Settings,
     UsageError,
     in_home,
@@ -65,12 +67,8 @@ class EmbedConfig(Settings):
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
     channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
-    batch_seconds: float = setting(
-        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     window: float = setting(
         0.0,
         "seconds of the windows that get a vector each; 0: a vector for each clip",

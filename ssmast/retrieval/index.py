@@ -33,7 +33,16 @@ from ssmast.retrieval.embed_files import (
     open_files,
     read_embeddings,
 )
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import (
+    BATCH_SECONDS,
+    CHANNEL,
+    WORKERS,
+    Settings,
+    UsageError,
+    parse,
+    setting,
+    wants_dry_run,
+)
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -74,12 +83,8 @@ class IndexConfig(Settings):
         0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
     )
     channel: str = setting("mean", CHANNEL)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
-    batch_seconds: float = setting(
-        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
 def main(argv: list[str]) -> int:

@@ -34,7 +34,16 @@ from ssmast.retrieval.embed_files import (
     names_of,
     open_files,
 )
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import (
+    BATCH_SECONDS,
+    CHANNEL,
+    WORKERS,
+    Settings,
+    UsageError,
+    parse,
+    setting,
+    wants_dry_run,
+)
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -70,12 +79,8 @@ class MapConfig(Settings):
         5.0, "seconds of each sound put inside the page", range="(0, inf)"
     )
     channel: str = setting("mean", CHANNEL)
-    workers: int = setting(
-        0, "threads that decode audio; 0: one for each core, at most 8", range="[0, inf)"
-    )
-    batch_seconds: float = setting(
-        0.0, "seconds of audio embedded at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.audio import Corpus
-from ssmast.classifier import Classifier, Outputs
+from ssmast.classifier import Classifier, WindowMeans
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.fitting import mean_and_std
 from ssmast.evaluation.labelled_set import LabelledSet
@@ -153,11 +153,8 @@ def classification_loss(
     return torch.stack(losses).sum(dim=0)
 
 
-class FrozenFeatures:
-    """What the linear layers see of whole clips; an `Embedder`.
-
-    Of a clip longer than a window the mean over its windows, so that a linear layer of it is the
-    mean of the windows' logits.
+class FrozenFeatures(WindowMeans):
+    """What the linear layers see of whole clips: one of the mean is the mean of their logits.
 
     Args:
         classifier: whose network, windows and front end it uses.
@@ -165,33 +162,13 @@ class FrozenFeatures:
 
     def __init__(self, classifier: Classifier) -> None:
         network = cast(Backbone, classifier.network)
-        self.dim = network.head_hidden_size
-        self._windows = Classifier(
+        super().__init__(
             _BeforeHeads(network),
             classifier.log_mel,
-            outputs=Outputs([], False),
+            dim=network.head_hidden_size,
             frames=classifier.frames,
             max_windows=classifier.max_windows,
         )
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz at which the front end works."""
-        return self._windows.sample_rate
-
-    @property
-    def sha256(self) -> str:
-        """None: these features are not kept on disk."""
-        return ""
-
-    def settings(self) -> dict[str, Any]:
-        """What besides the weights decides a vector."""
-        return self._windows.settings()
-
-    def embed_clips(self, waveforms: Any, *, batch_seconds: float = 60.0) -> Tensor:
-        """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
-        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
-        return torch.stack([rows.mean(dim=0) for rows in found])
 
 
 class _BeforeHeads(nn.Module):

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from ssmast.audio import (
-    AudioError,
     BalancedOrder,
     Corpus,
     MixedSegments,
     SegmentDataset,
-    read_audio,
 )
 from ssmast.audio.kaldi import front_end_of
+from ssmast.audio.stats import look_at_lengths
 from ssmast.encoder import Encoder
 from ssmast.encoder.folder import CONFIG, read_json
 from ssmast.evaluation.class_scores import main_metric
@@ -39,7 +38,6 @@ from ssmast.weights import DEFAULT, FOLDER
 logger = logging.getLogger(__name__)
 
 _MOST_FRAMES, _FEWEST_FRAMES, _FRAME_STEP = 1024, 32, 32
-_LOOKED_AT = 64
 
 
 class Preset(NamedTuple):
@@ -244,18 +242,11 @@ def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
 
 def _usual_frames(corpus: Corpus, front: Any) -> int:
     """Frames that nine in ten clips fit into, at most 1024; of a look at 64 clips."""
-    looked_at = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
-    lengths = []
-    for clip in looked_at.tolist():
-        try:
-            audio = read_audio(corpus.source(clip), sample_rate=front.sample_rate)
-        except AudioError:
-            continue  # the run will list it
-        lengths.append(log_mel_of(front, mean=0.0, std=1.0).frames(len(audio)))
-    if not lengths:
-        raise ValueError(
-            f"none of {len(looked_at)} training clips could be read; give clips.frames"
-        )
+    samples, looked_at = look_at_lengths(corpus, sample_rate=front.sample_rate)
+    if not samples:
+        raise ValueError(f"none of {looked_at} training clips could be read; give clips.frames")
+    log_mel = log_mel_of(front, mean=0.0, std=1.0)
+    lengths = [log_mel.frames(length) for length in samples]
     frames = math.ceil(float(np.quantile(lengths, 0.9)) / _FRAME_STEP) * _FRAME_STEP
     return min(_MOST_FRAMES, max(_FEWEST_FRAMES, frames))
 
