@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ssmast.training.config import PatchDropConfig
+from ssmast.training.config import Optim, PatchDropConfig
 from ssmast.training.step import wants_compile
 from tests.training.test_ss_mast import _batch, _config
 from tests.training.test_ss_mast import _trainer as ss_mast
@@ -23,17 +23,17 @@ def eager_backend(monkeypatch):
     torch._dynamo.reset()
 
 
-def _pair(name: str, compile_: str):
+def _pair(name: str, compile_: str, **changes):
     if name == "ssast":
         return ssast(f"compile={compile_}", steps=8), [ssast_batch(seed=i) for i in range(8)]
     model = "ast_nano" if name == "ast" else "mast_nano"
     drop = PatchDropConfig(mode="structured" if name == "mast" else "random", rate=0.4)
-    config = _config(model=model, compile=compile_, patch_drop=drop)
+    config = _config(model=model, compile=compile_, patch_drop=drop, **changes)
     return ss_mast(config), [_batch(seed) for seed in range(8)]
 
 
-def _losses(name: str, compile_: str) -> tuple[list[float], list[str], list[int]]:
-    trainer, batches = _pair(name, compile_)
+def _losses(name: str, compile_: str, **changes) -> tuple[list[float], list[str], list[int]]:
+    trainer, batches = _pair(name, compile_, **changes)
     losses, graphs = [], []
     for batch in batches:
         losses.append(float(trainer.train_step(batch).loss.loss))
@@ -54,17 +54,17 @@ def test_a_step_is_whole_graphs_and_trains_the_same(name):
     assert found_names == names  # of a checkpoint
     assert graphs[0] > 0
     assert graphs[-1] <= 20
-    assert graphs[-1] - graphs[-3] == 0  # sizes have become symbols
+    assert graphs[-1] - graphs[-3] == 0  # every size has been met
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_the_inductor_trains_the_same():
-    wanted, names, _ = _losses("mast", "false")
-    found, found_names, _ = _losses("mast", "true")
-    # The same kernels in another order round otherwise, and every step multiplies the difference.
-    assert found[:3] == pytest.approx(wanted[:3], rel=1e-3)
-    assert found == pytest.approx(wanted, rel=0.1)
+    # Its kernels round otherwise, and steps at a usual rate multiply that: 4 % after eight.
+    gently = {"optim": Optim(lr=1e-6)}
+    wanted, names, _ = _losses("mast", "false", **gently)
+    found, found_names, _ = _losses("mast", "true", **gently)
+    assert found == pytest.approx(wanted, rel=1e-3)
     assert found_names == names
 
 
