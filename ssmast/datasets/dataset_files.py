@@ -4,11 +4,12 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmast.audio.source import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+from ssmast.audio.source import AUDIO_EXTENSIONS, SOUND_EXTENSIONS
+from ssmast.files import as_text
 
 
 class DatasetFiles:
@@ -28,6 +29,11 @@ class DatasetFiles:
     def names(self, folder: str = "") -> list[str]:
         """Names of the files in a folder below the root, sorted; none if there is no folder."""
         return sorted(self._list(folder)[0])
+
+    def waves(self, folder: str) -> list[str]:
+        """Paths of the WAV files in a folder below the root, sorted."""
+        names = self.names(folder)
+        return [f"{folder}/{name}" for name in names if name.lower().endswith(".wav")]
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders in a folder below the root, sorted."""
@@ -56,10 +62,15 @@ class DatasetFiles:
         Formats that soundfile decodes are preferred to videos.
         """
         if self._stems is None:
-            self._stems = {}
+            videos: dict[str, str] = {}
+            audio: dict[str, str] = {}
             for folder, names in self.walk():
                 for name in names:
-                    self._enter(f"{folder}/{name}".lstrip("/"))
+                    own, extension = os.path.splitext(name)
+                    if extension.lower() in SOUND_EXTENSIONS:
+                        found = audio if extension.lower() in AUDIO_EXTENSIONS else videos
+                        found.setdefault(own, f"{folder}/{name}".lstrip("/"))
+            self._stems = videos | audio
         return self._stems.get(stem)
 
     def lines(self, path: str) -> list[str]:
@@ -128,20 +139,10 @@ class DatasetFiles:
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{self.root / path} is no valid CSV file: {error}") from error
 
-    def first(self, *paths: str) -> str:
-        """The first of some paths that is a file, else the first of all."""
+    def first(self, *names: str, places: Sequence[str] = ("",)) -> str:
+        """The first file of some names in some folders (`a/`), else the first name in the first."""
+        paths = [place + name for place in places for name in names]
         return next((path for path in paths if self.has(path)), paths[0])
-
-    def _enter(self, path: str) -> None:
-        stem, extension = os.path.splitext(path.rpartition("/")[2])
-        extension = extension.lower()
-        assert self._stems is not None
-        if extension in AUDIO_EXTENSIONS:
-            old = self._stems.get(stem)
-            if old is None or os.path.splitext(old)[1].lower() in FOREIGN_EXTENSIONS:
-                self._stems[stem] = path
-        elif extension in FOREIGN_EXTENSIONS:
-            self._stems.setdefault(stem, path)
 
     def _list(self, folder: str) -> tuple[frozenset[str], tuple[str, ...]]:
         if folder not in self._listed:
@@ -162,10 +163,18 @@ class DatasetFiles:
 
     def _text(self, path: str) -> str:
         self._check(path)
-        try:
-            return (self.root / path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.root / path} is not UTF-8 text") from error
+        return as_text((self.root / path).read_bytes(), self.root / path)
+
+
+def named(ids: Iterable[str], names: Mapping[str, str], what: str, table: str) -> tuple[str, ...]:
+    """The names of some classes by their ids.
+
+    Raises:
+        ValueError: if the table lacks one that `what` has.
+    """
+    for unknown in (one for one in ids if one not in names):
+        raise ValueError(f"{what} has the label {unknown}, which {table} lacks")
+    return tuple(names[one] for one in ids)
 
 
 def keyed_order(names: Iterable[str], *, seed: int) -> list[str]:
