@@ -49,12 +49,7 @@ _FOREIGN_MAGIC = (  # (offset, bytes, what it is)
 
 
 class ForeignError(AudioError):
-    """A sound file of a kind that libsndfile does not know, but FFmpeg does.
-
-    Args:
-        message: the sentence.
-        what: the kind.
-    """
+    """A sound file of a kind that libsndfile does not know, but FFmpeg does."""
 
     def __init__(self, message: str, what: str = "") -> None:
         super().__init__(message)
@@ -174,11 +169,6 @@ class Decoder(soundfile.SoundFile):
 def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decoder]:
     """An open decoder; every failure inside the block comes out as AudioError.
 
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        channel: which of several, see `CHANNELS`.
-
     Raises:
         AudioError: if it cannot be opened, or decoding fails.
     """
@@ -260,11 +250,6 @@ _remembered_loudest = functools.lru_cache(maxsize=4096)(_measured_loudest)
 def mix(frames: np.ndarray, label: str, channel: str = "mean") -> np.ndarray:
     """Float32 frames (n, channels) -> one channel (n,).
 
-    Args:
-        frames: all of a sound.
-        label: what to call it in an error.
-        channel: which of several, see `CHANNELS`.
-
     Raises:
         AudioError: if there is no such channel, or the channels cancel in their mean.
     """
@@ -282,10 +267,6 @@ def scaled(samples: np.ndarray, label: str = "the waveform") -> np.ndarray:
     Neither the type nor the largest value tells the scale: 16-bit samples come as int32, int64, and
     as floats that were never divided. Of 16 bits are whole numbers that all fit into 16 bits; those
     that need 17 to 24 may be of 24 bits, or quiet ones of 32.
-
-    Args:
-        samples: of any shape, one sample at least.
-        label: what to call them in an error.
 
     Raises:
         AudioError: if they are no floats or signed integers, or of no certain scale.
@@ -414,12 +395,6 @@ def decode_foreign(
 
     Whole, whatever range is wanted: ranges that torchcodec seeks in mp3, AAC and WebM came out up
     to 1105 samples off.
-
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        what: the format, for the error.
-        channel: which of several, see `CHANNELS`.
 
     Returns:
         Float32 samples (S,) and their rate in Hz.

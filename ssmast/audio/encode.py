@@ -36,10 +36,6 @@ def encode_sound(samples: np.ndarray, *, sample_rate: int, codec: str) -> bytes:
 def with_serial(ogg: bytes, serial: int) -> bytes:
     """An Ogg stream with another serial number: libsndfile draws one, so no two files are equal.
 
-    Args:
-        ogg: pages of one stream.
-        serial: 32 bits.
-
     Source: RFC 3533, section 6.
     """
     out, at = bytearray(ogg), 0

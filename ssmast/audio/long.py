@@ -125,12 +125,6 @@ def read_long(
 ) -> Waveform | None:
     """All samples of a file of over a minute; None for any other.
 
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        sample_rate: rate of the samples in Hz.
-        channel: which of several, see `decode.CHANNELS`.
-
     Raises:
         AudioError: as `read_audio`.
     """
@@ -146,10 +140,6 @@ def stated_seconds(source: Source, label: str) -> float | None:
     """Seconds of a file as its header states them; None for a format that FFmpeg reads.
 
     What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
-
-    Args:
-        source: path of a file, part of one, or its bytes.
-        label: what to call it in an error.
 
     Raises:
         AudioError: as `read_audio`, where that shows in the header.

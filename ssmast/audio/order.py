@@ -39,13 +39,7 @@ def _key(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def _permute(values: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside.
-
-    Args:
-        values: uint64 numbers below `size`.
-        size: length of the range.
-        key: uint64 key of each value.
-    """
+    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside."""
     if size == 1:
         return np.zeros_like(values)
     bits = max(2, (size - 1).bit_length())
@@ -144,12 +138,7 @@ class BalancedOrder:
         self._most = int((np.ceil(ends).astype(np.int64) - self._starts).max())
 
     def __call__(self, position: int, *, seed: int) -> tuple[int, int]:
-        """(epoch for draws, clip) at a position of the endless stream.
-
-        Args:
-            position: not negative.
-            seed: of the run.
-        """
+        """(epoch for draws, clip) at a position of the endless stream."""
         epoch, cell = sample_at(position, size=self.size, seed=seed)
         point = cell + float(keyed_uniform(seed, epoch, cell, _BALANCED_STREAM, 1)[0])
         clip = int(np.searchsorted(self._ends, point, side="right"))

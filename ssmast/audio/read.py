@@ -418,21 +418,13 @@ def segment_at(audio: np.ndarray, start: int, num_samples: int) -> np.ndarray:
 
 
 def swing(waveform: np.ndarray) -> np.ndarray:
-    """Half the distance between the lowest and the highest sample, (..., S) -> (...).
-
-    Args:
-        waveform: samples; S >= 1.
-    """
+    """Half the distance between the lowest and the highest sample, (..., S) -> (...)."""
     # In float64: the difference of two 16-bit integers, or of two wild floats, would overflow.
     return (waveform.max(axis=-1).astype(np.float64) - waveform.min(axis=-1)) / 2
 
 
 def unpadded(segment: np.ndarray) -> np.ndarray:
-    """A segment (S,) without the zeros at its ends, so that a padded constant is still constant.
-
-    Args:
-        segment: of a clip that may have been shorter.
-    """
+    """A segment (S,) without the zeros at its ends, so that a padded constant is still constant."""
     if segment[0] and segment[-1]:
         return segment
     sounding = np.flatnonzero(segment)

@@ -172,10 +172,6 @@ class SegmentDataset(Dataset[SegmentItem]):
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
         """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
 
-        Args:
-            epoch: that the draws belong to.
-            clip: number of the clip.
-
         Raises:
             AudioError: if 32 clips in a row were bad.
         """
@@ -259,9 +255,6 @@ class SegmentDataset(Dataset[SegmentItem]):
 
 def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
     """Stack items into a batch.
-
-    Args:
-        items: from `SegmentDataset`.
 
     Returns:
         The batch; rejected clips in one flat list.
@@ -391,9 +384,6 @@ def mix(waveform: Tensor, other: Tensor, *, weight: float) -> Tensor:
 
 def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
     """Stack items into a batch.
-
-    Args:
-        items: from `MixedSegments`.
 
     Returns:
         The batch; rejected clips in one flat list.

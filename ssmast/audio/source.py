@@ -136,9 +136,6 @@ class SlicedFile(io.RawIOBase):
     A damaged header may send libsndfile before the start. An exception inside its callback would be
     printed with a traceback and not reach us; staying at the start gives libsndfile bytes that do
     not fit, which it reports as an error.
-
-    Args:
-        data: bytes, a `View` or the like.
     """
 
     def __init__(self, data: Sliced) -> None:

@@ -108,10 +108,6 @@ def streams_of(source: Source, label: str) -> list[Source]:
 
     As a rule the file itself. What stands before or between them (tags) is left out; a length that
     is less than what is there is put right, with a warning.
-
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in a warning.
     """
     found: list[Source] = []
     if isinstance(source, bytes):

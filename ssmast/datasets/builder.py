@@ -37,12 +37,7 @@ from ssmast.version import __version__
 
 
 class SetStatistics:
-    """What is counted over the rows of a set.
-
-    Args:
-        definition: of the task.
-        notes: filled by its builder.
-    """
+    """What is counted over the rows of a set."""
 
     def __init__(self, definition: DataTask, notes: BuildNotes) -> None:
         self.definition, self.notes = definition, notes
@@ -95,15 +90,7 @@ class SetStatistics:
 def facts_of(
     definition: DataTask, root: Path, out: Path, options: dict[str, str], stats: SetStatistics
 ) -> dict[str, Any]:
-    """What task.json says of a set.
-
-    Args:
-        definition: of its task.
-        root: folder of the data set.
-        out: folder of the labelled set.
-        options: all, with their values.
-        stats: after all rows.
-    """
+    """What task.json says of a set."""
     built, published = stats.notes, published_of(definition.name, options)
     split = "fold" if definition.folds else "split"
     notes = list(built.remarks)

@@ -16,9 +16,6 @@ class DatasetFiles:
     """Files below a folder, each folder listed once; hidden ones (`.DS_Store`, `._copy`) left out.
 
     Two million clips are looked up by one listing for each folder.
-
-    Args:
-        root: the folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -120,11 +117,7 @@ class DatasetFiles:
             yield dict(zip(header, (value.strip() for value in row), strict=True))
 
     def fields(self, path: str, *, comment: str = "") -> Iterator[list[str]]:
-        """The rows of a CSV file as they are, less empty ones.
-
-        Args:
-            path: below the root.
-            comment: rows that start with this are skipped.
+        """The rows of a CSV file as they are, less empty ones and those that start with `comment`.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -181,10 +174,6 @@ def keyed_order(names: Iterable[str], *, seed: int) -> list[str]:
     """The names in the order of a hash of each.
 
     The first n of them are a draw without replacement, the same on every machine.
-
-    Args:
-        names: all different.
-        seed: another one gives another order.
     """
     return sorted(names, key=lambda name: _digest(name, seed))
 
@@ -208,24 +197,14 @@ _TIMES: tuple[Callable[[float], str], ...] = (
 
 
 class YouTubeClips:
-    """Sound files of YouTube clips, found by video and start under any of the usual names.
-
-    Args:
-        files: of the root.
-    """
+    """Sound files of YouTube clips, found by video and start under any of the usual names."""
 
     def __init__(self, files: DatasetFiles) -> None:
         self.files = files
         self._last = 0  # the pattern that matched last is tried first
 
     def path(self, video: str, start: float, stop: float) -> str | None:
-        """Path of the clip, in whatever folder; None if it is not there.
-
-        Args:
-            video: its YouTube id.
-            start: of the clip in the video, in seconds.
-            stop: in seconds.
-        """
+        """Path of the clip, in whatever folder; None if it is not there."""
         names = _names(video, start, stop)
         for number in (self._last, *range(len(names))):
             found = self.files.with_stem(names[number])

@@ -201,12 +201,7 @@ class Corpus:
     def sample_at(
         self, position: int | np.ndarray, *, seed: int
     ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
-        """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`.
-
-        Args:
-            position: one position, or an array of them.
-            seed: of the run.
-        """
+        """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`."""
         return sample_at(position, size=len(self), seed=seed)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
@@ -227,9 +222,6 @@ class Corpus:
 
     def select(self, **equals: str) -> "Corpus":
         """The clips whose row of the table says so, in the same order: `select(split="train")`.
-
-        Args:
-            **equals: columns of the table and the text wanted in each.
 
         Raises:
             ValueError: if there is no table, no such column, or no such clip.
@@ -257,11 +249,6 @@ class Corpus:
 
     def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
         """The same clips, by name, table and hash, read from a tar that holds copies.
-
-        Args:
-            tar: the archive.
-            offsets: of the copies inside it, int64.
-            sizes: of the copies in bytes, int64.
 
         Raises:
             ValueError: if there is not one copy for each clip.
@@ -350,9 +337,6 @@ class Mixture(Corpus):
     weight is in a later epoch than a large one. The clip at a position is computed, as for a single
     corpus.
 
-    Args:
-        weighted: corpora and their weights.
-
     Raises:
         ValueError: if a weight is too small for its corpus to appear.
     """
@@ -423,12 +407,7 @@ class Mixture(Corpus):
     def sample_at(
         self, position: int | np.ndarray, *, seed: int
     ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
-        """Epoch of its corpus, and clip, at a position of the endless shuffled stream.
-
-        Args:
-            position: one position, or an array of them.
-            seed: of the run.
-        """
+        """Epoch of its corpus, and clip, at a position of the endless shuffled stream."""
         positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
         block, slot = sample_at(positions, size=BLOCK, seed=seed)
         which = np.searchsorted(np.cumsum(self._quotas), slot, side="right")

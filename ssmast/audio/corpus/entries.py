@@ -138,9 +138,6 @@ class IndexFile:
 
     Safe to pickle and to fork: pread keeps no position.
 
-    Args:
-        path: of the index file.
-
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is no index, or cut short.
@@ -212,14 +209,7 @@ class IndexFile:
 def write_index(
     path: Path, entries: ArrayEntries, *, shards: Sequence[str], listing_hash: str
 ) -> None:
-    """Write an index file, whole or not at all.
-
-    Args:
-        path: of the index.
-        entries: the clips.
-        shards: names of the shards, relative to the folder of the index.
-        listing_hash: of the corpus.
-    """
+    """Write an index file, whole or not at all; shards are named relative to its folder."""
     names, suffixes = entries.names, sorted(entries.suffixes())
     header = {"clips": len(names), "shards": list(shards), "suffixes": suffixes}
     text = json.dumps({**header, "fingerprint": listing_hash}).encode()

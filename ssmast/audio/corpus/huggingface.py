@@ -42,12 +42,9 @@ class _Batch(NamedTuple):
 
 
 def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -> Corpus:
-    """A corpus of the rows of Parquet files; their sound is not read.
+    """A corpus of the rows of Parquet files, whose sound is not read.
 
-    Args:
-        root: folder or URL.
-        files: here or at a URL.
-        splits: name of the part that each file is of, empty for none.
+    `splits` names the part that each file is of, empty for none.
 
     Raises:
         ValueError: if a file is no Parquet, has no sound, or a row group is too large to be read.
@@ -59,12 +56,7 @@ def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -
 def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Corpus:
     """A corpus of the rows of Arrow files, as `Dataset.save_to_disk` writes them.
 
-    Each clip is a byte range.
-
-    Args:
-        root: folder of the set.
-        files: in the order of the set.
-        splits: name of the part that each file is of, empty for none.
+    Each clip is a byte range; `splits` as of `parquet_corpus`.
 
     Raises:
         ValueError: if a file is no Arrow, has no sound, or is compressed inside.

@@ -70,10 +70,6 @@ def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
     Columns are utterance, speaker, text, and one for each other `utt2...` file; the split is the
     name of the folder, where it says one.
 
-    Args:
-        root: above the folders, or the only one.
-        folders: each with a wav.scp.
-
     Raises:
         ValueError: if an entry is a command, which is never run, or a line cannot be read.
         FileNotFoundError: if a recording is not there.
@@ -161,10 +157,6 @@ def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
     Labels are the display names of class_labels_indices.csv, in the folder of the list or the one
     above, where there is one; else as the list writes them.
 
-    Args:
-        root: folder of the sound.
-        files: the lists.
-
     Raises:
         ValueError: if a list is damaged, or a label is none of the classes.
         FileNotFoundError: if a clip is not there.
@@ -235,11 +227,6 @@ def audio_folder_tables(root: Path) -> list[Path]:
 
 def of_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Corpus:
     """A corpus of the rows of an AudioFolder's metadata.
-
-    Args:
-        root: the folder.
-        tables: in it, or in a folder for each part.
-        column: with the paths.
 
     Raises:
         ValueError: if a table is damaged, or lacks the column.
@@ -313,9 +300,6 @@ def read_labels(tars: Sequence[Place]) -> pa.Table | None:
     other values in .json are columns of their own. A number in .cls stays a number, since nothing
     in a tar names the classes. With a word such as train in the names of the tars there is a column
     `split`.
-
-    Args:
-        tars: paths or URLs.
 
     Raises:
         ValueError: if a .json is none, or a member is not UTF-8.

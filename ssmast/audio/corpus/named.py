@@ -39,10 +39,7 @@ _said: set[str] = set()  # a command opens a folder more than once
 def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -> None:
     """Count what a folder holds and nothing is made of, by kind, once a process.
 
-    Args:
-        root: the folder.
-        unused: files that are no sound, or sounds that the table does not name.
-        others: hidden files and folders, links to nothing.
+    `others` are hidden files and folders, and links to nothing.
     """
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
     for name in others:
@@ -58,13 +55,7 @@ def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -
 
 
 def say_unnamed(root: Path, corpus: Corpus, *tables: str) -> None:
-    """Count the files of a folder that its table does not name.
-
-    Args:
-        root: the folder.
-        corpus: its clips.
-        tables: names of the tables themselves.
-    """
+    """Count the files of a folder that its table does not name."""
     used = {os.path.normpath(split_excerpt(corpus.name(i))[0]) for i in range(len(corpus))}
     used |= {*tables, *_NOTES}
     others: list[str] = []
@@ -116,12 +107,6 @@ def of_files(path: Place, names: list[str], table: pa.Table | None, root: Place)
 
 def of_listing(path: Path, found: Listing, root: Path, said: Mapping[str, Any]) -> Corpus:
     """A corpus of the files that other programs' lists name.
-
-    Args:
-        path: of the list, for messages.
-        found: the clips.
-        root: folder that their names are relative to.
-        said: what the lists say of the labels, in the words of a task.json.
 
     Raises:
         FileNotFoundError, ValueError: as `of_files`.
@@ -248,13 +233,6 @@ def _otherwise_written(
     path: Place, names: list[str], missing: list[int], finder: _FileFinder, where: str
 ) -> list[str]:
     """The names with those that are not there replaced by the files that they can only mean.
-
-    Args:
-        path: of the table or list.
-        names: of all clips.
-        missing: positions of those that are not there as they are written.
-        finder: of the files there are.
-        where: they were looked for, for messages.
 
     Raises:
         FileNotFoundError: if some name means no file, or could mean several.

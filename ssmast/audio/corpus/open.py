@@ -138,9 +138,6 @@ def _recordings(corpus: Corpus) -> Corpus:
 def corpus_of_files(files: Sequence[str]) -> Corpus:
     """A corpus of sound files named one by one, in their order.
 
-    Args:
-        files: paths or URLs.
-
     Raises:
         FileNotFoundError: if one does not exist.
     """
@@ -326,10 +323,6 @@ class Layout:
 
 def layout_of(path: Path, *, column: str = "path") -> Layout | None:
     """The layout of another program that a path has; None for none.
-
-    Args:
-        path: a file or a folder.
-        column: of a table, with the paths.
 
     Raises:
         ValueError: if it has one and a file of it is damaged.

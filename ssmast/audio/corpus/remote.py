@@ -134,11 +134,8 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
     """Relative path and size of every file below a folder, sorted; hidden ones left out.
 
     Links to folders are followed. A folder that was already seen, by device and inode, is not
-    entered again, so a link to a parent ends there.
-
-    Args:
-        root: the folder.
-        others: gets the names of what is left out: hidden files and folders, links to nothing.
+    entered again, so a link to a parent ends there. `others` gets the names of what is left out:
+    hidden files and folders, links to nothing.
     """
     others = [] if others is None else others
     found: list[tuple[str, int]] = []
@@ -200,9 +197,6 @@ class _RemoteBytes:
 
 class RemoteFile(SlicedFile):
     """A file at a URL that seeks, and reads at least 256 kB at a time.
-
-    Args:
-        url: of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.

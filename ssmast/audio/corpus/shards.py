@@ -98,10 +98,6 @@ def index_tar(path: Place, *, endings: Collection[str] = SOUND_EXTENSIONS) -> Ta
 
     Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
 
-    Args:
-        path: of the tar, or its URL.
-        endings: of the members to index, lower case; those of sound.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is compressed, or no tar at all.
@@ -221,9 +217,6 @@ class TarReader:
     """Reads byte ranges of tars, opened when first needed and at most 64 at a time.
 
     Safe to pickle, to fork and to share between threads: pread keeps no position.
-
-    Args:
-        paths: of the tars, or their URLs, addressed by number.
     """
 
     def __init__(self, paths: list[Place]) -> None:
@@ -239,12 +232,6 @@ class TarReader:
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
         """Bytes [offset, offset + size) of a tar.
-
-        Args:
-            tar: number of the tar.
-            offset: first byte.
-            size: number of bytes.
-            name: of the member, for the error.
 
         Raises:
             AudioError: if the tar is gone, cannot be read, or has become shorter.
@@ -297,12 +284,6 @@ class RowGroupReader(TarReader):
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
         """Bytes of the sound of one row.
-
-        Args:
-            tar: number of the file.
-            offset: row group and row, see above.
-            size: not used: a row knows its own.
-            name: of the clip, for the error.
 
         Raises:
             AudioError: if the file is gone or damaged, or the row holds no bytes.

@@ -90,11 +90,7 @@ def tables_of_spans(folder: Path) -> list[str]:
 
 
 def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
-    """A corpus of the spans that tables name, in their order.
-
-    Args:
-        root: folder of the recordings.
-        tables: relative to it.
+    """A corpus of the spans that tables below the folder of the recordings name, in their order.
 
     Raises:
         FileNotFoundError: if a recording is not there.

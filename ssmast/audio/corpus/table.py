@@ -97,9 +97,6 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
     value, as spreadsheets leave them; the delimiter is the one that a first line `sep=;` names, or
     that of comma, semicolon, tab and bar which the header holds most of.
 
-    Args:
-        path: of the CSV file, UTF-8, with a header.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is empty, not UTF-8, or a row has more or fewer fields than the header.
@@ -118,9 +115,6 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
 def read_header(path: str | PathLike[str]) -> list[str]:
     """Names of the columns of a CSV file, as `read_table` finds them; none of an empty file.
 
-    Args:
-        path: of the CSV file, UTF-8.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8.
@@ -131,9 +125,6 @@ def read_header(path: str | PathLike[str]) -> list[str]:
 
 def read_columns(path: Path | str) -> pa.Table:
     """Read a Parquet file, such as the manifest of a prepared corpus.
-
-    Args:
-        path: of the file, or its URL.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -201,11 +192,6 @@ def joined(labels: Iterable[str], path: Path | str) -> str:
 
 def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[str]:
     """One column of a table as a list.
-
-    Args:
-        table: from `read_table`.
-        column: its name.
-        path: of the table, for the error.
 
     Raises:
         ValueError: if there is no such column; the message lists those there are.
