@@ -5,7 +5,7 @@ only choose which t they read, so a run resumes from its step, with any number o
 """
 
 from collections.abc import Iterator
-from typing import overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -65,15 +65,10 @@ def _feistel(values: np.ndarray, bits: int, key: np.ndarray) -> np.ndarray:
     return (left << np.uint64(width_right)) | right
 
 
-@overload
-def sample_at(position: int, *, size: int, seed: int) -> tuple[int, int]: ...
-@overload
-def sample_at(position: np.ndarray, *, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+Position = TypeVar("Position", int, np.ndarray)
 
 
-def sample_at(
-    position: int | np.ndarray, *, size: int, seed: int
-) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+def sample_at(position: Position, *, size: int, seed: int) -> tuple[Position, Position]:
     """Epoch and clip at a position of the endless shuffled stream.
 
     Every epoch is its own keyed permutation of all clips: each comes exactly once.
@@ -99,10 +94,13 @@ def sample_at(
     epoch, offset = np.divmod(positions, size)
     key = np.broadcast_to(_key(seed, epoch), epoch.shape)
     index = _permute(offset.ravel().astype(np.uint64), size, key.ravel())
-    index = index.astype(np.int64).reshape(positions.shape)
-    if np.ndim(position) == 0:
-        return int(epoch[0]), int(index[0])
-    return epoch, index
+    return like(position, epoch, index.astype(np.int64).reshape(positions.shape))
+
+
+def like(position: Position, *values: np.ndarray) -> tuple[Position, Position]:
+    """Arrays (N,), or numbers where the position is one."""
+    found: Any = values if isinstance(position, np.ndarray) else (int(one[0]) for one in values)
+    return tuple(found)
 
 
 class BalancedOrder:

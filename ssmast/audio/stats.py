@@ -111,7 +111,7 @@ _LOOKED_AT = 64
 
 
 def look_at_lengths(corpus: Corpus, *, sample_rate: int) -> tuple[list[int], int]:
-    """Samples of 64 clips spread over a corpus, of those that can be read; and how many it tried."""
+    """Samples of 64 clips spread over a corpus, where they can be read; and how many it tried."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
     lengths = []
     for clip in chosen.tolist():
@@ -124,7 +124,10 @@ _HEARD, _HEARD_SECONDS, _MUCH = 48, 10.0, 0.2
 
 
 def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
-    """Say how much of the sound lies where a front end does not look, if that is a fifth or more."""
+    """Say how much of the sound lies where a front end does not look, if that is a fifth or more.
+
+    48 moments of 10 s are heard at their own rate.
+    """
     found: list[tuple[float, float]] = []
     chosen = np.linspace(0, len(corpus) - 1, min(_HEARD, len(corpus))).round().astype(int)
     for i in chosen.tolist():

@@ -25,7 +25,7 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a source clip becomes clips: plain values, the same in every process; see `prepare_corpus`."""
+    """How a source clip becomes clips: plain values, as `prepare_corpus` explains them."""
 
     sample_rate: int
     segment_seconds: float

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
 from ssmast.audio.corpus.remote import Place, below, read_whole
 from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
-from ssmast.audio.order import sample_at
+from ssmast.audio.order import Position, like, sample_at
 from ssmast.audio.read import Excerpt, Source, Stream, check_channel, split_excerpt
 from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
@@ -193,14 +193,7 @@ class Corpus:
             if seconds is not None:  # only then do clips share a file
                 seen.add(place)
 
-    @overload
-    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
-    @overload
-    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def sample_at(
-        self, position: int | np.ndarray, *, seed: int
-    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+    def sample_at(self, position: Position, *, seed: int) -> tuple[Position, Position]:
         """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`."""
         return sample_at(position, size=len(self), seed=seed)
 
@@ -399,14 +392,7 @@ class Mixture(Corpus):
         for corpus in self._corpora:
             yield from corpus.files()
 
-    @overload
-    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
-    @overload
-    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def sample_at(
-        self, position: int | np.ndarray, *, seed: int
-    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+    def sample_at(self, position: Position, *, seed: int) -> tuple[Position, Position]:
         """Epoch of its corpus, and clip, at a position of the endless shuffled stream."""
         positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
         block, slot = sample_at(positions, size=BLOCK, seed=seed)
@@ -418,7 +404,7 @@ class Mixture(Corpus):
             nth = block[here] * self._quotas[k] + within  # its own stream, without a gap
             epoch[here], clip[here] = corpus.sample_at(nth, seed=seed + 1 + k)
             clip[here] += self._firsts[k]
-        return (int(epoch[0]), int(clip[0])) if np.ndim(position) == 0 else (epoch, clip)
+        return like(position, epoch, clip)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
         """The clip itself, then others of the same corpus.
