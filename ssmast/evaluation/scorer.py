@@ -251,7 +251,7 @@ class Scorer:
     ) -> Score:
         features, test_features = vectors.of(labelled, process_state().device)
         if whitening is not None:
-            own = Whitening.of(features, directions=len(whitening.factors), floor=whitening.floor)
+            own = Whitening.of(features, directions=len(whitening.factors))
             features = own(features)
             test_features = None if test_features is None else own(test_features)
         score = run_probe(
