@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
 from ssmast.audio.corpus.tar import walk
-from ssmast.audio.decode import label_of
 from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
+from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer
 from ssmast.files import check_output

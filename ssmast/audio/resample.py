@@ -5,7 +5,8 @@ import math
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import AudioError, scaled
+from ssmast.audio.decode import scaled
+from ssmast.audio.source import AudioError
 
 LOUDEST = 100.0
 """Largest magnitude of a sample: 40 dB over full scale, which no recording means."""

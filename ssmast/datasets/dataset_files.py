@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmast.audio.decode import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+from ssmast.audio.source import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 
 
 class DatasetFiles:

@@ -135,7 +135,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 looks.seconds.append(file.frames / rate)
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
-                    sound = decode(file, corpus.name(i), frames)
+                    sound = decode(file, frames)
                     share = energy_outside(sound, rate, front_end)
                     if share is None:
                         looks.silent += 1

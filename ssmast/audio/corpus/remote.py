@@ -1,14 +1,12 @@
 """Files at a URL, through fsspec: read whole or by byte range, or listed, with retries."""
 
-import io
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ssmast.audio.decode import AudioError
+from ssmast.audio.source import AudioError, SlicedFile
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +111,27 @@ def exists(url: str) -> bool:
         return False
 
 
-class RemoteFile(io.RawIOBase):
+class _RemoteBytes:
+    """The bytes of a URL by slice, at least 256 kB at a time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._size = int(_retried(url, lambda system, path: system.size(path)) or 0)
+        self._from, self._block = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice) -> bytes:
+        first, last, _ = where.indices(self._size)
+        if not self._from <= first <= last <= self._from + len(self._block):
+            length = min(max(last - first, _READ_AHEAD), self._size - first)
+            self._block = read_range(self.url, first, length) if last > first else b""
+            self._from = first
+        return self._block[first - self._from : max(first, last) - self._from]
+
+
+class RemoteFile(SlicedFile):
     """A file at a URL that seeks, and reads at least 256 kB at a time.
 
     Args:
@@ -125,42 +143,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
-        super().__init__()
-        self.url = url
-        self.size = int(_retried(url, lambda system, path: system.size(path)) or 0)
-        self._at = self._from = 0
-        self._block = b""
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Offset of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to an offset."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the file goes."""
-        wanted = max(0, min(len(buffer), self.size - self._at))
-        if not self._from <= self._at <= self._at + wanted <= self._from + len(self._block):
-            length = min(max(wanted, _READ_AHEAD), self.size - self._at)
-            self._block = read_range(self.url, self._at, length) if wanted else b""
-            self._from = self._at
-        skip = self._at - self._from
-        data = self._block[skip : skip + wanted]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        super().__init__(_RemoteBytes(url))
 
 
 def _clip(url: str, call: Callable[[Any, str], bytes]) -> bytes:

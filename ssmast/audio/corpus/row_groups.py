@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.remote import RemoteFile
 from ssmast.audio.corpus.tar import TarReader
-from ssmast.audio.decode import AudioError
+from ssmast.audio.source import AudioError
 
 _ROW_BITS = 32
 

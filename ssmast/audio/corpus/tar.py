@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.remote import RemoteError, RemoteFile, is_url, read_range
-from ssmast.audio.decode import SOUND_EXTENSIONS, AudioError
+from ssmast.audio.source import SOUND_EXTENSIONS, AudioError
 
 _log = logging.getLogger(__name__)
 
