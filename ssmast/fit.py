@@ -31,7 +31,7 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.ridge import fit_ridge
+from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
 from ssmast.settings import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmast.evaluation.fitting import PreparedSplit
+from ssmast.evaluation.fitting import PreparedSplit, Problem
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import (
     METRICS,
@@ -20,7 +20,7 @@ from ssmast.evaluation.metrics import (
     get_metric,
     t_interval,
 )
-from ssmast.evaluation.protocols import LINEAR, Problem, Protocol
+from ssmast.evaluation.protocols import LINEAR, Protocol
 from ssmast.evaluation.results import Score
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, WindowMeans
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.fitting import mean_and_std
+from ssmast.evaluation.fitting import Problem, mean_and_std
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, get_metric
@@ -251,13 +251,9 @@ def fit_heads(
     heads = []
     for index, head in enumerate(found.heads):
         targets = {name: _targets(found, index, own) for name, own in parts.items()}
+        train, valid = ((ready[name], targets[name]) for name in ("train", "valid"))
         fitted = fit_linear(
-            (ready["train"], targets["train"]),
-            (ready["valid"], targets["valid"]),
-            num_classes=len(head.classes),
-            metric=by,
-            num_seeds=1,
-            seed=seed,
+            Problem(train, valid, len(head.classes), by, seeds=range(seed, seed + 1))
         )
         bias = fitted.scores(torch.zeros(1, features.shape[1]))[0, 0]
         weight = fitted.scores(torch.eye(features.shape[1]))[0] - bias  # (D, C)
