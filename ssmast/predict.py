@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import AudioError, LongSound, open_audio
-from ssmast.audio.corpus.tar import walk
+from ssmast.audio.corpus.remote import walk
 from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
 from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier

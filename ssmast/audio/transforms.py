@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
 
 _GROUPS = ("Compose", "OneOf", "SomeOf")
@@ -141,16 +141,7 @@ def _seeded(
 def _read(path: Path) -> list[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; wanted a YAML or JSON file with {_FORM}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read as plain YAML: {reason}") from error
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} must hold {_FORM}, got {type(content).__name__}")
-    return content
+    return yaml_list(as_text(path.read_bytes(), path), path, f"hold {_FORM}")
 
 
 def _known() -> dict[str, Any]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
-from ssmast.audio.corpus.layouts import layout_of
-from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
+from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST, layout_of
 from ssmast.audio.corpus.table import find_table
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt

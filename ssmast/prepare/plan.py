@@ -131,12 +131,8 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
         raise TypeError(f"clips of {corpus.root} cannot be listed")
     write_index(
         work / "source.index",
-        names=entries.names,
-        sizes=entries.sizes,
-        shard=entries.shard,
-        offset=entries.offset,
+        entries,
         shards=[p if isinstance(p, str) else os.path.abspath(p) for p in corpus.shards],
-        suffixes=entries.suffixes(),
         listing_hash=corpus.listing_hash,
     )
     write_json(work / "ends.json", _job_ends(entries.sizes), indent=None)

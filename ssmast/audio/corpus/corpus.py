@@ -10,14 +10,14 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
-from ssmast.audio.corpus.remote import is_url, join_url, read_whole
-from ssmast.audio.corpus.row_groups import RowGroupReader, reader_of
+from ssmast.audio.corpus.remote import Place, below, read_whole
+from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import sample_at
 from ssmast.audio.read import Excerpt, Source, Stream, check_channel, split_excerpt
+from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
@@ -46,10 +46,10 @@ class Corpus:
     def __init__(
         self,
         *,
-        root: Path | str,
+        root: Place,
         entries: Entries,
-        shards: Sequence[Path | str] = (),
-        table: pa.Table | Path | str | Callable[[], pa.Table | None] | None = None,
+        shards: Sequence[Place] = (),
+        table: pa.Table | Place | Callable[[], pa.Table | None] | None = None,
         listing_hash: str = "",
         facts: Mapping[str, Any] | None = None,
         channel: str = "mean",
@@ -121,19 +121,17 @@ class Corpus:
         made.channel, made._files_hash = check_channel(channel), ""
         return made
 
-    def _place(self, name: bytes, shard: int) -> tuple[Path | str, tuple[float, float] | None]:
+    def _place(self, name: bytes, shard: int) -> tuple[Place, tuple[float, float] | None]:
         """Path or URL of the file of a loose clip, and which seconds of it unless all."""
         text, seconds = os.fsdecode(name), None
         if shard == EXCERPT:
             text, seconds = split_excerpt(text)
-        if isinstance(self.root, Path):
-            return (text if is_url(text) else self.root / text), seconds
-        return join_url(self.root, text), seconds
+        return below(self.root, text), seconds
 
     @property
     def table(self) -> pa.Table | None:
         """What is known of the clips, row i of clip i; None if nothing is."""
-        if isinstance(self._table, Path | str):
+        if isinstance(self._table, Place):
             self._table = read_columns(self._table)
         elif callable(self._table):
             self._table = self._table()
@@ -177,17 +175,17 @@ class Corpus:
         return isinstance(self._reader, RowGroupReader)
 
     @property
-    def shards(self) -> Sequence[Path | str]:
+    def shards(self) -> Sequence[Place]:
         """The archives, by number."""
         return self._reader.paths
 
-    def files(self) -> Iterator[Path | str]:
+    def files(self) -> Iterator[Place]:
         """Every file that holds clips, once: the tars in use, then the loose files."""
         for number in self.entries.used_shards():
             yield self._reader.paths[number]
         if not isinstance(self.entries, ArrayEntries):
             return
-        seen: set[Path | str] = set()
+        seen: set[Place] = set()
         for i in np.flatnonzero(self.entries.shard < 0):
             place, seconds = self._place(self.entries[int(i)].name, self.entries[int(i)].shard)
             if place not in seen:
@@ -270,11 +268,10 @@ class Corpus:
         """
         if not len(offsets) == len(sizes) == len(self):
             raise ValueError(f"{tar} must hold {len(self)} clips, got {len(offsets)}")
-        names = [os.fsencode(self.name(i)) for i in range(len(self))]
-        entries = pa.array(names, type=pa.large_binary())
+        names = (self.name(i) for i in range(len(self)))
         moved = Corpus(
             root=self.root,
-            entries=ArrayEntries(entries, sizes, np.zeros(len(self), dtype=np.int32), offsets),
+            entries=ArrayEntries.of(names, sizes, np.zeros(len(self)), offsets),
             shards=[tar],
             table=self._table,
             listing_hash=self.listing_hash,
@@ -322,21 +319,11 @@ def read_mixture(text: str) -> list[tuple[str, float]] | None:
     file = Path(text)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a mixture was wanted, {_FORM}")
-    try:
-        return _weighted_paths(file.read_text(encoding="utf-8"), text, file.parent)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+    return _weighted_paths(as_text(file.read_bytes(), file), text, file.parent)
 
 
 def _weighted_paths(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{what} must be {_FORM}, got {type(content).__name__}")
-    return [_weighted_path(item, what, folder) for item in content]
+    return [_weighted_path(item, what, folder) for item in yaml_list(text, what, f"be {_FORM}")]
 
 
 def _weighted_path(item: Any, what: str, folder: Path) -> tuple[str, float]:
@@ -376,7 +363,7 @@ class Mixture(Corpus):
         self._quotas = _quotas(self._weights)
         self._ends = np.cumsum([len(corpus) for corpus in self._corpora])
         self._firsts = self._ends - [len(corpus) for corpus in self._corpora]
-        super().__init__(root=Path(), entries=_NO_ENTRIES)
+        super().__init__(root=Path(), entries=ArrayEntries.of([], np.zeros(0)))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -423,7 +410,7 @@ class Mixture(Corpus):
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def files(self) -> Iterator[Path | str]:
+    def files(self) -> Iterator[Place]:
         """Every file that holds clips."""
         for corpus in self._corpora:
             yield from corpus.files()
@@ -480,9 +467,6 @@ class Mixture(Corpus):
         i = self._checked(i)
         which = int(np.searchsorted(self._ends, i, side="right"))
         return which, i - int(self._firsts[which])
-
-
-_NO_ENTRIES = ArrayEntries.empty()
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

@@ -1,9 +1,14 @@
-"""Files at a URL, through fsspec: read whole or by byte range, or listed, with retries."""
+"""Places: a path here, or a URL as text; whose files are read, looked up and listed alike.
+
+URLs are read through fsspec, whole or by byte range, with retries.
+"""
 
 import logging
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmast.audio.source import AudioError, SlicedFile
@@ -26,6 +31,9 @@ _SILENCE = 60.0  # seconds without a byte after which an attempt on a web server
 _READ_AHEAD = 1 << 18
 
 Found = TypeVar("Found")
+
+Place = Path | str
+"""A path here, or a URL."""
 
 
 class RemoteError(OSError):
@@ -51,19 +59,28 @@ def check_url(url: str) -> None:
         )
 
 
-def join_url(base: str, name: str) -> str:
-    """URL of a file below another; a name that is a URL itself stays."""
-    return name if is_url(name) else f"{base.rstrip('/')}/{name}"
+def below(folder: Place, name: str) -> Place:
+    """A file in a folder; a name that is a URL itself stays."""
+    if isinstance(folder, Path):
+        return name if is_url(name) else folder / name
+    return name if is_url(name) else f"{folder.rstrip('/')}/{name}"
 
 
-def read_whole(url: str) -> bytes:
+def folder_of(file: Place) -> Place:
+    """The folder of a file."""
+    return file.rpartition("/")[0] if isinstance(file, str) else file.parent
+
+
+def read_whole(file: Place) -> bytes:
     """All bytes of a file.
 
     Raises:
-        AudioError: if there is no such file.
-        RemoteError: if it cannot be reached.
+        AudioError: if there is no such file at a URL.
+        OSError: if it cannot be read; `RemoteError` if a URL cannot be reached.
     """
-    return _clip(url, lambda system, path: system.cat_file(path))
+    if isinstance(file, Path):
+        return file.read_bytes()
+    return _clip(file, lambda system, path: system.cat_file(path))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
@@ -99,16 +116,66 @@ def list_files(url: str) -> list[tuple[str, int]]:
     return _retried(url, find)
 
 
-def exists(url: str) -> bool:
+def is_file(file: Place) -> bool:
     """Whether there is a file.
 
     Raises:
-        RemoteError: if it cannot be reached.
+        RemoteError: if a URL cannot be reached.
     """
+    if isinstance(file, Path):
+        return file.is_file()
     try:
-        return _retried(url, lambda system, path: system.info(path)["type"] == "file")
+        return _retried(file, lambda system, path: system.info(path)["type"] == "file")
     except FileNotFoundError:
         return False
+
+
+def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file below a folder, sorted; hidden ones left out.
+
+    Links to folders are followed. A folder that was already seen, by device and inode, is not
+    entered again, so a link to a parent ends there.
+
+    Args:
+        root: the folder.
+        others: gets the names of what is left out: hidden files and folders, links to nothing.
+    """
+    others = [] if others is None else others
+    found: list[tuple[str, int]] = []
+    seen: set[tuple[int, int]] = set()
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        folder = os.path.join(root, below)
+        try:
+            info = os.stat(folder)
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            _log.warning("cannot look into %s: %s", folder, error.strerror)
+            continue
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.name.startswith("."):
+                others.append(name)
+                continue
+            try:
+                if entry.is_dir():
+                    pending.append(name)
+                elif entry.is_file():
+                    found.append((name, entry.stat().st_size))
+                else:
+                    others.append(name)
+            except OSError as error:  # a link to itself, or a file gone since
+                _log.warning("cannot look at %s: %s", os.path.join(root, name), error.strerror)
+    return iter(sorted(found))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 class _RemoteBytes:
