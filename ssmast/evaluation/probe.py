@@ -17,7 +17,6 @@ from ssmast.evaluation.metrics import (
     bootstrap_interval,
     classes_scored,
     confusion_matrix,
-    get_metric,
     t_interval,
 )
 from ssmast.evaluation.protocols import LINEAR, Protocol
@@ -100,7 +99,9 @@ def metric_of(labelled: LabelledSet, name: str = "") -> Metric:
     own = str(labelled.origin.get("metric") or usual)
     if own in METRICS and own not in fitting:
         own = usual  # another column than the set's own may have one label a clip
-    metric = get_metric(name or own)
+    if (name or own) not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name or own!r}")
+    metric = METRICS[name or own]
     if metric.name not in fitting:
         kind = "several labels" if labelled.multi_label else "one label"
         raise ValueError(

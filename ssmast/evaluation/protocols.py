@@ -120,14 +120,3 @@ def slots_of(pooling: str) -> int:
     """Parts of a clip that a pooling gives one after the other: 16 for time16, else 1."""
     number = pooling.removeprefix("time")
     return int(number) if pooling.startswith("time") and number.isdigit() else 1
-
-
-def get_protocol(name: str) -> Protocol:
-    """The protocol called `name`.
-
-    Raises:
-        ValueError: if there is none, listing those there are.
-    """
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
-    return PROTOCOLS[name]

@@ -5,7 +5,7 @@ from torch import nn
 from ssmast.evaluation import trained_heads as heads
 from ssmast.evaluation.fitting import Problem
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.trained_heads import (
     HEAR_GRID,
     AttentiveHead,
@@ -20,7 +20,7 @@ from ssmast.evaluation.trained_heads import (
     train_head,
 )
 
-ACCURACY = get_metric("accuracy")
+ACCURACY = METRICS["accuracy"]
 
 
 def parts(*, dim=6, classes=3, num=90, seed=0):

@@ -17,7 +17,7 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.fitting import Problem, mean_and_std
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.model import Backbone, create_model
 from ssmast.model.backbone import init_weights
 from ssmast.splits import Split
@@ -247,7 +247,7 @@ def fit_heads(
     rows = {name: torch.tensor([row[p] for p in own]) for name, own in parts.items()}
     centre, scale = mean_and_std(features[rows["train"]])
     ready = {name: ((features[at].double() - centre) / scale).float() for name, at in rows.items()}
-    by = get_metric(metric if metric in METRICS else "map" if found.multi_label else "accuracy")
+    by = METRICS[metric if metric in METRICS else "map" if found.multi_label else "accuracy"]
     heads = []
     for index, head in enumerate(found.heads):
         targets = {name: _targets(found, index, own) for name, own in parts.items()}
