@@ -39,7 +39,7 @@ MAY_SEE = {
     "compare": {"training", "report"} | RESULTS,
     "events": {"files"},
     "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
-    "predict": {"audio", "classifier", "events"} | BASE,
+    "predict": {"audio", "encoder", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
