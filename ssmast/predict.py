@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import AudioError
-from ssmast.audio.corpus.tar import walk
-from ssmast.audio.decode import label_of
+from ssmast.audio.corpus.remote import walk
 from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
+from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.encoder.input import open_clip
 from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer

@@ -332,7 +332,7 @@ class Scorer:
         found = [one.of(labelled.rows).to(process_state().device) for one in vectors]
         features, test_features = found[0], found[1] if len(found) > 1 else None
         if whitening is not None:
-            own = Whitening.of(features, directions=len(whitening.factors), floor=whitening.floor)
+            own = Whitening.of(features, directions=len(whitening.factors))
             features = own(features)
             test_features = None if test_features is None else own(test_features)
         score = run_probe(
