@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ def as_page(comparison: Comparison) -> str:
     names = [entry.name for entry in comparison.compared]
     colours |= dict(zip(names, itertools.cycle(_COLOURS), strict=False))
     head, *cells = _score_rows(comparison, with_reasons=False)
-    cells = [[name, *(cell.replace(" ", "\u00a0") for cell in rest)] for name, *rest in cells]
+    head = [re.sub(r"([:,])", "\\1\u200b", name) for name in head]  # may break there
     notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes())
     settings = [
         (entry.name, " ".join(entry.words) or "the recipe", entry.failed and _why(entry))
@@ -200,21 +201,22 @@ def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[li
         result.task + ("" if result.metric == "accuracy" else f" ({result.metric_title})")
         for result in comparison.tasks
     ]
-    found = [["variant", "steps", "minutes", *names, "average", "over untrained"]]
+    found = [["variant", "average", "over untrained", *names, "steps", "minutes"]]
     entries = {entry.name: entry for entry in comparison.compared}
     for name, scores in comparison.rows().items():
         entry = entries.get(name)
         each = [[of[task] for of in scores.values()] for task in tasks]
         means = [sum(of[task] for task in tasks) / len(tasks) for of in scores.values()]
-        cells = [_percent(values) for values in [*each, means]]
+        cells = [_percent(values) for values in each]
         about = ["", ""] if entry is None else [str(entry.steps), _minutes(entry, comparison)]
         gain = None if entry is None else entry.gain
-        found.append([name, *about, *cells, "" if gain is None else _points(gain)])
+        over = "" if gain is None else _points(gain)
+        found.append([name, _percent(means), over, *cells, *about])
     for entry in comparison.entries:
         if entry.failed:
             blank = [""] * len(tasks)
             why = _why(entry) if with_reasons else "failed"
-            found.append([entry.name, str(entry.steps or ""), "", *blank, why, ""])
+            found.append([entry.name, why, "", *blank, str(entry.steps or ""), ""])
     return found
 
 
