@@ -61,7 +61,7 @@ class Entries(Protocol):
         """Every extension that a name has, lower case."""
         ...
 
-    def take(self, rows: np.ndarray) -> "Entries":
+    def take(self, rows: np.ndarray) -> "ArrayEntries":
         """Some of the clips, in the order of `rows`."""
         ...
 
