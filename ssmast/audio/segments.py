@@ -166,11 +166,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         return {**self.__dict__, "_whole": bytearray()}
 
     def __getitem__(self, position: int) -> SegmentItem:
-        """Item at a position of the endless stream.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream."""
         epoch, clip = self.order(int(position), seed=self.seed)
         waveform, found, rejected = self.read(epoch, clip)
         return SegmentItem(
@@ -182,11 +178,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         )
 
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips."""
         rejected: list[tuple[str, str]] = []
         for attempt in range(_MAX_FAILURES):
             stand_in = self.corpus.stand_in(epoch, clip, attempt, seed=self.seed)
@@ -335,11 +327,7 @@ class MixedSegments(Dataset[MixedItem]):
         return len(self.segments)
 
     def __getitem__(self, position: int) -> MixedItem:
-        """Item at a position of the endless stream, waveform (S,).
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream, waveform (S,)."""
         item = self.segments[position]
         waveform, seed = item["waveform"][0], self.segments.seed
         draws = keyed_uniform(seed, item["epoch"], item["clip"], _MIX_STREAM, 2)

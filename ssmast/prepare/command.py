@@ -68,11 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
-    """Prepare as the settings say.
-
-    Raises:
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """Prepare as the settings say."""
     from ssmast.audio import open_corpus
     from ssmast.prepare import prepare_corpus
     from ssmast.prepare.page import write_page

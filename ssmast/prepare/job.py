@@ -108,11 +108,7 @@ class Plan:
 
 
 def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> None:
-    """Write a plan, or check that the one there is the same.
-
-    Raises:
-        ValueError: if the work there was begun with other settings or other audio.
-    """
+    """Write a plan, or check that the one there is the same."""
     if isinstance(corpus, Mixture):
         raise ValueError("a mixture cannot be prepared; prepare its corpora and mix the results")
     wanted = {

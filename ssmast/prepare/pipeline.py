@@ -47,10 +47,6 @@ def run_jobs(
 
     One worker means this process where the engine is local; the machines of a Ray cluster must all
     see `work`, and without an address one is started here.
-
-    Raises:
-        ValueError: if the engine is unknown or not installed.
-        ChildProcessError: if a worker died.
     """
     if engine == "ray":
         yield from _ray(work, jobs, workers=workers, address=address)

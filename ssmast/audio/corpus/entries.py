@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -48,26 +48,6 @@ class Entry(NamedTuple):
     shard: int
     offset: int
     size: int
-
-
-class Entries(Protocol):
-    """Clips by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Entry: ...
-
-    def suffixes(self) -> set[str]:
-        """Every extension that a name has, lower case."""
-        ...
-
-    def take(self, rows: np.ndarray) -> "ArrayEntries":
-        """Some of the clips, in the order of `rows`."""
-        ...
-
-    def used_shards(self) -> Iterable[int]:
-        """Numbers of the shards that hold a clip, ascending."""
-        ...
 
 
 class ArrayEntries:
@@ -204,6 +184,10 @@ class IndexFile:
     def used_shards(self) -> Iterable[int]:
         """Numbers of the shards that hold a clip: all of them."""
         return range(len(self.shards))
+
+
+Entries = ArrayEntries | IndexFile
+"""Clips by number."""
 
 
 def write_index(

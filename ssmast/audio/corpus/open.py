@@ -136,11 +136,7 @@ def _recordings(corpus: Corpus) -> Corpus:
 
 
 def corpus_of_files(files: Sequence[str]) -> Corpus:
-    """A corpus of sound files named one by one, in their order.
-
-    Raises:
-        FileNotFoundError: if one does not exist.
-    """
+    """A corpus of sound files named one by one, in their order."""
     names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
     return of_files(Path("the command line"), names, None, Path())
 
@@ -322,12 +318,7 @@ class Layout:
 
 
 def layout_of(path: Path, *, column: str = "path") -> Layout | None:
-    """The layout of another program that a path has; None for none.
-
-    Raises:
-        ValueError: if it has one and a file of it is damaged.
-        FileNotFoundError: if a file that it names is gone.
-    """
+    """The layout of another program that a path has; None for none."""
     return _of_folder(path, column) if path.is_dir() else _of_file(path, column)
 
 

@@ -48,11 +48,7 @@ def names_several(text: str) -> bool:
 
 
 def names_of_tars(text: str) -> Iterator[str]:
-    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards.
-
-    Raises:
-        ValueError: if they are more than a million.
-    """
+    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards."""
     found = _RANGE.search(text)
     if found is None:
         yield text
@@ -231,12 +227,7 @@ class TarReader:
         self._handles = {}
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
-        """Bytes [offset, offset + size) of a tar.
-
-        Raises:
-            AudioError: if the tar is gone, cannot be read, or has become shorter.
-            RemoteError: if a URL cannot be reached.
-        """
+        """Bytes [offset, offset + size) of a tar."""
         path = self.paths[tar]
         if isinstance(path, str):
             data = read_range(path, offset, size)
@@ -283,11 +274,7 @@ class RowGroupReader(TarReader):
         self._last = None
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
-        """Bytes of the sound of one row.
-
-        Raises:
-            AudioError: if the file is gone or damaged, or the row holds no bytes.
-        """
+        """Bytes of the sound of one row."""
         path = self.paths[tar]
         group, row = offset >> _ROW_BITS, offset & ((1 << _ROW_BITS) - 1)
         last = self._last
@@ -318,11 +305,7 @@ def place_of(group: int, rows: int) -> np.ndarray:
 
 
 def open_parquet(path: Place) -> pq.ParquetFile:
-    """An open Parquet file, here or at a URL.
-
-    Raises:
-        ValueError: if it is none.
-    """
+    """An open Parquet file, here or at a URL."""
     try:
         return pq.ParquetFile(RemoteFile(path) if isinstance(path, str) else path)
     except pa.ArrowInvalid as error:
@@ -339,11 +322,7 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def audio_column(schema: pa.Schema, path: Place) -> str:
-    """The column with the bytes of sounds: `audio.bytes`, or a binary column of its own.
-
-    Raises:
-        ValueError: if there is none, or several.
-    """
+    """The column with the bytes of sounds: `audio.bytes`, or a binary column of its own."""
     structs = [
         f"{field.name}.bytes"
         for field in schema
