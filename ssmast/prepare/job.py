@@ -52,7 +52,6 @@ class Cut:
     segment_seconds: float
     min_seconds: float
     min_peak: float
-    max_abs: float
     codec: str
     channel: str = "mean"
 
@@ -265,10 +264,10 @@ def _write_clips(plan: Plan, job: int, file: BinaryIO) -> tuple[list[dict[str, A
         name, begin = plan.corpus.name(source), file.tell()
         try:
             found, silent = _write_source(plan, source, file, log_mel)
-        except (AudioError, _RejectedError) as error:
+        except (AudioError, _TooShortError) as error:
             file.seek(begin)
             file.truncate()  # what was written of it before that showed
-            kind = error.kind if isinstance(error, _RejectedError) else "unreadable"
+            kind = "short" if isinstance(error, _TooShortError) else "unreadable"
             rejected.append((name, kind, str(error)))
             continue
         rows += found
@@ -280,10 +279,8 @@ def _write_clips(plan: Plan, job: int, file: BinaryIO) -> tuple[list[dict[str, A
     return rows, rejected
 
 
-class _RejectedError(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
+class _TooShortError(Exception):
+    pass
 
 
 def _write_source(
@@ -295,9 +292,7 @@ def _write_source(
     sound, about = _open_source(plan, source, name)
     if len(sound) < cut.min_seconds * cut.sample_rate:
         seconds = len(sound) / cut.sample_rate
-        raise _RejectedError(
-            "short", f"{name} is {seconds:.3g} s, shorter than {cut.min_seconds:g} s"
-        )
+        raise _TooShortError(f"{name} is {seconds:.3g} s, shorter than {cut.min_seconds:g} s")
     bounds, gain, peak = clip_bounds(len(sound), cut), 1.0, 0.0
     for is_second in (False, True):
         rows: list[dict[str, Any]] = []
@@ -317,10 +312,6 @@ def _write_source(
             rows.append({**place, "size": len(data), **about_clip})
         if is_second or peak <= 1.0:
             return rows, len(bounds) - len(rows)
-        if peak > cut.max_abs:
-            raise _RejectedError(
-                "wild", f"{name} has a sample of {peak:.3g}, above {cut.max_abs:g}"
-            )
         gain = 1.0 / peak  # 16 bits end at full scale
         file.seek(begin)
         file.truncate()

@@ -123,8 +123,6 @@ def _ray(
 _log = logging.getLogger(__name__)
 
 WORK = ".work"
-BAD = ("unreadable", "wild")
-"""Kinds of rejected clips that count as bad; short, silent and duplicate ones do not."""
 
 
 def prepare_corpus(
@@ -135,7 +133,6 @@ def prepare_corpus(
     segment_seconds: float = 10.0,
     min_seconds: float = 0.1,
     min_peak: float = 1e-4,
-    max_abs: float = 100.0,
     codec: str = "flac",
     near_duplicates: float = 0.99,
     shard_bytes: int = 256 << 20,
@@ -156,7 +153,6 @@ def prepare_corpus(
         segment_seconds: length of a clip; 0 to keep source clips whole.
         min_seconds: shorter source clips are left out; a shorter rest is joined to the clip before.
         min_peak: clips that swing less than this about their middle are left out as silent.
-        max_abs: source clips with a larger sample are bad.
         codec: flac (16 bits, lossless from there) or opus.
         near_duplicates: cosine of two fingerprints from which the later clip is left out; 0 keeps
             all but exact copies.
@@ -181,7 +177,6 @@ def prepare_corpus(
         segment_seconds=segment_seconds,
         min_seconds=min_seconds,
         min_peak=min_peak,
-        max_abs=max_abs,
         codec=codec,
         channel=source.channel,
     )
@@ -232,7 +227,8 @@ def _run_jobs(plan: Plan, *, engine: str, workers: int, address: str, most_bad: 
 
 
 def _bad(rejected: Rejected) -> list[tuple[str, str]]:
-    return [(name, reason) for name, kind, reason in rejected if kind in BAD]
+    """Short, silent and duplicate clips are not bad."""
+    return [(name, reason) for name, kind, reason in rejected if kind == "unreadable"]
 
 
 def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:

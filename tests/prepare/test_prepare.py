@@ -323,7 +323,7 @@ def test_a_prepared_corpus_can_be_prepared_again(source, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 15999, 16000, 16001, 33500, 33600, 160000])
 def test_clips_cover_a_source_clip_without_a_gap(length):
-    cut = Cut(sample_rate=16000, segment_seconds=1.0, min_seconds=0.1, min_peak=1e-4, max_abs=100,
+    cut = Cut(sample_rate=16000, segment_seconds=1.0, min_seconds=0.1, min_peak=1e-4,
               codec="flac")  # fmt: skip
     bounds = clip_bounds(length, cut)
     assert bounds[0][0] == 0

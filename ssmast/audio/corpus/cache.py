@@ -176,4 +176,4 @@ def _opened(corpus: Corpus, copy: Path) -> Corpus:
     """The copy under the names of the original."""
     index = index_tar(copy)
     order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
-    return corpus.moved_to(copy, offsets=index.offsets[order], sizes=index.sizes[order])
+    return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])

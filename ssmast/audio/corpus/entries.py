@@ -99,9 +99,13 @@ class ArrayEntries:
         name = self.names[i].as_py()
         return Entry(name, int(self.shard[i]), int(self.offset[i]), int(self.sizes[i]))
 
+    def texts(self) -> list[str]:
+        """The names as text."""
+        return [os.fsdecode(name) for name in self.names.to_pylist()]
+
     def suffixes(self) -> set[str]:
         """Every extension that a name has, lower case."""
-        return {_suffix(name.as_py()) for name in self.names}
+        return {os.path.splitext(split_excerpt(name)[0])[1].lower() for name in self.texts()}
 
     def take(self, rows: np.ndarray) -> "ArrayEntries":
         """Some of the clips, in the order of `rows`."""
@@ -205,7 +209,3 @@ def write_index(
         file.write(rows.tobytes())
         for start in range(0, len(names), 1 << 16):
             file.write(b"".join(names[start : start + (1 << 16)].to_pylist()))
-
-
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(split_excerpt(os.fsdecode(name))[0])[1].lower()

@@ -297,7 +297,7 @@ def read_labels(tars: Sequence[Place]) -> pa.Table | None:
         about: dict[str, dict[str, str]] = {}
         beside = index_tar(tar, endings=_BESIDE)
         for member, offset, size in zip(
-            beside.texts(), beside.offsets.tolist(), beside.sizes.tolist(), strict=True
+            beside.texts(), beside.offset.tolist(), beside.sizes.tolist(), strict=True
         ):
             if size > _LARGEST:
                 num_large += 1

@@ -140,7 +140,7 @@ def of_members(path: Place, names: list[str], shards: list[str], table: pa.Table
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     sizes, offsets = (
         np.array([getattr(indexes[t], what)[r] for t, r in zip(tar, row, strict=True)], np.int64)
-        for what in ("sizes", "offsets")
+        for what in ("sizes", "offset")
     )
     entries = ArrayEntries.of(names, sizes, tar, offsets)
     return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
