@@ -5,7 +5,6 @@ random convolution of it.
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -129,7 +128,7 @@ class LogMelBaseline(nn.Module):
     ) -> Tensor:
         """One vector for each clip (S,) at 16 kHz, on the CPU."""
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.stack([self.summary(self._windows(clip)).float().cpu() for clip in waveforms])
+        return torch.stack([self.summary(self._windows(clip)).cpu() for clip in waveforms])
 
     def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
         """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
@@ -175,19 +174,16 @@ class LogMelStatistics(LogMelBaseline):
 
     def summary(self, windows: Iterator[Tensor]) -> Tensor:
         """Log-mel in windows -> (2 * num_mels,)."""
-        first, second = next(windows), next(windows, None)
-        if second is None:
-            return torch.cat([first.mean(dim=0), first.std(dim=0, correction=0)])
         mean = torch.zeros(self.num_mels, dtype=torch.float64)
         squares, total = torch.zeros_like(mean), 0  # squares are summed about the mean
-        for window in itertools.chain((first, second), windows):
+        for window in windows:
             window = window.cpu().double()
             total += len(window)
             shift = window.mean(dim=0) - mean
             squares += (window - window.mean(dim=0)).square().sum(dim=0)
             squares += shift.square() * ((total - len(window)) * len(window) / total)
             mean += shift * (len(window) / total)
-        return torch.cat([mean, (squares / total).sqrt()])
+        return torch.cat([mean, (squares / total).sqrt()]).float()
 
 
 class RandomConvolution(LogMelBaseline):
@@ -280,43 +276,30 @@ def make_columns(
     """
     if encoder in UNTRAINED:
         return [_without_weights(encoder, device)]
+    has_twin = baselines != "false"
     if is_foreign(encoder):
-        columns = _foreign_columns(
-            *(encoder, protocol, pooling, layers), twin=baselines != "false", seed=seed,
-            device=device,
-        )  # fmt: skip
+        foreign = load_foreign(encoder).to(device)
+        if not layers and isinstance(foreign, TransformersEncoder):
+            layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
+        columns = [Column("pretrained", foreign_variants(foreign, pooling, layers), foreign.sha256)]
+        # Itself untrained, where its class can be made anew.
+        if has_twin and isinstance(foreign, TimmEncoder | TransformersEncoder):
+            fresh = foreign.untrained(seed).to(device)
+            columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
     else:
         loaded = load_encoder(encoder, precision=precision).to(device).eval()
         wanted = pooling or protocol.pooling, layers or protocol.layers
         columns = [_column("pretrained", loaded, *wanted)]
-        if baselines != "false":
+        if has_twin:
             twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
             columns.append(replace(twin, is_twin=True))
-    if baselines != "false":
-        columns.append(_without_weights("log_mel", device))
-    if baselines == "all":
-        columns.append(_without_weights("random_conv", device))
-    return columns
+    names = {"true": ["log_mel"], "all": ["log_mel", "random_conv"]}.get(baselines, [])
+    return columns + [_without_weights(name, device) for name in names]
 
 
 def _without_weights(name: str, device: torch.device) -> Column:
     embedder = UNTRAINED[name]().to(device)
     return Column(name, [embedder], embedder.sha256)
-
-
-def _foreign_columns(
-    encoder: str, protocol: ProbeProtocol, pooling: str, layers: str, *, twin: bool, seed: int,
-    device: torch.device,
-) -> list[Column]:  # fmt: skip
-    """An encoder of another program, and itself untrained where its class can be made anew."""
-    loaded = load_foreign(encoder).to(device)
-    if not layers and isinstance(loaded, TransformersEncoder):
-        layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
-    columns = [Column("pretrained", foreign_variants(loaded, pooling, layers), loaded.sha256)]
-    if twin and isinstance(loaded, TimmEncoder | TransformersEncoder):
-        fresh = loaded.untrained(seed).to(device)
-        columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
-    return columns
 
 
 def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ssmast.evaluation import clusters
 from ssmast.evaluation.baselines import BASELINES, UNTRAINED, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
-from ssmast.evaluation.embed import SetEmbeddings, embed_corpus, rejected_clips
+from ssmast.evaluation.embed import embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.protocols import LINEAR
@@ -230,15 +229,12 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     ]
     if not process_state().is_main:
         return None
-    unread = dict(rejected_clips(labelled, corpus, [SetEmbeddings(one) for one in found]))
+    unread = dict(rejected_clips(labelled, corpus, found))
     readable = np.array([clip not in unread for clip in labelled.clips])
     taken = _taken(labelled, config)
     positions = taken[readable[taken]]
     rows = labelled.rows[positions]
-    features = {
-        column.name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
-        for column, one in zip(columns, found, strict=True)
-    }
+    features = {column.name: one.of(rows) for column, one in zip(columns, found, strict=True)}
     labels = [labelled.labels[position] for position in positions]
     names, numbers = np.unique(labels, return_inverse=True)
     scores: dict[str, dict[str, Any]] = {}

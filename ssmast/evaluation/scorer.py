@@ -22,7 +22,6 @@ from ssmast.evaluation.embed import (
     NOT_FINITE,
     Crop,
     Embeddings,
-    SetEmbeddings,
     embed_corpus,
     rejected_clips,
 )
@@ -52,6 +51,8 @@ logger = logging.getLogger(__name__)
 # Part of what decides whether a result still stands: raise it when a probe would give another.
 VERSION = 4
 Rejected = list[tuple[str, str]]
+Vectors = list[Embeddings]
+"""Of a set's corpus: to train and validate on, and to test on where these differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +301,7 @@ class Scorer:
         }
         return scores, rejected, chosen, candidates
 
-    def _candidates(self, job: Job, tried: list[SetEmbeddings]) -> list[dict[str, Any]]:
+    def _candidates(self, job: Job, tried: list[Vectors]) -> list[dict[str, Any]]:
         """Each variant of the first column with its validation score."""
         readable, _ = self._readable(job, tried)
         candidates, main = [], self.columns[0]
@@ -311,9 +312,10 @@ class Scorer:
             logger.info("%s: %s", readable.spec, candidates[-1])
         return candidates
 
-    def _readable(self, job: Job, found: Sequence[SetEmbeddings]) -> tuple[LabelledSet, Rejected]:
+    def _readable(self, job: Job, found: Sequence[Vectors]) -> tuple[LabelledSet, Rejected]:
         """The set less the clips that any column could not embed: all are scored on the same."""
-        rejected = rejected_clips(job.labelled, job.corpus, found)
+        parts = [part for vectors in found for part in vectors]
+        rejected = rejected_clips(job.labelled, job.corpus, parts)
         return without(job.labelled, [clip for clip, _ in rejected]), rejected
 
     def _probe(
@@ -322,12 +324,13 @@ class Scorer:
         labelled: LabelledSet,
         column: Column,
         embedder: PooledEmbedder,
-        vectors: SetEmbeddings,
+        vectors: Vectors,
         *,
         whitening: Whitening | None = None,
         protocol: Protocol | None = None,
     ) -> Score:
-        features, test_features = vectors.of(labelled, process_state().device)
+        found = [one.of(labelled.rows).to(process_state().device) for one in vectors]
+        features, test_features = found[0], found[1] if len(found) > 1 else None
         if whitening is not None:
             own = Whitening.of(features, directions=len(whitening.factors))
             features = own(features)
@@ -352,7 +355,7 @@ class Scorer:
         column: Column,
         embedder: PooledEmbedder,
         processes: Processes | None = None,
-    ) -> SetEmbeddings:
+    ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
         alone = Processes(rank=0, size=1, device=process_state().device)
 
@@ -370,9 +373,9 @@ class Scorer:
             )
 
         if not job.crop_seconds:
-            return SetEmbeddings(embedded(None))
+            return [embedded(None)]
         train = embedded(Crop(job.crop_seconds, "random", self.config.seed))
-        return SetEmbeddings(train, embedded(Crop(job.crop_seconds, "head")))
+        return [train, embedded(Crop(job.crop_seconds, "head"))]
 
     # -- encoders that are trained too -----------------------------------------------------------
 

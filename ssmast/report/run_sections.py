@@ -8,10 +8,10 @@ from typing import Any
 from ssmast.evaluation.baselines import UNTRAINED
 from ssmast.evaluation.foreign import is_foreign
 from ssmast.evaluation.results import TITLES, Result
+from ssmast.evaluation.task_spec import quoted
 from ssmast.html import details, key_table, picture, section, table, text
 from ssmast.report.curves import MOST_RUNS, curves
 from ssmast.report.sources import Source
-from ssmast.splits import quoted
 
 # By objective, as config.yaml names it; another one is called by that name.
 _OBJECTIVES = {

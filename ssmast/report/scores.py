@@ -80,13 +80,12 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
                 )
             )
     for row in published_of(first.task, str(first.built.get("task", "")), first.metric):
-        reach = row.reach or 0.0
         rows.append(
             Dot(
                 name=row.name,
-                mean=100 * row.value,
-                reach=100 * reach,
-                shown=f"{100 * row.value:.1f}" + (f" ± {100 * reach:.1f}" if reach else ""),
+                mean=row.percent,
+                reach=row.reach or 0.0,
+                shown=f"{row.percent:.1f}" + (f" ± {row.reach:.1f}" if row.reach else ""),
                 colour="published",
                 note=f"{row.protocol}; {row.source}",
             )
