@@ -103,9 +103,6 @@ def open_long(
         reopen: returns the source again at the first slice, so that its bytes need not be held
             until then.
         channel: which of several, see `decode.CHANNELS`.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows before all is decoded.
     """
     label = label_of(source, name)
     header = _header(source, label)
@@ -123,11 +120,7 @@ def open_long(
 def read_long(
     source: Source, label: str, sample_rate: int, channel: str = "mean"
 ) -> Waveform | None:
-    """All samples of a file of over a minute; None for any other.
-
-    Raises:
-        AudioError: as `read_audio`.
-    """
+    """All samples of a file of over a minute; None for any other."""
     header = _header(source, label)
     if header is None:
         return None
@@ -140,9 +133,6 @@ def stated_seconds(source: Source, label: str) -> float | None:
     """Seconds of a file as its header states them; None for a format that FFmpeg reads.
 
     What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows in the header.
     """
     header = _header(source, label, any_length=True)
     if header is None:

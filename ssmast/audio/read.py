@@ -53,6 +53,7 @@ from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "LONG_SECONDS",
+    "MIN_PEAK",
     "SOUND_EXTENSIONS",
     "AudioError",
     "Excerpt",
@@ -415,6 +416,10 @@ def segment_at(audio: np.ndarray, start: int, num_samples: int) -> np.ndarray:
     inside = audio[max(start, 0) : max(start + num_samples, 0)]
     segment[max(-start, 0) :][: len(inside)] = inside
     return segment
+
+
+MIN_PEAK = 1e-4
+"""Samples that swing less than this about their middle are silence; a constant is, too."""
 
 
 def swing(waveform: np.ndarray) -> np.ndarray:

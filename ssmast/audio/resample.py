@@ -35,11 +35,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 
 
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
-    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`.
-
-    Raises:
-        AudioError: if one is NaN or infinite, or beyond `LOUDEST`.
-    """
+    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`."""
     if not audio.size:
         return
     peak = max(float(audio.max()), -float(audio.min()))  # NaN if there is one; nothing is copied
@@ -58,11 +54,7 @@ def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> No
 def finished(
     audio: np.ndarray, rate: int, sample_rate: int, label: str
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Check decoded samples (`check_samples`), then resample them (soxr, high quality).
-
-    Raises:
-        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
-    """
+    """Check decoded samples (`check_samples`), then resample them (soxr, high quality)."""
     check_samples(audio, label)
     if rate == sample_rate:
         return audio
@@ -102,11 +94,7 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
 
 
 def positive(value: int, what: str) -> int:
-    """The value, unless it is below 1.
-
-    Raises:
-        ValueError: if it is.
-    """
+    """The value, unless it is below 1: a ValueError then."""
     if value < 1:
         raise ValueError(f"{what} must be at least 1, got {value}")
     return value

@@ -102,11 +102,7 @@ class View:
 
 @contextmanager
 def viewed(source: Source) -> Iterator[View]:
-    """The bytes of a source.
-
-    Raises:
-        OSError: if it cannot be opened.
-    """
+    """The bytes of a source; an OSError if it cannot be opened."""
     if isinstance(source, bytes):
         yield View(lambda first, last: source[first:last], 0, len(source))
         return

@@ -6,10 +6,11 @@ Nothing is copied: `metadata.csv` has paths below the root, and `task.json` says
 
 import csv
 import difflib
+import itertools
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from ssmast.splits import (
 )
 from ssmast.version import __version__
 
+_MISSING = "missing.csv"
+
 
 class SetStatistics:
     """What is counted over the rows of a set."""
@@ -54,14 +57,12 @@ class SetStatistics:
         """Count a row whose file is there."""
         self.found[row.split] += 1
         self.labels.update(row.labels)
-        group = self.definition.group
-        of_group = row.extra[self.definition.columns.index(group)] if group else ""
-        self.clips.append((row.path, row.split, LABELS_BETWEEN.join(row.labels), of_group))
-        if self.definition.disjoint_by:
-            value = row.extra[self.definition.columns.index(self.definition.disjoint_by)]
-            if value:
-                bit = self.bits.setdefault(row.split, 1 << len(self.bits))
-                self.splits_of[value] = self.splits_of.get(value, 0) | bit
+        extra = dict(zip(self.definition.columns, row.extra, strict=True))
+        group = extra.get(self.definition.group, "")
+        self.clips.append((row.path, row.split, LABELS_BETWEEN.join(row.labels), group))
+        if value := extra.get(self.definition.disjoint_by):
+            bit = self.bits.setdefault(row.split, 1 << len(self.bits))
+            self.splits_of[value] = self.splits_of.get(value, 0) | bit
 
     @property
     def ids_sha256(self) -> str:
@@ -71,19 +72,13 @@ class SetStatistics:
         paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
         if self.definition.multi_label:
             labels = rarest_labels(labels, LABELS_BETWEEN)
+        by = groups if self.definition.group else None
         try:
-            if self.definition.folds:
-                splits = group_folds(parts)
-            else:
-                splits = [
-                    named_parts(
-                        paths, labels, parts, groups=groups if self.definition.group else None
-                    )
-                ]
+            folds = self.definition.folds
+            splits = group_folds(parts) if folds else [named_parts(paths, labels, parts, groups=by)]
         except ValueError:  # too few folds or groups to be split, so no probe has a hash either
-            order, splits = np.array(parts), []
-            for part in sorted(set(parts)):
-                splits.append(Split.of_test(part, np.flatnonzero(order == part)))
+            rows = {part: np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))}
+            splits = [Split.of_test(part, own) for part, own in rows.items()]
         return ids_sha256(paths, splits)
 
 
@@ -93,6 +88,8 @@ def facts_of(
     """What task.json says of a set."""
     built, published = stats.notes, published_of(definition.name, options)
     split = "fold" if definition.folds else "split"
+    root, out = root.resolve(), out.resolve()
+    inside = out.is_relative_to(root) or root.is_relative_to(out)  # of one another
     notes = list(built.remarks)
     if definition.disjoint_by:
         shared = sum(splits.bit_count() > 1 for splits in stats.splits_of.values())
@@ -105,17 +102,13 @@ def facts_of(
     return {
         "format": FORMAT,
         "task": definition.name,
-        "title": definition.title,
-        "homepage": definition.homepage,
-        "licence": definition.licence,
+        **{key: getattr(definition, key) for key in ("title", "homepage", "licence")},
         "options": options,
-        "audio": _audio(root, out),
+        "audio": Path(os.path.relpath(root, out)).as_posix() if inside else str(root),
         "label": "label" if definition.labelled else "",
         split: split,
         "protocol": "folds" if definition.folds else "split",
-        "group": definition.group,
-        "metric": definition.metric,
-        "multi_label": definition.multi_label,
+        **{key: getattr(definition, key) for key in ("group", "metric", "multi_label")},
         "label_separator": LABELS_BETWEEN,
         "classes": built.classes or sorted(stats.labels),
         "counts": {name: stats.found[name] for name in ordered_parts(stats.found)},
@@ -148,14 +141,6 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
         if published.num_classes and names != published.num_classes:
             lines.append(f"classes: {published.num_classes} published, {names} here")
     return lines
-
-
-def _audio(root: Path, out: Path) -> str:
-    """The root as task.json has it: relative where one folder lies in the other."""
-    root, out = root.resolve(), out.resolve()
-    if out.is_relative_to(root) or root.is_relative_to(out):
-        return Path(os.path.relpath(root, out)).as_posix()
-    return str(root)
 
 
 TASKS: dict[str, DataTask] = {
@@ -282,27 +267,22 @@ def _build(
 ) -> dict[str, Any]:
     """Write the set; returns the facts in its task.json."""
     files, notes = DatasetFiles(root), BuildNotes()
-    made = not out.exists()
+    stats, made = SetStatistics(definition, notes), not out.exists()
+    rows = _present(definition.build(files, options, notes), files, stats, progress)
+    header = ["label"] * definition.labelled + ["fold" if definition.folds else "split"]
     try:
         with replacing(out / METADATA) as partial:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                stats = SetStatistics(definition, notes)
-                writer = csv.writer(file, lineterminator="\n")
-                split = "fold" if definition.folds else "split"
-                label = ["label"] if definition.labelled else []
-                writer.writerow(["path", *label, split, *definition.columns])
-                for row in _present(
-                    definition.build(files, options, notes), files, stats, progress
-                ):
-                    label = [LABELS_BETWEEN.join(row.labels)] if definition.labelled else []
-                    writer.writerow([row.path, *label, row.split, *row.extra])
+            _write_rows(partial, ["path", *header, *definition.columns], rows)
             if not stats.found:
                 raise FileNotFoundError(
                     f"none of the {sum(stats.missing.values()):,} clips that {definition.title} "
                     f"lists lies below {root}; wanted {definition.layout}"
                 )
             facts = facts_of(definition, root, out, options, stats)
-            _write_missing(out, stats)
+            (out / _MISSING).unlink(missing_ok=True)
+            if stats.lost:
+                with replacing(out / _MISSING) as lost:
+                    _write_rows(lost, ["path", "split"], stats.lost)
             # task.json first: without it the paths of metadata.csv would lead nowhere.
             write_json(out / TASK_FILE, facts)
     finally:
@@ -311,10 +291,15 @@ def _build(
     return facts
 
 
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
+
+
 def _present(
     rows: Iterator[Row], files: DatasetFiles, stats: SetStatistics, progress: Progress | None
-) -> Iterator[Row]:
-    """The rows whose file exists, each path once; all are counted."""
+) -> Iterator[list[str]]:
+    """The rows whose file exists, each path once, as written; all are counted."""
     multi = stats.definition.multi_label
     for number, row in enumerate(rows, start=1):
         if progress and number % 10_000 == 0:
@@ -330,7 +315,8 @@ def _present(
             stats.lost.append((row.path, row.split))
             continue
         stats.add(row)
-        yield row
+        label = [LABELS_BETWEEN.join(row.labels)] if stats.definition.labelled else []
+        yield [row.path, *label, row.split, *row.extra]
 
 
 def _check_out(out: Path, task: str) -> None:
@@ -342,17 +328,6 @@ def _check_out(out: Path, task: str) -> None:
     if built != task and (built or (out / METADATA).exists()):
         what = f"the set of task {built}" if built else "a metadata.csv that was not built here"
         raise ValueError(f"{out} holds {what}; give another out=")
-
-
-def _write_missing(out: Path, stats: SetStatistics) -> None:
-    path = out / "missing.csv"
-    if not stats.lost:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "split"])
-        writer.writerows(stats.lost)
 
 
 def _download(

@@ -126,12 +126,7 @@ def check_set(folder: Path) -> Checked:
 
 
 def main(argv: list[str]) -> int:
-    """`ssmast datasets check`: parse, count, print.
-
-    Raises:
-        UsageError: for another word than check.
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """`ssmast datasets check`: parse, count, print."""
     if argv[:1] != ["check"] and not {"-h", "--help"} & set(argv):
         raise UsageError("the datasets command has one use: ssmast datasets check FOLDER")
     config = parse(

@@ -42,12 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
-    """Build the set of a task and print the report.
-
-    Raises:
-        UsageError: if the task or an option is unknown.
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """Build the set of a task and print the report."""
     options = parse_options(config.options)
     try:
         definition = get_task(config.task)

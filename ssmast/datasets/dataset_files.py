@@ -15,7 +15,8 @@ from ssmast.files import as_text
 class DatasetFiles:
     """Files below a folder, each folder listed once; hidden ones (`.DS_Store`, `._copy`) left out.
 
-    Two million clips are looked up by one listing for each folder.
+    Two million clips are looked up by one listing for each folder. A table that is not there is a
+    FileNotFoundError, a damaged one a ValueError that says what is wrong with it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -71,20 +72,11 @@ class DatasetFiles:
         return self._stems.get(stem)
 
     def lines(self, path: str) -> list[str]:
-        """The lines of a text file below the root that are not empty.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-        """
+        """The lines of a text file below the root that are not empty."""
         return [line.strip() for line in self._text(path).splitlines() if line.strip()]
 
     def json(self, path: str) -> Any:
-        """The content of a JSON file below the root.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is no valid JSON.
-        """
+        """The content of a JSON file below the root."""
         try:
             return json.loads(self._text(path))
         except json.JSONDecodeError as error:
@@ -96,10 +88,6 @@ class DatasetFiles:
         Args:
             path: below the root.
             columns: that must be there; others are returned as well.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if a column is missing or a row has another number of fields.
         """
         rows = self.fields(path)
         header = [name.strip() for name in next(rows, [])]
@@ -117,12 +105,7 @@ class DatasetFiles:
             yield dict(zip(header, (value.strip() for value in row), strict=True))
 
     def fields(self, path: str, *, comment: str = "") -> Iterator[list[str]]:
-        """The rows of a CSV file as they are, less empty ones and those that start with `comment`.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is no valid CSV or not UTF-8.
-        """
+        """The rows of a CSV file, less empty ones and those that start with `comment`."""
         self._check(path)
         try:
             with (self.root / path).open(encoding="utf-8-sig", newline="") as file:
@@ -160,11 +143,7 @@ class DatasetFiles:
 
 
 def named(ids: Iterable[str], names: Mapping[str, str], what: str, table: str) -> tuple[str, ...]:
-    """The names of some classes by their ids.
-
-    Raises:
-        ValueError: if the table lacks one that `what` has.
-    """
+    """The names of some classes by their ids."""
     for unknown in (one for one in ids if one not in names):
         raise ValueError(f"{what} has the label {unknown}, which {table} lacks")
     return tuple(names[one] for one in ids)

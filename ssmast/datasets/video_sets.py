@@ -226,9 +226,6 @@ _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 def seconds(timestamp: str) -> float:
     """Seconds of `HH:MM:SS.ff`; the fraction has as many digits as it has.
 
-    Raises:
-        ValueError: if it is no such time.
-
     >>> seconds("00:01:02.5"), seconds("01:00:00.05")
     (62.5, 3600.05)
     """

@@ -45,9 +45,6 @@ def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -
     """A corpus of the rows of Parquet files, whose sound is not read.
 
     `splits` names the part that each file is of, empty for none.
-
-    Raises:
-        ValueError: if a file is no Parquet, has no sound, or a row group is too large to be read.
     """
     batches = (one for number, path in enumerate(files) for one in _row_groups(number, path))
     return _corpus(root, files, splits, batches)
@@ -57,9 +54,6 @@ def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Co
     """A corpus of the rows of Arrow files, as `Dataset.save_to_disk` writes them.
 
     Each clip is a byte range; `splits` as of `parquet_corpus`.
-
-    Raises:
-        ValueError: if a file is no Arrow, has no sound, or is compressed inside.
     """
     batches = (one for number, path in enumerate(files) for one in _arrow_batches(number, path))
     return _corpus(root, files, splits, batches)
@@ -248,12 +242,7 @@ def _texts(column: pa.ChunkedArray, feature: object, path: Path | str, name: str
 
 
 def saved_corpus(root: Path) -> Corpus:
-    """A corpus of what `save_to_disk` of a Dataset or a DatasetDict wrote.
-
-    Raises:
-        ValueError: if a file of it is damaged or names one elsewhere.
-        FileNotFoundError: if a file that it names is gone.
-    """
+    """A corpus of what `save_to_disk` of a Dataset or a DatasetDict wrote."""
     if (root / "state.json").is_file():
         shards = _saved_shards(root)
         return arrow_corpus(root, shards, [""] * len(shards))

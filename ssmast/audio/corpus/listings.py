@@ -69,10 +69,6 @@ def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
 
     Columns are utterance, speaker, text, and one for each other `utt2...` file; the split is the
     name of the folder, where it says one.
-
-    Raises:
-        ValueError: if an entry is a command, which is never run, or a line cannot be read.
-        FileNotFoundError: if a recording is not there.
     """
     found = Listing()
     for folder in folders:
@@ -156,10 +152,6 @@ def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
 
     Labels are the display names of class_labels_indices.csv, in the folder of the list or the one
     above, where there is one; else as the list writes them.
-
-    Raises:
-        ValueError: if a list is damaged, or a label is none of the classes.
-        FileNotFoundError: if a clip is not there.
     """
     found = Listing()
     classes: dict[str, str] = {}
@@ -226,12 +218,7 @@ def audio_folder_tables(root: Path) -> list[Path]:
 
 
 def of_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Corpus:
-    """A corpus of the rows of an AudioFolder's metadata.
-
-    Raises:
-        ValueError: if a table is damaged, or lacks the column.
-        FileNotFoundError: if a file is not there.
-    """
+    """A corpus of the rows of an AudioFolder's metadata."""
     found = Listing()
     said: dict[str, Any] = {}
     for path in tables:
@@ -300,10 +287,6 @@ def read_labels(tars: Sequence[Place]) -> pa.Table | None:
     other values in .json are columns of their own. A number in .cls stays a number, since nothing
     in a tar names the classes. With a word such as train in the names of the tars there is a column
     `split`.
-
-    Raises:
-        ValueError: if a .json is none, or a member is not UTF-8.
-        AudioError, RemoteError: if a tar cannot be read.
     """
     rows: list[dict[str, str]] = []
     lists: set[str] = set()
@@ -314,7 +297,7 @@ def read_labels(tars: Sequence[Place]) -> pa.Table | None:
         about: dict[str, dict[str, str]] = {}
         beside = index_tar(tar, endings=_BESIDE)
         for member, offset, size in zip(
-            beside.texts(), beside.offsets.tolist(), beside.sizes.tolist(), strict=True
+            beside.texts(), beside.offset.tolist(), beside.sizes.tolist(), strict=True
         ):
             if size > _LARGEST:
                 num_large += 1

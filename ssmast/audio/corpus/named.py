@@ -106,11 +106,7 @@ def of_files(path: Place, names: list[str], table: pa.Table | None, root: Place)
 
 
 def of_listing(path: Path, found: Listing, root: Path, said: Mapping[str, Any]) -> Corpus:
-    """A corpus of the files that other programs' lists name.
-
-    Raises:
-        FileNotFoundError, ValueError: as `of_files`.
-    """
+    """A corpus of the files that other programs' lists name."""
     return of_files(path, found.names, table_of(found.columns, said), root)
 
 
@@ -144,7 +140,7 @@ def of_members(path: Place, names: list[str], shards: list[str], table: pa.Table
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
     sizes, offsets = (
         np.array([getattr(indexes[t], what)[r] for t, r in zip(tar, row, strict=True)], np.int64)
-        for what in ("sizes", "offsets")
+        for what in ("sizes", "offset")
     )
     entries = ArrayEntries.of(names, sizes, tar, offsets)
     return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
@@ -232,12 +228,7 @@ def safe_path(path: Place, name: str) -> str:
 def _otherwise_written(
     path: Place, names: list[str], missing: list[int], finder: _FileFinder, where: str
 ) -> list[str]:
-    """The names with those that are not there replaced by the files that they can only mean.
-
-    Raises:
-        FileNotFoundError: if some name means no file, or could mean several.
-        ValueError: if two names would be one file.
-    """
+    """The names with those that are not there replaced by the files that they can only mean."""
     found = list(names)
     lost: list[str] = []
     for i in missing:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
 from ssmast.audio.corpus.entries import ArrayEntries, IndexFile
@@ -136,11 +135,7 @@ def _recordings(corpus: Corpus) -> Corpus:
 
 
 def corpus_of_files(files: Sequence[str]) -> Corpus:
-    """A corpus of sound files named one by one, in their order.
-
-    Raises:
-        FileNotFoundError: if one does not exist.
-    """
+    """A corpus of sound files named one by one, in their order."""
     names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
     return of_files(Path("the command line"), names, None, Path())
 
@@ -206,16 +201,12 @@ def _of_tars(
     """
     entries = [ArrayEntries.of([name for name, _ in loose], np.array([size for _, size in loose]))]
     for number, tar in enumerate(tars):
-        index = index_tar(tar)
-        if index.num_ignored:
-            _log.info("%s: %d members are not used as sound", tar, index.num_ignored)
-        names = index.names
+        index = index_tar(tar, number=number)
         if len(tars) > 1:
             prefix = f"{tar}".removeprefix(f"{root}/")
-            full = [os.fsencode(f"{prefix}/") + name.as_py() for name in names]
-            names = pa.array(full, type=pa.large_binary())
-        shard = np.full(len(names), number, dtype=np.int32)
-        entries.append(ArrayEntries(names, index.sizes, shard, index.offsets))
+            names = (f"{prefix}/{name}" for name in index.texts())
+            index = ArrayEntries.of(names, index.sizes, index.shard, index.offset)
+        entries.append(index)
     joined = ArrayEntries.joined(entries)
     if not len(joined):
         known = " ".join(sorted(SOUND_EXTENSIONS))
@@ -322,12 +313,7 @@ class Layout:
 
 
 def layout_of(path: Path, *, column: str = "path") -> Layout | None:
-    """The layout of another program that a path has; None for none.
-
-    Raises:
-        ValueError: if it has one and a file of it is damaged.
-        FileNotFoundError: if a file that it names is gone.
-    """
+    """The layout of another program that a path has; None for none."""
     return _of_folder(path, column) if path.is_dir() else _of_file(path, column)
 
 

@@ -90,12 +90,7 @@ def tables_of_spans(folder: Path) -> list[str]:
 
 
 def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
-    """A corpus of the spans that tables below the folder of the recordings name, in their order.
-
-    Raises:
-        FileNotFoundError: if a recording is not there.
-        ValueError: if a table is damaged, does not say of which recording it is, or has no span.
-    """
+    """A corpus of the spans that tables below the folder of the recordings name, in their order."""
     sounds = [name for name, _ in walk(root) if is_sound(name)]
     what = root / tables[0] if len(tables) == 1 else root
     rows: dict[str, list[dict[str, str]]] = {}  # of the spans with the same bounds
