@@ -24,6 +24,9 @@ CPU = {
     "clusters": ("clips=60", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
     "data": ("clips=1", "rounds=1", "entries=[1000]", "workers=1", "out={out}"),
     "duplicates": ("{given}/sets/tones",),
+    "embed": (
+        *("encoder={given}/encoder", "minutes=0.02", "files=3", "rounds=1", "out={out}"),
+    ),
     "encoder": (*_MAST, "frames=[32]", "batches=[1]", "ast=false", "threads=1", "out={out}"),
     "export": ("{given}/encoder", "seconds=0.5", "rounds=1", "threads=1"),
     "finetune": (

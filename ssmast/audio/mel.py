@@ -6,6 +6,7 @@ transformers take.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,23 +118,35 @@ class LogMel(nn.Module):
             return torch.cat([self._log_mel(some, fast) for some in waveform.split(clips)])
 
     def _log_mel(self, waveform: Tensor, fast: bool) -> Tensor:
-        device = waveform.device
+        device, half, hop = waveform.device, self.n_fft // 2, self.hop_length
         precise = torch.float32 if fast or device.type == "mps" else torch.float64
+        padded = F.pad(waveform.to(precise), (half, half))
+        if torch.compiler.is_compiling():
+            mel = self._mel(padded)
+        else:  # a long clip in parts of about equal length
+            frames = self.frames(waveform.shape[1])
+            parts = math.ceil(frames / _FRAMES_AT_ONCE.get(device.type, _FRAMES_AT_ONCE["else"]))
+            edges = [frames * part // parts for part in range(parts + 1)]
+            spans = [slice(a * hop, (b - 1) * hop + self.n_fft) for a, b in pairwise(edges)]
+            mel = torch.cat([self._mel(padded[:, span]) for span in spans], dim=-1)
+        return (mel + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+
+    def _mel(self, padded: Tensor) -> Tensor:
+        """Mel power (B, F, T) of samples with half a window more on both sides."""
         spectrum = torch.stft(
-            waveform.to(precise),
+            padded,
             self.n_fft,
             hop_length=self.hop_length,
-            window=torch.hann_window(self.n_fft, dtype=precise, device=device),
-            center=True,
-            pad_mode="constant",
+            window=torch.hann_window(self.n_fft, dtype=padded.dtype, device=padded.device),
+            center=False,
             return_complex=True,
         )  # (B, n_fft / 2 + 1, T)
         power = (spectrum.real.square() + spectrum.imag.square()).float()
-        return (self._mel(power) + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+        return self._filtered(power)
 
-    def _mel(self, power: Tensor) -> Tensor:
+    def _filtered(self, power: Tensor) -> Tensor:
         """Power spectra (B, n_fft / 2 + 1, T) through the filters, (B, F, T)."""
-        if torch.compiler.is_exporting():  # the other product asks whether the batch is 1
+        if torch.compiler.is_exporting():  # the product below asks whether the batch is 1
             return torch.bmm(self.filterbank.expand(power.shape[0], -1, -1), power)
         return self.filterbank @ power
 
@@ -341,7 +354,7 @@ class KaldiMel(LogMel):
         windows = waveform.to(matrix.dtype).unfold(1, self.window_length, self.hop_length)
         real, imaginary = (windows @ matrix).chunk(2, dim=-1)
         power = (real.square() + imaginary.square()).float().transpose(1, 2)  # (B, n_fft/2 + 1, T)
-        return self._mel(power).clamp_min(EPS).log().unsqueeze(1)
+        return self._filtered(power).clamp_min(EPS).log().unsqueeze(1)
 
     def frames(self, samples: Any) -> Any:
         """Number of frames of a waveform of `samples` samples (or of several, a tensor)."""

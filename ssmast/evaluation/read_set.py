@@ -3,7 +3,7 @@
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
     no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
-    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/layouts.py`
+    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
     audio.tar         or the audio files themselves, named by `path`
 
 A task (`task_spec.py`) names a set and, where wanted, other columns. What is left open comes from a

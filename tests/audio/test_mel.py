@@ -178,6 +178,8 @@ def test_a_long_batch_is_worked_out_in_parts(monkeypatch):
     whole = mel(waveform)
     monkeypatch.setitem(_FRAMES_AT_ONCE, "cpu", 60)  # two clips at a time
     torch.testing.assert_close(mel(waveform), whole, atol=1e-6, rtol=0)
+    monkeypatch.setitem(_FRAMES_AT_ONCE, "cpu", 7)  # a clip in four parts
+    torch.testing.assert_close(mel(waveform), whole, atol=1e-6, rtol=0)
 
 
 def test_exports_with_any_batch_and_length():
