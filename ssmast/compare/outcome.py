@@ -12,10 +12,10 @@ from typing import Any
 from ssmast.compare.config import CompareConfig
 from ssmast.compare.verdict import Difference, Scores, Verdict, difference, judge
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import TITLES, Result
+from ssmast.evaluation.results import TITLES, Result, Score
 from ssmast.files import write_atomic, write_json
 from ssmast.html import markdown_table, page, section, table, text
-from ssmast.report.scores import Dot, dot
+from ssmast.report.scores import Dot, dot, task_box
 from ssmast.settings import to_dict, to_words
 from ssmast.version import __version__
 
@@ -207,11 +207,11 @@ def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[li
         entry = entries.get(name)
         each = [[of[task] for of in scores.values()] for task in tasks]
         means = [sum(of[task] for task in tasks) / len(tasks) for of in scores.values()]
-        cells = [_percent(values) for values in each]
+        cells = [_score(values).text for values in each]
         about = ["", ""] if entry is None else [str(entry.steps), _minutes(entry, comparison)]
         gain = None if entry is None else entry.gain
         over = "" if gain is None else _points(gain)
-        found.append([name, _percent(means), over, *cells, *about])
+        found.append([name, _score(means).text, over, *cells, *about])
     for entry in comparison.entries:
         if entry.failed:
             blank = [""] * len(tasks)
@@ -230,10 +230,9 @@ def _minutes(entry: Entry, comparison: Comparison) -> str:
     return f"{mean:.3g}" + (f" ({100 * off:+.0f} %)" if abs(off) > TOLERANCE else "")
 
 
-def _percent(values: list[float]) -> str:
-    """`81.3 ± 0.4`."""
+def _score(values: list[float]) -> Score:
     mean, reach = t_interval(values)
-    return f"{100 * mean:.1f}" + ("" if reach is None else f" ± {100 * reach:.1f}")
+    return Score(mean=mean, ci95=reach)
 
 
 def _points(found: Difference) -> str:
@@ -291,28 +290,12 @@ def _differences(pairs: Sequence[Difference]) -> list[str]:
 
 def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> str:
     """The scores of everything on one task."""
-    mark = "" if result.chance is None else f'<s style="left:{100 * result.chance:.2f}%"></s>'
-    dots = []
-    for name, scores in rows.items():
-        values = [of[result.task] for of in scores.values()]
-        mean, reach = t_interval(values)
-        dots.append(
-            dot(
-                Dot(
-                    name=name,
-                    mean=100 * mean,
-                    reach=100 * (reach or 0.0),
-                    shown=_percent(values),
-                    colour=colours[name],
-                ),
-                mark,
-            )
-        )
+    dots = [
+        Dot.of(name, _score([of[result.task] for of in scores.values()]), colour=colours[name])
+        for name, scores in rows.items()
+    ]
     about = f"{result.num_classes} classes, {result.n_test} test clips; {result.metric_title}"
-    return (
-        f'<div class="task"><h3>{text(result.task)}</h3>'
-        f'<p class="soft">{text(about)}</p>{"".join(dots)}</div>'
-    )
+    return task_box(result.task, [about], dots, chance=result.chance)
 
 
 def _legend(comparison: Comparison) -> str:

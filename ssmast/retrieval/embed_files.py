@@ -43,9 +43,7 @@ from ssmast.settings import (
     WORKERS,
     Settings,
     UsageError,
-    in_home,
-    named_files,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
@@ -98,18 +96,9 @@ class EmbedConfig(Settings):
             raise UsageError("hop= and format= are about windows; give window=SECONDS too")
 
 
-def main(argv: list[str]) -> int:
+@command(EmbedConfig, "ssmast embed", dry_run=True, positional="data", several=True)
+def main(config: EmbedConfig, argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
-    config = parse(
-        EmbedConfig,
-        join_files(argv, EmbedConfig),
-        command="ssmast embed",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     check_output(config.out)
     if Path(config.out).exists() and not _holds_embeddings(Path(config.out)):
         raise FileExistsError(
@@ -140,15 +129,6 @@ def open_files(data: str) -> Corpus:
     is_sound = Path(files[0]).suffix.lower() in SOUND_EXTENSIONS
     is_sound = is_sound and not os.path.isdir(files[0])
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
-
-
-def join_files(argv: list[str], schema: type) -> list[str]:
-    """Several files as one word, `data=`; whatever is a key of the schema or a flag stays."""
-    files = named_files(argv, schema)
-    if not files:
-        return argv
-    named = "\n".join(map(in_home, files))
-    return [f"data={named}", *(word for word in argv if word not in files)]
 
 
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
