@@ -11,8 +11,18 @@ from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, splits,
-# command.
-BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
+# engine, command.
+BASE = {
+    "settings",
+    "files",
+    "command",
+    "progress",
+    "html",
+    "splits",
+    "version",
+    "weights",
+    "engine",
+}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
@@ -20,6 +30,7 @@ MAY_SEE = {
     "files": set(),
     "html": set(),
     "progress": set(),
+    "engine": set(),
     "splits": set(),
     "version": set(),
     "weights": set(),
