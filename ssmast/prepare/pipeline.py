@@ -49,13 +49,12 @@ def run_jobs(
     see `work`, and without an address one is started here.
     """
     if engine == "ray":
-        yield from _ray(work, jobs, workers=workers, address=address)
-    elif engine != "local":
+        return _ray(work, jobs, workers=workers, address=address)
+    if engine != "local":
         raise ValueError(f"engine must be local or ray, got {engine!r}")
-    elif workers == 1:
-        yield from ((job, run_job(work, job)) for job in jobs)
-    else:
-        yield from _pool(work, jobs, workers=workers)
+    if workers == 1:
+        return ((job, run_job(work, job)) for job in jobs)
+    return _pool(work, jobs, workers=workers)
 
 
 def _pool(work: Path, jobs: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
