@@ -96,13 +96,8 @@ def open_long(
     Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
     decoded once to count it.
 
-    Args:
-        source: path of a file, or its bytes.
-        sample_rate: rate of the samples in Hz.
-        name: what to call the source in an error; the path by default.
-        reopen: returns the source again at the first slice, so that its bytes need not be held
-            until then.
-        channel: which of several, see `decode.CHANNELS`.
+    `reopen` returns the source again at the first slice, so that its bytes need not be held until
+    then.
     """
     label = label_of(source, name)
     header = _header(source, label)

@@ -217,12 +217,7 @@ def mel_filterbank(
 ) -> Tensor:
     """Triangular mel filters of unit area (F, n_fft // 2 + 1), float32, computed in float64.
 
-    Args:
-        sample_rate: in Hz.
-        n_fft: length of the transform.
-        num_mels: number of filters F.
-        f_min: lower edge of the first filter in Hz.
-        f_max: upper edge of the last filter in Hz.
+    `f_min` is the lower edge of the first filter, `f_max` the upper edge of the last, in Hz.
 
     Raises:
         ValueError: if a filter falls between two frequencies of the transform.

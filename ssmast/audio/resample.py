@@ -18,12 +18,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
     Resampling a:b repeats its phase every a / gcd input frames; starting there, a region comes out
     as it would within the whole. 256 frames (times a/b going down) cover soxr's filter.
 
-    Args:
-        start: first output sample.
-        stop: output sample after the last.
-        rate: of the input in Hz.
-        sample_rate: of the output in Hz.
-        frames: of the input in all.
+    `rate` and `frames` are of the input, `sample_rate` of the output.
     """
     if rate == sample_rate:
         return start, stop
@@ -73,10 +68,7 @@ def finished(
 def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (S,) at `rate` Hz as float32 samples at `sample_rate` Hz (soxr, high quality).
 
-    Args:
-        audio: one channel, of any type that `scaled` takes; one sample at least.
-        rate: of `audio` in Hz.
-        sample_rate: of the result in Hz.
+    They are of any type that `scaled` takes, one sample at least.
 
     Raises:
         ValueError: if a rate is not positive.

@@ -23,7 +23,7 @@ from ssmast.datasets import sound_sets, speech_sets, video_sets
 from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import BuildNotes, DataTask, Row
+from ssmast.datasets.task import Build, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
 from ssmast.splits import (
     Split,
@@ -42,8 +42,8 @@ _MISSING = "missing.csv"
 class SetStatistics:
     """What is counted over the rows of a set."""
 
-    def __init__(self, definition: DataTask, notes: BuildNotes) -> None:
-        self.definition, self.notes = definition, notes
+    def __init__(self, definition: DataTask, build: Build) -> None:
+        self.definition, self.build = definition, build
         self.found: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.lost: list[tuple[str, str]] = []
@@ -82,11 +82,10 @@ class SetStatistics:
         return ids_sha256(paths, splits)
 
 
-def facts_of(
-    definition: DataTask, root: Path, out: Path, options: dict[str, str], stats: SetStatistics
-) -> dict[str, Any]:
+def facts_of(definition: DataTask, root: Path, out: Path, stats: SetStatistics) -> dict[str, Any]:
     """What task.json says of a set."""
-    built, published = stats.notes, published_of(definition.name, options)
+    built = stats.build
+    published = published_of(definition.name, built.options)
     split = "fold" if definition.folds else "split"
     root, out = root.resolve(), out.resolve()
     inside = out.is_relative_to(root) or root.is_relative_to(out)  # of one another
@@ -103,7 +102,7 @@ def facts_of(
         "format": FORMAT,
         "task": definition.name,
         **{key: getattr(definition, key) for key in ("title", "homepage", "licence")},
-        "options": options,
+        "options": dict(built.options),
         "audio": Path(os.path.relpath(root, out)).as_posix() if inside else str(root),
         "label": "label" if definition.labelled else "",
         split: split,
@@ -137,7 +136,7 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
         for label, count in published.labels.items():
             if stats.labels[label] != count:
                 lines.append(f"class {label}: {count:,} published, {stats.labels[label]:,} here")
-        names = len(stats.notes.classes or stats.labels)
+        names = len(stats.build.classes or stats.labels)
         if published.num_classes and names != published.num_classes:
             lines.append(f"classes: {published.num_classes} published, {names} here")
     return lines
@@ -266,9 +265,9 @@ def _build(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write the set; returns the facts in its task.json."""
-    files, notes = DatasetFiles(root), BuildNotes()
-    stats, made = SetStatistics(definition, notes), not out.exists()
-    rows = _present(definition.build(files, options, notes), files, stats, progress)
+    build = Build(files=DatasetFiles(root), options=options)
+    stats, made = SetStatistics(definition, build), not out.exists()
+    rows = _present(definition.build(build), stats, progress)
     header = ["label"] * definition.labelled + ["fold" if definition.folds else "split"]
     try:
         with replacing(out / METADATA) as partial:
@@ -278,7 +277,7 @@ def _build(
                     f"none of the {sum(stats.missing.values()):,} clips that {definition.title} "
                     f"lists lies below {root}; wanted {definition.layout}"
                 )
-            facts = facts_of(definition, root, out, options, stats)
+            facts = facts_of(definition, root, out, stats)
             (out / _MISSING).unlink(missing_ok=True)
             if stats.lost:
                 with replacing(out / _MISSING) as lost:
@@ -297,17 +296,17 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def _present(
-    rows: Iterator[Row], files: DatasetFiles, stats: SetStatistics, progress: Progress | None
+    rows: Iterator[Row], stats: SetStatistics, progress: Progress | None
 ) -> Iterator[list[str]]:
     """The rows whose file exists, each path once, as written; all are counted."""
-    multi = stats.definition.multi_label
+    multi, files = stats.definition.multi_label, stats.build.files
     for number, row in enumerate(rows, start=1):
         if progress and number % 10_000 == 0:
             progress("looking for clips", number, 0)
         if any(LABELS_BETWEEN in label for label in row.labels) and multi:
             raise ValueError(f"a class name holds {LABELS_BETWEEN!r}: {row.labels}")
         if row.path in stats.seen:
-            stats.notes.left_out["listed twice"] += 1
+            stats.build.left_out["listed twice"] += 1
             continue
         stats.seen.add(row.path)
         if not files.has(row.path) and not files.has(split_excerpt(row.path)[0]):

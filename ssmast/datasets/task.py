@@ -27,21 +27,25 @@ class Row:
 
 
 @dataclass(kw_only=True)
-class BuildNotes:
-    """What a builder reports besides its rows.
+class Build:
+    """What a builder works on, and what it reports besides its rows.
 
     Attributes:
+        files: of the data set.
+        options: all of the task, with their values.
         left_out: clips that the rules of the task leave out, by reason.
         remarks: sentences for the reader of the report.
         classes: all class names in the official order; empty for those of the rows, sorted.
     """
 
+    files: DatasetFiles
+    options: Mapping[str, str]
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
 
 
-Builder = Callable[[DatasetFiles, Mapping[str, str], BuildNotes], Iterator[Row]]
+Builder = Callable[[Build], Iterator[Row]]
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,12 @@ def pack(
 ) -> dict[str, Any]:
     """Write the finished corpus; resumes an interrupted call.
 
-    Args:
-        plan: all of whose jobs are done.
-        source: corpus it was made for, whose table goes into the manifest.
-        out: folder.
-        shard_bytes: a shard ends where the next clip would pass this.
-        near: smallest cosine of near duplicates; 0 to keep them.
-        settings: for the record.
+    All jobs of the plan are done; the table of the source goes into the manifest. A shard ends
+    where the next clip would pass `shard_bytes`; `near` is the smallest cosine of near duplicates,
+    0 to keep them.
 
     Returns:
-        What `corpus.json` holds.
+        What `corpus.json` holds, the settings among it.
 
     Raises:
         ValueError: if no clip is left.

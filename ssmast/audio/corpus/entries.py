@@ -129,9 +129,6 @@ class IndexFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._open()
-
-    def _open(self) -> None:
         # Closed with this object, which lives as long as the corpus.
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         head = self._file.read(16)
@@ -150,12 +147,8 @@ class IndexFile:
         if size != wanted:
             raise ValueError(f"{self.path} must be {wanted} bytes, got {size}; run prepare again")
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path = state["path"]
-        self._open()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
 
     def __len__(self) -> int:
         return self._len

@@ -121,28 +121,25 @@ def of_members(path: Place, names: list[str], shards: list[str], table: pa.Table
     """Clips of a table that lie in tars, each row looked up in the index of its own."""
     if not names:
         raise ValueError(f"{path} names no clip; wanted one row each")
-    used = sorted(set(shards))
+    used = {shard: number for number, shard in enumerate(sorted(set(shards)))}
     tars = [below(folder_of(path), safe_path(path, shard)) for shard in used]
-    indexes = [index_tar(tar) for tar in tars]
-    where = [{name: i for i, name in enumerate(index.texts())} for index in indexes]
-    number = {shard: i for i, shard in enumerate(used)}
-    tar = np.array([number[shard] for shard in shards], dtype=np.int32)
-    row = np.full(len(names), -1, dtype=np.int64)
-    for i, name in enumerate(names):
-        row[i] = where[tar[i]].get(safe_member_name(safe_path(path, name)) or "", -1)
-    missing = np.flatnonzero(row < 0).tolist()
-    for number_of_tar in sorted({int(tar[i]) for i in missing}):
-        mine = [i for i in missing if tar[i] == number_of_tar]
-        finder, shown = _FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
-        names = _otherwise_written(path, names, mine, finder, shown)
-        row[mine] = [where[number_of_tar][names[i]] for i in mine]
+    index = ArrayEntries.joined([index_tar(tar, number=i) for i, tar in enumerate(tars)])
+    where: dict[str, dict[str, int]] = {shard: {} for shard in used}  # row of each member
+    order = list(used)
+    for row, (name, number) in enumerate(zip(index.texts(), index.shard.tolist(), strict=True)):
+        where[order[number]][name] = row
+    rows = np.full(len(names), -1, dtype=np.int64)
+    for i, (name, shard) in enumerate(zip(names, shards, strict=True)):
+        rows[i] = where[shard].get(safe_member_name(safe_path(path, name)) or "", -1)
+    missing = np.flatnonzero(rows < 0).tolist()
+    for shard in sorted({shards[i] for i in missing}):
+        mine, there = [i for i in missing if shards[i] == shard], where[shard]
+        names = _otherwise_written(path, names, mine, _FileFinder(there), f" in {shard}")
+        rows[mine] = [there[names[i]] for i in mine]
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
-    sizes, offsets = (
-        np.array([getattr(indexes[t], what)[r] for t, r in zip(tar, row, strict=True)], np.int64)
-        for what in ("sizes", "offset")
-    )
-    entries = ArrayEntries.of(names, sizes, tar, offsets)
+    found = index.take(rows)
+    entries = ArrayEntries.of(names, found.sizes, found.shard, found.offset)
     return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
 
 

@@ -296,7 +296,7 @@ def _shards(root: Place, names: list[str]) -> list[Place]:
 # -- layouts of other programs ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """What a path is, and what opens it.
 
@@ -323,60 +323,42 @@ def _of_folder(path: Path, column: str) -> Layout | None:
     if table := find_table(path):
         return None if (path / TASK_FILE).is_file() else _of_file(table, column)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return Layout(
-            name="a folder of datasets' save_to_disk (Arrow)", open=lambda: saved_corpus(path)
-        )
+        name = "a folder of datasets' save_to_disk (Arrow)"
+        return Layout(name, lambda: saved_corpus(path))
     if tables := audio_folder_tables(path):
         name = f"an AudioFolder with {tables[0].relative_to(path)}"
-        return Layout(name=name, open=lambda: of_audio_folder(path, tables, column))
+        return Layout(name, lambda: of_audio_folder(path, tables, column))
     folders = [path] if (path / WAV_SCP).is_file() else []
     folders = folders or [one.parent for one in sorted(path.glob(f"*/{WAV_SCP}"))]
     if folders and (folders == [path] or all(split_word(one.name) for one in folders)):
-        return Layout(name="a folder of Kaldi (wav.scp)", open=lambda: of_kaldi(path, folders))
+        return Layout("a folder of Kaldi (wav.scp)", lambda: of_kaldi(path, folders))
     if shards := _parquet_in(path):
-        return Layout(
-            name=f"Parquet shards with the sound in them ({len(shards)} files)",
-            open=lambda: _of_parquet(path, shards),
-        )
+        name = f"Parquet shards with the sound in them ({len(shards)} files)"
+        return Layout(name, lambda: _of_parquet(path, shards))
     if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
-        return Layout(name="JSON lists of AST", open=lambda: of_json_lists(path, lists))
+        return Layout("JSON lists of AST", lambda: of_json_lists(path, lists))
     if spans := tables_of_spans(path):
-        kinds = sorted({kind_of_spans(path / name) for name in spans})
-        return Layout(
-            name=f"recordings with annotations ({', '.join(kinds)})",
-            open=lambda: of_spans(path, spans),
-            spans="beside",
-        )
+        kinds = ", ".join(sorted({kind_of_spans(path / name) for name in spans}))
+        name = f"recordings with annotations ({kinds})"
+        return Layout(name, lambda: of_spans(path, spans), "beside")
     return None
 
 
 def _of_file(path: Path, column: str) -> Layout | None:
-    ending = path.suffix.lower()
+    root, ending = path.parent, path.suffix.lower()
     if ending == ".parquet" and path.name != MANIFEST:
-        return Layout(
-            name="a Parquet file with the sound in it", open=lambda: _open_file(path, column)
-        )
+        return Layout("a Parquet file with the sound in it", lambda: _open_file(path, column))
     if ending == ".arrow":
-        return Layout(
-            name="an Arrow file of datasets",
-            open=lambda: arrow_corpus(path.parent, [path], [""]),
-        )
+        return Layout("an Arrow file of datasets", lambda: arrow_corpus(root, [path], [""]))
     if ending == ".scp":
-        return Layout(
-            name="a list of Kaldi (wav.scp)", open=lambda: of_kaldi(path.parent, [path.parent])
-        )
+        return Layout("a list of Kaldi (wav.scp)", lambda: of_kaldi(root, [root]))
     if ending == ".jsonl":
-        return Layout(
-            name="a table of JSON lines",
-            open=lambda: of_audio_folder(path.parent, [path], column),
-        )
+        return Layout("a table of JSON lines", lambda: of_audio_folder(root, [path], column))
     if ending == ".json":
-        return Layout(name="a JSON list of AST", open=lambda: of_json_lists(path.parent, [path]))
+        return Layout("a JSON list of AST", lambda: of_json_lists(root, [path]))
     if column == "path" and (kind := kind_of_spans(path)) and not _has_clips(path):
         return Layout(
-            name=f"annotated recordings ({kind})",
-            open=lambda: of_spans(path.parent, [path.name]),
-            spans="named",
+            f"annotated recordings ({kind})", lambda: of_spans(root, [path.name]), "named"
         )
     return None
 

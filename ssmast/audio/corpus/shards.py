@@ -193,12 +193,8 @@ class TarReader:
         self.paths = paths
         self._handles: dict[int, _Handle] = {}
 
-    def __getstate__(self) -> dict[str, list[Place]]:
-        return {"paths": self.paths}
-
-    def __setstate__(self, state: dict[str, list[Place]]) -> None:
-        self.paths = state["paths"]
-        self._handles = {}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.paths,)
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
         """Bytes [offset, offset + size) of a tar."""
@@ -242,10 +238,6 @@ class RowGroupReader(TarReader):
     def __init__(self, paths: list[Place]) -> None:
         super().__init__(paths)
         self._last: tuple[tuple[int, int], pa.ChunkedArray] | None = None
-
-    def __setstate__(self, state: dict[str, list[Place]]) -> None:
-        super().__setstate__(state)
-        self._last = None
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
         """Bytes of the sound of one row."""
