@@ -148,10 +148,7 @@ class _FileFinder:
 
     Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
     quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
-    one file alone.
-
-    Args:
-        names: of the files there are, relative, with /.
+    one file alone of those there are, whose names are relative, with /.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
