@@ -44,7 +44,7 @@ from ssmast.settings import (
     CHANNEL,
     WORKERS,
     Settings,
-    parse,
+    command,
     setting,
     to_dict,
     wants_dry_run,
@@ -83,11 +83,9 @@ class FitConfig(Settings):
     )
 
 
-def main(argv: list[str]) -> int:
+@command(FitConfig, "ssmast fit", dry_run=True)
+def main(config: FitConfig, argv: list[str]) -> int:
     """`ssmast fit`: parse, fit, print how good it is."""
-    config = parse(FitConfig, argv, command="ssmast fit", description=__doc__ or "", dry_run=True)
-    if config is None:
-        return 0
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
     fitting = _Fitting(config)

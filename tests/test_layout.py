@@ -11,8 +11,18 @@ from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, splits,
-# command.
-BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
+# engine, command.
+BASE = {
+    "settings",
+    "files",
+    "command",
+    "progress",
+    "html",
+    "splits",
+    "version",
+    "weights",
+    "engine",
+}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
@@ -20,6 +30,7 @@ MAY_SEE = {
     "files": set(),
     "html": set(),
     "progress": set(),
+    "engine": set(),
     "splits": set(),
     "version": set(),
     "weights": set(),
@@ -160,7 +171,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (20, 83), "evaluation": (26, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (20, 85), "evaluation": (26, 79), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

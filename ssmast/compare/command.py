@@ -31,20 +31,16 @@ from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
-from ssmast.settings import parse, wants_dry_run
+from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
 from ssmast.training.inputs import built_in_corpus, open_data
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str]) -> int:
+@command(CompareConfig, "ssmast compare", dry_run=True)
+def main(config: CompareConfig, argv: list[str]) -> int:
     """`ssmast compare`: parse, compare, print the table."""
-    config = parse(
-        CompareConfig, argv, command="ssmast compare", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     if wants_dry_run(argv):
         for variant in variants_of(config):
             sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Any
 from ssmast.compare.config import CompareConfig
 from ssmast.compare.verdict import Difference, Scores, Verdict, difference, judge
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import TITLES, Result
+from ssmast.evaluation.results import TITLES, Result, Score
 from ssmast.files import write_atomic, write_json
 from ssmast.html import markdown_table, page, section, table, text
-from ssmast.report.scores import Dot, dot
+from ssmast.report.scores import Dot, dot, task_box
 from ssmast.settings import to_dict, to_words
 from ssmast.version import __version__
 
@@ -170,7 +171,7 @@ def as_page(comparison: Comparison) -> str:
     names = [entry.name for entry in comparison.compared]
     colours |= dict(zip(names, itertools.cycle(_COLOURS), strict=False))
     head, *cells = _score_rows(comparison, with_reasons=False)
-    cells = [[name, *(cell.replace(" ", "\u00a0") for cell in rest)] for name, *rest in cells]
+    head = [re.sub(r"([:,])", "\\1\u200b", name) for name in head]  # may break there
     notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes())
     settings = [
         (entry.name, " ".join(entry.words) or "the recipe", entry.failed and _why(entry))
@@ -200,21 +201,22 @@ def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[li
         result.task + ("" if result.metric == "accuracy" else f" ({result.metric_title})")
         for result in comparison.tasks
     ]
-    found = [["variant", "steps", "minutes", *names, "average", "over untrained"]]
+    found = [["variant", "average", "over untrained", *names, "steps", "minutes"]]
     entries = {entry.name: entry for entry in comparison.compared}
     for name, scores in comparison.rows().items():
         entry = entries.get(name)
         each = [[of[task] for of in scores.values()] for task in tasks]
         means = [sum(of[task] for task in tasks) / len(tasks) for of in scores.values()]
-        cells = [_percent(values) for values in [*each, means]]
+        cells = [_score(values).text for values in each]
         about = ["", ""] if entry is None else [str(entry.steps), _minutes(entry, comparison)]
         gain = None if entry is None else entry.gain
-        found.append([name, *about, *cells, "" if gain is None else _points(gain)])
+        over = "" if gain is None else _points(gain)
+        found.append([name, _score(means).text, over, *cells, *about])
     for entry in comparison.entries:
         if entry.failed:
             blank = [""] * len(tasks)
             why = _why(entry) if with_reasons else "failed"
-            found.append([entry.name, str(entry.steps or ""), "", *blank, why, ""])
+            found.append([entry.name, why, "", *blank, str(entry.steps or ""), ""])
     return found
 
 
@@ -228,10 +230,9 @@ def _minutes(entry: Entry, comparison: Comparison) -> str:
     return f"{mean:.3g}" + (f" ({100 * off:+.0f} %)" if abs(off) > TOLERANCE else "")
 
 
-def _percent(values: list[float]) -> str:
-    """`81.3 ± 0.4`."""
+def _score(values: list[float]) -> Score:
     mean, reach = t_interval(values)
-    return f"{100 * mean:.1f}" + ("" if reach is None else f" ± {100 * reach:.1f}")
+    return Score(mean=mean, ci95=reach)
 
 
 def _points(found: Difference) -> str:
@@ -289,28 +290,12 @@ def _differences(pairs: Sequence[Difference]) -> list[str]:
 
 def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> str:
     """The scores of everything on one task."""
-    mark = "" if result.chance is None else f'<s style="left:{100 * result.chance:.2f}%"></s>'
-    dots = []
-    for name, scores in rows.items():
-        values = [of[result.task] for of in scores.values()]
-        mean, reach = t_interval(values)
-        dots.append(
-            dot(
-                Dot(
-                    name=name,
-                    mean=100 * mean,
-                    reach=100 * (reach or 0.0),
-                    shown=_percent(values),
-                    colour=colours[name],
-                ),
-                mark,
-            )
-        )
+    dots = [
+        Dot.of(name, _score([of[result.task] for of in scores.values()]), colour=colours[name])
+        for name, scores in rows.items()
+    ]
     about = f"{result.num_classes} classes, {result.n_test} test clips; {result.metric_title}"
-    return (
-        f'<div class="task"><h3>{text(result.task)}</h3>'
-        f'<p class="soft">{text(about)}</p>{"".join(dots)}</div>'
-    )
+    return task_box(result.task, [about], dots, chance=result.chance)
 
 
 def _legend(comparison: Comparison) -> str:

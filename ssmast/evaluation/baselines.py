@@ -18,7 +18,6 @@ from ssmast.audio import LongSound
 from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
-from ssmast.encoder.pooling import layers_to_try, poolings_to_try
 from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.foreign import (
     TimmEncoder,
@@ -28,6 +27,9 @@ from ssmast.evaluation.foreign import (
     load_foreign,
 )
 from ssmast.evaluation.protocols import Protocol as ProbeProtocol
+from ssmast.model import Backbone
+from ssmast.model.backbone import LAYERS
+from ssmast.model.pool import POOL_MODES
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
@@ -51,6 +53,21 @@ class PooledEmbedder(Embedder, Protocol):
     def layer_dims(self) -> Sequence[int]:
         """Lengths of the layers' vectors, which lie one after the other."""
         ...
+
+
+def poolings_to_try(backbone: Backbone) -> list[str]:
+    """What pooling=best chooses from."""
+    return [mode for mode in POOL_MODES if mode != "cls" or backbone.num_class_tokens]
+
+
+def layers_to_try(backbone: Backbone) -> list[str]:
+    """What layers=best chooses from: each stage, all, all but the last, and all blocks."""
+    stages = len(backbone.stage_ends)
+    found = {tuple(backbone.blocks_of(layers)): layers for layers in reversed(LAYERS)}
+    if stages > 1:
+        for layers in (f"1-{stages - 1}", *map(str, range(1, stages))):
+            found.setdefault(tuple(backbone.blocks_of(layers)), layers)
+    return list(found.values())
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:

@@ -44,7 +44,7 @@ from ssmast.settings import (
     WORKERS,
     Settings,
     UsageError,
-    parse,
+    command,
     require,
     setting,
     wants_dry_run,
@@ -158,18 +158,9 @@ class ClusterConfig(Settings):
     batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(ClusterConfig, "ssmast cluster", dry_run=True, positional="task")
+def main(config: ClusterConfig, argv: list[str]) -> int:
     """`ssmast cluster`: parse, run, print the table."""
-    config = parse(
-        ClusterConfig,
-        argv,
-        command="ssmast cluster",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="task",
-    )
-    if config is None:
-        return 0
     if config.encoder in UNTRAINED:
         raise UsageError(
             f"encoder= must be an encoder folder or a Hub name, got {config.encoder}; it stands "

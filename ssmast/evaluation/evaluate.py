@@ -56,7 +56,7 @@ from ssmast.settings import (
     PRECISION,
     WORKERS,
     Settings,
-    parse,
+    command,
     setting,
     to_dict,
     to_words,
@@ -224,13 +224,9 @@ def result_of(
     )
 
 
-def main(argv: list[str]) -> int:
+@command(EvaluateConfig, "ssmast evaluate", dry_run=True)
+def main(config: EvaluateConfig, argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
-    config = parse(
-        EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     check_output(_out(config), folder=True)
     labelled, classifier = _open(config)
     positions = labelled.split(config.fold).parts()[config.part]

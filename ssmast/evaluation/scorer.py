@@ -49,7 +49,7 @@ from ssmast.weights import DEFAULT
 logger = logging.getLogger(__name__)
 
 # Part of what decides whether a result still stands: raise it when a probe would give another.
-VERSION = 4
+VERSION = 5
 Rejected = list[tuple[str, str]]
 Vectors = list[Embeddings]
 """Of a set's corpus: to train and validate on, and to test on where these differ."""
@@ -331,22 +331,30 @@ class Scorer:
     ) -> Score:
         found = [one.of(labelled.rows).to(process_state().device) for one in vectors]
         features, test_features = found[0], found[1] if len(found) > 1 else None
+        ways = [(features, test_features)]
         if whitening is not None:
             own = Whitening.of(features, directions=len(whitening.factors))
-            features = own(features)
-            test_features = None if test_features is None else own(test_features)
-        score = run_probe(
-            features,
-            labelled,
-            protocol=protocol or self.protocol,
-            metric=job.metric,
-            num_seeds=0 if protocol else self.config.seeds,
-            seed=self.config.seed,
-            test_features=test_features,
-            widths=embedder.layer_dims,
-            lr=self.config.lr,
-            slots=slots_of(embedder.pooling),
-        )
+            ways.append((own(features), None if test_features is None else own(test_features)))
+        scores = [
+            run_probe(
+                features,
+                labelled,
+                protocol=protocol or self.protocol,
+                metric=job.metric,
+                num_seeds=0 if protocol else self.config.seeds,
+                seed=self.config.seed,
+                test_features=test_features,
+                widths=embedder.layer_dims,
+                lr=self.config.lr,
+                slots=slots_of(embedder.pooling),
+            )
+            for features, test_features in ways
+        ]
+        # An untrained network is whitened where its validation part gains: some lose by it.
+        score = max(scores, key=lambda score: score.valid or 0.0)
+        if whitening is not None:
+            facts = {"whitened": score is scores[-1]}
+            score = replace(score, chosen=[{**one, **facts} for one in score.chosen])
         return self._of_column(job, column, embedder, score)
 
     def _embed(

@@ -29,20 +29,16 @@ from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
 from ssmast.report.published_scores import POSTER_TABLE, filled_table
-from ssmast.settings import UsageError, parse, wants_dry_run
+from ssmast.settings import UsageError, command, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
 POSTER = "poster"
 
 
-def main(argv: list[str]) -> int:
+@command(ProbeConfig, "ssmast probe", dry_run=True)
+def main(config: ProbeConfig, argv: list[str]) -> int:
     """`ssmast probe`: parse, run, print the table."""
-    config = parse(
-        ProbeConfig, argv, command="ssmast probe", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     _check_outputs(config)
     if wants_dry_run(argv):
         for labelled in load_sets(config):

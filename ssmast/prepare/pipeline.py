@@ -3,20 +3,14 @@
 Jobs run in this process, in a pool of processes, or on Ray; the bytes are the same.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
-import importlib
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +19,7 @@ from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
+from ssmast.engine import run_jobs
 from ssmast.prepare.job import (
     FORMAT,
     Cut,
@@ -38,86 +33,6 @@ from ssmast.prepare.job import (
 )
 from ssmast.prepare.pack import pack
 from ssmast.progress import Progress
-
-
-def run_jobs(
-    work: Path, jobs: Sequence[int], *, engine: str, workers: int, address: str = ""
-) -> Iterator[tuple[int, Rejected]]:
-    """Run jobs; yields each with the source clips it rejected as it finishes.
-
-    One worker means this process where the engine is local; the machines of a Ray cluster must all
-    see `work`, and without an address one is started here.
-    """
-    if engine == "ray":
-        return _ray(work, jobs, workers=workers, address=address)
-    if engine != "local":
-        raise ValueError(f"engine must be local or ray, got {engine!r}")
-    if workers == 1:
-        return ((job, run_job(work, job)) for job in jobs)
-    return _pool(work, jobs, workers=workers)
-
-
-def _pool(work: Path, jobs: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent
-    ) as pool:
-        try:
-            futures = {pool.submit(run_job, work, job): job for job in jobs}
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a worker of prepare died, perhaps out of memory; run the same command again to "
-                "resume, with fewer workers= if need be"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the main process dies: it would wait for jobs for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _ray(
-    work: Path, jobs: Sequence[int], *, workers: int, address: str
-) -> Iterator[tuple[int, Rejected]]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError(
-            "engine=ray needs Ray; pip install 'ssmast[ray]', or use engine=local"
-        ) from error
-    started = not ray.is_initialized()
-    if started:
-        here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
-        ray.init(**({"address": address} if address else here), log_to_driver=False)
-    try:
-        remote = ray.remote(num_cpus=1)(run_job)
-        todo = list(reversed(jobs))
-        running: dict[Any, int] = {}
-        while todo or running:
-            # Twice what can run at once, so that a cluster's queue stays short.
-            while todo and len(running) < 2 * max(workers, int(ray.cluster_resources()["CPU"])):
-                job = todo.pop()
-                running[remote.remote(work, job)] = job
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                yield running.pop(reference), ray.get(reference)
-    finally:
-        if started:
-            ray.shutdown()
-
 
 _log = logging.getLogger(__name__)
 
@@ -218,9 +133,8 @@ def _run_jobs(plan: Plan, *, engine: str, workers: int, address: str, most_bad: 
     if 0 < len(todo) < len(plan.ends):
         _log.info("%d of %d jobs are done already", len(plan.ends) - len(todo), len(plan.ends))
     with Progress("preparing", total=sum(len(plan.sources_of(job)) for job in todo)) as progress:
-        for job, rejected in run_jobs(
-            plan.work, todo, engine=engine, workers=workers, address=address
-        ):
+        call = partial(run_job, plan.work)
+        for job, rejected in run_jobs(call, todo, engine=engine, workers=workers, address=address):
             quarantine.add(_bad(rejected))
             progress.advance(len(plan.sources_of(job)))
 

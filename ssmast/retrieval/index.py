@@ -28,7 +28,6 @@ from ssmast.files import check_output, new_folder, sha256_of, write_json
 from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
-    join_files,
     names_of,
     open_files,
     read_embeddings,
@@ -39,7 +38,7 @@ from ssmast.settings import (
     WORKERS,
     Settings,
     UsageError,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
@@ -87,18 +86,9 @@ class IndexConfig(Settings):
     batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(IndexConfig, "ssmast index", dry_run=True, positional="data", several=True)
+def main(config: IndexConfig, argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
-    config = parse(
-        IndexConfig,
-        join_files(argv, IndexConfig),
-        command="ssmast index",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
     check_output(config.out, folder=True)

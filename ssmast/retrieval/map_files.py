@@ -28,7 +28,6 @@ from ssmast.retrieval.embed_files import (
     EmbedConfig,
     embed_in_parts,
     event_of,
-    join_files,
     names_of,
     open_files,
 )
@@ -38,7 +37,7 @@ from ssmast.settings import (
     WORKERS,
     Settings,
     UsageError,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
@@ -81,18 +80,9 @@ class MapConfig(Settings):
     batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(MapConfig, "ssmast map", dry_run=True, positional="data", several=True)
+def main(config: MapConfig, argv: list[str]) -> int:
     """`ssmast map`: parse, embed, draw, write page and table."""
-    config = parse(
-        MapConfig,
-        join_files(argv, MapConfig),
-        command="ssmast map",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     check_output(config.out, folder=True)
     if config.hop and not config.window:
         raise UsageError("hop= is about windows; give window=SECONDS too")

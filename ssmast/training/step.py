@@ -67,6 +67,9 @@ class TrainingState:
         self.steps, self.step = objective.run.steps, 0
         if wants_compile(self.config.compile, accelerator.device):
             objective.compile_()
+        # Looked for once: each look goes through all modules, and a step has milliseconds.
+        self._parameters = list(objective.parameters())
+        self._norms = [part for part in objective.modules() if isinstance(part, _BATCH_NORMS)]
         self.optimizer = build_optimizer(objective.parameter_groups(), self.config.optim)
         # With fp16 alone: small gradients would be zero there. `train_step` skips what the scaler
         # would skip, and reads it once: both see the same gradients.
@@ -87,13 +90,13 @@ class TrainingState:
         objective.train()
         objective.before_step(views, step)
         self.optimizer.zero_grad(set_to_none=True)
-        statistics = _running_statistics(objective)
+        statistics = [(each, each.clone()) for norm in self._norms for each in norm.buffers()]
         run = self._per_clip if objective.per_clip else self._whole_batch
         loss = run(micros, views, step)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         limit = self.config.optim.max_grad_norm or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), limit)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         lr = learning_rate(self.config.optim, self.step, steps=self.steps)
         skipped = not bool(loss.loss.isfinite() & grad_norm.isfinite())
         if skipped:
@@ -136,13 +139,14 @@ class TrainingState:
 
         Source: Gao et al. 2021 (GradCache), section 3.2.
         """
+        targets = self._targets(views)  # first: what it needs is free before there is a graph
         # All but the last go without their graph; they run with gradient all the same, for it may
         # choose another attention kernel.
         pairs = list(zip(micros, views, strict=True))
         pieces = [self._embed(*pair).detach() for pair in pairs[:-1]]
         pieces.append(self._embed(*pairs[-1]))
         embeddings = self.gather(torch.cat(pieces).detach()).requires_grad_()
-        loss = self.objective.loss(embeddings, self._targets(views), step)
+        loss = self.objective.loss(embeddings, targets, step)
         self._backward(loss.loss)
         assert embeddings.grad is not None, "the loss must depend on the embeddings"
         if not self.accelerator.is_main_process:
@@ -150,7 +154,7 @@ class TrainingState:
         share = sum(len(piece) for piece in pieces)
         first = self.accelerator.process_index * share
         gradients = embeddings.grad[first : first + share].split([len(p) for p in pieces])
-        sums = GradientSum(self.objective.parameters())
+        sums = GradientSum(self._parameters)
         # The last piece first: it alone kept its graph, and no other is made before that is freed.
         for pair, gradient in zip(reversed(pairs), reversed(gradients), strict=True):
             piece = pieces.pop()
@@ -165,7 +169,7 @@ class TrainingState:
     def _per_clip(self, micros: list[SegmentBatch], views: list[Any], step: Step) -> StepLoss:
         """Mean loss of the clips, a micro-batch at a time, and its gradient."""
         objective, losses = self.objective, []
-        sums = GradientSum(objective.parameters())
+        sums = GradientSum(self._parameters)
         num = len(micros) * self.accelerator.num_processes
         for micro, view in zip(micros, views, strict=True):
             embeddings = self._embed(micro, view)
@@ -266,6 +270,7 @@ class TrainingState:
 
 
 _OWN = "objective"  # file of the tensors that the objective holds itself
+# A forward pass moves their buffers.
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -299,12 +304,6 @@ def wants_compile(asked: str, device: torch.device) -> bool:
             and torch.cuda.get_device_capability(device) >= (7, 0)
         )
     return asked == "true"
-
-
-def _running_statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Buffers that a forward pass moves, those of BatchNorm, each with a copy."""
-    norms = [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
-    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 
 def _detached(loss: StepLoss, embeddings: Tensor | None = None) -> StepLoss:

@@ -90,7 +90,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
     @torch.no_grad()
     def targets(self, views: TwoViews) -> Tensor:
         """The teacher's embeddings (B, 2, E)."""
-        self.teacher.eval()
         drops = self.config.patch_drop.teacher
         return self.embed_views(self.teacher.branch.backbone, views, drops=drops, local=False)
 
