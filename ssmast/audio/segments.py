@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.order import keyed_uniform, sample_at
 from ssmast.audio.read import (
+    LOUDEST,
     MIN_PEAK,
     AudioError,
     read_audio,
@@ -26,7 +27,6 @@ from ssmast.audio.read import (
     swing,
     unpadded,
 )
-from ssmast.audio.resample import LOUDEST
 from ssmast.audio.transforms import WaveformAugment
 
 _MAX_FAILURES = 32
