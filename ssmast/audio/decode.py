@@ -71,11 +71,7 @@ def check_channel(channel: str) -> str:
 class Mixer:
     """Makes one channel of several, block by block, and notices when that loses the sound.
 
-    Args:
-        channels: how many there are.
-        channel: which of them, see `CHANNELS`.
-        label: what to call the sound in an error.
-        loudest: says which is the loudest; asked where that is wanted.
+    `loudest` says which of them is the loudest, and is asked where `channel` wants that.
     """
 
     def __init__(

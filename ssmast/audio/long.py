@@ -29,7 +29,7 @@ class LongSound:
     file is opened by the first slice.
 
     Args:
-        blocks: float32 samples at `sample_rate`, one after the other.
+        blocks: float32 samples, one after the other.
         length: samples in all of them.
         source_rate: rate of the file in Hz.
         label: what to call the sound in an error.

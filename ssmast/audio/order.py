@@ -111,11 +111,8 @@ class BalancedOrder:
     clip comes its expected number of times, rounded down or up. Its n-th time in an epoch counts as
     an epoch of its own for all that is drawn for it, so that it is never augmented twice alike.
 
-    Args:
-        weights: one a clip (n,), none negative, not all zero.
-
     Raises:
-        ValueError: if a weight is negative or not finite, or all are zero.
+        ValueError: if a weight, one a clip (n,), is negative or not finite, or all are zero.
 
     Source: Kong et al. 2020 (PANNs) and Gong et al. 2021 (PSLA) for balanced sampling.
     Differs from PSLA: cells instead of independent draws, so that proportions hold each epoch.

@@ -38,7 +38,14 @@ from ssmast.audio.long import (
     read_long,
     stated_seconds,
 )
-from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
+from ssmast.audio.resample import (
+    LOUDEST,
+    finished,
+    positive,
+    region_of,
+    resample,
+    resampled_length,
+)
 from ssmast.audio.source import (
     SOUND_EXTENSIONS,
     AudioError,
@@ -53,6 +60,7 @@ from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "LONG_SECONDS",
+    "LOUDEST",
     "MIN_PEAK",
     "SOUND_EXTENSIONS",
     "AudioError",

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.order import keyed_uniform, sample_at
 from ssmast.audio.read import (
+    LOUDEST,
     MIN_PEAK,
     AudioError,
     read_audio,
@@ -26,7 +27,6 @@ from ssmast.audio.read import (
     swing,
     unpadded,
 )
-from ssmast.audio.resample import LOUDEST
 from ssmast.audio.transforms import WaveformAugment
 
 _MAX_FAILURES = 32
@@ -65,24 +65,19 @@ class SegmentBatch:
 
     def split(self, num: int) -> list[Self]:
         """Equal micro-batches in order; the list of rejected clips stays with the first."""
-        rows = {
-            name: value.chunk(num)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        chunks = {name: value.chunk(num) for name, value in self._tensors().items()}
+        rejected = [self.rejected, *([] for _ in range(num - 1))]
         return [
-            replace(
-                self,
-                rejected=[] if i else self.rejected,
-                **{name: chunks[i] for name, chunks in rows.items()},
-            )
+            replace(self, rejected=rejected[i], **{name: own[i] for name, own in chunks.items()})
             for i in range(num)
         ]
 
     def pin_memory(self) -> Self:
         """In page-locked memory, for a `DataLoader` that pins."""
-        rows = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.pin_memory() for name, value in rows.items()})
+        return replace(self, **{k: value.pin_memory() for k, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:

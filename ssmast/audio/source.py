@@ -79,10 +79,7 @@ class View:
 
     No mapping: that would end the process where a file shrinks or its disk goes away.
 
-    Args:
-        read: gives the bytes [first, last).
-        start: first byte of the view.
-        stop: byte after its last.
+    It is bytes [start, stop) of those that `read(first, last)` gives.
     """
 
     def __init__(self, read: Callable[[int, int], bytes], start: int, stop: int) -> None:

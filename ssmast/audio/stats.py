@@ -27,12 +27,8 @@ _log = logging.getLogger(__name__)
 def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | None:
     """Mean and std that `ssmast prepare` measured over all of a corpus; None where it did not.
 
-    They are of the clips without padding.
-
-    Args:
-        corpus: of the clips; a selection or a mixture of prepared ones knows nothing.
-        log_mel: front end, which must be the one that they were measured with; its own mean and
-            std do not matter.
+    They are of the clips without padding, and of this front end, whose own mean and std do not
+    matter. A selection or a mixture of prepared corpora knows nothing.
     """
     front = {k: v for k, v in log_mel.settings().items() if k not in ("mean", "std")}
     theirs = corpus.facts.get("log_mel") or {}

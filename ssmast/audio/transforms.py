@@ -63,12 +63,7 @@ class WaveformAugment:
         return {**self.__dict__, "_chain": None}
 
     def __call__(self, waveform: np.ndarray, *, sample_rate: int, seed: int) -> np.ndarray:
-        """Float32 samples (S,) -> as many.
-
-        Args:
-            waveform: samples (S,).
-            sample_rate: in Hz.
-            seed: below 2^32.
+        """Float32 samples (S,) -> as many; the seed is below 2^32.
 
         Raises:
             ValueError: if a transform of the file fails, or changes the length.

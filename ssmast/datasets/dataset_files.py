@@ -83,12 +83,7 @@ class DatasetFiles:
             raise ValueError(f"{self.root / path} is no valid JSON: {error}") from error
 
     def records(self, path: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-        """The rows of a CSV file with a header, as mappings.
-
-        Args:
-            path: below the root.
-            columns: that must be there; others are returned as well.
-        """
+        """The rows of a CSV file with a header; the columns must be there, others may."""
         rows = self.fields(path)
         header = [name.strip() for name in next(rows, [])]
         lacking = [name for name in columns if name not in header]

@@ -61,11 +61,7 @@ def fetch(
     What has arrived is kept as NAME.partial, where the next call resumes (HTTP Range). The file
     gets its name once its checksum is right.
 
-    Args:
-        remote: what to fetch.
-        folder: to put it in; made if need be.
-        progress: called as bytes arrive.
-        pause_seconds: before the second attempt, doubled for each further one.
+    The pause comes before the second attempt and is doubled for each further one.
 
     Raises:
         ValueError: for a URL that is not http(s), or a wrong checksum.

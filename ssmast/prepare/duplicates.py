@@ -31,9 +31,6 @@ def fingerprint(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
     Args:
         log_mel: (F, T), natural logarithm.
-
-    Returns:
-        (512,)
     """
     pooled = _pooled(log_mel)
     return _whole_numbers(pooled - pooled.mean())
@@ -44,12 +41,6 @@ def changes(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
     A steady background, which all pieces of a recording share, is not in it; its chance
     fluctuations are, and copies have them in common. All zeros where nothing changes.
-
-    Args:
-        log_mel: (F, T), natural logarithm.
-
-    Returns:
-        (512,)
     """
     pooled = _pooled(log_mel)
     moving = pooled - pooled.mean(dim=1, keepdim=True)

@@ -75,14 +75,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A plan, as written.
-
-    Args:
-        work: folder of the unfinished work.
-        cut: how a source clip becomes clips.
-        corpus: of the source clips.
-        ends: source clip after the last of each job, int64.
-    """
+    """A plan, as written; `ends` has the source clip after the last of each job, int64."""
 
     work: Path
     cut: Cut

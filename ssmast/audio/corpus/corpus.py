@@ -263,9 +263,8 @@ _FORM = "a list of `{path: FOLDER, weight: 1}`"
 def read_mixture(text: str) -> list[tuple[str, float]] | None:
     """Paths and weights of a mixture; None where a text names something else.
 
-    Args:
-        text: the YAML itself, beginning with `[`; or the path of a `.yaml` file, whose paths are
-            relative to its folder.
+    The text is the YAML itself, beginning with `[`, or the path of a `.yaml` file, whose paths are
+    relative to its folder.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import ArrayEntries
-from ssmast.audio.corpus.remote import Place
 from ssmast.audio.corpus.shards import (
     audio_column,
     features_of,
@@ -41,7 +40,7 @@ class _Batch(NamedTuple):
     columns: pa.Table
 
 
-def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -> Corpus:
+def parquet_corpus(root: Path | str, files: Sequence[Path | str], splits: Sequence[str]) -> Corpus:
     """A corpus of the rows of Parquet files, whose sound is not read.
 
     `splits` names the part that each file is of, empty for none.
@@ -60,9 +59,9 @@ def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Co
 
 
 def _corpus(
-    root: Place, files: Sequence[Place], splits: Sequence[str], batches: Iterable[_Batch]
+    root: Path | str, files: Sequence[Path | str], splits: Sequence[str], batches: Iterable[_Batch]
 ) -> Corpus:
-    found, features = Listing(), dict[str, Any]()
+    found, features = Listing(root), dict[str, Any]()
     places = list[_Batch]()
     for batch in batches:
         path = files[batch.shard]
@@ -113,7 +112,7 @@ def _said(found: Listing, features: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "classes": classes[label]} if label in classes else facts
 
 
-def _row_groups(number: int, path: Place) -> Iterator[_Batch]:
+def _row_groups(number: int, path: Path | str) -> Iterator[_Batch]:
     with open_parquet(path) as file:
         audio = audio_column(file.schema_arrow, path)
         other = [field.name for field in file.schema_arrow if _is_told(field.type)]

@@ -7,9 +7,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,18 +16,13 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
-from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_url, walk
+from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_sound, is_url, walk
 from ssmast.audio.corpus.shards import index_tar, safe_member_name
 from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
-from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
+from ssmast.audio.read import split_excerpt
 from ssmast.settings import in_home
 
 _log = logging.getLogger(__name__)
-
-
-def is_sound(name: str) -> bool:
-    """Whether a name has the ending of a sound file."""
-    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
 # What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
@@ -105,9 +99,9 @@ def of_files(path: Place, names: list[str], table: pa.Table | None, root: Place)
     return Corpus(root=root, entries=ArrayEntries.of(names, sizes, shard), table=table)
 
 
-def of_listing(path: Path, found: Listing, root: Path, said: Mapping[str, Any]) -> Corpus:
-    """A corpus of the files that other programs' lists name."""
-    return of_files(path, found.names, table_of(found.columns, said), root)
+def of_listing(found: Listing, root: Path) -> Corpus:
+    """A corpus of the files that a layout of another program lists, relative to a folder."""
+    return of_files(found.path, found.names, table_of(found.columns, found.said), root)
 
 
 def _size(file: Path) -> int | None:
@@ -148,10 +142,7 @@ class _FileFinder:
 
     Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
     quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
-    one file alone.
-
-    Args:
-        names: of the files there are, relative, with /.
+    one file alone of those there are, whose names are relative, with /.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

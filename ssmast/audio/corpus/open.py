@@ -23,12 +23,18 @@ from ssmast.audio.corpus.listings import (
     WAV_SCP,
     audio_folder_tables,
     is_json_list,
-    of_audio_folder,
-    of_json_lists,
-    of_kaldi,
+    list_audio_folder,
+    list_json,
+    list_kaldi,
     read_labels,
 )
-from ssmast.audio.corpus.named import is_sound, of_files, of_members, say_unnamed, say_unused
+from ssmast.audio.corpus.named import (
+    of_files,
+    of_listing,
+    of_members,
+    say_unnamed,
+    say_unused,
+)
 from ssmast.audio.corpus.remote import (
     Place,
     below,
@@ -36,16 +42,18 @@ from ssmast.audio.corpus.remote import (
     folder_of,
     is_file,
     is_hidden,
+    is_sound,
     is_url,
     list_files,
     read_whole,
     walk,
 )
 from ssmast.audio.corpus.shards import index_tar, names_of_tars, names_several
-from ssmast.audio.corpus.spans import kind_of_spans, of_spans, tables_of_spans
+from ssmast.audio.corpus.spans import kind_of_spans, list_spans, tables_of_spans
 from ssmast.audio.corpus.table import (
     METADATA,
     TASK_FILE,
+    Listing,
     audio_root,
     column_of,
     find_table,
@@ -327,20 +335,20 @@ def _of_folder(path: Path, column: str) -> Layout | None:
         return Layout(name, lambda: saved_corpus(path))
     if tables := audio_folder_tables(path):
         name = f"an AudioFolder with {tables[0].relative_to(path)}"
-        return Layout(name, lambda: of_audio_folder(path, tables, column))
+        return _listed(name, path, list_audio_folder, path, tables, column)
     folders = [path] if (path / WAV_SCP).is_file() else []
     folders = folders or [one.parent for one in sorted(path.glob(f"*/{WAV_SCP}"))]
     if folders and (folders == [path] or all(split_word(one.name) for one in folders)):
-        return Layout("a folder of Kaldi (wav.scp)", lambda: of_kaldi(path, folders))
+        return _listed("a folder of Kaldi (wav.scp)", path, list_kaldi, path, folders)
     if shards := _parquet_in(path):
         name = f"Parquet shards with the sound in them ({len(shards)} files)"
         return Layout(name, lambda: _of_parquet(path, shards))
     if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
-        return Layout("JSON lists of AST", lambda: of_json_lists(path, lists))
+        return _listed("JSON lists of AST", path, list_json, lists)
     if spans := tables_of_spans(path):
         kinds = ", ".join(sorted({kind_of_spans(path / name) for name in spans}))
         name = f"recordings with annotations ({kinds})"
-        return Layout(name, lambda: of_spans(path, spans), "beside")
+        return _listed(name, path, list_spans, path, spans, spans="beside")
     return None
 
 
@@ -351,16 +359,22 @@ def _of_file(path: Path, column: str) -> Layout | None:
     if ending == ".arrow":
         return Layout("an Arrow file of datasets", lambda: arrow_corpus(root, [path], [""]))
     if ending == ".scp":
-        return Layout("a list of Kaldi (wav.scp)", lambda: of_kaldi(root, [root]))
+        return _listed("a list of Kaldi (wav.scp)", root, list_kaldi, root, [root])
     if ending == ".jsonl":
-        return Layout("a table of JSON lines", lambda: of_audio_folder(root, [path], column))
+        return _listed("a table of JSON lines", root, list_audio_folder, root, [path], column)
     if ending == ".json":
-        return Layout("a JSON list of AST", lambda: of_json_lists(root, [path]))
+        return _listed("a JSON list of AST", root, list_json, [path])
     if column == "path" and (kind := kind_of_spans(path)) and not _has_clips(path):
-        return Layout(
-            f"annotated recordings ({kind})", lambda: of_spans(root, [path.name]), "named"
-        )
+        name = f"annotated recordings ({kind})"
+        return _listed(name, root, list_spans, root, [path.name], spans="named")
     return None
+
+
+def _listed(
+    name: str, root: Path, read: Callable[..., Listing], *args: Any, spans: str = ""
+) -> Layout:
+    """A layout whose clips are files below a folder, listed by `read(*args)`."""
+    return Layout(name, lambda: of_listing(read(*args), root), spans)
 
 
 def _has_clips(path: Path) -> bool:

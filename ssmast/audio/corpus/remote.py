@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssmast.audio.source import AudioError, SlicedFile
+from ssmast.audio.source import SOUND_EXTENSIONS, AudioError, SlicedFile
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +151,11 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
             except OSError as error:  # a link to itself, or a file gone since
                 _log.warning("cannot look at %s: %s", os.path.join(root, name), error.strerror)
     return iter(sorted(found))
+
+
+def is_sound(name: str) -> bool:
+    """Whether a name has the ending of a sound file."""
+    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:

@@ -69,10 +69,7 @@ def index_tar(
 
     Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
 
-    Args:
-        path: of the tar, or its URL.
-        number: of the tar among the shards of a corpus.
-        endings: of the members to index, lower case.
+    `number` is that of the tar among the shards of a corpus; endings are lower case.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -148,11 +148,20 @@ def columns_of(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 class Listing:
-    """Clips by the names of their files, and what is known of each, by column."""
+    """Clips by the names of their files: what every layout of other programs is read to.
 
-    def __init__(self) -> None:
+    Attributes:
+        path: of the list, for messages.
+        names: of the files, or of excerpts of them.
+        columns: what is known of each clip.
+        said: what the layout says of the labels, in the words of a task.json.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
         self.names: list[str] = []
         self.columns: dict[str, list[str]] = {}
+        self.said: dict[str, Any] = {}
 
     def add(self, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
         """Add clips; a column that only some have is empty for the others."""
