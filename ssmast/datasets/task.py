@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
+from ssmast.settings import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +115,15 @@ class DataTask:
         """All options with their values.
 
         Raises:
-            ValueError: for an unknown option or value, naming those there are.
+            UsageError: for an unknown option or value, naming those there are.
         """
         for name, value in options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise ValueError(f"task {self.name} has no option {name!r}; it has: {known}")
+                raise UsageError(f"task {self.name} has no option {name!r}; it has: {known}")
             allowed = self.options[name].allowed
             if allowed and value not in allowed:
-                raise ValueError(
+                raise UsageError(
                     f"option {name} of task {self.name} must be one of {', '.join(allowed)}, got "
                     f"{value!r}"
                 )
