@@ -62,11 +62,10 @@ def main(config: DoctorConfig, argv: list[str]) -> int:
                 sys.stdout.flush()
     problems = sum(finding.status == "problem" for finding in found)
     if config.format == "json":
-        rows = [finding.as_dict() for finding in found]
+        rows = [finding._asdict() for finding in found]
         sys.stdout.write(json.dumps({"problems": problems, "findings": rows}, indent=1) + "\n")
-    else:
-        if not config.data:
-            sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
+    elif not config.data:
+        sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
     return 1 if problems else 0
 
 

@@ -31,7 +31,7 @@ from ssmast.encoder.folder import (
     write_folder,
 )
 from ssmast.encoder.input import Clip, read_clips, read_groups
-from ssmast.encoder.published import is_published, read_published, window_seconds_of
+from ssmast.encoder.published import is_published, read_published
 from ssmast.encoder.whitening import Whitening
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
@@ -379,9 +379,9 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
 
     source = Path(path) if Path(path).suffix == ".safetensors" else find_folder(str(path))
     if source.is_file() or is_published(source):
-        encoder = _published_encoder(source)
+        encoder = Encoder(**read_published(source))
         encoder.precision = precision
-        return encoder
+        return encoder.eval()
     config, weights = read_folder(source)
     check_config(config, folder=weights.parent)
     ours = config["ssmast"]
@@ -403,17 +403,4 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
             f"encoder of this version ({reason})"
         ) from error
     encoder.precision = precision
-    return encoder.eval()
-
-
-def _published_encoder(source: Path) -> Encoder:
-    """An AST from elsewhere: its vector is what its head sees."""
-    published = read_published(source)
-    encoder = Encoder(
-        published.backbone,
-        published.log_mel,
-        pooling="cls",
-        window_seconds=window_seconds_of(published),
-        info=published.info,
-    )
     return encoder.eval()

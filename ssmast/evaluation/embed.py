@@ -226,7 +226,7 @@ def embed_batch(
 
 
 def measured_whitening(
-    encoder: Encoder, corpus: Corpus, *, directions: int, seed: int, workers: int = 0
+    encoder: Encoder, corpus: Corpus, *, directions: int, seed: int
 ) -> Whitening | None:
     """The whitening of an encoder's vectors, of at most 4,000 clips, 5 s of each.
 
@@ -235,7 +235,6 @@ def measured_whitening(
         corpus: of what it was trained on.
         directions: see `Whitening.of`.
         seed: of the choice of clips.
-        workers: threads that decode; 0 for one a core, at most 8.
 
     Returns:
         None, and a warning, where too few clips can be read.
@@ -245,7 +244,7 @@ def measured_whitening(
     rows = np.random.default_rng(seed).permutation(len(corpus))[:_WHITENING_CLIPS]
     most, found = round(_WHITENING_SECONDS * encoder.sample_rate), []
     with Progress("whitening", total=len(rows)) as progress:
-        for batch in read_batches(corpus, np.sort(rows).tolist(), encoder.sample_rate, workers):
+        for batch in read_batches(corpus, np.sort(rows).tolist(), encoder.sample_rate):
             clips = [clip[:most] for _, clip in batch if isinstance(clip, Tensor) and len(clip)]
             if clips:
                 found.append(plain.embed_clips(clips))

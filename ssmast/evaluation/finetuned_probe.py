@@ -31,6 +31,7 @@ from ssmast.progress import Progress
 logger = logging.getLogger(__name__)
 
 Rejected = list[tuple[str, str]]
+_BATCH_SIZE = 32  # clips a step
 
 
 def run_finetuned_probe(
@@ -44,7 +45,6 @@ def run_finetuned_probe(
     num_seeds: int = 1,
     seed: int = 0,
     lr: float = 1e-3,
-    batch_size: int = 32,
     title: str = "fine-tuning",
     workers: int = 0,
 ) -> tuple[Score, Rejected]:
@@ -60,7 +60,6 @@ def run_finetuned_probe(
         num_seeds: repetitions, which differ in the head's weights, the order and the crops.
         seed: the first of them.
         lr: Adam's rate, constant.
-        batch_size: clips a step.
         title: for the progress line.
         workers: threads that decode audio.
 
@@ -82,7 +81,7 @@ def run_finetuned_probe(
             _Run(
                 encoder=encoder, corpus=corpus, labelled=labelled, prepared=prepared, metric=metric,
                 seconds=seconds, lr=lr,
-                batch_size=batch_size, seed=seed + index, workers=workers,
+                seed=seed + index, workers=workers,
             )
             for index in range(num_seeds)
         ]  # fmt: skip
@@ -115,7 +114,6 @@ class _Run:
     metric: Metric
     seconds: float
     lr: float
-    batch_size: int
     seed: int
     workers: int
     best: float = -math.inf
@@ -186,7 +184,7 @@ class _Run:
                 if isinstance(audio, str):
                     raise ValueError(f"clip {self.corpus.name(row)} cannot be read now: {audio}")
                 batch.append(audio)
-                if len(batch) == self.batch_size:
+                if len(batch) == _BATCH_SIZE:
                     yield torch.stack(batch)
                     batch = []
         if batch:

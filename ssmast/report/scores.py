@@ -158,10 +158,8 @@ def _matrix_row(index: int, name: str, row: list[int]) -> str:
     return f"<tr><th>{index + 1} {text(name)}</th>{cells}</tr>"
 
 
-def worst_pairs(
-    confusion: list[list[int]], classes: list[str], *, limit: int = 8
-) -> list[dict[str, Any]]:
-    """The most frequent mistakes, worst first: true, predicted, count, rate in the true class."""
+def worst_pairs(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
+    """The eight worst mistakes, worst first: true, predicted, count, rate in the true class."""
     pairs = [
         {
             "true": classes[true],
@@ -174,4 +172,4 @@ def worst_pairs(
         if column != true and count > 0
     ]
     pairs.sort(key=lambda pair: (-pair["rate"], -pair["count"], pair["true"], pair["predicted"]))
-    return pairs[:limit]
+    return pairs[:8]
