@@ -20,10 +20,9 @@ import numpy as np
 from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import sound_sets, speech_sets, video_sets
-from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import Build, DataTask, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
 from ssmast.settings import UsageError
 from ssmast.splits import (
