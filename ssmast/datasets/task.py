@@ -1,6 +1,6 @@
 """What builders share: a task, its rows and options, and the files of a data set.
 
-Names and tables lie below a root, draws are made by name, YouTube clips are found by video and start.
+Names and tables lie below a root; draws are made by name; YouTube clips go by video and start.
 """
 
 import csv
