@@ -34,12 +34,9 @@ from ssmast.evaluation.processes import Processes, process_state, scoring_second
 from ssmast.evaluation.protocols import LINEAR, PROTOCOLS, Protocol, slots_of
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
-    WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
     setting,
 )
@@ -56,7 +53,7 @@ Vectors = list[Embeddings]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(Settings):
+class ProbeConfig(SoundSettings):
     """`ssmast probe`: a frozen encoder to scores."""
 
     encoder: str = setting(
@@ -112,11 +109,8 @@ class ProbeConfig(Settings):
         "length of the crops of evar_strict and lape_finetune; 0: the published one",
         range="[0, inf)",
     )
-    channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
