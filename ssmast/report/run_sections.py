@@ -62,6 +62,16 @@ def headline(source: Source) -> dict[str, str]:
     return shown
 
 
+# What keys of facts.json are called on the page.
+_FACTS = {
+    "corpus": "SHA-256 of the listing",
+    "mean": "log-mel mean",
+    "std": "log-mel standard deviation",
+    "segments": "segments a clip",
+    "version": "version of ssmast",
+}
+
+
 def _chosen_step(result: Result | None) -> Any:
     """The step whose weights fine-tuning kept; None where that is not known."""
     return result.chosen[0].get("step") if result is not None and result.chosen else None
@@ -84,7 +94,7 @@ def about(source: Source) -> str:
             f"<p>The weights of step {step}{same} were kept: best by {text(tuned.metric_title)} on "
             f"the {tuned.n_valid} clips of the validation part.</p>"
         )
-    parts.append(key_table(facts))
+    parts.append(key_table({_FACTS.get(key, key): value for key, value in facts.items()}))
     parts.append(details("All settings", key_table(config)))
     return section("Setup", *parts)
 
