@@ -28,7 +28,7 @@ RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
     "files": set(),
-    "html": set(),
+    "html": {"settings"},
     "progress": set(),
     "engine": set(),
     "splits": set(),
@@ -39,7 +39,7 @@ MAY_SEE = {
     "audio": {"settings", "files", "progress"},
     "model": {"settings", "weights"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "files", "weights"},
+    "encoder": {"audio", "model", "settings", "files", "html", "weights"},
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
