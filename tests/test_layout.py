@@ -28,7 +28,7 @@ RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
     "files": set(),
-    "html": set(),
+    "html": {"settings"},
     "progress": set(),
     "engine": set(),
     "splits": set(),
@@ -39,7 +39,7 @@ MAY_SEE = {
     "audio": {"settings", "files", "progress"},
     "model": {"settings", "weights"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "files", "weights"},
+    "encoder": {"audio", "model", "settings", "files", "html", "weights"},
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
@@ -171,7 +171,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (15, 78), "evaluation": (26, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (15, 78), "evaluation": (24, 65), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)
