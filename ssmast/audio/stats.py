@@ -152,7 +152,7 @@ def energy_outside(
     if not len(sound) or not np.isfinite(sound).all():
         return None
     sound = sound.astype(np.float64)
-    size = next_fast_len(len(sound), real=True)  # one with a large prime factor takes longer
+    size = int(next_fast_len(len(sound), real=True) or 0)  # a large prime factor takes longer
     power = np.abs(np.fft.rfft(sound - sound.mean(), n=size)) ** 2
     total = float(power.sum())
     if not total:
