@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -152,7 +153,7 @@ def energy_outside(
     if not len(sound) or not np.isfinite(sound).all():
         return None
     sound = sound.astype(np.float64)
-    size = next_fast_len(len(sound), real=True)  # one with a large prime factor takes longer
+    size = cast(int, next_fast_len(len(sound), real=True))  # a large prime factor takes longer
     power = np.abs(np.fft.rfft(sound - sound.mean(), n=size)) ** 2
     total = float(power.sum())
     if not total:
