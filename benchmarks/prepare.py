@@ -96,7 +96,7 @@ def one_by_one(sounds: Path, out: Path) -> None:
     out.mkdir(exist_ok=True)
     for file in sorted(sounds.iterdir()):
         waveform, rate = librosa.load(file, sr=16000)
-        soundfile.write(out / f"{file.stem}.flac", waveform, rate)
+        soundfile.write(out / f"{file.stem}.flac", waveform, int(rate))
 
 
 def peak_mb(sounds: Path, out: Path) -> float:

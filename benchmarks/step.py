@@ -36,6 +36,7 @@ from ssmast import create_model
 from ssmast.audio import LogMel
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
+from ssmast.model import MAST
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.objective import RunFacts
@@ -103,7 +104,9 @@ def _ours(log_mel: LogMel, segments: SegmentBatch, *, drop: float) -> Callable[[
 
 
 def _theirs(log_mel: LogMel, segments: SegmentBatch) -> Callable[[], object]:
-    backbone = timm_twin(create_model("mast_nano", input_size=(64, 96)))
+    mast = create_model("mast_nano", input_size=(64, 96))
+    assert isinstance(mast, MAST)
+    backbone = timm_twin(mast)
     backbone.reset_classifier(0)
     projector = MoCoProjectionHead(backbone.num_features, 1024, 256, num_layers=3, batch_norm=True)
     student = nn.Sequential(backbone, projector)
