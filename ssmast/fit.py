@@ -36,14 +36,13 @@ from ssmast.evaluation.class_scores import (
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.evaluate import part_scores
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
+from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
 from ssmast.settings import (
-    CHANNEL,
-    WORKERS,
-    Settings,
+    SoundSettings,
     command,
     setting,
     to_dict,
@@ -58,7 +57,7 @@ _LONGEST_WINDOW = 10.0  # s, of a window that is left open
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(Settings):
+class FitConfig(SoundSettings):
     """`ssmast fit`: labelled clips to a classifier on a frozen encoder."""
 
     data: str = setting("", "labelled set, or a folder of sets with task=", required=True)
@@ -75,11 +74,6 @@ class FitConfig(Settings):
         0.0,
         "seconds of a window, of which a longer file has several; 0: nine in ten clips fit into it",
         range="[0, inf)",
-    )
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(
-        20.0, "seconds of audio that go through the network at once", range="[0, inf)"
     )
 
 
@@ -129,7 +123,7 @@ def fit(
         WindowMeans(network, front, dim=network.head_hidden_size, frames=frames),
         clips,
         workers=config.workers,
-        batch_seconds=config.batch_seconds,
+        batch_seconds=config.batch_seconds or scoring_seconds(),
     )
     for name, why in embedded.rejected[:3]:
         logger.warning("left out: %s: %s", name, why)
@@ -184,7 +178,7 @@ def fit(
             test,
             title="test",
             workers=config.workers,
-            batch_seconds=config.batch_seconds,
+            batch_seconds=config.batch_seconds or scoring_seconds(),
         )
         made.info["test"] = plain_numbers(part.numbers)
         text += f"test part: {numbers_text(part.numbers)}\n"

@@ -42,7 +42,6 @@ Schema = TypeVar("Schema")
 
 # Help of keys that several commands have.
 WORKERS = "threads that decode audio; 0: one for each core, at most 8"
-BATCH_SECONDS = "seconds of audio embedded at once; 0: 20, on a GPU 600"
 CHANNEL = (
     "one channel of sound that has several: mean, first, loudest (files are decoded once more for "
     "it), left, right, or the number of one, from 0 on"
@@ -150,6 +149,19 @@ class Settings:
             value = operator.attrgetter(name)(self)
             shown = repr(value) if isinstance(value, str) else value
             require(key.allows(value), name, shown, key.wanted or _type_name(key))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundSettings(Settings):
+    """What every command has that puts sound through a network."""
+
+    channel: str = setting("mean", CHANNEL)
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(
+        0.0,
+        "seconds of audio that go through the network at once; 0: 20, on a GPU 600",
+        range="[0, inf)",
+    )
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:

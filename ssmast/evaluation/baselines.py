@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,15 @@ from ssmast.audio import LongSound
 from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
-from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.foreign import (
+    ForeignEncoder,
     TimmEncoder,
     TransformersEncoder,
     foreign_variants,
     is_foreign,
     load_foreign,
 )
-from ssmast.evaluation.protocols import Protocol as ProbeProtocol
+from ssmast.evaluation.protocols import Protocol
 from ssmast.model import Backbone
 from ssmast.model.backbone import LAYERS
 from ssmast.model.pool import POOL_MODES
@@ -34,25 +34,6 @@ from ssmast.model.pool import POOL_MODES
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
 BASELINES = ("true", "false", "all")
-
-
-class PooledEmbedder(Embedder, Protocol):
-    """What a probe scores: an `Encoder`, or a baseline that looks like one."""
-
-    @property
-    def pooling(self) -> str:
-        """How frames become one vector."""
-        ...
-
-    @property
-    def layers(self) -> str:
-        """Which layers are in it."""
-        ...
-
-    @property
-    def layer_dims(self) -> Sequence[int]:
-        """Lengths of the layers' vectors, which lie one after the other."""
-        ...
 
 
 def poolings_to_try(backbone: Backbone) -> list[str]:
@@ -244,6 +225,10 @@ class RandomConvolution(LogMelBaseline):
 UNTRAINED = {"log_mel": LogMelStatistics, "random_conv": RandomConvolution}
 
 
+Scored = Encoder | LogMelBaseline | ForeignEncoder
+"""What a probe scores: an encoder, or a baseline that looks like one."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of the table; the hash of large weights is taken once.
@@ -258,7 +243,7 @@ class Column:
     """
 
     name: str
-    variants: Sequence[PooledEmbedder]
+    variants: Sequence[Scored]
     sha256: str
     trainable: Encoder | None = None
     is_twin: bool = False
@@ -267,7 +252,7 @@ class Column:
 def make_columns(
     encoder: str,
     *,
-    protocol: ProbeProtocol,
+    protocol: Protocol,
     pooling: str = "",
     layers: str = "",
     baselines: str = "true",

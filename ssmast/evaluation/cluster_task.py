@@ -39,10 +39,7 @@ from ssmast.evaluation.results import (
 from ssmast.files import check_output, write_atomic
 from ssmast.html import markdown_table
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
-    WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
     command,
     require,
@@ -113,7 +110,7 @@ def _spread_text(column: dict[str, Any], key: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(Settings):
+class ClusterConfig(SoundSettings):
     """`ssmast cluster`: a frozen encoder and classes to scores and a map."""
 
     encoder: str = setting(
@@ -153,9 +150,6 @@ class ClusterConfig(Settings):
     )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
 @command(ClusterConfig, "ssmast cluster", dry_run=True, positional="task")

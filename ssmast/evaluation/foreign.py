@@ -30,7 +30,7 @@ Sound = Tensor | LongSound
 
 
 class ForeignEncoder(nn.Module):
-    """What a probe asks of an encoder, of another program's; see `PooledEmbedder`.
+    """What a probe asks of an encoder, of another program's; see `Embedder`.
 
     A clip of more than `window_seconds` is cut into windows of equal length. Of their vectors the
     mean by length is taken, of the numbers in `is_max` the largest.

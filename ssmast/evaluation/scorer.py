@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssmast.audio import AudioError, Corpus, read_audio
+from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.baselines import (
     BASELINES,
     BEST,
     UNTRAINED,
     Column,
-    PooledEmbedder,
+    Scored,
     make_columns,
 )
 from ssmast.evaluation.embed import (
@@ -34,12 +35,9 @@ from ssmast.evaluation.processes import Processes, process_state, scoring_second
 from ssmast.evaluation.protocols import LINEAR, PROTOCOLS, Protocol, slots_of
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
-    WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
     setting,
 )
@@ -56,7 +54,7 @@ Vectors = list[Embeddings]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(Settings):
+class ProbeConfig(SoundSettings):
     """`ssmast probe`: a frozen encoder to scores."""
 
     encoder: str = setting(
@@ -112,11 +110,8 @@ class ProbeConfig(Settings):
         "length of the crops of evar_strict and lape_finetune; 0: the published one",
         range="[0, inf)",
     )
-    channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
@@ -277,7 +272,7 @@ class Scorer:
 
     def _probed(
         self, job: Job
-    ) -> tuple[dict[str, Score], Rejected, list[PooledEmbedder], list[dict[str, Any]] | None]:
+    ) -> tuple[dict[str, Score], Rejected, list[Scored], list[dict[str, Any]] | None]:
         """Scores by column, clips left out, the variant of each column, and what was tried."""
         main, *others = self.columns
         tried = [self._embed(job, main, embedder) for embedder in main.variants]
@@ -291,7 +286,7 @@ class Scorer:
         found = [tried[best]]
         found += [self._embed(job, *pair) for pair in zip(others, chosen[1:], strict=True)]
         readable, rejected = self._readable(job, found)
-        whitening = getattr(chosen[0], "whitening", None)
+        whitening = chosen[0].whitening if isinstance(chosen[0], Encoder) else None
         scores = {
             column.name: self._probe(
                 *(job, readable, column, embedder, vectors),
@@ -323,7 +318,7 @@ class Scorer:
         job: Job,
         labelled: LabelledSet,
         column: Column,
-        embedder: PooledEmbedder,
+        embedder: Scored,
         vectors: Vectors,
         *,
         whitening: Whitening | None = None,
@@ -361,7 +356,7 @@ class Scorer:
         self,
         job: Job,
         column: Column,
-        embedder: PooledEmbedder,
+        embedder: Scored,
         processes: Processes | None = None,
     ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
@@ -420,6 +415,6 @@ class Scorer:
             scores[column.name] = self._of_column(job, column, embedder, score)
         return scores, rejected
 
-    def _of_column(self, job: Job, column: Column, embedder: PooledEmbedder, score: Score) -> Score:
+    def _of_column(self, job: Job, column: Column, embedder: Scored, score: Score) -> Score:
         logger.info("%s, %s: %.1f %%", job.labelled.spec, column.name, 100 * score.mean)
         return replace(score, encoder_sha256=column.sha256, dim=embedder.dim)

@@ -21,7 +21,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,10 @@ from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
     WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
     command,
     setting,
@@ -61,15 +59,39 @@ FORMATS = (".npz", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Settings):
-    """`ssmast embed`: files to embeddings."""
+class WindowSettings(SoundSettings):
+    """What `ssmast embed`, `index` and `map` have in common."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
     encoder: str = setting(
         DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
     )
+    window: float = setting(
+        0.0,
+        "seconds of the windows that clips are cut into; 0: each clip as a whole",
+        range="[0, inf)",
+    )
+    hop: float = setting(
+        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a hop without windows."""
+        super().__post_init__()
+        if self.hop and not self.window:
+            raise UsageError("hop= is about windows; give window=SECONDS too")
+
+    def to_embed(self, out: Path) -> "EmbedConfig":
+        """The same for `embed_in_parts`, whose parts lie beside `out`."""
+        common = {field.name: getattr(self, field.name) for field in fields(WindowSettings)}
+        return EmbedConfig(out=str(out), **common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(WindowSettings):
+    """`ssmast embed`: files to embeddings."""
+
     out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
-    channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     workers: int = setting(
         0, f"{WORKERS}; with engine=ray: processes, 0: one for each core", range="[0, inf)"
@@ -81,15 +103,6 @@ class EmbedConfig(Settings):
     )
     ray_address: str = setting(
         "", "running Ray cluster that can read the files and write out; empty: start one here"
-    )
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
-    window: float = setting(
-        0.0,
-        "seconds of the windows that get a vector each; 0: a vector for each clip",
-        range="[0, inf)",
-    )
-    hop: float = setting(
-        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
     )
     format: str = setting(
         "",
@@ -108,8 +121,8 @@ class EmbedConfig(Settings):
         super().__post_init__()
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
-        if (self.hop or self.format) and not self.window:
-            raise UsageError("hop= and format= are about windows; give window=SECONDS too")
+        if self.format and not self.window:
+            raise UsageError("format= is about windows; give window=SECONDS too")
         if self.ray_address and self.engine != "ray":
             raise UsageError("ray_address= needs engine=ray")
 
