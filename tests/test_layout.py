@@ -1,6 +1,7 @@
 """The house: imports go one way, and nothing unsafe is called anywhere."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,15 @@ def test_rooms_stay_small(room):
     inside = {name for name in MODULES if f"{name}.".startswith(f"ssmast.{room}.")}
     assert len(list((PACKAGE / room).glob("*.py"))) <= most_files
     assert sum(len((set(_seen(MODULES[name])) - {name}) & inside) for name in inside) <= most_arrows
+
+
+def test_a_training_step_is_read_in_nine_files_and_900_lines():
+    page = (PACKAGE.parent / "docs" / "core.md").read_text(encoding="utf-8")
+    step = page[page.index("## One training step") : page.index("## A score")]
+    files = re.findall(r"^\| \d \| `(ssmast/[\w/]+\.py)` \|", step, flags=re.MULTILINE)
+    lines = [len((PACKAGE.parent / file).read_text().splitlines()) for file in files]
+    assert 5 < len(files) <= 9
+    assert sum(lines) <= 900, dict(zip(files, lines, strict=True))
 
 
 # The same word for the same thing: the main of a command, its keys, a page.

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -147,14 +148,17 @@ def energy_outside(
     Returns:
         None for a constant, which has no energy, and for what no sound may hold.
     """
+    from scipy.fft import next_fast_len
+
     if not len(sound) or not np.isfinite(sound).all():
         return None
     sound = sound.astype(np.float64)
-    power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
+    size = cast(int, next_fast_len(len(sound), real=True))  # a large prime factor takes longer
+    power = np.abs(np.fft.rfft(sound - sound.mean(), n=size)) ** 2
     total = float(power.sum())
     if not total:
         return None
-    hertz, front = np.fft.rfftfreq(len(sound), 1 / sample_rate), log_mel.settings()
+    hertz, front = np.fft.rfftfreq(size, 1 / sample_rate), log_mel.settings()
     above, below = power[hertz > front["f_max"]].sum(), power[hertz < front["f_min"]].sum()
     return float(above / total), float(below / total)
 

@@ -15,6 +15,7 @@ from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.results import TITLES, Result, Score
 from ssmast.files import write_atomic, write_json
 from ssmast.html import markdown_table, page, section, table, text
+from ssmast.report.curves import MOST_RUNS, SERIES_STYLES, curve
 from ssmast.report.scores import Dot, dot, task_box
 from ssmast.settings import to_dict, to_words
 from ssmast.version import __version__
@@ -22,7 +23,6 @@ from ssmast.version import __version__
 TOLERANCE = 0.1
 """A run that used this fraction of its time more or less than was asked for is pointed out."""
 _TWIN = "untrained"
-_COLOURS = ("c0", "c1", "c3", "c4", "c5")
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,10 @@ class Entry:
         steps: that fit into the time.
         minutes: really used, by seed.
         scores: by seed and task.
-        untrained: the same of the same network with fresh weights.
+        curves: (minutes, accuracy) while it trained, by seed.
+        untrained: scores of the same network with fresh weights; whitened or not, whichever is
+            better on the validation part.
+        best_stage: the same, of the layers that are best on the validation part.
         twins: which untrained network that is, by seed; variants of one architecture share it.
         failed: why it was given up; empty if it was not.
         alarms: what the alarm said of its runs.
@@ -46,7 +49,9 @@ class Entry:
     steps: int = 0
     minutes: dict[int, float] = field(default_factory=dict)
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     untrained: dict[int, dict[str, float]] = field(default_factory=dict)
+    best_stage: dict[int, dict[str, float]] = field(default_factory=dict)
     twins: dict[int, str] = field(default_factory=dict)
     failed: str = ""
     alarms: str = ""
@@ -102,6 +107,8 @@ class Comparison:
         for group in twins.values():
             of = f" ({', '.join(entry.name for entry in group)})" if len(twins) > 1 else ""
             rows[_TWIN + of] = group[0].untrained
+            if group[0].best_stage:
+                rows[f"{_TWIN}, its best layers{of}"] = group[0].best_stage
         for name, results in self.fixed.items():
             rows[TITLES[name]] = {0: {result.task: result.mean for result in results}}
         return rows
@@ -169,7 +176,7 @@ def as_page(comparison: Comparison) -> str:
     rows = comparison.rows()
     colours = dict.fromkeys(rows, "c6")
     names = [entry.name for entry in comparison.compared]
-    colours |= dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+    colours |= dict(zip(names, itertools.cycle(SERIES_STYLES), strict=False))
     head, *cells = _score_rows(comparison, with_reasons=False)
     head = [re.sub(r"([:,])", "\\1\u200b", name) for name in head]  # may break there
     notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes())
@@ -188,6 +195,7 @@ def as_page(comparison: Comparison) -> str:
             f'<p class="soft">{text(_legend(comparison))}</p>',
         ),
         section("Differences", *_differences(verdict.differences if verdict else [])),
+        section("While training", _over_minutes(comparison)),
         section("Task by task", *(_task(result, rows, colours) for result in comparison.tasks)),
         section("Variants", table(settings, first_is_head=True, name="variants")),
         section("Reproduce", f"<pre>{text(command)}</pre>"),
@@ -286,6 +294,33 @@ def _differences(pairs: Sequence[Difference]) -> list[str]:
         f'<p class="soft">{text(note)}</p><div class="task">{"".join(dots)}</div>',
         table(rows, head=head, first_is_head=True, name="differences", style="numbers"),
     ]
+
+
+def _over_minutes(comparison: Comparison) -> str:
+    """A curve a variant, the mean over its seeds."""
+    entries = [entry for entry in comparison.compared if any(entry.curves.values())][:MOST_RUNS]
+    series = [
+        [
+            (sum(x for x, _ in at) / len(at), sum(y for _, y in at) / len(at))
+            for at in zip(*entry.curves.values(), strict=False)
+        ]
+        for entry in entries
+    ]
+    if not series:
+        return ""
+    key = "".join(
+        f'<span class="{style}"><b>\u2501</b> {text(entry.name)}</span>'
+        for style, entry in zip(SERIES_STYLES, entries, strict=False)
+    )
+    note = (
+        "Accuracy of a linear layer on a sample of each set's training and validation part, not "
+        "whitened; mean over the sets and seeds. At 0 the network is untrained."
+    )
+    picture = curve("compare", series, {}, along="processor minutes")
+    return (
+        f'<p class="soft">{text(note)}</p><p class="key">{key}</p>'
+        f'<div class="curves"><figure>{picture}</figure></div>'
+    )
 
 
 def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> str:

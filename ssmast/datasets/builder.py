@@ -20,11 +20,11 @@ import numpy as np
 from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import sound_sets, speech_sets, video_sets
-from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import Build, DataTask, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
+from ssmast.settings import UsageError
 from ssmast.splits import (
     Split,
     group_folds,
@@ -152,12 +152,12 @@ def get_task(name: str) -> DataTask:
     """The task called `name`.
 
     Raises:
-        ValueError: if there is none, naming the nearest and all.
+        UsageError: if there is none, naming the nearest and all.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown task {name!r}; {hint}the tasks are {', '.join(TASKS)}")
+        raise UsageError(f"unknown task {name!r}; {hint}the tasks are {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -225,8 +225,8 @@ def prepare_task(
         The report; its `out` is None where archives were fetched that must be unpacked first.
 
     Raises:
-        ValueError: for an unknown task or option, an index that is damaged, or an `out` that holds
-            something else.
+        UsageError: for an unknown task or option.
+        ValueError: for an index that is damaged, or an `out` that holds something else.
         FileNotFoundError: if `root` does not hold the layout, or no clip at all.
         OSError: if a download fails.
     """

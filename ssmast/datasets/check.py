@@ -21,8 +21,8 @@ from ssmast.audio.corpus.table import (
     read_task_file,
 )
 from ssmast.audio.read import split_excerpt
-from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.published_counts import copies_of, published_of
+from ssmast.datasets.task import DatasetFiles
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.splits import ordered_parts
 

@@ -40,11 +40,8 @@ def main(config: PrepareTaskConfig, argv: list[str]) -> int:
 def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
     """Build the set of a task and print the report."""
     options = parse_options(config.options)
-    try:
-        definition = get_task(config.task)
-        chosen = definition.chosen(options)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    definition = get_task(config.task)
+    chosen = definition.chosen(options)
     out = config.out or out_folder(definition, options)
     check_output(out, folder=True)
     if dry_run:

@@ -1,12 +1,12 @@
 """Sounds of the surroundings and notes: UrbanSound8K, ESC-50, FSD50K and NSynth."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from ssmast.datasets.dataset_files import DatasetFiles, named
 from ssmast.datasets.download import UNTAR, UNZIP, Remote
-from ssmast.datasets.task import Build, Builder, DataTask, Option, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Option, Row, named
 
 
 def build_urbansound8k(build: Build) -> Iterator[Row]:
@@ -138,33 +138,32 @@ def _nsynth_file(split: str, md5: str) -> Remote:
     return Remote(f"{host}/nsynth-{split}.jsonwav.tar.gz", f"md5:{md5}", UNTAR)
 
 
-def _nsynth(name: str, build: Builder, options: dict[str, Option]) -> DataTask:
-    return DataTask(
-        name=name,
-        title="NSynth",
-        page="nsynth",
-        homepage="https://magenta.tensorflow.org/datasets/nsynth",
-        licence="CC BY 4.0",
-        markers=(("nsynth-train", "nsynth-valid", "nsynth-test"),),
-        layout="nsynth-train, nsynth-valid and nsynth-test, each with audio/ and examples.json",
-        build=build,
-        columns=("instrument", "family", "pitch", "velocity"),
-        options=options,
-        disjoint_by="instrument",
-        downloads=(
-            _nsynth_file("train", "fde6665a93865503ba598b9fac388660"),
-            _nsynth_file("valid", "87e94a00a19b6dbc99cf6d4c0c0cae87"),
-            _nsynth_file("test", "5e6f8719bf7e16ad0a00d518b78af77d"),
-        ),
-    )
+_NSYNTH = DataTask(
+    name="nsynth_family",
+    title="NSynth",
+    page="nsynth",
+    homepage="https://magenta.tensorflow.org/datasets/nsynth",
+    licence="CC BY 4.0",
+    markers=(("nsynth-train", "nsynth-valid", "nsynth-test"),),
+    layout="nsynth-train, nsynth-valid and nsynth-test, each with audio/ and examples.json",
+    build=build_family,
+    columns=("instrument", "family", "pitch", "velocity"),
+    disjoint_by="instrument",
+    downloads=(
+        _nsynth_file("train", "fde6665a93865503ba598b9fac388660"),
+        _nsynth_file("valid", "87e94a00a19b6dbc99cf6d4c0c0cae87"),
+        _nsynth_file("test", "5e6f8719bf7e16ad0a00d518b78af77d"),
+    ),
+)
 
 
 TASKS = (
-    _nsynth("nsynth_family", build_family, {}),
-    _nsynth(
-        "nsynth_pitch",
-        build_pitch,
-        {"pitches": Option("21-108", "MIDI pitches kept: LOW-HIGH or all")},
+    _NSYNTH,
+    dataclasses.replace(
+        _NSYNTH,
+        name="nsynth_pitch",
+        build=build_pitch,
+        options={"pitches": Option("21-108", "MIDI pitches kept: LOW-HIGH or all")},
     ),
     DataTask(
         name="urbansound8k",

@@ -10,9 +10,8 @@ import numpy as np
 
 from ssmast.audio.decode import opened
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.dataset_files import DatasetFiles, keyed_order, keyed_unit
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Build, Builder, DataTask, Option, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Option, Row, keyed_order, keyed_unit
 
 # -- Speech Commands -------------------------------------------------------------------------------
 
@@ -134,29 +133,19 @@ _V2 = _archive(_MAIN, "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709
 _TEST = _archive(_TEST_SET, "cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df")
 
 
-def _speech_commands(
-    name: str,
-    title: str,
-    downloads: tuple[Remote, ...],
-    build: Builder = build_words,
-    markers: tuple[str, ...] = ("testing_list.txt", "validation_list.txt"),
-    layout: str = "a folder a word, validation_list.txt and testing_list.txt",
-    options: Mapping[str, Option] | None = None,
-) -> DataTask:
-    return DataTask(
-        name=name,
-        title=title,
-        page="speech_commands",
-        homepage="https://www.tensorflow.org/datasets/catalog/speech_commands",
-        licence="CC BY 4.0",
-        markers=(markers,),
-        layout=layout,
-        build=build,
-        columns=("speaker",),
-        options=options or {},
-        disjoint_by="speaker",
-        downloads=downloads,
-    )
+_SPEECH_COMMANDS = DataTask(
+    name="speech_commands_v1",
+    title="Speech Commands V1",
+    page="speech_commands",
+    homepage="https://www.tensorflow.org/datasets/catalog/speech_commands",
+    licence="CC BY 4.0",
+    markers=(("testing_list.txt", "validation_list.txt"),),
+    layout="a folder a word, validation_list.txt and testing_list.txt",
+    build=build_words,
+    columns=("speaker",),
+    disjoint_by="speaker",
+    downloads=(_V1,),
+)
 
 
 # -- VoxCeleb1 -------------------------------------------------------------------------------------
@@ -341,20 +330,26 @@ def _speaker(archive: str) -> str:
 
 
 TASKS = (
-    _speech_commands("speech_commands_v1", "Speech Commands V1", (_V1,)),
-    _speech_commands("speech_commands_v2", "Speech Commands V2", (_V2,)),
-    _speech_commands(
-        "speech_commands_v2_12",
-        "Speech Commands V2, 12 classes",
-        (_V2, _TEST),
-        build_twelve,
-        (f"{_MAIN}/testing_list.txt", f"{_TEST_SET}/{SILENCE}"),
-        f"{_MAIN}/ and {_TEST_SET}/, each as its archive unpacks",
-        {
+    _SPEECH_COMMANDS,
+    dataclasses.replace(
+        _SPEECH_COMMANDS,
+        name="speech_commands_v2",
+        title="Speech Commands V2",
+        downloads=(_V2,),
+    ),
+    dataclasses.replace(
+        _SPEECH_COMMANDS,
+        name="speech_commands_v2_12",
+        title="Speech Commands V2, 12 classes",
+        markers=((f"{_MAIN}/testing_list.txt", f"{_TEST_SET}/{SILENCE}"),),
+        layout=f"{_MAIN}/ and {_TEST_SET}/, each as its archive unpacks",
+        build=build_twelve,
+        options={
             "recipe": Option(
                 "tfds", "all unknown words and all noise, or 10 % of each", ("tfds", "tensorflow")
             )
         },
+        downloads=(_V2, _TEST),
     ),
     DataTask(
         name="voxceleb1",

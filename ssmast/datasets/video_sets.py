@@ -8,10 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.dataset_files import DatasetFiles, YouTubeClips, keyed_order, named
 from ssmast.datasets.download import Remote
 from ssmast.datasets.sound_sets import TRUTH
-from ssmast.datasets.task import Build, Builder, DataTask, Option, Row
+from ssmast.datasets.task import (
+    Build,
+    Builder,
+    DatasetFiles,
+    DataTask,
+    Option,
+    Row,
+    YouTubeClips,
+    keyed_order,
+    named,
+)
 
 # -- AudioSet --------------------------------------------------------------------------------------
 

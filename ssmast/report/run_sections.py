@@ -10,7 +10,7 @@ from ssmast.evaluation.foreign import is_foreign
 from ssmast.evaluation.results import TITLES, Result
 from ssmast.evaluation.task_spec import quoted
 from ssmast.html import details, key_table, picture, section, table, text
-from ssmast.report.curves import MOST_RUNS, curves
+from ssmast.report.curves import MOST_RUNS, SERIES_STYLES, curves
 from ssmast.report.sources import Source
 
 # By objective, as config.yaml names it; another one is called by that name.
@@ -122,7 +122,7 @@ def learnt(sources: Sequence[Source]) -> list[str]:
     more = "".join(_figure(name, svg) for name, svg, is_main in pictures if not is_main)
     key = "".join(
         f'<span class="{colour}"><b>\u2501</b> {text(source.name)}</span>'
-        for colour, (source, _) in zip(("c0", "c3", "c4", "c5"), logged, strict=False)
+        for colour, (source, _) in zip(SERIES_STYLES, logged, strict=False)
     )
     return [
         *(_alarms(rows, "" if len(sources) < 2 else source.name) for source, rows in logged),

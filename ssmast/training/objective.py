@@ -41,19 +41,16 @@ from ssmast.training.init_weights import (
     write_init_json,
 )
 from ssmast.training.inputs import (
-    TwoViews,
-    ViewMaker,
     build_log_mel,
-    build_memory,
     check_enough,
     check_model,
     front_end_like,
     open_data,
     segments_of,
-    sent,
 )
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
 from ssmast.training.optim import PassWeights, decay_groups
+from ssmast.training.views import TwoViews, ViewMaker, build_memory, sent
 from ssmast.version import __version__
 
 # Student and teacher, with and without gradient, full and thinned views, short crops.

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.cut import CutCorpus
 from ssmast.audio.corpus.shards import index_tar
-from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_long, read_audio, source_size
+from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_audio, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress
 
@@ -123,9 +123,8 @@ class _Decoded(IterableDataset[tuple[int, bytes]]):
         name = corpus.whole.name(row)
         try:
             source: Any = corpus.whole.sought(row)
-            sound = open_long(source, sample_rate=rate, name=name, channel=corpus.channel)
-            if sound is None:
-                sound = read_audio(Excerpt(source, channel=corpus.channel), sample_rate=rate)
+            whole = Excerpt(source, channel=corpus.channel)
+            sound = open_audio(whole, sample_rate=rate, name=name)
             for i in range(begin, end):
                 start, stop = Excerpt(b"", *corpus.span(i)).samples(len(sound), rate)
                 yield i, self._wav(sound[start:stop]) if stop > start else b""
