@@ -5,7 +5,7 @@ The folder is an encoder folder whose backbone has a classification head; in con
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,39 @@ class Outputs(NamedTuple):
     def sizes(self) -> list[int]:
         """Classes of each head."""
         return [len(classes) for _, classes in self.heads]
+
+    def top(
+        self,
+        scores: Tensor,
+        most: int,
+        *,
+        threshold: float = 0.0,
+        background: Collection[str] = (),
+    ) -> list[tuple[str, str, float]]:
+        """Head, class and probability of the likeliest classes of each head, likeliest first.
+
+        Args:
+            scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
+            most: classes of each head; 0 for all.
+            threshold: least probability.
+            background: classes that are left out; where one is the likeliest, its head has none.
+        """
+        found = []
+        for (head, classes), own in zip(self.heads, scores.split(self.sizes), strict=True):
+            chances = own.sigmoid() if self.multi_label else own.exp()
+            best = chances.topk(min(most or len(classes), len(classes)))
+            if classes[int(best.indices[0])] in background:
+                continue
+            found += [
+                (head, classes[index], chance)
+                for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                if chance >= threshold and classes[index] not in background
+            ]
+        return found
+
+    def label(self, head: str, name: str) -> str:
+        """What a class is called: its name, with that of its head where there are several."""
+        return name if len(self.heads) == 1 else f"{head}: {name}"
 
 
 class WindowScores(NamedTuple):
@@ -86,6 +119,12 @@ class Classifier:
         self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
         self.precision = precision
 
+    def to(self, device: torch.device) -> "Classifier":
+        """Itself, with network and front end on a device."""
+        self.network.to(device)
+        self.log_mel.to(device)
+        return self
+
     @property
     def sample_rate(self) -> int:
         """Hz at which the front end works."""
@@ -136,19 +175,16 @@ class Classifier:
         logits, _ = self._logits(waveforms, windows, batch_seconds=batch_seconds)
         return list(logits.split([len(own) for own in starts]))
 
-    def windows(
-        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
-    ) -> WindowScores:
+    def windows(self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0) -> WindowScores:
         """Scores of one window after the other.
 
         Args:
             waveform: clip (S,) at `sample_rate`.
             hop_seconds: from one window to the next; 0 for one window's length. The last window
                 ends where the clip ends.
-            batch_seconds: audio that goes through the network at once.
         """
         starts = self._hops(len(waveform), hop_seconds)
-        found = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        found = self._logits([waveform], [(0, s) for s in starts], batch_seconds=60.0)
         return self._windows_at(starts, *found, len(waveform))
 
     def windows_and_whole(
@@ -157,9 +193,9 @@ class Classifier:
         """Results of `windows` and of `embed_clips` (C,), for a clip that is read once.
 
         Args:
-            waveform: as `windows`, as all that follow.
-            hop_seconds: see there.
-            batch_seconds: see there.
+            waveform: as `windows`.
+            hop_seconds: as `windows`.
+            batch_seconds: audio that goes through the network at once.
         """
         along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
         starts = sorted({*along, *over})  # a long sound is read from front to back
@@ -248,10 +284,11 @@ class Classifier:
         return torch.stack(logits), levels
 
 
-class WindowMeans:
+class WindowMeans(Classifier):
     """Vectors of clips by a network without classes, cut as a `Classifier` cuts; an `Embedder`.
 
-    Of a clip longer than a window the mean over its windows.
+    Of a clip longer than a window the mean over its windows. They are not kept on disk, so there is
+    no hash of the weights.
 
     Args:
         network: log-mel (B, 1, F, T) -> vectors (B, `dim`), with `lengths` where clips differ.
@@ -261,31 +298,24 @@ class WindowMeans:
         max_windows: most windows of a clip; 0 for as many as cover it.
     """
 
-    sha256 = ""
-    """None: these vectors are not kept on disk."""
-
     def __init__(
         self, network: nn.Module, log_mel: LogMel, *, dim: int, frames: int, max_windows: int = 0
     ) -> None:
-        self.dim = dim
-        self._windows = Classifier(
+        super().__init__(
             network, log_mel, outputs=Outputs([], False), frames=frames, max_windows=max_windows
         )
+        self._dim = dim
 
     @property
-    def sample_rate(self) -> int:
-        """Hz at which the front end works."""
-        return self._windows.sample_rate
-
-    def settings(self) -> dict[str, Any]:
-        """What besides the weights decides a vector."""
-        return self._windows.settings()
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> Tensor:
         """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
-        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
+        found = self.each_window(waveforms, batch_seconds=batch_seconds)
         return torch.stack([rows.mean(dim=0) for rows in found])
 
 

@@ -1,4 +1,4 @@
-"""HTML pages: escaped text, sections, tables, tiles, pictures, and the document around them."""
+"""HTML pages: escaped text, sections, tables, pictures, the document; and tables in Markdown."""
 
 import base64
 import hashlib
@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
+
+from ssmast.settings import flatten
 
 
 def text(value: object) -> str:
@@ -56,9 +58,20 @@ def table(
     )
 
 
+def markdown_table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: int = 0
+) -> str:
+    """A Markdown table whose last `numbers` columns are set to the right."""
+    rules = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    return "".join(
+        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n"
+        for line in (head, rules, *rows)
+    )
+
+
 def key_table(values: dict[str, Any]) -> str:
     """Nested settings as rows of dotted key and value."""
-    return table(_flat(values), first_is_head=True)
+    return table(flatten(values).items(), first_is_head=True)
 
 
 def tiles(values: dict[str, str]) -> str:
@@ -117,13 +130,3 @@ def _style() -> str:
 
 def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat

@@ -12,15 +12,26 @@ from ssmast.cli import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "ssmast"
 # room -> rooms it may import from. Below everything: settings, files, html, progress, splits,
-# command.
-BASE = {"settings", "files", "command", "progress", "html", "splits", "version", "weights"}
+# engine, command.
+BASE = {
+    "settings",
+    "files",
+    "command",
+    "progress",
+    "html",
+    "splits",
+    "version",
+    "weights",
+    "engine",
+}
 ENCODER = {"encoder", "classifier"}
 RESULTS = {"audio", "model", "evaluation", "events"} | ENCODER | BASE
 MAY_SEE = {
     "settings": set(),
     "files": set(),
-    "html": set(),
+    "html": {"settings"},
     "progress": set(),
+    "engine": set(),
     "splits": set(),
     "version": set(),
     "weights": set(),
@@ -29,7 +40,7 @@ MAY_SEE = {
     "audio": {"settings", "files", "progress"},
     "model": {"settings", "weights"},
     "contrastive": {"model"},
-    "encoder": {"audio", "model", "settings", "files", "weights"},
+    "encoder": {"audio", "model", "settings", "files", "html", "weights"},
     "classifier": {"audio", "model", "settings", "files", "encoder"},
     "datasets": {"audio"} | BASE,
     "prepare": {"audio"} | BASE,
@@ -40,7 +51,7 @@ MAY_SEE = {
     "compare": {"training", "report"} | RESULTS,
     "events": {"files"},
     "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
-    "predict": {"audio", "classifier", "events"} | BASE,
+    "predict": {"audio", "encoder", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
@@ -161,7 +172,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (20, 86), "evaluation": (26, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (15, 78), "evaluation": (24, 65), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

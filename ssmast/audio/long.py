@@ -8,20 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import (
-    UNKNOWN_LENGTH,
-    AudioError,
-    Decoder,
-    ForeignError,
-    SeekError,
-    Source,
-    decoded_blocks,
-    label_of,
-    length_is_known,
-    opened,
-    source_size,
-)
+from ssmast.audio.decode import UNKNOWN_LENGTH, ForeignError, decoded_blocks, opened
 from ssmast.audio.resample import check_samples, positive, resampled_length
+from ssmast.audio.source import AudioError, SeekError, Source, label_of, source_size
 from ssmast.audio.streams import check_container, check_last_frame, mp3_blocks, streams_of
 
 # Longer files are read block by block: its samples at their own rate would not fit beside
@@ -40,7 +29,7 @@ class LongSound:
     file is opened by the first slice.
 
     Args:
-        blocks: float32 samples at `sample_rate`, one after the other.
+        blocks: float32 samples, one after the other.
         length: samples in all of them.
         source_rate: rate of the file in Hz.
         label: what to call the sound in an error.
@@ -107,16 +96,8 @@ def open_long(
     Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
     decoded once to count it.
 
-    Args:
-        source: path of a file, or its bytes.
-        sample_rate: rate of the samples in Hz.
-        name: what to call the source in an error; the path by default.
-        reopen: returns the source again at the first slice, so that its bytes need not be held
-            until then.
-        channel: which of several, see `decode.CHANNELS`.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows before all is decoded.
+    `reopen` returns the source again at the first slice, so that its bytes need not be held until
+    then.
     """
     label = label_of(source, name)
     header = _header(source, label)
@@ -134,17 +115,7 @@ def open_long(
 def read_long(
     source: Source, label: str, sample_rate: int, channel: str = "mean"
 ) -> Waveform | None:
-    """All samples of a file of over a minute; None for any other.
-
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        sample_rate: rate of the samples in Hz.
-        channel: which of several, see `decode.CHANNELS`.
-
-    Raises:
-        AudioError: as `read_audio`.
-    """
+    """All samples of a file of over a minute; None for any other."""
     header = _header(source, label)
     if header is None:
         return None
@@ -157,13 +128,6 @@ def stated_seconds(source: Source, label: str) -> float | None:
     """Seconds of a file as its header states them; None for a format that FFmpeg reads.
 
     What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
-
-    Args:
-        source: path of a file, part of one, or its bytes.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows in the header.
     """
     header = _header(source, label, any_length=True)
     if header is None:
@@ -192,11 +156,11 @@ def _header(
         with opened(first, label) as file:
             if not any_length and frames + file.frames <= LONG_SECONDS * file.samplerate:
                 return None
-            check_container(file, first, label)
-            known = length_is_known(file) and not others
+            check_container(file)
+            known = file.length_is_known and not others
             if known:
                 try:
-                    check_last_frame(file, label)
+                    check_last_frame(file)
                 except SeekError:  # decoded from its start, it says whether it is cut off
                     known = False
             return frames + file.frames, file.samplerate, known
@@ -209,29 +173,15 @@ def file_blocks(get_source: Callable[[], Source], label: str, channel: str) -> I
     rate = 0
     for stream in streams_of(get_source(), label):
         with opened(stream, label, channel) as file:
-            rate = rate or file.samplerate
-            blocks, own = stream_blocks(file, stream, label), file.samplerate
+            rate, own = rate or file.samplerate, file.samplerate
+            if file.format == "MP3":
+                blocks = mp3_blocks(file)
+            else:
+                check_container(file)
+                blocks = decoded_blocks(file, file.frames if file.length_is_known else None)
             # Streams of a chain may differ in rate.
             yield from blocks if own == rate else _resampled(blocks, own, rate, label)
             file.mixer.check()
-
-
-def stream_blocks(file: Decoder, stream: Source, label: str) -> Iterator[np.ndarray]:
-    """A stream at its own rate, block by block, one channel; an error at the end if it is cut off.
-
-    Args:
-        file: open decoder of the stream.
-        stream: path of a file, its bytes, or one of `streams_of`.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: if there is less than its header promises.
-    """
-    if file.format == "MP3":
-        yield from mp3_blocks(file, stream, label)
-        return
-    check_container(file, stream, label)
-    yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
 
 
 def _resampled(

@@ -5,7 +5,7 @@ only choose which t they read, so a run resumes from its step, with any number o
 """
 
 from collections.abc import Iterator
-from typing import overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,13 +39,7 @@ def _key(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def _permute(values: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside.
-
-    Args:
-        values: uint64 numbers below `size`.
-        size: length of the range.
-        key: uint64 key of each value.
-    """
+    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside."""
     if size == 1:
         return np.zeros_like(values)
     bits = max(2, (size - 1).bit_length())
@@ -71,15 +65,10 @@ def _feistel(values: np.ndarray, bits: int, key: np.ndarray) -> np.ndarray:
     return (left << np.uint64(width_right)) | right
 
 
-@overload
-def sample_at(position: int, *, size: int, seed: int) -> tuple[int, int]: ...
-@overload
-def sample_at(position: np.ndarray, *, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+Position = TypeVar("Position", int, np.ndarray)
 
 
-def sample_at(
-    position: int | np.ndarray, *, size: int, seed: int
-) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+def sample_at(position: Position, *, size: int, seed: int) -> tuple[Position, Position]:
     """Epoch and clip at a position of the endless shuffled stream.
 
     Every epoch is its own keyed permutation of all clips: each comes exactly once.
@@ -90,7 +79,7 @@ def sample_at(
         seed: of the run.
 
     Returns:
-        (epoch, index): two ints, or two int64 arrays of the shape of `position`.
+        (epoch, clip): two ints, or two int64 arrays of the shape of `position`.
 
     Raises:
         ValueError: if `size` is below 1 or a position is negative.
@@ -105,10 +94,13 @@ def sample_at(
     epoch, offset = np.divmod(positions, size)
     key = np.broadcast_to(_key(seed, epoch), epoch.shape)
     index = _permute(offset.ravel().astype(np.uint64), size, key.ravel())
-    index = index.astype(np.int64).reshape(positions.shape)
-    if np.ndim(position) == 0:
-        return int(epoch[0]), int(index[0])
-    return epoch, index
+    return like(position, epoch, index.astype(np.int64).reshape(positions.shape))
+
+
+def like(position: Position, *values: np.ndarray) -> tuple[Position, Position]:
+    """Arrays (N,), or numbers where the position is one."""
+    found: Any = values if isinstance(position, np.ndarray) else (int(one[0]) for one in values)
+    return tuple(found)
 
 
 class BalancedOrder:
@@ -119,11 +111,8 @@ class BalancedOrder:
     clip comes its expected number of times, rounded down or up. Its n-th time in an epoch counts as
     an epoch of its own for all that is drawn for it, so that it is never augmented twice alike.
 
-    Args:
-        weights: one a clip (n,), none negative, not all zero.
-
     Raises:
-        ValueError: if a weight is negative or not finite, or all are zero.
+        ValueError: if a weight, one a clip (n,), is negative or not finite, or all are zero.
 
     Source: Kong et al. 2020 (PANNs) and Gong et al. 2021 (PSLA) for balanced sampling.
     Differs from PSLA: cells instead of independent draws, so that proportions hold each epoch.
@@ -144,12 +133,7 @@ class BalancedOrder:
         self._most = int((np.ceil(ends).astype(np.int64) - self._starts).max())
 
     def __call__(self, position: int, *, seed: int) -> tuple[int, int]:
-        """(epoch for draws, clip) at a position of the endless stream.
-
-        Args:
-            position: not negative.
-            seed: of the run.
-        """
+        """(epoch for draws, clip) at a position of the endless stream."""
         epoch, cell = sample_at(position, size=self.size, seed=seed)
         point = cell + float(keyed_uniform(seed, epoch, cell, _BALANCED_STREAM, 1)[0])
         clip = int(np.searchsorted(self._ends, point, side="right"))
@@ -165,12 +149,7 @@ def keyed_uniform(
 ) -> np.ndarray:
     """Uniform numbers that follow from (seed, epoch, clip, view) alone, in any batch and process.
 
-    Args:
-        seed: of the run.
-        epoch: number of the epoch, or an array of them.
-        index: number of the clip, or an array of them.
-        view: number of the view or segment, or an array of them; broadcast with the others.
-        num: how many numbers for each.
+    Epoch, index of the clip, and view (or segment) are numbers or arrays that broadcast.
 
     Returns:
         Float32 array (..., num) in [0, 1), with 24 random bits each.
@@ -189,12 +168,7 @@ class StepSampler:
     Step s consists of positions [s * batch_size, (s + 1) * batch_size), whatever the number of
     ranks; rank r takes the r-th of `num_ranks` equal slices. Its whole state is the step.
 
-    Args:
-        start: first step.
-        stop: step after the last.
-        batch_size: clips in one step over all ranks.
-        rank: of this process.
-        num_ranks: number of processes.
+    Steps [start, stop) are read; the batch size is that over all ranks.
 
     Raises:
         ValueError: if the ranks do not divide the batch.

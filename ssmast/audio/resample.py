@@ -5,7 +5,8 @@ import math
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import AudioError, scaled
+from ssmast.audio.decode import scaled
+from ssmast.audio.source import AudioError
 
 LOUDEST = 100.0
 """Largest magnitude of a sample: 40 dB over full scale, which no recording means."""
@@ -17,12 +18,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
     Resampling a:b repeats its phase every a / gcd input frames; starting there, a region comes out
     as it would within the whole. 256 frames (times a/b going down) cover soxr's filter.
 
-    Args:
-        start: first output sample.
-        stop: output sample after the last.
-        rate: of the input in Hz.
-        sample_rate: of the output in Hz.
-        frames: of the input in all.
+    `rate` and `frames` are of the input, `sample_rate` of the output.
     """
     if rate == sample_rate:
         return start, stop
@@ -34,16 +30,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 
 
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
-    """Refuse samples that no log-mel can be made of.
-
-    Args:
-        audio: float32, any shape.
-        label: what to call it in an error.
-        is_whole: this is all of it; else there may be more of the same.
-
-    Raises:
-        AudioError: if one is NaN or infinite, or beyond `LOUDEST`.
-    """
+    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`."""
     if not audio.size:
         return
     peak = max(float(audio.max()), -float(audio.min()))  # NaN if there is one; nothing is copied
@@ -62,17 +49,7 @@ def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> No
 def finished(
     audio: np.ndarray, rate: int, sample_rate: int, label: str
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Check decoded samples (`check_samples`), then resample them (soxr, high quality).
-
-    Args:
-        audio: one channel, float32.
-        rate: of `audio` in Hz.
-        sample_rate: of the result in Hz.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
-    """
+    """Check decoded samples (`check_samples`), then resample them (soxr, high quality)."""
     check_samples(audio, label)
     if rate == sample_rate:
         return audio
@@ -91,10 +68,7 @@ def finished(
 def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (S,) at `rate` Hz as float32 samples at `sample_rate` Hz (soxr, high quality).
 
-    Args:
-        audio: one channel, of any type that `scaled` takes; one sample at least.
-        rate: of `audio` in Hz.
-        sample_rate: of the result in Hz.
+    They are of any type that `scaled` takes, one sample at least.
 
     Raises:
         ValueError: if a rate is not positive.
@@ -107,26 +81,12 @@ def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
-    """Samples that soxr makes of a clip: rounded to nearest, at least one here.
-
-    Args:
-        frames: of the clip at its own rate.
-        rate: its own, in Hz.
-        sample_rate: of the result in Hz.
-    """
+    """Samples that soxr makes of a clip: rounded to nearest, at least one here."""
     return frames if rate == sample_rate else max(1, int(frames * sample_rate / rate + 0.5))
 
 
 def positive(value: int, what: str) -> int:
-    """The value, unless it is below 1.
-
-    Args:
-        value: of a setting.
-        what: its name, for the error.
-
-    Raises:
-        ValueError: if it is.
-    """
+    """The value, unless it is below 1: a ValueError then."""
     if value < 1:
         raise ValueError(f"{what} must be at least 1, got {value}")
     return value

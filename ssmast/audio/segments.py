@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.order import keyed_uniform, sample_at
 from ssmast.audio.read import (
+    LOUDEST,
+    MIN_PEAK,
     AudioError,
     read_audio,
     read_segments,
@@ -63,24 +65,34 @@ class SegmentBatch:
 
     def split(self, num: int) -> list[Self]:
         """Equal micro-batches in order; the list of rejected clips stays with the first."""
-        rows = {
-            name: value.chunk(num)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        chunks = {name: value.chunk(num) for name, value in self._tensors().items()}
+        rejected = [self.rejected, *([] for _ in range(num - 1))]
         return [
-            replace(
-                self,
-                rejected=[] if i else self.rejected,
-                **{name: chunks[i] for name, chunks in rows.items()},
-            )
+            replace(self, rejected=rejected[i], **{name: own[i] for name, own in chunks.items()})
             for i in range(num)
         ]
 
     def pin_memory(self) -> Self:
         """In page-locked memory, for a `DataLoader` that pins."""
-        rows = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.pin_memory() for name, value in rows.items()})
+        return replace(self, **{k: value.pin_memory() for k, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
+    """Stack items of `SegmentDataset`; rejected clips in one flat list."""
+    waveform = torch.stack([item["waveform"] for item in items])
+    return SegmentBatch(waveform=waveform, **_common(items))
+
+
+def _common(items: Sequence[SegmentItem]) -> dict[str, Any]:
+    """What every batch has of its items beside the waveforms."""
+    numbers = {
+        key: torch.tensor([item[key] for item in items], dtype=torch.int64)
+        for key in ("clip", "epoch", "position")
+    }
+    return {**numbers, "rejected": [pair for item in items for pair in item["rejected"]]}
 
 
 class SegmentDataset(Dataset[SegmentItem]):
@@ -88,8 +100,8 @@ class SegmentDataset(Dataset[SegmentItem]):
 
     Everything random in an item follows from (seed, epoch, clip, segment): not from the batch, the
     worker, or what was read before. A segment that came out silent is moved to where the clip has
-    sound. A clip that cannot be read, has no sound, or has wild samples is rejected with a reason,
-    and a stand-in is chosen by the position.
+    sound. A clip that cannot be read or has no sound is rejected with a reason, and a stand-in is
+    chosen by the position.
 
     Args:
         corpus: of the clips.
@@ -101,15 +113,14 @@ class SegmentDataset(Dataset[SegmentItem]):
             augmentation).
         waveform_augment: probability that a segment goes through the augmentation of the waveform.
         transforms: file of that augmentation (`WaveformAugment`); None for the built-in one.
-        min_peak: a segment is silent if its samples swing less than this about their middle, so
-            that a constant is silence too.
-        max_abs: a clip is wild if a sample exceeds this.
         order: (position, seed) -> (epoch, clip); by default the corpus' own.
         pad: fill up a clip shorter than `num_samples`; else it is given as it is, whole.
 
     Raises:
         ValueError: if a number is out of its range.
     """
+
+    collate = staticmethod(collate_segments)
 
     def __init__(
         self,
@@ -122,8 +133,6 @@ class SegmentDataset(Dataset[SegmentItem]):
         same_segment: bool = False,
         waveform_augment: float = 0.0,
         transforms: str | os.PathLike[str] | None = None,
-        min_peak: float = 1e-4,
-        max_abs: float = 100.0,
         order: Callable[..., tuple[int, int]] | None = None,
         pad: bool = True,
     ) -> None:
@@ -136,15 +145,9 @@ class SegmentDataset(Dataset[SegmentItem]):
         self.num_samples, self.sample_rate, self.seed = num_samples, sample_rate, seed
         self.num_segments, self.same_segment = num_segments, same_segment
         self.waveform_augment = waveform_augment
-        self.min_peak, self.max_abs = min_peak, max_abs
         self.order, self.pad = order or corpus.sample_at, pad
         self._augment = WaveformAugment(transforms)
         self._whole = bytearray()
-
-    @staticmethod
-    def collate(items: Sequence[SegmentItem]) -> SegmentBatch:
-        """`collate_segments`, as a `DataLoader` wants it."""
-        return collate_segments(items)
 
     def __len__(self) -> int:
         """Clips in one epoch; positions go on beyond it, into the next."""
@@ -154,11 +157,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         return {**self.__dict__, "_whole": bytearray()}
 
     def __getitem__(self, position: int) -> SegmentItem:
-        """Item at a position of the endless stream.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream."""
         epoch, clip = self.order(int(position), seed=self.seed)
         waveform, found, rejected = self.read(epoch, clip)
         return SegmentItem(
@@ -170,15 +169,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         )
 
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
-
-        Args:
-            epoch: that the draws belong to.
-            clip: number of the clip.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips."""
         rejected: list[tuple[str, str]] = []
         for attempt in range(_MAX_FAILURES):
             stand_in = self.corpus.stand_in(epoch, clip, attempt, seed=self.seed)
@@ -205,13 +196,11 @@ class SegmentDataset(Dataset[SegmentItem]):
             pad=self.pad,
         )
         self._whole[clip >> 3] |= 1 << (clip & 7)
-        self._check_peak(waveform, name)
-        silent = np.array([swing(unpadded(row)) < self.min_peak for row in waveform])
+        silent = np.array([swing(unpadded(row)) < MIN_PEAK for row in waveform])
         if silent.any():
             audio = read_audio(source, sample_rate=self.sample_rate, name=name)
             for k in np.flatnonzero(silent):
                 waveform[k] = self._sounding_segment(audio, draws[k], name)
-            self._check_peak(waveform, name)
         if self.same_segment:
             waveform = np.repeat(waveform, self.num_segments, axis=0)
         for k in range(self.num_segments):
@@ -224,24 +213,19 @@ class SegmentDataset(Dataset[SegmentItem]):
             self._whole = bytearray(len(self.corpus) // 8 + 1)
         return bool(self._whole[clip >> 3] & 1 << (clip & 7))
 
-    def _check_peak(self, waveform: np.ndarray, name: str) -> None:
-        peak = float(np.abs(waveform).max())
-        if peak > self.max_abs:
-            raise AudioError(f"{name} has a sample of {peak:.3g}, above {self.max_abs:g}")
-
     def _sounding_segment(self, audio: np.ndarray, draws: np.ndarray, name: str) -> np.ndarray:
         """Segment around one sample, drawn evenly from those that are loud enough."""
-        loud = np.flatnonzero(np.abs(audio) >= self.min_peak)
+        loud = np.flatnonzero(np.abs(audio) >= MIN_PEAK)
         if not len(loud):
             peak = float(np.abs(audio).max())
-            raise AudioError(f"{name} is silent: its peak of {peak:.2g} is below {self.min_peak:g}")
+            raise AudioError(f"{name} is silent: its peak of {peak:.2g} is below {MIN_PEAK:g}")
         anchor = int(loud[int(draws[0] * len(loud))])
         num = self.num_samples if self.pad else min(self.num_samples, len(audio))
         slack = len(audio) - num
         start = min(max(anchor - int(draws[1] * num), 0), slack)
         if slack <= 0:
             start = segment_start(len(audio), num, float(draws[1]))
-        if swing(audio[max(start, 0) : max(start, 0) + num]) < self.min_peak:
+        if swing(audio[max(start, 0) : max(start, 0) + num]) < MIN_PEAK:
             raise AudioError(f"{name} holds a constant, no sound")
         return segment_at(audio, start, num)
 
@@ -254,41 +238,18 @@ class SegmentDataset(Dataset[SegmentItem]):
             return segment
         seed = int(draws[1] * 2**24) << 8 | int(draws[2] * 2**8)
         out = self._augment(segment, sample_rate=self.sample_rate, seed=seed)
-        return np.clip(out, -self.max_abs, self.max_abs)
-
-
-def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
-    """Stack items into a batch.
-
-    Args:
-        items: from `SegmentDataset`.
-
-    Returns:
-        The batch; rejected clips in one flat list.
-    """
-    return SegmentBatch(
-        waveform=torch.stack([item["waveform"] for item in items]),
-        clip=torch.tensor([item["clip"] for item in items], dtype=torch.int64),
-        epoch=torch.tensor([item["epoch"] for item in items], dtype=torch.int64),
-        position=torch.tensor([item["position"] for item in items], dtype=torch.int64),
-        rejected=[pair for item in items for pair in item["rejected"]],
-    )
+        return np.clip(out, -LOUDEST, LOUDEST)
 
 
 _MIX_STREAM = -2000
 _PARTNER_SEED = 0xA17A5  # another order than the stream's, so that partners are no neighbours
 
 
-class MixedItem(TypedDict):
+class MixedItem(SegmentItem):
     """One item of `MixedSegments`."""
 
-    waveform: Tensor
-    clip: int
     partner: int
     partner_weight: float
-    epoch: int
-    position: int
-    rejected: list[tuple[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -304,6 +265,17 @@ class MixedBatch(SegmentBatch):
     samples: Tensor
     partner: Tensor
     partner_weight: Tensor
+
+
+def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
+    """Pad and stack items of `MixedSegments`; rejected clips in one flat list."""
+    return MixedBatch(
+        waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
+        samples=torch.tensor([len(item["waveform"]) for item in items]),
+        partner=torch.tensor([item["partner"] for item in items], dtype=torch.int64),
+        partner_weight=torch.tensor([item["partner_weight"] for item in items]),
+        **_common(items),
+    )
 
 
 class MixedSegments(Dataset[MixedItem]):
@@ -324,6 +296,8 @@ class MixedSegments(Dataset[MixedItem]):
     alpha 10, waveforms less their mean.
     """
 
+    collate = staticmethod(collate_mixed)
+
     def __init__(self, segments: SegmentDataset, *, rate: float, alpha: float = 10.0) -> None:
         if segments.num_segments != 1:
             raise ValueError(f"mixing wants 1 segment a clip, got {segments.num_segments}")
@@ -333,20 +307,11 @@ class MixedSegments(Dataset[MixedItem]):
             raise ValueError(f"alpha must be above 0, got {alpha}")
         self.segments, self.rate, self.alpha = segments, rate, alpha
 
-    @staticmethod
-    def collate(items: Sequence[MixedItem]) -> MixedBatch:
-        """`collate_mixed`, as a `DataLoader` wants it."""
-        return collate_mixed(items)
-
     def __len__(self) -> int:
         return len(self.segments)
 
     def __getitem__(self, position: int) -> MixedItem:
-        """Item at a position of the endless stream, waveform (S,).
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream, waveform (S,)."""
         item = self.segments[position]
         waveform, seed = item["waveform"][0], self.segments.seed
         draws = keyed_uniform(seed, item["epoch"], item["clip"], _MIX_STREAM, 2)
@@ -356,15 +321,8 @@ class MixedSegments(Dataset[MixedItem]):
             other, partner, more = self.segments.read(*place)
             weight, rejected = self._weight(float(draws[1])), rejected + more
             waveform = mix(waveform, torch.from_numpy(other[0]), weight=weight)
-        return MixedItem(
-            waveform=waveform,
-            clip=item["clip"],
-            partner=partner,
-            partner_weight=weight,
-            epoch=item["epoch"],
-            position=item["position"],
-            rejected=rejected,
-        )
+        mixed: SegmentItem = {**item, "waveform": waveform, "rejected": rejected}
+        return {**mixed, "partner": partner, "partner_weight": weight}
 
     def _weight(self, draw: float) -> float:
         from scipy.special import betaincinv
@@ -387,28 +345,3 @@ def mix(waveform: Tensor, other: Tensor, *, weight: float) -> Tensor:
     mixed[: len(waveform)] += (1 - weight) * (waveform - waveform.mean())
     mixed[: len(other)] += weight * (other - other.mean())
     return mixed
-
-
-def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
-    """Stack items into a batch.
-
-    Args:
-        items: from `MixedSegments`.
-
-    Returns:
-        The batch; rejected clips in one flat list.
-    """
-    numbers = {
-        key: torch.tensor([item[key] for item in items], dtype=torch.int64)
-        for key in ("clip", "partner", "epoch", "position")
-    }
-    return MixedBatch(
-        waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
-        samples=torch.tensor([len(item["waveform"]) for item in items]),
-        partner_weight=torch.tensor([item["partner_weight"] for item in items]),
-        rejected=[pair for item in items for pair in item["rejected"]],
-        clip=numbers["clip"],
-        partner=numbers["partner"],
-        epoch=numbers["epoch"],
-        position=numbers["position"],
-    )

@@ -12,6 +12,7 @@ from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import (
+    MIN_PEAK,
     AudioError,
     hear,
     read_audio,
@@ -22,19 +23,12 @@ from ssmast.audio.read import (
 
 _log = logging.getLogger(__name__)
 
-_MIN_PEAK = 1e-4  # silent clips are no training data either
-_MAX_ABS = 100.0
-
 
 def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | None:
     """Mean and std that `ssmast prepare` measured over all of a corpus; None where it did not.
 
-    They are of the clips without padding.
-
-    Args:
-        corpus: of the clips; a selection or a mixture of prepared ones knows nothing.
-        log_mel: front end, which must be the one that they were measured with; its own mean and
-            std do not matter.
+    They are of the clips without padding, and of this front end, whose own mean and std do not
+    matter. A selection or a mixture of prepared corpora knows nothing.
     """
     front = {k: v for k, v in log_mel.settings().items() if k not in ("mean", "std")}
     theirs = corpus.facts.get("log_mel") or {}
@@ -54,7 +48,7 @@ def measure_mean_std(
 ) -> tuple[float, float]:
     """Mean and standard deviation over all cells of the log-mel of one segment a clip.
 
-    Bad, silent and wild clips are skipped. The same arguments give the same numbers.
+    Bad and silent clips are skipped. The same arguments give the same numbers.
 
     Args:
         corpus: of the clips.
@@ -83,9 +77,8 @@ def measure_mean_std(
                 positions=position,
                 name=corpus.name(clip),
             )
-            peak = float(np.abs(waveform).max())
-            if swing(unpadded(waveform[0])) < _MIN_PEAK or peak > _MAX_ABS:
-                raise AudioError(f"{corpus.name(clip)} has a peak of {peak:.2g}")
+            if swing(unpadded(waveform[0])) < MIN_PEAK:
+                raise AudioError(f"{corpus.name(clip)} is silent")
         except AudioError as error:
             num_bad, last = num_bad + 1, str(error)
         else:
@@ -111,12 +104,7 @@ _LOOKED_AT = 64
 
 
 def look_at_lengths(corpus: Corpus, *, sample_rate: int) -> tuple[list[int], int]:
-    """Samples of 64 clips spread over a corpus, of those that can be read; and how many it tried.
-
-    Args:
-        corpus: of the clips.
-        sample_rate: that the samples are counted at, in Hz.
-    """
+    """Samples of 64 clips spread over a corpus, where they can be read; and how many it tried."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
     lengths = []
     for clip in chosen.tolist():
@@ -131,9 +119,7 @@ _HEARD, _HEARD_SECONDS, _MUCH = 48, 10.0, 0.2
 def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
     """Say how much of the sound lies where a front end does not look, if that is a fifth or more.
 
-    Args:
-        corpus: of the clips; 48 moments of 10 s are heard at their own rate.
-        log_mel: the front end.
+    48 moments of 10 s are heard at their own rate.
     """
     found: list[tuple[float, float]] = []
     chosen = np.linspace(0, len(corpus) - 1, min(_HEARD, len(corpus))).round().astype(int)
@@ -158,33 +144,26 @@ def energy_outside(
 ) -> tuple[float, float] | None:
     """Shares (0..1) of a sound's energy above a front end's `f_max` and below its `f_min`.
 
-    Args:
-        sound: samples (S,) at its own rate.
-        sample_rate: in Hz.
-        log_mel: the front end.
-
     Returns:
         None for a constant, which has no energy, and for what no sound may hold.
     """
+    from scipy.fft import next_fast_len
+
     if not len(sound) or not np.isfinite(sound).all():
         return None
     sound = sound.astype(np.float64)
-    power = np.abs(np.fft.rfft(sound - sound.mean())) ** 2
+    size = next_fast_len(len(sound), real=True)  # one with a large prime factor takes longer
+    power = np.abs(np.fft.rfft(sound - sound.mean(), n=size)) ** 2
     total = float(power.sum())
     if not total:
         return None
-    hertz, front = np.fft.rfftfreq(len(sound), 1 / sample_rate), log_mel.settings()
+    hertz, front = np.fft.rfftfreq(size, 1 / sample_rate), log_mel.settings()
     above, below = power[hertz > front["f_max"]].sum(), power[hertz < front["f_min"]].sum()
     return float(above / total), float(below / total)
 
 
 def lost_energy(shares: Sequence[tuple[float, float]], log_mel: LogMel) -> list[str]:
-    """Sentences on the mean of `energy_outside` over clips, for each side where that is much.
-
-    Args:
-        shares: of each clip, above and below.
-        log_mel: the front end.
-    """
+    """Sentences on the mean of `energy_outside` over clips, for each side where that is much."""
     if not shares:
         return []
     front, said = log_mel.settings(), []

@@ -22,12 +22,13 @@ from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import check_pooling, layer_dims
+from ssmast.encoder.encoder import check_pooling
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.model import (
     Backbone,
     LoadReport,
     create_model,
+    pooled_dim,
 )
 from ssmast.report import write_report
 from ssmast.settings import UsageError, to_dict
@@ -562,7 +563,8 @@ def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
 
 def _embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
     mels, head = config.front_end.num_mels, config.head
-    return sum(layer_dims(backbone, num_mels=mels, pooling=head.pooling, layers=head.layers))
+    sizes = backbone.layer_sizes(head.layers, num_mels=mels)
+    return sum(pooled_dim(head.pooling, *size) for size in sizes)
 
 
 def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:

@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,26 +50,6 @@ class Entry(NamedTuple):
     size: int
 
 
-class Entries(Protocol):
-    """Clips by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Entry: ...
-
-    def suffixes(self) -> set[str]:
-        """Every extension that a name has, lower case."""
-        ...
-
-    def take(self, rows: np.ndarray) -> "Entries":
-        """Some of the clips, in the order of `rows`."""
-        ...
-
-    def used_shards(self) -> Iterable[int]:
-        """Numbers of the shards that hold a clip, ascending."""
-        ...
-
-
 class ArrayEntries:
     """Clips in memory: 20 bytes and a name each.
 
@@ -93,9 +73,24 @@ class ArrayEntries:
         self.offset = np.zeros(len(names), dtype=np.int64) if offset is None else offset
 
     @classmethod
-    def empty(cls) -> "ArrayEntries":
-        """No clip."""
-        return cls(pa.array([], type=pa.large_binary()), np.zeros(0, dtype=np.int64))
+    def of(
+        cls,
+        names: Iterable[str | bytes],
+        sizes: np.ndarray,
+        shard: np.ndarray | None = None,
+        offset: np.ndarray | None = None,
+    ) -> "ArrayEntries":
+        """Clips whose names may be text, as Python spells those of files."""
+        encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
+        shard = None if shard is None else shard.astype(np.int32)
+        return cls(encoded, np.asarray(sizes).astype(np.int64), shard, offset)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[ArrayEntries]") -> "ArrayEntries":
+        """Clips of several, one behind the other."""
+        names = pa.concat_arrays([part.names for part in parts])
+        columns = zip(*((part.sizes, part.shard, part.offset) for part in parts), strict=True)
+        return cls(names, *map(np.concatenate, columns))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,9 +99,13 @@ class ArrayEntries:
         name = self.names[i].as_py()
         return Entry(name, int(self.shard[i]), int(self.offset[i]), int(self.sizes[i]))
 
+    def texts(self) -> list[str]:
+        """The names as text."""
+        return [os.fsdecode(name) for name in self.names.to_pylist()]
+
     def suffixes(self) -> set[str]:
         """Every extension that a name has, lower case."""
-        return {_suffix(name.as_py()) for name in self.names}
+        return {os.path.splitext(split_excerpt(name)[0])[1].lower() for name in self.texts()}
 
     def take(self, rows: np.ndarray) -> "ArrayEntries":
         """Some of the clips, in the order of `rows`."""
@@ -123,9 +122,6 @@ class IndexFile:
 
     Safe to pickle and to fork: pread keeps no position.
 
-    Args:
-        path: of the index file.
-
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is no index, or cut short.
@@ -133,9 +129,6 @@ class IndexFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._open()
-
-    def _open(self) -> None:
         # Closed with this object, which lives as long as the corpus.
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         head = self._file.read(16)
@@ -154,12 +147,8 @@ class IndexFile:
         if size != wanted:
             raise ValueError(f"{self.path} must be {wanted} bytes, got {size}; run prepare again")
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path = state["path"]
-        self._open()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
 
     def __len__(self) -> int:
         return self._len
@@ -183,52 +172,33 @@ class IndexFile:
     def take(self, rows: np.ndarray) -> ArrayEntries:
         """Some of the clips, in the order of `rows`, in memory."""
         found = [self[int(i)] for i in rows]
-        return ArrayEntries(
-            pa.array([entry.name for entry in found], type=pa.large_binary()),
-            np.array([entry.size for entry in found], dtype=np.int64),
-            np.array([entry.shard for entry in found], dtype=np.int32),
-            np.array([entry.offset for entry in found], dtype=np.int64),
+        sizes, shard, offset = (
+            np.array([getattr(entry, what) for entry in found])
+            for what in ("size", "shard", "offset")
         )
+        return ArrayEntries.of([entry.name for entry in found], sizes, shard, offset.astype(int))
 
     def used_shards(self) -> Iterable[int]:
         """Numbers of the shards that hold a clip: all of them."""
         return range(len(self.shards))
 
 
-def write_index(
-    path: Path,
-    *,
-    names: pa.LargeBinaryArray,
-    sizes: np.ndarray,
-    shard: np.ndarray,
-    offset: np.ndarray,
-    shards: Sequence[str],
-    suffixes: Iterable[str],
-    listing_hash: str,
-) -> None:
-    """Write an index file, whole or not at all.
+Entries = ArrayEntries | IndexFile
+"""Clips by number."""
 
-    Args:
-        path: of the index.
-        names: of the clips, binary.
-        sizes: in bytes.
-        shard: number of the shard of each clip.
-        offset: of each clip inside its shard.
-        shards: names of the shards, relative to the folder of the index.
-        suffixes: of the names.
-        listing_hash: of the corpus.
-    """
-    header = {"clips": len(names), "shards": list(shards), "suffixes": sorted(suffixes)}
+
+def write_index(
+    path: Path, entries: ArrayEntries, *, shards: Sequence[str], listing_hash: str
+) -> None:
+    """Write an index file, whole or not at all; shards are named relative to its folder."""
+    names, suffixes = entries.names, sorted(entries.suffixes())
+    header = {"clips": len(names), "shards": list(shards), "suffixes": suffixes}
     text = json.dumps({**header, "fingerprint": listing_hash}).encode()
     rows = np.zeros(len(names), dtype=_ROWS)
-    rows["offset"], rows["size"], rows["shard"] = offset, sizes, shard
+    rows["offset"], rows["size"], rows["shard"] = entries.offset, entries.sizes, entries.shard
     rows["name_end"] = np.cumsum(np.asarray(pc.call_function("binary_length", [names])))
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
         file.write(rows.tobytes())
         for start in range(0, len(names), 1 << 16):
             file.write(b"".join(names[start : start + (1 << 16)].to_pylist()))
-
-
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(split_excerpt(os.fsdecode(name))[0])[1].lower()
