@@ -19,15 +19,27 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.windows import arithmetic, evaluating
 
 
+class Head(NamedTuple):
+    """The classes of one label column.
+
+    Attributes:
+        name: of the column.
+        classes: names; a name's position is its class number.
+    """
+
+    name: str
+    classes: list[str]
+
+
 class Outputs(NamedTuple):
     """What the numbers of a classification head mean.
 
     Attributes:
-        heads: name and class names of each head, one after the other.
+        heads: one a label column, one after the other.
         multi_label: clips have any number of classes, else one of each head.
     """
 
-    heads: list[tuple[str, list[str]]]
+    heads: list[Head]
     multi_label: bool
 
     @property
@@ -405,7 +417,7 @@ def as_classifier(encoder: Encoder, *, name: str = "the encoder", cut: bool = Fa
     """
     info = encoder.info.get("classifier") or {}
     try:
-        heads = [(str(h["name"]), [str(c) for c in h["classes"]]) for h in info["heads"]]
+        heads = [Head(str(h["name"]), [str(c) for c in h["classes"]]) for h in info["heads"]]
         outputs = Outputs(heads, bool(info["multi_label"]))
         if sum(outputs.sizes) != encoder.backbone.num_classes:
             raise ValueError(

@@ -148,7 +148,7 @@ def fit(
     left_out = ridge.left_out if labelled.multi_label else ridge.left_out.log_softmax(dim=1)
     left_out = left_out.float()
     numbers = score_part(labelled, left_out, positions)
-    outputs = Outputs([(head.name, head.classes) for head in labelled.heads], labelled.multi_label)
+    outputs = Outputs(labelled.heads, labelled.multi_label)
     made = Encoder(
         network,
         encoder.log_mel,

@@ -35,7 +35,7 @@ from ssmast.evaluation.class_scores import (
     score_part,
 )
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
+from ssmast.evaluation.labelled_set import LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
@@ -351,7 +351,7 @@ def _events_text(found: EventScores) -> str:
 def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
     """The set in the classifier's class numbers."""
     classifier = load_classifier(config.encoder, precision=config.precision)
-    heads = [Head(name=name, classes=classes) for name, classes in classifier.outputs.heads]
+    heads = classifier.outputs.heads
     labels = config.labels
     if not labels and len(heads) > 1:
         labels = [head.name for head in heads]  # a set has one label column of its own

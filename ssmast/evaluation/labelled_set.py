@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import Corpus, open_corpus
+from ssmast.classifier import Head
 from ssmast.evaluation.task_spec import TaskSpec
 from ssmast.splits import (
     Split,
@@ -35,19 +36,6 @@ T = TypeVar("T")
 
 # Of each class of a sample: one clip to train on, one to choose by, one to score.
 _LEAST_PER_CLASS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The classes of one label column.
-
-    Attributes:
-        name: of the column.
-        classes: names; a name's position is its class number.
-    """
-
-    name: str
-    classes: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +266,7 @@ def with_trained_classes(labelled: LabelledSet, split: Split) -> LabelledSet:
 
 def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSet:
     pairs = zip(labelled.heads, classes, strict=True)
-    return replace(labelled, heads=[replace(head, classes=own) for head, own in pairs])
+    return replace(labelled, heads=[head._replace(classes=own) for head, own in pairs])
 
 
 def check_splits(labelled: LabelledSet) -> None:

@@ -35,7 +35,8 @@ from ssmast.audio.corpus.table import (
     read_task_file,
     said_of,
 )
-from ssmast.evaluation.labelled_set import Head, LabelledSet, check_splits, with_class_names
+from ssmast.classifier import Head
+from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
 from ssmast.splits import (
     HELD_OUT,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support, top_k_accuracy_score
 
+from ssmast.classifier import Head
 from ssmast.evaluation.class_scores import (
     action_top_k,
     classes_table,
@@ -15,7 +16,7 @@ from ssmast.evaluation.class_scores import (
     score_part,
     top_k,
 )
-from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
+from ssmast.evaluation.labelled_set import LabelledSet, with_heads
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.task_spec import TaskSpec
 from ssmast.splits import Split

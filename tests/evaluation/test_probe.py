@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.classifier import Head
 from ssmast.evaluation.fitting import Problem
-from ssmast.evaluation.labelled_set import Head, LabelledSet
+from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, t_interval
 from ssmast.evaluation.probe import metric_of, run_probe

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
+from ssmast.classifier import Head
 from ssmast.evaluation.labelled_set import (
-    Head,
     random_validation,
     shuffled,
     with_heads,

@@ -111,9 +111,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         self.kept = KeptWeights(
             num_clips=len(setup.split.valid), standard_errors=config.scoring.one_se_rule
         )
-        self.outputs = Outputs(
-            [(head.name, head.classes) for head in setup.found.heads], setup.found.multi_label
-        )
+        self.outputs = Outputs(setup.found.heads, setup.found.multi_label)
         clips = config.clips
         self.augment = Augmentations(
             TimeShift(clips.time_shift),
