@@ -43,6 +43,7 @@ CPU = {
         *("threads=[1]", f"set=[{','.join(_STEPS)}]", "out={out}"),
     ),
     "prepare": ("files=4", "workers=1", "out={out}"),
+    "probe_set": ("encoder={given}/encoder", "clips=120", "out={out}"),
     "step": ("batch_size=4", "rounds=1", "out={out}"),
     "probe": ("clips=200", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
 }  # fmt: skip
