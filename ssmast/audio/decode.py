@@ -40,6 +40,8 @@ SOUND_EXTENSIONS = AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS
 """File names that a corpus takes in, lower case."""
 
 _BLOCK_FRAMES = 1 << 16
+LEAST_HZ = 100
+"""A lower rate is a wrong one, such as one in kHz: a second would become minutes."""
 UNKNOWN_LENGTH = 1 << 48
 """Frames that no file has: FLAC written to a pipe reports 2**63 - 1."""
 
@@ -204,6 +206,8 @@ def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decode
             else:  # encoded by hand: soundfile would refuse a name that is not valid UTF-8
                 target = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
             file = stack.enter_context(Decoder(target))
+            if file.samplerate < LEAST_HZ:
+                raise AudioError(f"{label} says {file.samplerate} Hz, too low a rate for a sound")
             file.divisor = _divisor(file, label)
             file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))
             yield file

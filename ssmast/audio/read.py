@@ -21,6 +21,7 @@ import soundfile
 from ssmast.audio.decode import (
     AUDIO_EXTENSIONS,
     FOREIGN_EXTENSIONS,
+    LEAST_HZ,
     SOUND_EXTENSIONS,
     AudioError,
     Decoder,
@@ -55,6 +56,7 @@ from ssmast.audio.streams import check_container, check_last_frame, streams_of
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FOREIGN_EXTENSIONS",
+    "LEAST_HZ",
     "LONG_SECONDS",
     "SOUND_EXTENSIONS",
     "AudioError",

@@ -14,7 +14,7 @@ import numpy as np
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
 from ssmast.audio.corpus.layouts import layout_of
 from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
-from ssmast.audio.corpus.table import find_table
+from ssmast.audio.corpus.table import find_table, read_header
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.stats import energy_outside, lost_energy
@@ -82,7 +82,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
         yield ok("splits", f"{prefix}{parts} clips train, validate and test{folds}")
         for why, count in one.left_out.items():
             yield note("problems", f"{prefix}{count} rows left out ({why})")
-    for message in said:
+    for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)
     yield ok("next", _next_command(data, folder, sets, looks, len(names)))
@@ -113,7 +113,8 @@ def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
         return f"a prepared corpus ({CORPUS_FILE})"
     table = find_table(folder)
     if table is not None:
-        return f"a table, {table.name}, without a column of labels"
+        columns = ", ".join(read_header(table))
+        return f"a table, {table.name}, without a column label: it has {columns}"
     return "a folder of sounds without labels" if folder.is_dir() else "a list, table or archive"
 
 

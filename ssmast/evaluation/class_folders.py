@@ -8,7 +8,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssmast.audio import Corpus, open_corpus
+from ssmast.audio import open_corpus
+from ssmast.audio.corpus.named import is_sound
+from ssmast.audio.corpus.tar import walk
 from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
@@ -20,11 +22,8 @@ def has_class_folders(folder: Path) -> bool:
     Raises:
         ValueError: if some folders are parts and others are not.
     """
-    try:
-        corpus = open_corpus(folder)
-    except ValueError:  # no sound
-        return False
-    _, labels, _ = _columns(folder, corpus)
+    names = [name for name, _ in walk(folder) if is_sound(name) or name.lower().endswith(".tar")]
+    _, labels, _ = _columns(folder, names)
     return len(set(filter(None, labels))) > 1
 
 
@@ -36,16 +35,16 @@ def read_class_folders(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if some folders are parts and others are not, or no sound is found.
     """
-    paths, labels, parts = _columns(folder, open_corpus(folder))
+    corpus = open_corpus(folder)
+    paths, labels, parts = _columns(folder, [corpus.name(i) for i in range(len(corpus))])
     if any(parts) and "test" in parts:
         logger.info("%s: parts and classes are its folders", folder)
     columns = {"path": paths, "label": labels}
     return {**columns, "split": parts} if any(parts) else columns
 
 
-def _columns(folder: Path, corpus: Corpus) -> tuple[list[str], list[str], list[str]]:
+def _columns(folder: Path, paths: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Path, label and part of each sound; the latter empty where no folder says it."""
-    paths = [corpus.name(i) for i in range(len(corpus))]
     levels = [path.split("/")[:-1] for path in paths]
     tops = sorted({above[0] for above in levels if above})
     parts = [top for top in tops if part_of(top)]

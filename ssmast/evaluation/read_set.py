@@ -65,6 +65,8 @@ from ssmast.splits import (
 
 logger = logging.getLogger(__name__)
 
+# What programs and people write into an empty cell.
+_NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 # What a task.json may decide; whether a clip has several labels belongs to its label column.
 _FROM_FILE = TASK_KEYS[:5]
 
@@ -159,9 +161,12 @@ def find_sets(data: str | Path) -> list[str]:
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
-    names += [name for name, table in tables.items() if table is None and has_layout(data / name)]
-    if not columns and not names and has_class_folders(data):
-        return [data.resolve().name]
+    others = [name for name, table in tables.items() if table is None and _may_be_set(data / name)]
+    if not columns and has_class_folders(data):
+        others = [name for name in others if (data / name).is_dir() or is_table(data / name)]
+        if not others:
+            return [data.resolve().name]
+    names += others
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -177,9 +182,22 @@ def find_sets(data: str | Path) -> list[str]:
 
 def has_layout(place: Path) -> bool:
     """Whether a path has a layout of another program, or is a tar or table that may have labels."""
-    if place.is_file() and re.search(r"\.(csv|tsv|tar)$", place.name.lower()):
+    if place.is_file() and (is_table(place) or place.suffix.lower() == ".tar"):
         return True
     return layout_of(place) is not None or _is_of_tars(place)
+
+
+def is_table(place: Path) -> bool:
+    """Whether a path is a CSV file by its name."""
+    return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
+
+
+def _may_be_set(place: Path) -> bool:
+    """Whether what lies in a folder is a set of its own, and no table of something else."""
+    if not is_table(place) or layout_of(place) is not None:
+        return has_layout(place)
+    columns = read_header(place)
+    return all(find_column(columns, usual) in columns for usual in ("path", "label"))
 
 
 def _is_of_tars(place: Path) -> bool:
@@ -347,8 +365,10 @@ def _is_set(folder: Path) -> bool:
         return folder.exists()
     if has_layout(folder) or not folder.is_dir():
         return has_layout(folder)
-    below = (find_table(one) for one in folder.iterdir())
-    return not any(below) and has_class_folders(folder)
+    try:
+        return find_sets(folder) == [set_name(folder)]
+    except FileNotFoundError:
+        return False
 
 
 def _only_set(data: str | Path) -> str:
@@ -378,12 +398,12 @@ def _complete_rows(
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
     where = _table_of(folder)
-    missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
+    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
     if missing:
         logger.warning(
-            "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
+            "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
             "known",
-            *(where, missing),
+            *(where, missing.total(), few_names(list(missing), between=" or ")),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
     if unlabelled:
@@ -517,8 +537,7 @@ def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
-                    "labels=[COLUMN] to fine-tune, task="
-                    f"{spec.name}:label=COLUMN to cluster"
+                    f"labels=[COLUMN] to fine-tune, else task={spec.name}:label=COLUMN"
                 )
             raise ValueError(
                 f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"

@@ -84,7 +84,7 @@ def test_a_table_of_another_encoding_is_named(sets, tmp_path):
         "path,label\na,hoch\nb,größer\n".encode("latin-1")
     )
     (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("utf-16"))
+    (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"t/metadata\.csv is not UTF-8 text; save it as UTF-8"):
         find_sets(tmp_path)
     with pytest.raises(ValueError, match=r"s/metadata\.csv is not UTF-8 text; save it as UTF-8"):

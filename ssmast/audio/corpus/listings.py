@@ -27,6 +27,7 @@ from ssmast.audio.corpus.table import (
     find_column,
     joined,
     read_table,
+    read_text,
     said_of,
     table_of,
 )
@@ -54,11 +55,7 @@ def split_word(name: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()
 

@@ -36,11 +36,14 @@ def say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = 
     Args:
         root: the folder.
         unused: files that are no sound, or sounds that the table does not name.
-        others: hidden files and folders, links to nothing.
+        others: hidden files and folders, links to nothing, links to folders (with a / at the end).
     """
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
     for name in others:
-        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+        if name.endswith("/"):
+            kinds["links to folders that are here already"] += 1
+        else:
+            kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
     if not kinds:
         return
     first = [*unused, *others][0]

@@ -33,6 +33,7 @@ from ssmast.audio.corpus.table import (
     find_table,
     read_columns,
     read_table,
+    read_text,
 )
 from ssmast.audio.corpus.tar import (
     index_tar,
@@ -327,12 +328,7 @@ def _relative(tar: Path | str, root: Path | str) -> str:
 
 
 def _open_list(path: Path | str) -> Corpus:
-    try:
-        data = read_whole(path) if isinstance(path, str) else path.read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     return of_files(path, names, None, folder_of(path))
 
 

@@ -24,7 +24,15 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.named import is_sound, of_files
-from ssmast.audio.corpus.table import LABELS_BETWEEN, joined, plain_name, read_table, table_of
+from ssmast.audio.corpus.table import (
+    LABELS_BETWEEN,
+    encoding_of,
+    joined,
+    plain_name,
+    read_table,
+    read_text,
+    table_of,
+)
 from ssmast.audio.corpus.tar import walk
 from ssmast.audio.read import excerpt_name, split_excerpt
 
@@ -94,9 +102,11 @@ def kind_of_spans(path: Path) -> str:
     if path.suffix.lower() not in _TABLES:
         return ""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
+            encoding = encoding_of(file.read(2))
+        with path.open(encoding=encoding) as file:
             first = next((line for line in file if line.strip()), "")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeError):
         return ""
     if _AUDACITY.match(first) and path.suffix.lower() == ".txt":
         return "Audacity label track"
@@ -185,8 +195,7 @@ def _read(root: Path, name: str, sounds: Sequence[str]) -> _Spans:
 
 def _read_audacity(path: Path, recording: str) -> _Spans:
     begins, ends, labels, scores = [], [], [], []
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("\\"):  # frequencies of the line above
             continue
         cells = line.split("\t")

@@ -11,6 +11,7 @@ scored. The builders in `ssmast.datasets` write it; a set made by hand needs non
     ids_sha256, counts, published, differences      what the set holds, and what it should hold
 """
 
+import codecs
 import csv
 import html
 import io
@@ -88,7 +89,7 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
     that of comma, semicolon, tab and bar which the header holds most of.
 
     Args:
-        path: of the CSV file, UTF-8, with a header.
+        path: of the CSV file, UTF-8 or UTF-16, with a header.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -200,14 +201,17 @@ def _rows_of(
         raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
     try:
         with _opened(path, header_alone) as file:
-            header = file.readline()
+            lines = itertools.dropwhile(lambda line: not line.strip(), file)
+            header = next(lines, "")
             said = re.fullmatch(r'"?sep=(.)"?\s*', header)  # as spreadsheets write it
+            if "\0" in header:
+                raise ValueError(f"{path} holds zero bytes, so it is no text; save it as CSV")
             if said is None:
-                file.seek(0)
+                lines = itertools.chain([header], lines)
             delimiter = said[1] if said else max(_DELIMITERS, key=header.count)
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
             yield [name.strip() for name in next(rows, [])], rows
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     except csv.Error as error:
         raise ValueError(f"{path} is no valid CSV file: {error}") from error
@@ -215,11 +219,37 @@ def _rows_of(
 
 def _opened(path: Path | str, header_alone: bool) -> TextIO:
     raw = io.BytesIO(read_whole(path)) if isinstance(path, str) else path.open("rb")
-    if header_alone:  # what is wrong further down is said where the rows are read
+    encoding = encoding_of(raw.read(2))
+    raw.seek(0)
+    if header_alone and encoding != "utf-16":  # what is wrong below is said where rows are read
         with raw:
-            first = raw.readline()
-            raw = io.BytesIO(first + (raw.readline() if b"sep=" in first[:9] else b""))
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+            lines = [raw.readline()]
+            while lines[-1] and (not lines[-1].strip() or b"sep=" in lines[-1][:9]):
+                lines.append(raw.readline())
+            raw = io.BytesIO(b"".join(lines))
+    return io.TextIOWrapper(raw, encoding=encoding, newline="")
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins so: UTF-16, as spreadsheets save it, says itself.
+
+    >>> encoding_of("a".encode("utf-16")), encoding_of(b"a")
+    ('utf-16', 'utf-8-sig')
+    """
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a list or table, here or at a URL, UTF-8 or UTF-16.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    data = read_whole(path) if isinstance(path, str) else path.read_bytes()
+    try:
+        return data.decode(encoding_of(data))
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
 def _check_header(path: str | PathLike[str], columns: list[str]) -> None:

@@ -276,7 +276,8 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
 
     Args:
         root: the folder.
-        others: gets the names of what is left out: hidden files and folders, links to nothing.
+        others: gets the names of what is left out: hidden files and folders, links to nothing,
+            and with a / at the end links to folders that were seen.
     """
     others = [] if others is None else others
     found: list[tuple[str, int]] = []
@@ -288,6 +289,7 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
         try:
             info = os.stat(folder)
             if (info.st_dev, info.st_ino) in seen:
+                others.append(f"{below}/")
                 continue
             seen.add((info.st_dev, info.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
