@@ -245,7 +245,7 @@ def hear(
         Samples (S,) of each, and their rate in Hz.
 
     Raises:
-        AudioError: if libsndfile cannot read it.
+        AudioError: if libsndfile cannot read it, or its channels cancel in their mean.
     """
     base, label, channel = _base(source, name)
     with opened(streams_of(base, label)[0], label, channel) as file:
@@ -260,6 +260,7 @@ def hear(
             if start:
                 file.seek(start)
             found.append(decode(file, label, min(wanted, last - start)))
+        file.mixer.check()
         return found, rate
 
 

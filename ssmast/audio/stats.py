@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ssmast.audio.corpus.corpus import Corpus
+from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import (
     AudioError,
+    Excerpt,
     hear,
     read_audio,
     read_segments,
@@ -85,7 +86,8 @@ def measure_mean_std(
             )
             peak = float(np.abs(waveform).max())
             if swing(unpadded(waveform[0])) < _MIN_PEAK or peak > _MAX_ABS:
-                raise AudioError(f"{corpus.name(clip)} has a peak of {peak:.2g}")
+                what = "has" if peak > _MAX_ABS else "is silent or constant, with"
+                raise AudioError(f"{corpus.name(clip)} {what} a peak of {peak:.2g}")
         except AudioError as error:
             num_bad, last = num_bad + 1, str(error)
         else:
@@ -135,12 +137,19 @@ def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
         corpus: of the clips; 48 moments of 10 s are heard at their own rate.
         log_mel: the front end.
     """
+    if isinstance(corpus, Mixture):
+        for one in corpus.corpora:
+            warn_of_lost_energy(one, log_mel)
+        return
     found: list[tuple[float, float]] = []
     chosen = np.linspace(0, len(corpus) - 1, min(_HEARD, len(corpus))).round().astype(int)
     for i in chosen.tolist():
         try:
+            source = corpus.sought(i)
+            if not isinstance(source, Excerpt):
+                source = Excerpt(source, channel=corpus.channel)
             sounds, rate = hear(
-                corpus.sought(i),
+                source,
                 seconds=_HEARD_SECONDS,
                 places=max(1, _HEARD // len(chosen)),
                 name=corpus.name(i),

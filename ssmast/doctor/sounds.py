@@ -61,7 +61,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
     with _warnings_kept() as said:
         sets = _sets_in(folder) if folder.exists() else []
         several = bool(sets) and sets[0].folder != folder
-        corpora = [one.corpus() for one in sets] or [open_corpus(data)]
+        corpora = [one.corpus() for one in sets] or list(open_corpus(data).corpora)
     yield ok("layout", _layout(folder, sets, several=several))
     sizes = sum(corpus.entries[i].size for corpus in corpora for i in range(len(corpus)))
     names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
@@ -137,6 +137,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
                     sound = decode(file, corpus.name(i), frames)
+                    file.mixer.check()
                     share = energy_outside(sound, rate, front_end)
                     if share is None:
                         looks.silent += 1

@@ -24,7 +24,7 @@ from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
 from ssmast.audio.stats import warn_of_lost_energy
-from ssmast.command import num_cores
+from ssmast.command import may_start, num_cores
 from ssmast.prepare.job import Rejected, front_end, read_rejected, run_job
 from ssmast.prepare.pack import pack
 from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
@@ -51,7 +51,7 @@ def run_jobs(
         yield from _ray(work, jobs, workers=workers, address=address)
     elif engine != "local":
         raise ValueError(f"engine must be local or ray, got {engine!r}")
-    elif workers == 1:
+    elif workers == 1 or not may_start(workers):
         yield from ((job, run_job(work, job)) for job in jobs)
     else:
         yield from _pool(work, jobs, workers=workers)
@@ -189,6 +189,10 @@ def prepare_corpus(
     work = out / WORK
     if (out / CORPUS_FILE).is_file():
         return _finished(source, out, work, settings)
+    if len(source.corpora) > 1:
+        raise ValueError(
+            "a mixture cannot be prepared as one; prepare each of its parts, and mix what comes out"
+        )
     _check_folder(out, source.root)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
+from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.embed import Batch, cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
@@ -171,6 +172,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
     mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
     total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
+    if state.is_main:
+        warn_of_lost_energy(corpus, encoder.log_mel)
     with Progress("embedding", total=total, enabled=state.is_main) as progress:
         for start, file in mine:
             rows = range(start, min(start + config.part, len(corpus)))
