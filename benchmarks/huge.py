@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio import Corpus
-from ssmast.audio.corpus.entries import IndexFile, write_index
+from ssmast.audio.corpus.entries import ArrayEntries, IndexFile, write_index
 
 
 def huge_index(path: Path, entries: int) -> None:
@@ -22,12 +22,13 @@ def huge_index(path: Path, entries: int) -> None:
     names = np.char.add(np.char.zfill(numbers.astype("S9"), 9), b"-00000.flac")
     write_index(
         path,
-        names=pa.array(names, type=pa.large_binary()),
-        sizes=np.full(entries, 150_000),
-        shard=(numbers // 1000).astype(np.int32),
-        offset=(numbers % 1000) * 150_528 + 512,
+        ArrayEntries(
+            names=pa.array(names, type=pa.large_binary()),
+            sizes=np.full(entries, 150_000),
+            shard=(numbers // 1000).astype(np.int32),
+            offset=(numbers % 1000) * 150_528 + 512,
+        ),
         shards=[f"shard-{number:06d}.tar" for number in range(entries // 1000 + 1)],
-        suffixes=[".flac"],
         listing_hash="0" * 64,
     )
 

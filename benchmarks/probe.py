@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from ssmast.command import run_command
-from ssmast.evaluation.fitting import Part
+from ssmast.evaluation.fitting import Part, Problem
 from ssmast.evaluation.linear import GRID, LR_GRID, fit_linear
-from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.settings import Settings, parse, setting
 
 
@@ -94,10 +94,8 @@ def ours(config: Keys, parts: tuple[Part, Part, Part]) -> dict[str, Any]:
     on_device = [(x.to(config.device), y.to(config.device)) for x, y in parts]
     train, valid, test = on_device
     started = time.perf_counter()
-    fitted = fit_linear(
-        train, valid, num_classes=config.classes, metric=get_metric("accuracy"),
-        num_seeds=config.seeds, grid=LR_GRID if config.grid == "rates" else GRID,
-    )  # fmt: skip
+    problem = Problem(train, valid, config.classes, METRICS["accuracy"], seeds=range(config.seeds))
+    fitted = fit_linear(problem, grid=LR_GRID if config.grid == "rates" else GRID)
     accuracies = (fitted.scores(test[0]).argmax(dim=2) == test[1]).float().mean(dim=1)
     scores = accuracies.tolist()  # waits for the device
     seconds = time.perf_counter() - started

@@ -5,7 +5,7 @@ The folder is an encoder folder whose backbone has a classification head; in con
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,39 @@ class Outputs(NamedTuple):
     def sizes(self) -> list[int]:
         """Classes of each head."""
         return [len(classes) for _, classes in self.heads]
+
+    def top(
+        self,
+        scores: Tensor,
+        most: int,
+        *,
+        threshold: float = 0.0,
+        background: Collection[str] = (),
+    ) -> list[tuple[str, str, float]]:
+        """Head, class and probability of the likeliest classes of each head, likeliest first.
+
+        Args:
+            scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
+            most: classes of each head; 0 for all.
+            threshold: least probability.
+            background: classes that are left out; where one is the likeliest, its head has none.
+        """
+        found = []
+        for (head, classes), own in zip(self.heads, scores.split(self.sizes), strict=True):
+            chances = own.sigmoid() if self.multi_label else own.exp()
+            best = chances.topk(min(most or len(classes), len(classes)))
+            if classes[int(best.indices[0])] in background:
+                continue
+            found += [
+                (head, classes[index], chance)
+                for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                if chance >= threshold and classes[index] not in background
+            ]
+        return found
+
+    def label(self, head: str, name: str) -> str:
+        """What a class is called: its name, with that of its head where there are several."""
+        return name if len(self.heads) == 1 else f"{head}: {name}"
 
 
 class WindowScores(NamedTuple):
@@ -85,6 +118,12 @@ class Classifier:
         self.network, self.log_mel, self.outputs, self.cut = network, log_mel, outputs, cut
         self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
         self.precision = precision
+
+    def to(self, device: torch.device) -> "Classifier":
+        """Itself, with network and front end on a device."""
+        self.network.to(device)
+        self.log_mel.to(device)
+        return self
 
     @property
     def sample_rate(self) -> int:

@@ -1,5 +1,9 @@
-"""Files that are there whole or not at all, and the hash of what one holds."""
+"""Files that are there whole or not at all, the hash of what one holds, and text as people save it.
 
+What cannot be read as text or YAML is refused in one sentence.
+"""
+
+import codecs
 import hashlib
 import json
 import os
@@ -134,6 +138,45 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins so: UTF-16, as spreadsheets save it, says itself.
+
+    >>> encoding_of("a".encode("utf-16")), encoding_of(b"a")
+    ('utf-16', 'utf-8-sig')
+    """
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def as_text(data: bytes, what: object) -> str:
+    """UTF-8, or UTF-16 that says so, as text without a byte order mark.
+
+    Raises:
+        ValueError: if `what` is neither.
+    """
+    try:
+        return data.decode(encoding_of(data))
+    except UnicodeError as error:
+        raise ValueError(f"{what} is not UTF-8 text; save it as UTF-8") from error
+
+
+def yaml_list(text: str, what: object, wanted: str) -> list[Any]:
+    """The entries of a list in YAML or JSON.
+
+    Raises:
+        ValueError: if it is none, or empty; it "must {wanted}".
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{what} must {wanted}, got {type(content).__name__}")
+    return content
 
 
 def _umask() -> int:

@@ -26,12 +26,18 @@ from ssmast.audio.stats import look_at_lengths
 from ssmast.classifier import Outputs, WindowMeans, as_classifier, classifier_info
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts, check_folder_to_write
-from ssmast.evaluation.class_scores import classes_table, score_classes, score_part
+from ssmast.evaluation.class_scores import (
+    classes_table,
+    numbers_text,
+    plain_numbers,
+    score_classes,
+    score_part,
+)
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers
+from ssmast.evaluation.evaluate import part_scores
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.ridge import fit_ridge
+from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
 from ssmast.settings import (

@@ -1,4 +1,4 @@
-"""HTML pages: escaped text, sections, tables, tiles, pictures, and the document around them."""
+"""HTML pages: escaped text, sections, tables, pictures, the document; and tables in Markdown."""
 
 import base64
 import hashlib
@@ -53,6 +53,17 @@ def table(
     label = f' role="region" aria-label="{text(name)}"' if name else ""
     return (
         f'<div class="wide" tabindex="0"{label}><table{kind}>{"".join(lines + body)}</table></div>'
+    )
+
+
+def markdown_table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: int = 0
+) -> str:
+    """A Markdown table whose last `numbers` columns are set to the right."""
+    rules = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    return "".join(
+        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n"
+        for line in (head, rules, *rows)
     )
 
 

@@ -24,11 +24,12 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from ssmast.audio import AudioError, LongSound, open_audio
-from ssmast.audio.corpus.tar import walk
-from ssmast.audio.decode import label_of
+from ssmast.audio import AudioError
+from ssmast.audio.corpus.remote import walk
 from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
+from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
+from ssmast.encoder.input import open_clip
 from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer
 from ssmast.files import check_output
 from ssmast.progress import Progress
@@ -114,14 +115,12 @@ def main(argv: list[str]) -> int:
         )
     if config.out and any(Path(file).resolve() == Path(config.out).resolve() for file in files):
         raise UsageError(f"out={config.out} is one of the files to classify; give another name")
-    classifier = load_classifier(config.encoder, precision=config.precision)
-    unknown = {*config.background} - {name for _, classes in classifier.outputs.heads
-                                      for name in classes}  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = load_classifier(config.encoder, precision=config.precision).to(device)
+    names = {name for _, classes in classifier.outputs.heads for name in classes}
+    unknown = {*config.background} - names
     if unknown:
         raise UsageError(f"background={sorted(unknown)} are no classes of {config.encoder}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.network.to(device)
-    classifier.log_mel.to(device)
     failed = 0
     with (
         _opened(config) as write,
@@ -209,9 +208,10 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     Raises:
         AudioError: if it cannot be read.
     """
-    waveform, seconds = _open(file, classifier.sample_rate, config.channel), config.batch_seconds
+    source = Excerpt(Path(file), channel=config.channel)
+    waveform = open_clip(source, sample_rate=classifier.sample_rate)
     found, whole = classifier.windows_and_whole(
-        waveform, hop_seconds=config.hop, batch_seconds=seconds
+        waveform, hop_seconds=config.hop, batch_seconds=config.batch_seconds
     )
     windows = []
     for start, stop, scores, level in zip(*found, strict=True):
@@ -263,33 +263,13 @@ def as_events(found: dict[str, Any], config: PredictConfig) -> list[Event]:
     ]
 
 
-def _open(file: str, sample_rate: int, channel: str) -> Tensor | LongSound:
-    sound = open_audio(Excerpt(Path(file), channel=channel), sample_rate=sample_rate)
-    return sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
-
-
 def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list[dict[str, Any]]:
-    """The likeliest classes of each head, likeliest first.
-
-    Args:
-        scores: of the classes of all heads (C,), as `Classifier.embed_clips` gives them.
-        outputs: what they mean.
-        config: how many of them, and from which probability on. Where the likeliest is one of the
-            background, there is none.
-    """
-    rows = []
+    """The classes that `Outputs.top` gives for the settings, as JSON has them."""
     few = config.merge or config.format in TABLES
     top = (1 if few else 5) if config.top < 0 else config.top
-    for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):
-        chances = own.sigmoid() if outputs.multi_label else own.exp()
-        if classes[int(chances.argmax())] in config.background:
-            continue
-        best = chances.topk(min(top or len(classes), len(classes)))
-        for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            if chance >= config.threshold and classes[index] not in config.background:
-                row = {"class": classes[index], "probability": round(chance, 6)}
-                rows.append({"head": head, **row} if len(outputs.heads) > 1 else row)
-    return rows
+    found = outputs.top(scores, top, threshold=config.threshold, background=config.background)
+    rows = [(head, {"class": name, "probability": round(p, 6)}) for head, name, p in found]
+    return [{"head": head, **row} if len(outputs.heads) > 1 else row for head, row in rows]
 
 
 def as_text(found: dict[str, Any]) -> str:

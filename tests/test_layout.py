@@ -39,7 +39,7 @@ MAY_SEE = {
     "compare": {"training", "report"} | RESULTS,
     "events": {"files"},
     "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
-    "predict": {"audio", "classifier", "events"} | BASE,
+    "predict": {"audio", "encoder", "classifier", "events"} | BASE,
     "hear": ENCODER,
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
@@ -160,7 +160,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (20, 86), "evaluation": (26, 79), "model": (12, 35)}
+BUDGET = {"training": (20, 70), "audio": (20, 83), "evaluation": (26, 79), "model": (12, 35)}
 
 
 @pytest.mark.parametrize("room", BUDGET)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.adapters.name import name_of
+from ssmast.adapters import name_of
 from ssmast.encoder import load_encoder
 from ssmast.encoder.input import mixed, read_clips
 

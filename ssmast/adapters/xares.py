@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssmast.adapters.name import name_of
+from ssmast.adapters import name_of
 from ssmast.encoder import load_encoder
 
 HOP_MS = 50.0

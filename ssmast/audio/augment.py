@@ -40,11 +40,7 @@ class Augmentation(Protocol):
 
 
 class Augmentations:
-    """Augmentations one after the other, each with the next draws of every clip.
-
-    Args:
-        *steps: in this order.
-    """
+    """Augmentations one after the other, each with the next draws of every clip."""
 
     def __init__(self, *steps: Augmentation) -> None:
         self.steps = steps
@@ -245,9 +241,6 @@ class TimeShift:
 
     Draw: the number of frames, from -frames to frames, all equally likely.
 
-    Args:
-        frames: most frames, either way.
-
     Source: Gong et al. 2021 (AST).
     """
 
@@ -334,13 +327,9 @@ def _check_draws(log_mel: Tensor, draws: Tensor, num: int) -> None:
 
 
 def white_noise(draws: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Standard normal noise of a shape (B, ...), each clip's decided by its own draw.
+    """Standard normal noise of a shape (B, ...), each clip's decided by its own draw in [0, 1).
 
     A generator would tie a clip's noise to the batch around it; so cells are hashed instead.
-
-    Args:
-        draws: uniform in [0, 1), one a clip (B,).
-        shape: of the result, B first.
     """
     num = 1
     for size in shape[1:]:
@@ -423,10 +412,7 @@ class MixupMemory(nn.Module):
         return self._filled
 
     def pick(self, draws: Tensor) -> Tensor | None:
-        """One stored log-mel for each draw.
-
-        Args:
-            draws: uniform in [0, 1), (B,).
+        """One stored log-mel for each draw (B,), uniform in [0, 1).
 
         Returns:
             Float32 (B, 1, F, T), or None while the memory is empty.

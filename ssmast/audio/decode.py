@@ -8,36 +8,24 @@ files decode to what is there (`streams`), a cut FLAC raises.
 import contextlib
 import functools
 import importlib
-import io
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Union, cast
+from typing import Any
 
 import numpy as np
 import soundfile
 
-Source = Union[str, os.PathLike[str], bytes, "Stream"]
-
-# fmt: off
-AUDIO_EXTENSIONS = frozenset(
-    [".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc",
-     ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"]
+from ssmast.audio.source import (
+    AudioError,
+    SlicedFile,
+    Source,
+    Stream,
+    first_bytes,
+    source_size,
+    viewed,
 )
-"""Files that libsndfile decodes, lower case."""
-
-FOREIGN_EXTENSIONS = frozenset(
-    [".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".wma", ".wmv",
-     ".avi", ".ac3", ".amr", ".ape", ".wv", ".3gp"]
-)
-"""Audio and video that torchcodec decodes where it is installed, lower case."""
-# fmt: on
-
-SOUND_EXTENSIONS = AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS
-"""File names that a corpus takes in, lower case."""
 
 _BLOCK_FRAMES = 1 << 16
 LEAST_HZ = 100
@@ -62,21 +50,8 @@ _FOREIGN_MAGIC = (  # (offset, bytes, what it is)
 )
 
 
-class AudioError(ValueError):
-    """A sound file that cannot be used; the message is one sentence that names the file."""
-
-
-class SeekError(AudioError):
-    """A sound file that cannot be sought; it may be read from its start."""
-
-
 class ForeignError(AudioError):
-    """A sound file of a kind that libsndfile does not know, but FFmpeg does.
-
-    Args:
-        message: the sentence.
-        what: the kind.
-    """
+    """A sound file of a kind that libsndfile does not know, but FFmpeg does."""
 
     def __init__(self, message: str, what: str = "") -> None:
         super().__init__(message)
@@ -169,6 +144,9 @@ class Decoder(soundfile.SoundFile):
     of unknown length it fails.
     """
 
+    source: Source
+    label: str
+    """What to call the source in an error."""
     divisor = 1.0
     """What samples are divided by so that full scale is 1."""
     mixer: Mixer
@@ -179,6 +157,11 @@ class Decoder(soundfile.SoundFile):
         """Whether `seek` may be used."""
         return super().seekable()
 
+    @property
+    def length_is_known(self) -> bool:
+        """Whether `frames` can be believed: never that of an mp3."""
+        return 0 < self.frames < UNKNOWN_LENGTH and not self.subtype.startswith("MPEG")
+
     def seekable(self) -> bool:
         """False, which is what keeps soundfile from seeking by itself."""
         return False
@@ -188,11 +171,6 @@ class Decoder(soundfile.SoundFile):
 def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decoder]:
     """An open decoder; every failure inside the block comes out as AudioError.
 
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        channel: which of several, see `CHANNELS`.
-
     Raises:
         AudioError: if it cannot be opened, or decoding fails.
     """
@@ -201,52 +179,42 @@ def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decode
     try:
         with contextlib.ExitStack() as stack:
             target: Any
-            if isinstance(source, Stream):
-                target = stack.enter_context(contextlib.closing(_Window(source)))
+            if isinstance(source, bytes | Stream):
+                target = SlicedFile(stack.enter_context(viewed(source)))
             else:  # encoded by hand: soundfile would refuse a name that is not valid UTF-8
-                target = _Bytes(source) if isinstance(source, bytes) else os.fsencode(source)
+                target = os.fsencode(source)
             file = stack.enter_context(Decoder(target))
             if file.samplerate < LEAST_HZ:
                 raise AudioError(f"{label} says {file.samplerate} Hz, too low a rate for a sound")
-            file.divisor = _divisor(file, label)
+            file.source, file.label = source, label
+            file.divisor = _divisor(file)
             file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))
             yield file
     except AudioError:
         raise
     except (soundfile.SoundFileError, OSError, TypeError, RuntimeError, ValueError) as error:
-        head = _head(source, label)
+        try:
+            head = first_bytes(source, 512)
+        except OSError as problem:
+            raise AudioError(f"{label} cannot be opened: {problem.strerror}") from problem
         what = _foreign_kind(source, head)
         if what:
             raise ForeignError(f"{label} is {what}, which soundfile cannot decode", what) from error
         raise AudioError(f"{label} {_why_unreadable(head, error)}") from error
 
 
-def decode(file: Decoder, label: str, frames: int | None) -> np.ndarray:
-    """Mono samples from where the file stands: `frames` of them, or all there are.
-
-    Args:
-        file: from `opened`.
-        label: what to call it in an error.
-        frames: how many; None for all.
+def decode(file: Decoder, frames: int | None) -> np.ndarray:
+    """Mono samples from where the file stands: `frames` of them, or all there are for None.
 
     Raises:
         AudioError: if there are fewer.
     """
-    blocks = list(decoded_blocks(file, label, frames))
+    blocks = list(decoded_blocks(file, frames))
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 
-def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np.ndarray]:
-    """As `decode`, block by block.
-
-    Args:
-        file: from `opened`.
-        label: what to call it in an error.
-        frames: how many; None for all.
-
-    Raises:
-        AudioError: at the end, if there were fewer.
-    """
+def decoded_blocks(file: Decoder, frames: int | None) -> Iterator[np.ndarray]:
+    """As `decode`, block by block; what is missing shows at the end."""
     missing = UNKNOWN_LENGTH if frames is None else frames
     while missing > 0:
         block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
@@ -258,8 +226,8 @@ def decoded_blocks(file: Decoder, label: str, frames: int | None) -> Iterator[np
         missing -= len(block)
     if frames is not None and missing > 0:
         raise AudioError(
-            f"{label} is truncated: its header promises {file.frames} frames, and decoding ended "
-            f"{missing} frames short of what was asked"
+            f"{file.label} is truncated: its header promises {file.frames} frames, and decoding "
+            f"ended {missing} frames short of what was asked"
         )
 
 
@@ -268,16 +236,10 @@ def _loudest(source: Source, label: str) -> int:
     if isinstance(source, bytes | Stream):
         return _measured_loudest(source, label)
     state = os.stat(source)
-    return _loudest_of_file(os.fsdecode(source), label, state.st_size, state.st_mtime_ns)
+    return _remembered_loudest(os.fsdecode(source), label, state.st_size, state.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4096)
-def _loudest_of_file(path: str, label: str, size: int, mtime: int) -> int:
-    """`_loudest`, remembered as long as the file does not change: clips may share a file."""
-    return _measured_loudest(path, label)
-
-
-def _measured_loudest(source: Source, label: str) -> int:
+def _measured_loudest(source: Source, label: str, *state: int) -> int:
     with opened(source, label) as file:  # another decoder: not all formats seek exactly
         energy = np.zeros(file.channels)
         while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
@@ -285,13 +247,12 @@ def _measured_loudest(source: Source, label: str) -> int:
     return int(np.nan_to_num(energy, nan=-1.0, posinf=-1.0).argmax())
 
 
+# As long as the file does not change: clips may share one.
+_remembered_loudest = functools.lru_cache(maxsize=4096)(_measured_loudest)
+
+
 def mix(frames: np.ndarray, label: str, channel: str = "mean") -> np.ndarray:
     """Float32 frames (n, channels) -> one channel (n,).
-
-    Args:
-        frames: all of a sound.
-        label: what to call it in an error.
-        channel: which of several, see `CHANNELS`.
 
     Raises:
         AudioError: if there is no such channel, or the channels cancel in their mean.
@@ -310,10 +271,6 @@ def scaled(samples: np.ndarray, label: str = "the waveform") -> np.ndarray:
     Neither the type nor the largest value tells the scale: 16-bit samples come as int32, int64, and
     as floats that were never divided. Of 16 bits are whole numbers that all fit into 16 bits; those
     that need 17 to 24 may be of 24 bits, or quiet ones of 32.
-
-    Args:
-        samples: of any shape, one sample at least.
-        label: what to call them in an error.
 
     Raises:
         AudioError: if they are no floats or signed integers, or of no certain scale.
@@ -367,7 +324,7 @@ def _is_whole(samples: np.ndarray) -> bool:
     return all(np.array_equal(np.rint(part), part) for part in parts)
 
 
-def _divisor(file: Decoder, label: str) -> float:
+def _divisor(file: Decoder) -> float:
     """Full scale of a file whose subtype does not tell it; leaves the decoder at its start."""
     if file.subtype not in ("FLOAT", "DOUBLE", "PCM_32"):
         return 1.0
@@ -383,40 +340,13 @@ def _divisor(file: Decoder, label: str) -> float:
         file.seek(0)
     if not is_float and peak:
         raise AudioError(
-            f"{label} says 32 bits, and no sample needs more than 16: 16-bit samples that were "
-            "not scaled, or next to silence; multiply them by 65536, or write them as 16 bits"
+            f"{file.label} says 32 bits, and no sample needs more than 16: 16-bit samples that "
+            "were not scaled, or next to silence; multiply them by 65536, or write them as 16 bits"
         )
-    return _divisor_of_whole(peak, 1.0, label) if peak >= _SURELY_WHOLE else 1.0
+    return _divisor_of_whole(peak, 1.0, file.label) if peak >= _SURELY_WHOLE else 1.0
 
 
 _FITS_16_OF_32 = 2.0**-16
-
-
-def length_is_known(file: Decoder) -> bool:
-    """Whether `frames` of an open file can be believed: never that of an mp3."""
-    return 0 < file.frames < UNKNOWN_LENGTH and not file.subtype.startswith("MPEG")
-
-
-class _Bytes(io.BytesIO):
-    """Bytes of a file in which a damaged header may send libsndfile before the start.
-
-    An exception inside its callback would be printed with a traceback and not reach us; staying at
-    the start gives libsndfile bytes that do not fit, which it reports as an error.
-    """
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self.getbuffer())}
-        return super().seek(max(0, origin[whence] + offset))
-
-
-def label_of(source: Source, name: str | None) -> str:
-    """The name of a source in an error: as given, its path, or its number of bytes."""
-    if name is not None:
-        return name
-    if isinstance(source, bytes):
-        return f"audio of {len(source)} bytes"
-    path = source.path if isinstance(source, Stream) else source
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_path(path: str | os.PathLike[str], label: str) -> None:
@@ -432,13 +362,6 @@ def _check_path(path: str | os.PathLike[str], label: str) -> None:
         raise AudioError(f"{label} is a pipe or device, not a sound file")
 
 
-def _head(source: Source, label: str) -> bytes:
-    try:
-        return first_bytes(source, 512)
-    except OSError as problem:
-        raise AudioError(f"{label} cannot be opened: {problem.strerror}") from problem
-
-
 def _foreign_kind(source: Source, head: bytes) -> str:
     """The format of a source that FFmpeg may decode, by its first bytes; else empty.
 
@@ -452,17 +375,13 @@ def _foreign_kind(source: Source, head: bytes) -> str:
     return "AAC" if os.fsdecode(source).lower().endswith(".aac") else ""
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head)
-
-
 def _why_unreadable(head: bytes, error: Exception) -> str:
     """Why the decoder refused a source, from its first bytes."""
     if not head:
         return "is empty: it holds zero bytes"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not audio; run `git lfs pull` where it was cloned"
-    if _is_text(head):
+    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         return "is a text file, not audio"
     reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
     if reason.startswith("File does not exist"):  # what libsndfile says of an mp3 without a frame
@@ -480,12 +399,6 @@ def decode_foreign(
 
     Whole, whatever range is wanted: ranges that torchcodec seeks in mp3, AAC and WebM came out up
     to 1105 samples off.
-
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        what: the format, for the error.
-        channel: which of several, see `CHANNELS`.
 
     Returns:
         Float32 samples (S,) and their rate in Hz.
@@ -527,91 +440,3 @@ def _decoder_class(label: str, what: str) -> Any:
         raise AudioError(
             f"{label} is {what}, and torchcodec finds no FFmpeg 4 to 9; {_INSTALL}"
         ) from error
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Bytes of a file that are a file of their own.
-
-    Attributes:
-        path: of the file.
-        start: first byte.
-        stop: byte after the last.
-        patch: bytes that stand for those from some byte of the stream on.
-    """
-
-    path: str | os.PathLike[str]
-    start: int
-    stop: int
-    patch: tuple[int, bytes] = (0, b"")
-
-
-class _Window(io.RawIOBase):
-    """The bytes of a `Stream`, as an open file."""
-
-    def __init__(self, stream: Stream) -> None:
-        super().__init__()
-        self._file = Path(os.fsdecode(stream.path)).open("rb")  # noqa: SIM115 - see close
-        self._stream, self._at = stream, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        size = self._stream.stop - self._stream.start
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
-        self._at = max(0, origin + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        stream, view = self._stream, memoryview(buffer).cast("B")
-        self._file.seek(stream.start + self._at)
-        wanted = max(0, min(len(view), stream.stop - stream.start - self._at))
-        found = self._file.read(wanted)
-        view[: len(found)] = found
-        place, data = stream.patch
-        for i in range(max(place, self._at), min(place + len(data), self._at + len(found))):
-            view[i - self._at] = data[i - place]
-        self._at += len(found)
-        return len(found)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def reader(source: Source) -> BinaryIO:
-    """The source as an open binary file."""
-    if isinstance(source, Stream):
-        return cast(BinaryIO, io.BufferedReader(_Window(source)))
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-
-
-def source_size(source: Source) -> int:
-    """Bytes of a source."""
-    if isinstance(source, Stream):
-        return source.stop - source.start
-    return len(source) if isinstance(source, bytes) else os.stat(source).st_size
-
-
-def first_bytes(source: Source, count: int) -> bytes:
-    """The first `count` bytes of a source, or what there is."""
-    if isinstance(source, bytes):
-        return source[:count]
-    with reader(source) as file:
-        return file.read(count)
-
-
-def last_bytes(source: Source, count: int) -> bytes:
-    """The last `count` bytes of a source, or what there is."""
-    if isinstance(source, bytes):
-        return source[-count:]
-    with reader(source) as file:
-        file.seek(max(0, source_size(source) - count))
-        return file.read(count)

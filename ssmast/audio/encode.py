@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from ssmast.audio.read import read_audio
+from ssmast.audio.streams import ogg_checksum, ogg_page_size
 
 CODECS = ("flac", "opus")
 
@@ -32,28 +33,17 @@ def encode_sound(samples: np.ndarray, *, sample_rate: int, codec: str) -> bytes:
     return with_serial(buffer.getvalue(), zlib.crc32(samples.tobytes()))
 
 
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
 def with_serial(ogg: bytes, serial: int) -> bytes:
     """An Ogg stream with another serial number: libsndfile draws one, so no two files are equal.
 
-    Args:
-        ogg: pages of one stream.
-        serial: 32 bits.
-
     Source: RFC 3533, section 6.
     """
-    out = bytearray(ogg)
-    at = 0
+    out, at = bytearray(ogg), 0
     while at < len(out):
-        segments = out[at + 26]
-        end = at + 27 + segments + sum(out[at + 27 : at + 27 + segments])
+        end = at + ogg_page_size(out[at : at + 282])
         out[at + 14 : at + 18] = serial.to_bytes(4, "little")
         out[at + 22 : at + 26] = bytes(4)
-        # The polynomial is zlib's with the bits in the other order, begun at 0 and not inverted.
-        reflected = zlib.crc32(bytes(out[at:end]).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-        out[at + 22 : at + 26] = reflected.to_bytes(4, "big").translate(_REVERSED)
+        out[at + 22 : at + 26] = ogg_checksum(out[at:end])
         at = end
     return bytes(out)
 

@@ -8,20 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import (
-    UNKNOWN_LENGTH,
-    AudioError,
-    Decoder,
-    ForeignError,
-    SeekError,
-    Source,
-    decoded_blocks,
-    label_of,
-    length_is_known,
-    opened,
-    source_size,
-)
+from ssmast.audio.decode import UNKNOWN_LENGTH, ForeignError, decoded_blocks, opened
 from ssmast.audio.resample import check_samples, positive, resampled_length
+from ssmast.audio.source import AudioError, SeekError, Source, label_of, source_size
 from ssmast.audio.streams import check_container, check_last_frame, mp3_blocks, streams_of
 
 # Longer files are read block by block: its samples at their own rate would not fit beside
@@ -136,12 +125,6 @@ def read_long(
 ) -> Waveform | None:
     """All samples of a file of over a minute; None for any other.
 
-    Args:
-        source: path of a file, or its bytes.
-        label: what to call it in an error.
-        sample_rate: rate of the samples in Hz.
-        channel: which of several, see `decode.CHANNELS`.
-
     Raises:
         AudioError: as `read_audio`.
     """
@@ -157,10 +140,6 @@ def stated_seconds(source: Source, label: str) -> float | None:
     """Seconds of a file as its header states them; None for a format that FFmpeg reads.
 
     What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
-
-    Args:
-        source: path of a file, part of one, or its bytes.
-        label: what to call it in an error.
 
     Raises:
         AudioError: as `read_audio`, where that shows in the header.
@@ -192,11 +171,11 @@ def _header(
         with opened(first, label) as file:
             if not any_length and frames + file.frames <= LONG_SECONDS * file.samplerate:
                 return None
-            check_container(file, first, label)
-            known = length_is_known(file) and not others
+            check_container(file)
+            known = file.length_is_known and not others
             if known:
                 try:
-                    check_last_frame(file, label)
+                    check_last_frame(file)
                 except SeekError:  # decoded from its start, it says whether it is cut off
                     known = False
             return frames + file.frames, file.samplerate, known
@@ -209,29 +188,15 @@ def file_blocks(get_source: Callable[[], Source], label: str, channel: str) -> I
     rate = 0
     for stream in streams_of(get_source(), label):
         with opened(stream, label, channel) as file:
-            rate = rate or file.samplerate
-            blocks, own = stream_blocks(file, stream, label), file.samplerate
+            rate, own = rate or file.samplerate, file.samplerate
+            if file.format == "MP3":
+                blocks = mp3_blocks(file)
+            else:
+                check_container(file)
+                blocks = decoded_blocks(file, file.frames if file.length_is_known else None)
             # Streams of a chain may differ in rate.
             yield from blocks if own == rate else _resampled(blocks, own, rate, label)
             file.mixer.check()
-
-
-def stream_blocks(file: Decoder, stream: Source, label: str) -> Iterator[np.ndarray]:
-    """A stream at its own rate, block by block, one channel; an error at the end if it is cut off.
-
-    Args:
-        file: open decoder of the stream.
-        stream: path of a file, its bytes, or one of `streams_of`.
-        label: what to call it in an error.
-
-    Raises:
-        AudioError: if there is less than its header promises.
-    """
-    if file.format == "MP3":
-        yield from mp3_blocks(file, stream, label)
-        return
-    check_container(file, stream, label)
-    yield from decoded_blocks(file, label, file.frames if length_is_known(file) else None)
 
 
 def _resampled(

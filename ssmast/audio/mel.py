@@ -1,4 +1,8 @@
-"""Waveform to log-mel spectrogram: one object for pretraining, probing, fine-tuning and export."""
+"""Waveform to log-mel spectrogram: one object for pretraining, probing, fine-tuning and export.
+
+`LogMel` is ours, as BYOL-A's; `KaldiMel` what AST, SSAST, PSLA and most published audio
+transformers take.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_SETTINGS = ("sample_rate", "n_fft", "hop_length", "num_mels", "f_min", "f_max", "mean", "std")
 EPS = 1.1920929e-07
 """Added to the mel power before the logarithm: float32 machine epsilon."""
 
@@ -57,12 +62,8 @@ class LogMel(nn.Module):
         std: float = 1.0,
     ) -> None:
         super().__init__()
-        for what, value in (
-            ("sample_rate", sample_rate),
-            ("n_fft", n_fft),
-            ("hop_length", hop_length),
-            ("num_mels", num_mels),
-        ):
+        sizes = {"sample_rate": sample_rate, "n_fft": n_fft, "hop_length": hop_length}
+        for what, value in {**sizes, "num_mels": num_mels}.items():
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, got {value}")
         if not 0 <= f_min < f_max <= sample_rate / 2:
@@ -128,11 +129,13 @@ class LogMel(nn.Module):
             return_complex=True,
         )  # (B, n_fft / 2 + 1, T)
         power = (spectrum.real.square() + spectrum.imag.square()).float()
-        if torch.compiler.is_exporting():  # the product below asks whether the batch is 1
-            mel = torch.bmm(self.filterbank.expand(power.shape[0], -1, -1), power)
-        else:
-            mel = self.filterbank @ power
-        return (mel + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+        return (self._mel(power) + EPS).log().unsqueeze(1)  # (B, 1, F, T)
+
+    def _mel(self, power: Tensor) -> Tensor:
+        """Power spectra (B, n_fft / 2 + 1, T) through the filters, (B, F, T)."""
+        if torch.compiler.is_exporting():  # the other product asks whether the batch is 1
+            return torch.bmm(self.filterbank.expand(power.shape[0], -1, -1), power)
+        return self.filterbank @ power
 
     def normalize(self, log_mel: Tensor) -> Tensor:
         """Subtract the corpus mean and divide by its standard deviation; any shape."""
@@ -189,16 +192,7 @@ class LogMel(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments in plain numbers; `LogMel(**settings)` is this object again."""
-        return {
-            "sample_rate": self.sample_rate,
-            "n_fft": self.n_fft,
-            "hop_length": self.hop_length,
-            "num_mels": self.num_mels,
-            "f_min": self.f_min,
-            "f_max": self.f_max,
-            "mean": self.mean,
-            "std": self.std,
-        }
+        return {name: getattr(self, name) for name in _SETTINGS}
 
     def extra_repr(self) -> str:
         """The settings, as `print` shows them."""
@@ -227,9 +221,7 @@ def mel_filterbank(
     """
     edges = _mel_edges(num_mels, f_min, f_max)
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    filters = torch.minimum(rising, falling).clamp_min(0)  # (F, n_fft / 2 + 1)
+    filters = _triangles(bins, edges)  # (F, n_fft / 2 + 1)
     empty = int((filters.sum(dim=1) == 0).sum())
     if empty:
         raise ValueError(
@@ -237,6 +229,12 @@ def mel_filterbank(
             f"Hz; use fewer mel bins or a longer transform"
         )
     return (filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def _triangles(at: Tensor, edges: Tensor) -> Tensor:
+    """Filters (F, N) at points (N,), that rise from an edge (F + 2,) to the next and fall again."""
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    return torch.minimum((at - low) / (centre - low), (high - at) / (high - centre)).clamp_min(0)
 
 
 def _mel_edges(num_mels: int, f_min: float, f_max: float) -> Tensor:
@@ -250,3 +248,136 @@ def _mel_edges(num_mels: int, f_min: float, f_max: float) -> Tensor:
 def _hz_to_mel(hz: float) -> float:
     """Slaney's scale: linear to 1 kHz (mel 15), then 27 steps for each factor of 6.4."""
     return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+
+AUDIOSET = {"mean": -4.2677393, "std": 2 * 4.5689974}
+"""Statistics that AST normalises with; its code divides by twice the standard deviation."""
+_WINDOW_SECONDS, _PREEMPHASIS = 0.025, 0.97
+
+
+class KaldiMel(LogMel):
+    """Kaldi's log mel filterbank, as `torchaudio.compliance.kaldi.fbank` computes it for AST.
+
+    Windows of 25 ms that lie wholly in the clip (a shorter clip has zeros after it), each without
+    its mean, with pre-emphasis 0.97 and a symmetric Hann window; the power spectrum of the next
+    power of two; triangular filters on the mel scale 1127 ln(1 + f / 700); the logarithm of at
+    least float32's epsilon; no dither. Mean, pre-emphasis, window and transform are linear, so
+    together they are one matrix, which all windows of a batch are multiplied by.
+
+    Args:
+        sample_rate: rate of the waveforms in Hz.
+        hop_length: samples between frames.
+        num_mels: number of mel bins F.
+        f_min: lowest frequency in Hz.
+        f_max: highest frequency in Hz.
+        mean: of the features over the corpus, subtracted by `normalize`.
+        std: what `normalize` divides by; AST's code takes twice the standard deviation.
+        n_fft: length of the transform; 0 for the next power of two.
+        pad_frames: fewest frames; a shorter clip has zeros after it, before it is normalised.
+
+    Raises:
+        ValueError: if the settings make no filterbank.
+
+    Source: Povey et al. 2011 (Kaldi); settings as Gong et al. 2021 (AST) call it.
+    """
+
+    transform: Tensor
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16000,
+        hop_length: int = 160,
+        num_mels: int = 128,
+        f_min: float = 20.0,
+        f_max: float = 8000.0,
+        mean: float = AUDIOSET["mean"],
+        std: float = AUDIOSET["std"],
+        n_fft: int = 0,
+        pad_frames: int = 0,
+    ) -> None:
+        self.window_length = int(_WINDOW_SECONDS * sample_rate)
+        usual = 1 << max(0, math.ceil(math.log2(max(1, self.window_length))))
+        if n_fft not in (0, usual):
+            raise ValueError(f"n_fft must be {usual} with kind=kaldi at this rate, got {n_fft}")
+        super().__init__(
+            sample_rate=sample_rate, n_fft=usual, hop_length=hop_length, num_mels=num_mels,
+            f_min=f_min, f_max=f_max, mean=mean, std=std,
+        )  # fmt: skip
+        self.pad_frames = pad_frames
+        self.register_buffer("transform", self._transform(), persistent=False)
+
+    def _transform(self) -> Tensor:
+        """Windows (..., W) times this: real and imaginary parts (..., n_fft + 2), float64."""
+        size = self.window_length
+        steps = torch.eye(size, dtype=torch.float64) - 1 / size  # without its mean
+        before = torch.cat([steps[:1], steps[:-1]])  # the first sample's own in place of none
+        emphasised = steps - _PREEMPHASIS * before
+        window = torch.hann_window(size, periodic=False, dtype=torch.float64)
+        spectrum = torch.fft.rfft(window[:, None] * emphasised, n=self.n_fft, dim=0)
+        return torch.cat([spectrum.real, spectrum.imag]).T.contiguous()
+
+    def _filterbank(self) -> Tensor:
+        bins = torch.arange(self.n_fft // 2, dtype=torch.float64) * self.sample_rate / self.n_fft
+        filters = _triangles(1127 * torch.log1p(bins / 700), self._edges())
+        return F.pad(filters, (0, 1)).float()  # Kaldi leaves the highest frequency out
+
+    def _edges(self) -> Tensor:
+        low, high = (1127 * math.log1p(hz / 700) for hz in (self.f_min, self.f_max))
+        return torch.linspace(low, high, self.num_mels + 2, dtype=torch.float64)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "KaldiMel":
+        super()._apply(fn, recurse)
+        on = self.filterbank.device
+        if self.transform.dtype != torch.float64 and on.type != "mps":
+            self.transform = self._transform().to(on)
+        return self
+
+    def _log_mel(self, waveform: Tensor, fast: bool) -> Tensor:
+        missing = self.window_length - waveform.shape[1]
+        if not torch.compiler.is_exporting() and missing > 0:
+            waveform = F.pad(waveform, (0, missing))
+        matrix = self.transform.float() if fast else self.transform
+        windows = waveform.to(matrix.dtype).unfold(1, self.window_length, self.hop_length)
+        real, imaginary = (windows @ matrix).chunk(2, dim=-1)
+        power = (real.square() + imaginary.square()).float().transpose(1, 2)  # (B, n_fft/2 + 1, T)
+        return self._mel(power).clamp_min(EPS).log().unsqueeze(1)
+
+    def frames(self, samples: Any) -> Any:
+        """Number of frames of a waveform of `samples` samples (or of several, a tensor)."""
+        beyond = samples - self.window_length
+        beyond = beyond.clamp(min=0) if isinstance(beyond, Tensor) else max(beyond, 0)
+        return 1 + beyond // self.hop_length
+
+    def samples(self, frames: int) -> int:
+        """Fewest samples that make `frames` frames."""
+        return (frames - 1) * self.hop_length + self.window_length
+
+    def span(self, start: int, frames: int) -> tuple[int, int, int]:
+        """See `LogMel.span`; a frame needs no samples before its window."""
+        return start * self.hop_length, self.samples(frames), 0
+
+    def centres_hz(self) -> Tensor:
+        """Frequency at which each mel filter peaks, in Hz (F,), float64."""
+        return 700 * torch.expm1(self._edges()[1:-1] / 1127)
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments and the kind, in plain values."""
+        settings = {"kind": "kaldi", **super().settings()}
+        return {**settings, "pad_frames": self.pad_frames} if self.pad_frames else settings
+
+
+FRONT_ENDS: dict[str, type[LogMel]] = {"log_mel": LogMel, "kaldi": KaldiMel}
+
+
+def front_end_of(settings: dict[str, Any]) -> LogMel:
+    """The front end of what `LogMel.settings` gave, of any kind.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    arguments = dict(settings)
+    kind = arguments.pop("kind", "log_mel")
+    if kind not in FRONT_ENDS:
+        raise ValueError(f"front_end.kind must be {' or '.join(FRONT_ENDS)}, got {kind!r}")
+    return FRONT_ENDS[kind](**arguments)

@@ -5,7 +5,7 @@ only choose which t they read, so a run resumes from its step, with any number o
 """
 
 from collections.abc import Iterator
-from typing import overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,13 +39,7 @@ def _key(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def _permute(values: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside.
-
-    Args:
-        values: uint64 numbers below `size`.
-        size: length of the range.
-        key: uint64 key of each value.
-    """
+    """Keyed bijection of [0, size): a Feistel network, walked until it lands inside."""
     if size == 1:
         return np.zeros_like(values)
     bits = max(2, (size - 1).bit_length())
@@ -71,15 +65,10 @@ def _feistel(values: np.ndarray, bits: int, key: np.ndarray) -> np.ndarray:
     return (left << np.uint64(width_right)) | right
 
 
-@overload
-def sample_at(position: int, *, size: int, seed: int) -> tuple[int, int]: ...
-@overload
-def sample_at(position: np.ndarray, *, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+Position = TypeVar("Position", int, np.ndarray)
 
 
-def sample_at(
-    position: int | np.ndarray, *, size: int, seed: int
-) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
+def sample_at(position: Position, *, size: int, seed: int) -> tuple[Position, Position]:
     """Epoch and clip at a position of the endless shuffled stream.
 
     Every epoch is its own keyed permutation of all clips: each comes exactly once.
@@ -105,10 +94,13 @@ def sample_at(
     epoch, offset = np.divmod(positions, size)
     key = np.broadcast_to(_key(seed, epoch), epoch.shape)
     index = _permute(offset.ravel().astype(np.uint64), size, key.ravel())
-    index = index.astype(np.int64).reshape(positions.shape)
-    if np.ndim(position) == 0:
-        return int(epoch[0]), int(index[0])
-    return epoch, index
+    return like(position, epoch, index.astype(np.int64).reshape(positions.shape))
+
+
+def like(position: Position, *values: np.ndarray) -> tuple[Position, Position]:
+    """Arrays (N,), or numbers where the position is one."""
+    found: Any = values if isinstance(position, np.ndarray) else (int(one[0]) for one in values)
+    return tuple(found)
 
 
 class BalancedOrder:
@@ -144,12 +136,7 @@ class BalancedOrder:
         self._most = int((np.ceil(ends).astype(np.int64) - self._starts).max())
 
     def __call__(self, position: int, *, seed: int) -> tuple[int, int]:
-        """(epoch for draws, clip) at a position of the endless stream.
-
-        Args:
-            position: not negative.
-            seed: of the run.
-        """
+        """(epoch for draws, clip) at a position of the endless stream."""
         epoch, cell = sample_at(position, size=self.size, seed=seed)
         point = cell + float(keyed_uniform(seed, epoch, cell, _BALANCED_STREAM, 1)[0])
         clip = int(np.searchsorted(self._ends, point, side="right"))

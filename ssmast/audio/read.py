@@ -19,28 +19,16 @@ import numpy as np
 import soundfile
 
 from ssmast.audio.decode import (
-    AUDIO_EXTENSIONS,
-    FOREIGN_EXTENSIONS,
-    LEAST_HZ,
-    SOUND_EXTENSIONS,
-    AudioError,
     Decoder,
     ForeignError,
     Mixer,
-    SeekError,
-    Source,
-    Stream,
     check_channel,
     decode,
     decode_foreign,
     decoder_version,
-    first_bytes,
-    label_of,
-    length_is_known,
     mix,
     opened,
     scaled,
-    source_size,
 )
 from ssmast.audio.long import (
     LONG_SECONDS,
@@ -51,12 +39,19 @@ from ssmast.audio.long import (
     stated_seconds,
 )
 from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
+from ssmast.audio.source import (
+    SOUND_EXTENSIONS,
+    AudioError,
+    SeekError,
+    Source,
+    Stream,
+    first_bytes,
+    label_of,
+    source_size,
+)
 from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
-    "AUDIO_EXTENSIONS",
-    "FOREIGN_EXTENSIONS",
-    "LEAST_HZ",
     "LONG_SECONDS",
     "SOUND_EXTENSIONS",
     "AudioError",
@@ -180,20 +175,20 @@ def read_audio(
             a sample beyond 100 (full scale is 1), the channels cancel each other in their mean, or
             the file ends before the excerpt begins.
     """
-    base, label, channel = _base(source, name)
+    clip, label = _clip(source, name)
     positive(sample_rate, "sample_rate")
-    if not isinstance(source, Excerpt) or source.is_whole:
-        long = read_long(base, label, sample_rate, channel)
+    if clip.is_whole:
+        long = read_long(clip.source, label, sample_rate, clip.channel)
         if long is not None:
             return long
-        audio, rate, _ = decode_whole(source, name=label)
+        audio, rate, _ = decode_whole(clip, name=label)
         return finished(audio, rate, sample_rate, label)
 
     def cut(frames: int, rate: int, read: _FrameReader) -> np.ndarray:
-        limits = _limits(source, resampled_length(frames, rate, sample_rate), sample_rate, label)
+        limits = _limits(clip, resampled_length(frames, rate, sample_rate), sample_rate, label)
         return _read_ranges(frames, rate, read, [limits], sample_rate, label)[0]
 
-    found, mixer = _with_sound(source, label, cut, check=True)
+    found, mixer = _with_sound(clip, label, cut, check=True)
     if mixer is not None:
         mixer.check()
     return found
@@ -214,19 +209,19 @@ def decode_whole(
     Raises:
         AudioError: if the source is missing, empty, truncated or not audio.
     """
-    base, label, channel = _base(source, name)
-    decoder = libsndfile_version()
+    clip, label = _clip(source, name)
+    decoder, base = libsndfile_version(), clip.source
     try:
-        with opened(streams_of(base, label)[0], label, channel) as file:
+        with opened(streams_of(base, label)[0], label, clip.channel) as file:
             rate = file.samplerate
-        blocks = list(file_blocks(lambda: base, label, channel))
+        blocks = list(file_blocks(lambda: base, label, clip.channel))
         audio = np.concatenate(blocks or [np.zeros(0, np.float32)])
         if not len(audio):
             raise AudioError(f"{label} has a header but no samples: it holds zero frames of audio")
     except ForeignError as error:
-        audio, rate = decode_foreign(base, label, error.what, channel)
+        audio, rate = decode_foreign(base, label, error.what, clip.channel)
         decoder = decoder_version()
-    first, last = _limits(source, len(audio), rate, label)
+    first, last = _limits(clip, len(audio), rate, label)
     return audio[first:last], rate, decoder
 
 
@@ -247,19 +242,19 @@ def hear(
     Raises:
         AudioError: if libsndfile cannot read it, or its channels cancel in their mean.
     """
-    base, label, channel = _base(source, name)
-    with opened(streams_of(base, label)[0], label, channel) as file:
+    clip, label = _clip(source, name)
+    with opened(streams_of(clip.source, label)[0], label, clip.channel) as file:
         rate, last = file.samplerate, file.frames
         wanted, starts = round(seconds * rate), [0]
-        if length_is_known(file) and (file.subtype in _EXACT_SEEK or file.format == "FLAC"):
-            first, last = _limits(source, file.frames, rate, label)
+        if file.length_is_known and (file.subtype in _EXACT_SEEK or file.format == "FLAC"):
+            first, last = _limits(clip, file.frames, rate, label)
             slack = max(0, last - first - wanted)
             starts = [first + int(slack * (k + 0.5) / places) for k in range(places)]
         found: list[np.ndarray] = []
         for start in dict.fromkeys(starts):
             if start:
                 file.seek(start)
-            found.append(decode(file, label, min(wanted, last - start)))
+            found.append(decode(file, min(wanted, last - start)))
         file.mixer.check()
         return found, rate
 
@@ -305,7 +300,7 @@ def read_segments(
         AudioError: as `read_audio`.
         ValueError: if a position is outside [0, 1).
     """
-    _, label, _ = _base(source, name)
+    clip, label = _clip(source, name)
     positive(sample_rate, "sample_rate")
     positive(num_samples, "num_samples")
     if not all(0.0 <= position < 1.0 for position in positions):
@@ -313,7 +308,7 @@ def read_segments(
 
     def cut(frames: int, rate: int, read: _FrameReader) -> np.ndarray:
         total = resampled_length(frames, rate, sample_rate)
-        first, last = _limits(source, total, sample_rate, label)
+        first, last = _limits(clip, total, sample_rate, label)
         width = num_samples if pad else min(num_samples, last - first)
         starts = [first + segment_start(last - first, width, p) for p in positions]
         ranges = [(max(start, first), min(start + width, last)) for start in starts]
@@ -323,10 +318,10 @@ def read_segments(
             segment[max(first - start, 0) :][: len(samples)] = samples
         return segments
 
-    found, mixer = _with_sound(source, label, cut, check=check)
+    found, mixer = _with_sound(clip, label, cut, check=check)
     if mixer is not None and mixer.cancels:
         # For a moment, or from start to end: then there is no sound, and the reason is said.
-        read_audio(source, sample_rate=sample_rate, name=name)
+        read_audio(clip, sample_rate=sample_rate, name=label)
     return found
 
 
@@ -335,29 +330,27 @@ _FrameReader = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
 
 
 def _with_sound(
-    source: Source | Excerpt,
+    clip: Excerpt,
     label: str,
     cut: Callable[[int, int, _FrameReader], np.ndarray],
     *,
     check: bool,
 ) -> tuple[np.ndarray, Mixer | None]:
-    """What `cut(frames, rate, read)` makes of a file, decoded no further than it asks.
+    """What `cut(frames, rate, read)` makes of a clip's file, decoded no further than it asks.
 
     Beside it the mixer of what was decoded, unless that was all and is checked.
     """
-    base, _, channel = _base(source, label)
     try:
-        first, *others = streams_of(base, label)
-        with opened(first, label, channel) as file:
-            if length_is_known(file) and not others:
-                check_container(file, first, label)
+        first, *others = streams_of(clip.source, label)
+        with opened(first, label, clip.channel) as file:
+            if file.length_is_known and not others:
+                check_container(file)
                 if check:
-                    check_last_frame(file, label)
-                found = cut(file.frames, file.samplerate, _frame_reader(file, label))
-                return found, file.mixer
+                    check_last_frame(file)
+                return cut(file.frames, file.samplerate, _frame_reader(file)), file.mixer
     except (ForeignError, SeekError):
         pass  # decoded from the start
-    audio, rate, _ = decode_whole(Excerpt(base, channel=channel), name=label)
+    audio, rate, _ = decode_whole(Excerpt(clip.source, channel=clip.channel), name=label)
     return cut(len(audio), rate, lambda regions: (audio[a:b] for a, b in regions)), None
 
 
@@ -382,21 +375,18 @@ def _read_ranges(
     return found
 
 
-def _base(source: Source | Excerpt, name: str | None) -> tuple[Source, str, str]:
-    """The file (or bytes) that a source lies in, what to call the source, and the channel."""
-    if isinstance(source, Excerpt):
-        return source.source, name or str(source), source.channel
-    return source, label_of(source, name), "mean"
+def _clip(source: Source | Excerpt, name: str | None) -> tuple[Excerpt, str]:
+    """The source as an excerpt, and what to call it."""
+    clip = source if isinstance(source, Excerpt) else Excerpt(source)
+    return clip, str(clip) if name is None else name
 
 
-def _limits(source: Source | Excerpt, total: int, sample_rate: int, label: str) -> tuple[int, int]:
-    """First sample and end of a source in its file of `total` samples."""
-    if not isinstance(source, Excerpt):
-        return 0, total
-    first, last = source.samples(total, sample_rate)
+def _limits(clip: Excerpt, total: int, sample_rate: int, label: str) -> tuple[int, int]:
+    """First sample and end of a clip in its file of `total` samples."""
+    first, last = clip.samples(total, sample_rate)
     if first >= last:
         raise AudioError(
-            f"{label} is empty: it spans {source.start:g} to {source.stop:g} s of a file of "
+            f"{label} is empty: it spans {clip.start:g} to {clip.stop:g} s of a file of "
             f"{total / sample_rate:.2f} s"
         )
     return first, last
@@ -429,28 +419,20 @@ def segment_at(audio: np.ndarray, start: int, num_samples: int) -> np.ndarray:
 
 
 def swing(waveform: np.ndarray) -> np.ndarray:
-    """Half the distance between the lowest and the highest sample, (..., S) -> (...).
-
-    Args:
-        waveform: samples; S >= 1.
-    """
+    """Half the distance between the lowest and the highest sample, (..., S) -> (...)."""
     # In float64: the difference of two 16-bit integers, or of two wild floats, would overflow.
     return (waveform.max(axis=-1).astype(np.float64) - waveform.min(axis=-1)) / 2
 
 
 def unpadded(segment: np.ndarray) -> np.ndarray:
-    """A segment (S,) without the zeros at its ends, so that a padded constant is still constant.
-
-    Args:
-        segment: of a clip that may have been shorter.
-    """
+    """A segment (S,) without the zeros at its ends, so that a padded constant is still constant."""
     if segment[0] and segment[-1]:
         return segment
     sounding = np.flatnonzero(segment)
     return segment[sounding[0] : sounding[-1] + 1] if len(sounding) else segment[:1]
 
 
-def _frame_reader(file: Decoder, label: str) -> _FrameReader:
+def _frame_reader(file: Decoder) -> _FrameReader:
     """Regions of an open file, sought where that is exact, and decoded from its start elsewhere."""
 
     def read(regions: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
@@ -461,10 +443,10 @@ def _frame_reader(file: Decoder, label: str) -> _FrameReader:
                 try:
                     file.seek(first)
                 except RuntimeError as error:
-                    raise SeekError(f"{label} cannot be sought") from error
-                yield decode(file, label, last - first)
+                    raise SeekError(f"{file.label} cannot be sought") from error
+                yield decode(file, last - first)
         else:
-            decoded = decode(file, label, max(last for _, last in regions))
+            decoded = decode(file, max(last for _, last in regions))
             yield from (decoded[first:last] for first, last in regions)
 
     return read
@@ -489,13 +471,15 @@ def open_audio(
     Raises:
         AudioError: as `read_audio`; of a long sound some faults show only while it is read.
     """
-    if not isinstance(source, Excerpt) or source.is_whole:
-        base, label, channel = _base(source, name)
+    clip, label = _clip(source, name)
+    if clip.is_whole:
 
         def again() -> Source:
-            return _base(reopen(), name)[0] if reopen else base
+            return _clip(reopen(), name)[0].source if reopen else clip.source
 
-        long = open_long(base, sample_rate=sample_rate, name=label, reopen=again, channel=channel)
+        long = open_long(
+            clip.source, sample_rate=sample_rate, name=label, reopen=again, channel=clip.channel
+        )
         if long is not None:
             return long
-    return read_audio(source, sample_rate=sample_rate, name=name)
+    return read_audio(clip, sample_rate=sample_rate, name=label)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import soxr
 
-from ssmast.audio.decode import AudioError, scaled
+from ssmast.audio.decode import scaled
+from ssmast.audio.source import AudioError
 
 LOUDEST = 100.0
 """Largest magnitude of a sample: 40 dB over full scale, which no recording means."""
@@ -34,12 +35,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 
 
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
-    """Refuse samples that no log-mel can be made of.
-
-    Args:
-        audio: float32, any shape.
-        label: what to call it in an error.
-        is_whole: this is all of it; else there may be more of the same.
+    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`.
 
     Raises:
         AudioError: if one is NaN or infinite, or beyond `LOUDEST`.
@@ -63,12 +59,6 @@ def finished(
     audio: np.ndarray, rate: int, sample_rate: int, label: str
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """Check decoded samples (`check_samples`), then resample them (soxr, high quality).
-
-    Args:
-        audio: one channel, float32.
-        rate: of `audio` in Hz.
-        sample_rate: of the result in Hz.
-        label: what to call it in an error.
 
     Raises:
         AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
@@ -107,22 +97,12 @@ def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
-    """Samples that soxr makes of a clip: rounded to nearest, at least one here.
-
-    Args:
-        frames: of the clip at its own rate.
-        rate: its own, in Hz.
-        sample_rate: of the result in Hz.
-    """
+    """Samples that soxr makes of a clip: rounded to nearest, at least one here."""
     return frames if rate == sample_rate else max(1, int(frames * sample_rate / rate + 0.5))
 
 
 def positive(value: int, what: str) -> int:
     """The value, unless it is below 1.
-
-    Args:
-        value: of a setting.
-        what: its name, for the error.
 
     Raises:
         ValueError: if it is.

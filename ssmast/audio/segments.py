@@ -83,6 +83,21 @@ class SegmentBatch:
         return replace(self, **{name: value.pin_memory() for name, value in rows.items()})
 
 
+def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
+    """Stack items of `SegmentDataset`; rejected clips in one flat list."""
+    waveform = torch.stack([item["waveform"] for item in items])
+    return SegmentBatch(waveform=waveform, **_common(items))
+
+
+def _common(items: Sequence[SegmentItem]) -> dict[str, Any]:
+    """What every batch has of its items beside the waveforms."""
+    numbers = {
+        key: torch.tensor([item[key] for item in items], dtype=torch.int64)
+        for key in ("clip", "epoch", "position")
+    }
+    return {**numbers, "rejected": [pair for item in items for pair in item["rejected"]]}
+
+
 class SegmentDataset(Dataset[SegmentItem]):
     """Random segments of the clips of a corpus, addressed by position in the endless stream.
 
@@ -110,6 +125,8 @@ class SegmentDataset(Dataset[SegmentItem]):
     Raises:
         ValueError: if a number is out of its range.
     """
+
+    collate = staticmethod(collate_segments)
 
     def __init__(
         self,
@@ -141,11 +158,6 @@ class SegmentDataset(Dataset[SegmentItem]):
         self._augment = WaveformAugment(transforms)
         self._whole = bytearray()
 
-    @staticmethod
-    def collate(items: Sequence[SegmentItem]) -> SegmentBatch:
-        """`collate_segments`, as a `DataLoader` wants it."""
-        return collate_segments(items)
-
     def __len__(self) -> int:
         """Clips in one epoch; positions go on beyond it, into the next."""
         return len(self.corpus)
@@ -171,10 +183,6 @@ class SegmentDataset(Dataset[SegmentItem]):
 
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
         """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
-
-        Args:
-            epoch: that the draws belong to.
-            clip: number of the clip.
 
         Raises:
             AudioError: if 32 clips in a row were bad.
@@ -257,38 +265,15 @@ class SegmentDataset(Dataset[SegmentItem]):
         return np.clip(out, -self.max_abs, self.max_abs)
 
 
-def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
-    """Stack items into a batch.
-
-    Args:
-        items: from `SegmentDataset`.
-
-    Returns:
-        The batch; rejected clips in one flat list.
-    """
-    return SegmentBatch(
-        waveform=torch.stack([item["waveform"] for item in items]),
-        clip=torch.tensor([item["clip"] for item in items], dtype=torch.int64),
-        epoch=torch.tensor([item["epoch"] for item in items], dtype=torch.int64),
-        position=torch.tensor([item["position"] for item in items], dtype=torch.int64),
-        rejected=[pair for item in items for pair in item["rejected"]],
-    )
-
-
 _MIX_STREAM = -2000
 _PARTNER_SEED = 0xA17A5  # another order than the stream's, so that partners are no neighbours
 
 
-class MixedItem(TypedDict):
+class MixedItem(SegmentItem):
     """One item of `MixedSegments`."""
 
-    waveform: Tensor
-    clip: int
     partner: int
     partner_weight: float
-    epoch: int
-    position: int
-    rejected: list[tuple[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -304,6 +289,17 @@ class MixedBatch(SegmentBatch):
     samples: Tensor
     partner: Tensor
     partner_weight: Tensor
+
+
+def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
+    """Pad and stack items of `MixedSegments`; rejected clips in one flat list."""
+    return MixedBatch(
+        waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
+        samples=torch.tensor([len(item["waveform"]) for item in items]),
+        partner=torch.tensor([item["partner"] for item in items], dtype=torch.int64),
+        partner_weight=torch.tensor([item["partner_weight"] for item in items]),
+        **_common(items),
+    )
 
 
 class MixedSegments(Dataset[MixedItem]):
@@ -324,6 +320,8 @@ class MixedSegments(Dataset[MixedItem]):
     alpha 10, waveforms less their mean.
     """
 
+    collate = staticmethod(collate_mixed)
+
     def __init__(self, segments: SegmentDataset, *, rate: float, alpha: float = 10.0) -> None:
         if segments.num_segments != 1:
             raise ValueError(f"mixing wants 1 segment a clip, got {segments.num_segments}")
@@ -332,11 +330,6 @@ class MixedSegments(Dataset[MixedItem]):
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, got {alpha}")
         self.segments, self.rate, self.alpha = segments, rate, alpha
-
-    @staticmethod
-    def collate(items: Sequence[MixedItem]) -> MixedBatch:
-        """`collate_mixed`, as a `DataLoader` wants it."""
-        return collate_mixed(items)
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -356,15 +349,8 @@ class MixedSegments(Dataset[MixedItem]):
             other, partner, more = self.segments.read(*place)
             weight, rejected = self._weight(float(draws[1])), rejected + more
             waveform = mix(waveform, torch.from_numpy(other[0]), weight=weight)
-        return MixedItem(
-            waveform=waveform,
-            clip=item["clip"],
-            partner=partner,
-            partner_weight=weight,
-            epoch=item["epoch"],
-            position=item["position"],
-            rejected=rejected,
-        )
+        mixed: SegmentItem = {**item, "waveform": waveform, "rejected": rejected}
+        return {**mixed, "partner": partner, "partner_weight": weight}
 
     def _weight(self, draw: float) -> float:
         from scipy.special import betaincinv
@@ -387,28 +373,3 @@ def mix(waveform: Tensor, other: Tensor, *, weight: float) -> Tensor:
     mixed[: len(waveform)] += (1 - weight) * (waveform - waveform.mean())
     mixed[: len(other)] += weight * (other - other.mean())
     return mixed
-
-
-def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
-    """Stack items into a batch.
-
-    Args:
-        items: from `MixedSegments`.
-
-    Returns:
-        The batch; rejected clips in one flat list.
-    """
-    numbers = {
-        key: torch.tensor([item[key] for item in items], dtype=torch.int64)
-        for key in ("clip", "partner", "epoch", "position")
-    }
-    return MixedBatch(
-        waveform=pad_sequence([item["waveform"] for item in items], batch_first=True),
-        samples=torch.tensor([len(item["waveform"]) for item in items]),
-        partner_weight=torch.tensor([item["partner_weight"] for item in items]),
-        rejected=[pair for item in items for pair in item["rejected"]],
-        clip=numbers["clip"],
-        partner=numbers["partner"],
-        epoch=numbers["epoch"],
-        position=numbers["position"],
-    )

@@ -113,12 +113,7 @@ _LOOKED_AT = 64
 
 
 def look_at_lengths(corpus: Corpus, *, sample_rate: int) -> tuple[list[int], int]:
-    """Samples of 64 clips spread over a corpus, of those that can be read; and how many it tried.
-
-    Args:
-        corpus: of the clips.
-        sample_rate: that the samples are counted at, in Hz.
-    """
+    """Samples of 64 clips spread over a corpus, where they can be read; and how many it tried."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, _LOOKED_AT).round().astype(int))
     lengths = []
     for clip in chosen.tolist():
@@ -133,9 +128,7 @@ _HEARD, _HEARD_SECONDS, _MUCH = 48, 10.0, 0.2
 def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
     """Say how much of the sound lies where a front end does not look, if that is a fifth or more.
 
-    Args:
-        corpus: of the clips; 48 moments of 10 s are heard at their own rate.
-        log_mel: the front end.
+    48 moments of 10 s are heard at their own rate.
     """
     if isinstance(corpus, Mixture):
         for one in corpus.corpora:
@@ -167,11 +160,6 @@ def energy_outside(
 ) -> tuple[float, float] | None:
     """Shares (0..1) of a sound's energy above a front end's `f_max` and below its `f_min`.
 
-    Args:
-        sound: samples (S,) at its own rate.
-        sample_rate: in Hz.
-        log_mel: the front end.
-
     Returns:
         None for a constant, which has no energy, and for what no sound may hold.
     """
@@ -188,12 +176,7 @@ def energy_outside(
 
 
 def lost_energy(shares: Sequence[tuple[float, float]], log_mel: LogMel) -> list[str]:
-    """Sentences on the mean of `energy_outside` over clips, for each side where that is much.
-
-    Args:
-        shares: of each clip, above and below.
-        log_mel: the front end.
-    """
+    """Sentences on the mean of `energy_outside` over clips, for each side where that is much."""
     if not shares:
         return []
     front, said = log_mel.settings(), []

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,38 +64,24 @@ def _envelope(rng: np.random.Generator, since: np.ndarray, seconds: float) -> np
 
 
 def _note(rng: np.random.Generator, num: int, rate: int, *, odd: bool) -> np.ndarray:
+    """Notes with all harmonics, or the odd ones."""
     since, period = _events(rng, num, rate)
     tone = _tone(rng, np.full(num, _pitch(rng)), rate, odd=odd)
     return tone * _envelope(rng, since, period / rate)
 
 
-def tone_odd(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Notes with odd harmonics only, as a clarinet's."""
-    return _note(rng, num, rate, odd=True)
-
-
-def tone_all(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Notes with all harmonics."""
-    return _note(rng, num, rate, odd=False)
-
-
-def vibrato(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Notes whose pitch swings 4 to 8 times a second."""
+def _swinging(rng: np.random.Generator, num: int, rate: int, *, pitch: bool) -> np.ndarray:
+    """Notes whose pitch, or else level, swings 4 to 8 times a second."""
     since, period = _events(rng, num, rate)
     swing = np.sin(2 * np.pi * (rng.uniform(4, 8) * np.arange(num) / rate + rng.uniform()))
-    hz = _pitch(rng) * 2 ** (rng.uniform(0.8, 1.8) / 12 * swing)
-    return _tone(rng, hz, rate) * _envelope(rng, since, period / rate)
-
-
-def tremolo(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Notes whose level swings 4 to 8 times a second."""
-    since, period = _events(rng, num, rate)
-    swing = np.sin(2 * np.pi * (rng.uniform(4, 8) * np.arange(num) / rate + rng.uniform()))
-    tone = _tone(rng, np.full(num, _pitch(rng)), rate) * (1 + rng.uniform(0.6, 0.95) * swing)
+    if pitch:
+        tone = _tone(rng, _pitch(rng) * 2 ** (rng.uniform(0.8, 1.8) / 12 * swing), rate)
+    else:
+        tone = _tone(rng, np.full(num, _pitch(rng)), rate) * (1 + rng.uniform(0.6, 0.95) * swing)
     return tone * _envelope(rng, since, period / rate)
 
 
-def bell(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
+def _bell(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Struck sounds with inharmonic partials, by frequency modulation that dies away."""
     since, _ = _events(rng, num, rate)
     carrier = _pitch(rng)
@@ -104,7 +91,7 @@ def bell(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     return decay * np.sin(turn + rng.uniform(1, 4) * decay * np.sin(ratio * turn))
 
 
-def pluck(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
+def _pluck(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     """Plucked strings. Source: Karplus & Strong 1983."""
     from scipy.signal import lfilter
 
@@ -121,7 +108,8 @@ def pluck(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
     return string[np.round(since * rate).astype(np.int64)]
 
 
-def _glide(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.ndarray:
+def _glide(rng: np.random.Generator, num: int, rate: int, *, direction: int) -> np.ndarray:
+    """Tones that rise or fall, again and again."""
     since, period = _events(rng, num, rate)
     along = since / (period / rate) - 0.5
     hz = _pitch(rng) * 2 ** (direction * rng.uniform(0.3, 1.0) * along)
@@ -130,17 +118,8 @@ def _glide(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.
     return _tone(rng, hz, rate) * shape
 
 
-def glide_up(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Tones that rise, again and again."""
-    return _glide(rng, num, rate, 1)
-
-
-def glide_down(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Tones that fall, again and again."""
-    return _glide(rng, num, rate, -1)
-
-
-def _notes(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.ndarray:
+def _notes(rng: np.random.Generator, num: int, rate: int, *, direction: int) -> np.ndarray:
+    """Three notes, each higher or lower than the last, again and again."""
     since, period = _events(rng, num, rate)
     third = period / rate / 3
     step = np.minimum(since // third, 2)  # three notes, then again
@@ -149,17 +128,8 @@ def _notes(rng: np.random.Generator, num: int, rate: int, direction: int) -> np.
     return _tone(rng, hz, rate) * _envelope(rng, since - step * third, third)
 
 
-def notes_up(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Three notes, each higher than the last, again and again."""
-    return _notes(rng, num, rate, 1)
-
-
-def notes_down(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Three notes, each lower than the last, again and again."""
-    return _notes(rng, num, rate, -1)
-
-
 def _pulses(rng: np.random.Generator, num: int, rate: int, *, paired: bool) -> np.ndarray:
+    """Bursts of noise at equal distances, or in pairs."""
     between = rate * rng.uniform(0.09, 0.2)
     place = np.arange(num) / between + 2 * rng.uniform()
     since = place % 1.0 * between / rate
@@ -173,23 +143,20 @@ def _pulses(rng: np.random.Generator, num: int, rate: int, *, paired: bool) -> n
     return noise * np.exp(-since * rng.uniform(25, 70))
 
 
-def pulses_even(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """Bursts of noise at equal distances."""
-    return _pulses(rng, num, rate, paired=False)
-
-
-def pulses_paired(rng: np.random.Generator, num: int, rate: int) -> np.ndarray:
-    """As many bursts of noise, in pairs, as a gallop."""
-    return _pulses(rng, num, rate, paired=True)
-
-
 CLASSES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
-    function.__name__: function
-    for function in (
-        bell, glide_down, glide_up, notes_down, notes_up, pluck,
-        pulses_even, pulses_paired, tone_all, tone_odd, tremolo, vibrato,
-    )
-}  # fmt: skip
+    "bell": _bell,
+    "glide_down": partial(_glide, direction=-1),
+    "glide_up": partial(_glide, direction=1),
+    "notes_down": partial(_notes, direction=-1),
+    "notes_up": partial(_notes, direction=1),
+    "pluck": _pluck,
+    "pulses_even": partial(_pulses, paired=False),
+    "pulses_paired": partial(_pulses, paired=True),  # as many bursts, as a gallop
+    "tone_all": partial(_note, odd=False),
+    "tone_odd": partial(_note, odd=True),  # odd harmonics only, as a clarinet's
+    "tremolo": partial(_swinging, pitch=False),
+    "vibrato": partial(_swinging, pitch=True),
+}
 """Functions (generator, number of samples, rate in Hz) -> samples, by label."""
 
 

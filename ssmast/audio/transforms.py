@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
 
 _GROUPS = ("Compose", "OneOf", "SomeOf")
@@ -28,11 +28,25 @@ _PATHS = ("sounds_path", "ir_path")
 _FORM = "a list of audiomentations transforms such as [{Gain: {p: 0.5}}, PolarityInversion]"
 
 
+# All cost at most about 2 ms for 6 s. Pitch shift and time stretch (12-17 ms) are left out.
+_BUILT_IN: list[dict[str, dict[str, Any]]] = [
+    {"PolarityInversion": {"p": 0.5}},
+    {"Shift": {"min_shift": -0.1, "max_shift": 0.1, "rollover": False, "p": 0.3}},
+    {"LowPassFilter": {"min_cutoff_freq": 2000.0, "max_cutoff_freq": 7500.0, "p": 0.1}},
+    {"HighPassFilter": {"min_cutoff_freq": 60.0, "max_cutoff_freq": 600.0, "p": 0.1}},
+    {"TanhDistortion": {"min_distortion": 0.01, "max_distortion": 0.2, "p": 0.1}},
+    {"AddGaussianSNR": {"min_snr_db": 15.0, "max_snr_db": 40.0, "p": 0.3}},
+    {"GainTransition": {"min_gain_db": -9.0, "max_gain_db": 3.0, "p": 0.2}},
+    {"Gain": {"min_gain_db": -9.0, "max_gain_db": 6.0, "p": 0.7}},
+]
+
+
 class WaveformAugment:
     """Changes a waveform by transforms of audiomentations, all draws decided by a seed.
 
     Args:
-        path: YAML or JSON file of transforms; None for the built-in chain.
+        path: YAML or JSON file of transforms; None for the built-in chain, cheap changes to level,
+            phase, tone and noise that leave the content in place.
 
     Raises:
         FileNotFoundError: if the file, or a folder of sounds that it names, does not exist.
@@ -40,12 +54,10 @@ class WaveformAugment:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = Path("the built-in chain") if path is None else Path(path)
         # Kept as plain values: every process makes transforms of its own, from the same list.
-        self._listed = None if self.path is None else _read(self.path)
-        self._chain: Callable[..., np.ndarray] | None = None
-        if self.path is not None:
-            self._chain = self._built()
+        self._listed = _BUILT_IN if path is None else _read(self.path)
+        self._chain = None if path is None else self._built()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_chain": None}
@@ -61,10 +73,7 @@ class WaveformAugment:
         Raises:
             ValueError: if a transform of the file fails, or changes the length.
         """
-        if self._chain is None:
-            self._chain = self._built()
-        if self.path is None:
-            return _seeded(seed, self._chain, samples=waveform, sample_rate=sample_rate)
+        self._chain = self._chain or self._built()
         try:
             out = _seeded(seed, self._chain, samples=waveform, sample_rate=sample_rate)
         except Exception as error:  # transforms raise kinds of their own
@@ -81,44 +90,8 @@ class WaveformAugment:
         return out.astype(np.float32, copy=False)
 
     def _built(self) -> Callable[..., np.ndarray]:
-        if self.path is None or self._listed is None:
-            return built_in_chain()
-        return _group("Compose", {"transforms": self._listed}, self.path)
-
-
-def built_in_chain() -> Callable[..., np.ndarray]:
-    """Cheap changes to level, phase, tone and noise that leave the content in place.
-
-    All cost at most about 2 ms for 6 s. Pitch shift and time stretch (12-17 ms) are left out.
-
-    Returns:
-        audiomentations.Compose, called with (samples, sample_rate). It draws from the global states
-        of both `random` and `numpy.random`.
-    """
-    from audiomentations import (
-        AddGaussianSNR,
-        Compose,
-        Gain,
-        GainTransition,
-        HighPassFilter,
-        LowPassFilter,
-        PolarityInversion,
-        Shift,
-        TanhDistortion,
-    )
-
-    return Compose(
-        [
-            PolarityInversion(p=0.5),
-            Shift(min_shift=-0.1, max_shift=0.1, rollover=False, p=0.3),
-            LowPassFilter(min_cutoff_freq=2000.0, max_cutoff_freq=7500.0, p=0.1),
-            HighPassFilter(min_cutoff_freq=60.0, max_cutoff_freq=600.0, p=0.1),
-            TanhDistortion(min_distortion=0.01, max_distortion=0.2, p=0.1),
-            AddGaussianSNR(min_snr_db=15.0, max_snr_db=40.0, p=0.3),
-            GainTransition(min_gain_db=-9.0, max_gain_db=3.0, p=0.2),
-            Gain(min_gain_db=-9.0, max_gain_db=6.0, p=0.7),
-        ]
-    )
+        """audiomentations.Compose; draws from the states of both `random` and `numpy.random`."""
+        return _transform({"Compose": {"transforms": self._listed}}, self.path)
 
 
 def _seeded(
@@ -141,16 +114,7 @@ def _seeded(
 def _read(path: Path) -> list[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; wanted a YAML or JSON file with {_FORM}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read as plain YAML: {reason}") from error
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} must hold {_FORM}, got {type(content).__name__}")
-    return content
+    return yaml_list(as_text(path.read_bytes(), path), path, f"hold {_FORM}")
 
 
 def _known() -> dict[str, Any]:
@@ -169,6 +133,8 @@ def _known() -> dict[str, Any]:
 
 def _transform(entry: Any, path: Path) -> Any:
     """The transform of `Name` or `{Name: {argument: value}}`."""
+    import audiomentations
+
     if isinstance(entry, str):
         entry = {entry: None}
     if not isinstance(entry, dict) or len(entry) != 1:
@@ -179,34 +145,14 @@ def _transform(entry: Any, path: Path) -> Any:
         raise ValueError(f"{name} in {path} must have arguments as {{name: value}}, got {given!r}")
     known = _known()
     _check_name(name, [*known, *_GROUPS], f"{path} names", "transform of audiomentations")
-    if name in _GROUPS:
-        return _group(name, given, path)
-    allowed = [key for key in inspect.signature(known[name].__init__).parameters if key != "self"]
-    for key in given:
-        _check_name(key, allowed, f"{name} in {path} has", f"argument of {name}")
-    values = {key: _value(key, value, name, path) for key, value in given.items()}
-    return _made(known[name], values, name, path)
-
-
-def _group(name: str, given: dict[str, Any], path: Path) -> Any:
-    import audiomentations
-
-    kind = getattr(audiomentations, name)
+    kind = known[name] if name in known else getattr(audiomentations, name)
     allowed = [key for key in inspect.signature(kind.__init__).parameters if key != "self"]
     for key in given:
         _check_name(key, allowed, f"{name} in {path} has", f"argument of {name}")
     listed = given.get("transforms")
-    if not isinstance(listed, list) or not listed:
+    if name in _GROUPS and (not isinstance(listed, list) or not listed):
         raise ValueError(f"{name} in {path} must have transforms: {_FORM}, got {listed!r}")
-    values = {key: _value(key, value, name, path) for key, value in given.items()
-              if key != "transforms"}  # fmt: skip
-    if isinstance(values.get("num_transforms"), list):
-        values["num_transforms"] = tuple(values["num_transforms"])
-    values["transforms"] = [_transform(entry, path) for entry in listed]
-    return _made(kind, values, name, path)
-
-
-def _made(kind: Any, values: dict[str, Any], name: str, path: Path) -> Any:
+    values = {key: _value(key, value, name, path) for key, value in given.items()}
     try:
         return kind(**values)
     except Exception as error:  # transforms raise kinds of their own
@@ -222,6 +168,10 @@ def _check_name(name: Any, allowed: list[str], who: str, what: str) -> None:
 
 def _value(key: str, value: Any, name: str, path: Path) -> Any:
     """An argument: numbers and text as they are, folders of sounds as their files, transforms."""
+    if key == "transforms":
+        return [_transform(entry, path) for entry in value]
+    if key == "num_transforms" and isinstance(value, list):
+        return tuple(value)
     if key.endswith("_transform") and value is not None:
         return _transform(value, path)
     items = value if isinstance(value, list) else [value]

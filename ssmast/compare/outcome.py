@@ -11,9 +11,9 @@ from typing import Any
 from ssmast.compare.config import CompareConfig
 from ssmast.compare.verdict import Difference, Scores, Verdict, difference, judge
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import TITLES, Result, markdown_row
+from ssmast.evaluation.results import TITLES, Result
 from ssmast.files import write_atomic, write_json
-from ssmast.html import page, section, table, text
+from ssmast.html import markdown_table, page, section, table, text
 from ssmast.report.scores import Dot, dot
 from ssmast.settings import to_dict, to_words
 from ssmast.version import __version__
@@ -155,13 +155,11 @@ def as_markdown(comparison: Comparison) -> str:
     lines = [f"**{verdict.sentence}**" if verdict else "**No variant has been scored.**", ""]
     lines += [f"- {note}" for note in comparison.notes()] + [""]
     head, *rows = _score_rows(comparison)
-    lines += [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
-    lines += [markdown_row(row) for row in rows]
+    lines.append(markdown_table(head, rows, numbers=len(head) - 1))
     if verdict and verdict.differences:
         head, *rows = _difference_rows(verdict.differences)
-        lines += ["", markdown_row(head), markdown_row(["---"] * len(head))]
-        lines += [markdown_row(row) for row in rows]
-    return "\n".join([*lines, "", _legend(comparison), ""])
+        lines.append(markdown_table(head, rows))
+    return "\n".join([*lines, _legend(comparison), ""])
 
 
 def as_page(comparison: Comparison) -> str:

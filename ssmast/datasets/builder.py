@@ -16,25 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import FORMAT, TASK_FILE, read_task_file
+from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
-from ssmast.datasets import (
-    audioset,
-    environment,
-    epic_kitchens,
-    fsd50k,
-    iemocap,
-    nsynth,
-    pretraining,
-    speech_commands,
-    video,
-    voxceleb1,
-    voxforge,
-)
+from ssmast.datasets import sound_sets, speech_sets, video_sets
 from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import LABEL_SEPARATOR, BuildNotes, DataTask, Row
+from ssmast.datasets.task import BuildNotes, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
 from ssmast.splits import (
     Split,
@@ -49,12 +37,7 @@ from ssmast.version import __version__
 
 
 class SetStatistics:
-    """What is counted over the rows of a set.
-
-    Args:
-        definition: of the task.
-        notes: filled by its builder.
-    """
+    """What is counted over the rows of a set."""
 
     def __init__(self, definition: DataTask, notes: BuildNotes) -> None:
         self.definition, self.notes = definition, notes
@@ -73,7 +56,7 @@ class SetStatistics:
         self.labels.update(row.labels)
         group = self.definition.group
         of_group = row.extra[self.definition.columns.index(group)] if group else ""
-        self.clips.append((row.path, row.split, LABEL_SEPARATOR.join(row.labels), of_group))
+        self.clips.append((row.path, row.split, LABELS_BETWEEN.join(row.labels), of_group))
         if self.definition.disjoint_by:
             value = row.extra[self.definition.columns.index(self.definition.disjoint_by)]
             if value:
@@ -87,7 +70,7 @@ class SetStatistics:
         clips = [clip for clip in self.clips if clip[2] or not labelled]
         paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
         if self.definition.multi_label:
-            labels = rarest_labels(labels, LABEL_SEPARATOR)
+            labels = rarest_labels(labels, LABELS_BETWEEN)
         try:
             if self.definition.folds:
                 splits = group_folds(parts)
@@ -107,15 +90,7 @@ class SetStatistics:
 def facts_of(
     definition: DataTask, root: Path, out: Path, options: dict[str, str], stats: SetStatistics
 ) -> dict[str, Any]:
-    """What task.json says of a set.
-
-    Args:
-        definition: of its task.
-        root: folder of the data set.
-        out: folder of the labelled set.
-        options: all, with their values.
-        stats: after all rows.
-    """
+    """What task.json says of a set."""
     built, published = stats.notes, published_of(definition.name, options)
     split = "fold" if definition.folds else "split"
     notes = list(built.remarks)
@@ -141,7 +116,7 @@ def facts_of(
         "group": definition.group,
         "metric": definition.metric,
         "multi_label": definition.multi_label,
-        "label_separator": LABEL_SEPARATOR,
+        "label_separator": LABELS_BETWEEN,
         "classes": built.classes or sorted(stats.labels),
         "counts": {name: stats.found[name] for name in ordered_parts(stats.found)},
         "missing": {name: stats.missing[name] for name in ordered_parts(stats.missing)},
@@ -183,11 +158,9 @@ def _audio(root: Path, out: Path) -> str:
     return str(root)
 
 
-_MODULES = (
-    speech_commands, voxceleb1, iemocap, voxforge, nsynth, environment, fsd50k, audioset, video,
-    epic_kitchens, pretraining,
-)  # fmt: skip
-TASKS: dict[str, DataTask] = {task.name: task for module in _MODULES for task in module.TASKS}
+TASKS: dict[str, DataTask] = {
+    task.name: task for task in (*speech_sets.TASKS, *sound_sets.TASKS, *video_sets.TASKS)
+}
 """By name, in the order of the papers."""
 
 
@@ -311,7 +284,7 @@ def _build(
     files, notes = DatasetFiles(root), BuildNotes()
     made = not out.exists()
     try:
-        with replacing(out / "metadata.csv") as partial:
+        with replacing(out / METADATA) as partial:
             with partial.open("w", encoding="utf-8", newline="") as file:
                 stats = SetStatistics(definition, notes)
                 writer = csv.writer(file, lineterminator="\n")
@@ -321,7 +294,7 @@ def _build(
                 for row in _present(
                     definition.build(files, options, notes), files, stats, progress
                 ):
-                    label = [LABEL_SEPARATOR.join(row.labels)] if definition.labelled else []
+                    label = [LABELS_BETWEEN.join(row.labels)] if definition.labelled else []
                     writer.writerow([row.path, *label, row.split, *row.extra])
             if not stats.found:
                 raise FileNotFoundError(
@@ -346,8 +319,8 @@ def _present(
     for number, row in enumerate(rows, start=1):
         if progress and number % 10_000 == 0:
             progress("looking for clips", number, 0)
-        if any(LABEL_SEPARATOR in label for label in row.labels) and multi:
-            raise ValueError(f"a class name holds {LABEL_SEPARATOR!r}: {row.labels}")
+        if any(LABELS_BETWEEN in label for label in row.labels) and multi:
+            raise ValueError(f"a class name holds {LABELS_BETWEEN!r}: {row.labels}")
         if row.path in stats.seen:
             stats.notes.left_out["listed twice"] += 1
             continue
@@ -366,7 +339,7 @@ def _check_out(out: Path, task: str) -> None:
     if not out.is_dir():
         raise ValueError(f"{out} is no folder; give another out=")
     built = read_task_file(out).get("task")
-    if built != task and (built or (out / "metadata.csv").exists()):
+    if built != task and (built or (out / METADATA).exists()):
         what = f"the set of task {built}" if built else "a metadata.csv that was not built here"
         raise ValueError(f"{out} holds {what}; give another out=")
 

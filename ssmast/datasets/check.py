@@ -94,9 +94,6 @@ class Checked:
 def check_set(folder: Path) -> Checked:
     """Count a built set.
 
-    Args:
-        folder: of the set.
-
     Raises:
         ValueError: if it was not built by `ssmast prepare task=`, or a table is damaged.
         FileNotFoundError: if its audio is gone.

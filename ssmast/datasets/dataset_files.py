@@ -4,20 +4,18 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmast.audio.decode import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+from ssmast.audio.source import AUDIO_EXTENSIONS, SOUND_EXTENSIONS
+from ssmast.files import as_text
 
 
 class DatasetFiles:
     """Files below a folder, each folder listed once; hidden ones (`.DS_Store`, `._copy`) left out.
 
     Two million clips are looked up by one listing for each folder.
-
-    Args:
-        root: the folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -28,6 +26,11 @@ class DatasetFiles:
     def names(self, folder: str = "") -> list[str]:
         """Names of the files in a folder below the root, sorted; none if there is no folder."""
         return sorted(self._list(folder)[0])
+
+    def waves(self, folder: str) -> list[str]:
+        """Paths of the WAV files in a folder below the root, sorted."""
+        names = self.names(folder)
+        return [f"{folder}/{name}" for name in names if name.lower().endswith(".wav")]
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders in a folder below the root, sorted."""
@@ -56,10 +59,15 @@ class DatasetFiles:
         Formats that soundfile decodes are preferred to videos.
         """
         if self._stems is None:
-            self._stems = {}
+            videos: dict[str, str] = {}
+            audio: dict[str, str] = {}
             for folder, names in self.walk():
                 for name in names:
-                    self._enter(f"{folder}/{name}".lstrip("/"))
+                    own, extension = os.path.splitext(name)
+                    if extension.lower() in SOUND_EXTENSIONS:
+                        found = audio if extension.lower() in AUDIO_EXTENSIONS else videos
+                        found.setdefault(own, f"{folder}/{name}".lstrip("/"))
+            self._stems = videos | audio
         return self._stems.get(stem)
 
     def lines(self, path: str) -> list[str]:
@@ -109,11 +117,7 @@ class DatasetFiles:
             yield dict(zip(header, (value.strip() for value in row), strict=True))
 
     def fields(self, path: str, *, comment: str = "") -> Iterator[list[str]]:
-        """The rows of a CSV file as they are, less empty ones.
-
-        Args:
-            path: below the root.
-            comment: rows that start with this are skipped.
+        """The rows of a CSV file as they are, less empty ones and those that start with `comment`.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -128,20 +132,10 @@ class DatasetFiles:
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{self.root / path} is no valid CSV file: {error}") from error
 
-    def first(self, *paths: str) -> str:
-        """The first of some paths that is a file, else the first of all."""
+    def first(self, *names: str, places: Sequence[str] = ("",)) -> str:
+        """The first file of some names in some folders (`a/`), else the first name in the first."""
+        paths = [place + name for place in places for name in names]
         return next((path for path in paths if self.has(path)), paths[0])
-
-    def _enter(self, path: str) -> None:
-        stem, extension = os.path.splitext(path.rpartition("/")[2])
-        extension = extension.lower()
-        assert self._stems is not None
-        if extension in AUDIO_EXTENSIONS:
-            old = self._stems.get(stem)
-            if old is None or os.path.splitext(old)[1].lower() in FOREIGN_EXTENSIONS:
-                self._stems[stem] = path
-        elif extension in FOREIGN_EXTENSIONS:
-            self._stems.setdefault(stem, path)
 
     def _list(self, folder: str) -> tuple[frozenset[str], tuple[str, ...]]:
         if folder not in self._listed:
@@ -162,20 +156,24 @@ class DatasetFiles:
 
     def _text(self, path: str) -> str:
         self._check(path)
-        try:
-            return (self.root / path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.root / path} is not UTF-8 text") from error
+        return as_text((self.root / path).read_bytes(), self.root / path)
+
+
+def named(ids: Iterable[str], names: Mapping[str, str], what: str, table: str) -> tuple[str, ...]:
+    """The names of some classes by their ids.
+
+    Raises:
+        ValueError: if the table lacks one that `what` has.
+    """
+    for unknown in (one for one in ids if one not in names):
+        raise ValueError(f"{what} has the label {unknown}, which {table} lacks")
+    return tuple(names[one] for one in ids)
 
 
 def keyed_order(names: Iterable[str], *, seed: int) -> list[str]:
     """The names in the order of a hash of each.
 
     The first n of them are a draw without replacement, the same on every machine.
-
-    Args:
-        names: all different.
-        seed: another one gives another order.
     """
     return sorted(names, key=lambda name: _digest(name, seed))
 
@@ -199,24 +197,14 @@ _TIMES: tuple[Callable[[float], str], ...] = (
 
 
 class YouTubeClips:
-    """Sound files of YouTube clips, found by video and start under any of the usual names.
-
-    Args:
-        files: of the root.
-    """
+    """Sound files of YouTube clips, found by video and start under any of the usual names."""
 
     def __init__(self, files: DatasetFiles) -> None:
         self.files = files
         self._last = 0  # the pattern that matched last is tried first
 
     def path(self, video: str, start: float, stop: float) -> str | None:
-        """Path of the clip, in whatever folder; None if it is not there.
-
-        Args:
-            video: its YouTube id.
-            start: of the clip in the video, in seconds.
-            stop: in seconds.
-        """
+        """Path of the clip, in whatever folder; None if it is not there."""
         names = _names(video, start, stop)
         for number in (self._last, *range(len(names))):
             found = self.files.with_stem(names[number])

@@ -26,7 +26,11 @@ _ATTEMPTS = 5
 _PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
-@dataclass(frozen=True, kw_only=True)
+UNTAR = "tar -xzf {file} -C {root}"
+UNZIP = "unzip -q {file} -d {root}"
+
+
+@dataclass(frozen=True)
 class Remote:
     """A file to fetch.
 

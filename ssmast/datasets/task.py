@@ -8,11 +8,8 @@ from pathlib import Path
 from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Remote
 
-LABEL_SEPARATOR = ";"
-"""Between the labels of a clip; not a comma, which is in class names."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One clip of the official lists, whether its file exists or not.
 
@@ -47,7 +44,7 @@ class BuildNotes:
 Builder = Callable[[DatasetFiles, Mapping[str, str], BuildNotes], Iterator[Row]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """A choice of the user in building a set.
 
@@ -74,6 +71,7 @@ class DataTask:
         licence: of the sounds, in short.
         markers: alternatives of paths that the unpacked layout holds, each a tuple of which all
             must be there; the root is the folder given or a folder in it.
+        places: folders below the root that they may lie in, as `csv/`; empty for the root itself.
         layout: the layout in a line, for the error.
         build: makes the rows.
         folds: splits are folds, each tested on in turn, instead of train, valid and test.
@@ -96,6 +94,7 @@ class DataTask:
     markers: tuple[tuple[str, ...], ...]
     layout: str
     build: Builder
+    places: tuple[str, ...] = ("",)
     folds: bool = False
     columns: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -152,4 +151,8 @@ class DataTask:
         return found[0]
 
     def _fits(self, folder: Path) -> bool:
-        return any(all((folder / name).exists() for name in names) for names in self.markers)
+        return any(
+            all((folder / (place + name)).exists() for name in names)
+            for place in self.places
+            for names in self.markers
+        )

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
-from ssmast.audio.corpus.layouts import layout_of
-from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST
+from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST, layout_of
 from ssmast.audio.corpus.table import find_table, read_header
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
@@ -136,7 +135,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 looks.seconds.append(file.frames / rate)
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
-                    sound = decode(file, corpus.name(i), frames)
+                    sound = decode(file, frames)
                     file.mixer.check()
                     share = energy_outside(sound, rate, front_end)
                     if share is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ssmast.audio.kaldi import front_end_of
+from ssmast.audio.mel import front_end_of
 from ssmast.model import IMAGENET
 from ssmast.settings import flatten
 

@@ -16,7 +16,7 @@ from timm.models import is_model
 from torch import Tensor
 
 from ssmast.audio import LogMel
-from ssmast.audio.kaldi import front_end_of
+from ssmast.audio.mel import front_end_of
 from ssmast.encoder.whitening import Whitening
 from ssmast.files import new_folder, sha256_of
 from ssmast.model import Backbone, create_model

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import LongSound, open_audio, scaled
-from ssmast.audio.read import LEAST_HZ, Excerpt, mix
+from ssmast.audio.decode import LEAST_HZ
+from ssmast.audio.read import Excerpt, mix
 from ssmast.audio.resample import finished
 
 Samples = np.ndarray[Any, np.dtype[Any]]
@@ -46,8 +47,7 @@ def read_clips(
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted, channel) for item in waveform]
     if isinstance(waveform, str | os.PathLike):
-        sound = open_audio(Excerpt(waveform, channel=channel), sample_rate=wanted)
-        return [sound if isinstance(sound, LongSound) else torch.from_numpy(sound)]
+        return [open_clip(Excerpt(waveform, channel=channel), sample_rate=wanted)]
     if isinstance(waveform, Tensor):
         # Forced: off its device, its graph, and views that are negated or conjugated.
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy(
@@ -60,6 +60,16 @@ def read_clips(
     rate = _whole_hz(sample_rate)
     clips = [finished(row, rate, wanted, "the waveform") for row in _rows(waveform)]
     return [torch.from_numpy(_plain(clip)) for clip in clips]
+
+
+def open_clip(source: Excerpt, *, sample_rate: int) -> Tensor | LongSound:
+    """A sound (S,) at `sample_rate` Hz; one of over a minute is read from front to back later.
+
+    Raises:
+        AudioError: if it cannot be read.
+    """
+    sound = open_audio(source, sample_rate=sample_rate)
+    return sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
 
 
 def mixed(channels: Sequence[Tensor | LongSound]) -> Tensor:

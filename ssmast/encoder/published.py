@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ssmast.audio.kaldi import AUDIOSET, KaldiMel
+from ssmast.audio.mel import AUDIOSET, KaldiMel
 from ssmast.encoder.folder import CONFIG, EXTRACTOR, WEIGHTS, read_json
 from ssmast.model import AST, ast_numbers, create_model, load_ast_state_dict
 

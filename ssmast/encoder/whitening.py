@@ -4,14 +4,15 @@ Pretraining leaves a vector whose largest principal directions are hundreds of t
 others, so that cosines, neighbours and a linear layer that is trained by steps see little else.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 MEAN, SCALE, DIRECTIONS, FACTORS = "mean", "scale", "directions", "factors"
-# In units of the mean variance; chosen on validation parts (docs/ideas/pooling.md).
-FLOOR = 3.0
+# 1 would give all directions one variance; chosen on validation parts (docs/ideas/pooling.md).
+POWER = 0.5
 # Of a direction: fewer say too little of its variance.
 FEWEST_CLIPS = 4
 
@@ -20,20 +21,20 @@ class Whitening(nn.Module):
     """Vectors (B, D) -> (B, D): standardised, their k widest directions shrunk.
 
     Of standardised vectors with the principal directions v_i and variances s_i, the part along v_i
-    is multiplied by sqrt((t + f) / (s_i + f)): t is the mean variance of the directions that are
-    left as they are, the floor f is in units of the mean of all. The length of the vector stays.
+    is multiplied by (t / s_i) ** (p / 2): t is the mean variance of the directions that are left as
+    they are, p the power. p = 0 only standardises, p = 1 gives each v_i the variance t. The length
+    of the vector stays.
 
     Args:
         mean: of the vectors (D,).
         scale: 1 / standard deviation (D,).
         directions: orthonormal rows (k, D).
         factors: of the directions (k,).
-        floor: f.
-        clips: whose vectors it was measured on.
+        measured: how they came about, as config.json says it: power, clips.
 
-    Source: Kessy, Lewin and Strimmer 2018 (ZCA whitening), with a floor; Mu and Viswanath 2018, who
-    remove the widest directions of word vectors. Differs from both: the directions are shrunk as
-    far as the floor lets them.
+    Source: Kessy, Lewin and Strimmer 2018 (ZCA whitening); Mu and Viswanath 2018, who remove the
+    widest directions of word vectors. Differs from both: the power leaves the order of the
+    variances as it is.
     """
 
     mean: Tensor
@@ -48,17 +49,16 @@ class Whitening(nn.Module):
         directions: Tensor,
         factors: Tensor,
         *,
-        floor: float,
-        clips: int,
+        measured: Mapping[str, float],
     ) -> None:
         super().__init__()
         for name, value in ((MEAN, mean), (SCALE, scale), (DIRECTIONS, directions)):
             self.register_buffer(name, value.float())
         self.register_buffer(FACTORS, factors.float())
-        self.floor, self.clips = float(floor), int(clips)
+        self.measured = dict(measured)
 
     @classmethod
-    def of(cls, vectors: Tensor, *, directions: int, floor: float = FLOOR) -> "Whitening":
+    def of(cls, vectors: Tensor, *, directions: int, power: float = POWER) -> "Whitening":
         """Measured on vectors (n, D); fewer directions where n is less than four times as many.
 
         Raises:
@@ -76,10 +76,12 @@ class Whitening(nn.Module):
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
         variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
         k = min(directions, len(x) // FEWEST_CLIPS, x.shape[1])
-        floor_value = floor * variances.mean().clamp(min=1e-12)
-        rest = variances[k:].mean() if k < len(variances) else variances.new_zeros(())
-        factors = ((rest + floor_value) / (variances[:k] + floor_value)).sqrt()
-        return cls(mean, scale, axes[:, :k].T.contiguous(), factors, floor=floor, clips=len(x))
+        # Of vectors that lie in few directions the rest has none.
+        rest = variances[k:].mean() if k < len(variances) else variances[-1]
+        rest = rest.clamp(min=1e-3 * variances.mean())
+        factors = (rest / variances[:k].clamp(min=rest)).pow(power / 2)
+        measured = {"power": power, "clips": len(x)}
+        return cls(mean, scale, axes[:, :k].T.contiguous(), factors, measured=measured)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Whiten vectors (B, D)."""
@@ -91,7 +93,7 @@ class Whitening(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """What config.json says of it."""
-        return {"directions": len(self.factors), "floor": self.floor, "clips": self.clips}
+        return {"directions": len(self.factors), **self.measured}
 
     def to_bytes(self) -> bytes:
         """Content of whitening.safetensors."""
@@ -110,4 +112,4 @@ class Whitening(nn.Module):
 
         found = load(content)
         parts = (found[name] for name in (MEAN, SCALE, DIRECTIONS, FACTORS))
-        return cls(*parts, floor=settings["floor"], clips=settings["clips"])
+        return cls(*parts, measured={k: v for k, v in settings.items() if k != DIRECTIONS})

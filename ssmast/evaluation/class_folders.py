@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssmast.audio import open_corpus
 from ssmast.audio.corpus.named import is_sound
-from ssmast.audio.corpus.tar import walk
+from ssmast.audio.corpus.remote import walk
 from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)

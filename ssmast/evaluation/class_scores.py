@@ -1,5 +1,6 @@
 """Scores of a classifier on clips with known labels: overall and by class."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ssmast.evaluation.metrics import (
     mean_roc_auc,
     roc_auc,
 )
+from ssmast.html import markdown_table
 
 
 def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
@@ -109,31 +111,29 @@ def score_classes(labelled: LabelledSet, scores: Tensor, positions: Any) -> list
 
     Recall and precision where a clip has one class; average precision and AUC where it has several.
     """
-    rows: list[dict[str, Any]] = []
     if labelled.multi_label:
         targets = labelled.one_hot(positions)
         precision, auc = average_precision(scores, targets), roc_auc(scores, targets)
-        for i, name in enumerate(labelled.heads[0].classes):
-            measured = {"average_precision": float(precision[i]), "auc": float(auc[i])}
-            rows.append(
-                {"head": labelled.heads[0].name, "class": name, "n": int(targets[:, i].sum())}
-                | {key: value if value == value else None for key, value in measured.items()}
-            )
-        return rows
+        return [
+            {"head": labelled.heads[0].name, "class": name, "n": int(targets[:, i].sum())}
+            | plain_numbers({"average_precision": float(precision[i]), "auc": float(auc[i])})
+            for i, name in enumerate(labelled.classes)
+        ]
+    rows: list[dict[str, Any]] = []
     by_head = scores.split([len(head.classes) for head in labelled.heads], dim=1)
     for number, (head, own) in enumerate(zip(labelled.heads, by_head, strict=True)):
         matrix = confusion(labelled, own, positions, head=number)
         right, clips, claimed = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
-        for i, name in enumerate(head.classes):
-            rows.append(
-                {
-                    "head": head.name,
-                    "class": name,
-                    "n": int(clips[i]),
-                    "recall": float(right[i] / clips[i]) if clips[i] else None,
-                    "precision": float(right[i] / claimed[i]) if claimed[i] else None,
-                }
-            )
+        rows += [
+            {
+                "head": head.name,
+                "class": name,
+                "n": int(clips[i]),
+                "recall": float(right[i] / clips[i]) if clips[i] else None,
+                "precision": float(right[i] / claimed[i]) if claimed[i] else None,
+            }
+            for i, name in enumerate(head.classes)
+        ]
     return rows
 
 
@@ -159,12 +159,24 @@ def classes_table(rows: list[dict[str, Any]]) -> str:
     ordered = sorted(
         rows, key=lambda row: (row["head"], row[keys[0]] is None, row[keys[0]] or 0.0, row["class"])
     )
-    head = [*(["head"] if several else []), "class", "clips", *(k.replace("_", " ") for k in keys)]
-    rule = "---|" * (len(head) - len(keys)) + "---:|" * len(keys)
-    lines = ["| " + " | ".join(head) + " |", f"|{rule}"]
-    for row in ordered:
-        name = str(row["class"]).replace("|", "\\|")
-        cells = [row["head"]] if several else []
-        cells += [name, str(row["n"]), *(cell(row[key]) for key in keys)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    named = [*(["head"] if several else []), "class", "n"]
+    head = [{"n": "clips"}.get(key, key.replace("_", " ")) for key in [*named, *keys]]
+    cells = [[*(row[key] for key in named), *(cell(row[key]) for key in keys)] for row in ordered]
+    return markdown_table(head, cells, numbers=len(keys))
+
+
+def plain_numbers(numbers: dict[str, float]) -> dict[str, float | None]:
+    """The numbers as JSON has them: None for what is infinite or undefined."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def numbers_text(numbers: dict[str, float]) -> str:
+    """Every number in a line: rates in percent, d' and counts as they are."""
+    shown = [
+        f"{name.replace('_', ' ')} {value:.2f}"
+        if "prime" in name
+        else f"{name.replace('_', ' ')} {100 * value:.1f} %"
+        for name, value in numbers.items()
+        if name != "n"
+    ]
+    return ", ".join([*shown, f"{int(numbers['n'])} clips"])

@@ -15,15 +15,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ssmast.evaluation import picture
-from ssmast.evaluation.baselines import BASELINES, UNTRAINED, Column, make_columns
-from ssmast.evaluation.clusters import NORMALISATIONS, normalise, score_clusters
+from ssmast.evaluation import clusters
+from ssmast.evaluation.baselines import BASELINES, UNTRAINED, make_columns
+from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
 from ssmast.evaluation.embed import SetEmbeddings, embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state, scoring_seconds
@@ -33,12 +33,12 @@ from ssmast.evaluation.results import (
     TITLES,
     ClusterResult,
     beside,
-    markdown_row,
     result_file,
     result_notes,
     write_result,
 )
 from ssmast.files import check_output, write_atomic
+from ssmast.html import markdown_table
 from ssmast.settings import (
     BATCH_SECONDS,
     CHANNEL,
@@ -52,6 +52,9 @@ from ssmast.settings import (
 )
 from ssmast.weights import DEFAULT
 
+logger = logging.getLogger(__name__)
+
+PARTS = ("test", "all")
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
     "homogeneity": "homogeneity",
@@ -69,13 +72,9 @@ SILHOUETTES = {
 def clusters_table(results: list[ClusterResult]) -> str:
     """Markdown of what `run_clusters` returns: one row an encoder, chance below each task."""
     titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
-    lines = [
-        markdown_row(["task", "encoder", *titles]),
-        markdown_row(["---"] * 2 + ["---:"] * len(titles)),
-    ]
-    for result in results:
-        lines += [markdown_row([result.task, *row]) for row in cluster_rows(result)]
-    return "\n".join(lines) + "\n" + "".join(f"\n{clusters_note(one)}\n" for one in results)
+    rows = [[result.task, *row] for result in results for row in cluster_rows(result)]
+    table = markdown_table(["task", "encoder", *titles], rows, numbers=len(titles))
+    return table + "".join(f"\n{clusters_note(one)}\n" for one in results)
 
 
 def cluster_rows(result: ClusterResult) -> list[list[str]]:
@@ -112,11 +111,6 @@ def _spread_text(column: dict[str, Any], key: str) -> str:
     values = [row[key] for row in column["seeds"]]
     text = f"{column['kmeans'][key]:.3f}"
     return text if len(values) < 2 else f"{text} ({min(values):.3f} to {max(values):.3f})"
-
-
-logger = logging.getLogger(__name__)
-
-PARTS = ("test", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,41 +210,79 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     if config.first_classes:
         require(not named, "classes", named, "left out where first_classes= is given")
         named = sorted(set(labelled.labels))[: config.first_classes]
-    classes = picture.chosen_classes(labelled.labels, named) if wants_picture else []
-    embedded = _embed(config, labelled)
+    classes = clusters.chosen_classes(labelled.labels, named) if wants_picture else []
+    columns = make_columns(
+        config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,
+        seed=config.seed, device=process_state().device,
+    )  # fmt: skip
+    corpus = labelled.corpus(channel=config.channel)
+    found = [
+        embed_corpus(
+            column.variants[0],
+            corpus,
+            title=f"{labelled.spec.name}, {column.name}",
+            cache=_cache(config),
+            workers=config.workers,
+            batch_seconds=config.batch_seconds or scoring_seconds(),
+            sha256=column.sha256,
+        )
+        for column in columns
+    ]
     if not process_state().is_main:
         return None
-    labels = [labelled.labels[position] for position in embedded.positions]
+    unread = dict(rejected_clips(labelled, corpus, [SetEmbeddings(one) for one in found]))
+    readable = np.array([clip not in unread for clip in labelled.clips])
+    taken = _taken(labelled, config)
+    positions = taken[readable[taken]]
+    rows = labelled.rows[positions]
+    features = {
+        column.name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
+        for column, one in zip(columns, found, strict=True)
+    }
+    labels = [labelled.labels[position] for position in positions]
     names, numbers = np.unique(labels, return_inverse=True)
-    columns: dict[str, dict[str, Any]] = {}
-    for column, features in zip(embedded.columns, embedded.features.values(), strict=True):
+    scores: dict[str, dict[str, Any]] = {}
+    for column in columns:
         started = time.monotonic()
-        scores = score_clusters(
-            features,
+        own = score_clusters(
+            features[column.name],
             numbers,
             normalisation=config.normalise,
             num_seeds=config.seeds,
             seed=config.seed,
         )
-        columns[column.name] = {
+        scores[column.name] = {
             "dim": column.variants[0].dim,
             "encoder_sha256": column.sha256,
-            **scores.to_dict(),
+            **own,
             "seconds": round(time.monotonic() - started, 2),
         }
         logger.info(
             "%s, %s: adjusted Rand index %.3f",
-            *(labelled.spec, column.name, scores.kmeans["adjusted_rand"]),
+            *(labelled.spec, column.name, own["kmeans"]["adjusted_rand"]),
         )
-    main = embedded.columns[0]
-    kept = np.array([clip not in embedded.unread for clip in labelled.clips])
+    picture = None
+    if wants_picture:
+        where = np.flatnonzero(np.isin(labels, classes))
+        logger.info("UMAP of %d clips of %d classes", min(len(where), config.points), len(classes))
+        where, picture = clusters.draw(
+            features, where, limit=config.points, normalisation=config.normalise, seed=config.seed
+        )
+        picture |= {
+            "classes": classes,
+            "clips": [labelled.clips[position] for position in positions[where]],
+            "rows": rows[where].tolist(),
+            "labels": [classes.index(labels[i]) for i in where],
+            "folder": str(labelled.folder.resolve()),
+        }
+    main = columns[0]
     result = ClusterResult(
         task=str(labelled.spec),
         part=config.part,
         n=len(labels),
         num_classes=len(names),
         classes=names.tolist(),
-        ids_sha256=labelled.ids_sha256(np.flatnonzero(kept)),
+        ids_sha256=labelled.ids_sha256(np.flatnonzero(readable)),
         normalisation=config.normalise,
         num_seeds=config.seeds,
         seed=config.seed,
@@ -259,10 +291,13 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         pooling=main.variants[0].pooling,
         layers=main.variants[0].layers,
         column=main.name,
-        rejected=embedded.rejected,
+        rejected=sorted(
+            (clip, unread[clip])
+            for clip in (labelled.clips[position] for position in taken[~readable[taken]])
+        ),
         left_out=labelled.left_out,
-        columns=columns,
-        picture=_picture(config, labelled, embedded, classes) if wants_picture else None,
+        columns=scores,
+        picture=picture,
     )
     file = result_file(_out(config), labelled, "clusters")
     write_result(file, result)
@@ -281,101 +316,20 @@ def _cache(config: ClusterConfig) -> Path:
 
 def _wants_picture(config: ClusterConfig) -> bool:
     if config.umap == "auto":
-        if not picture.can_draw() and process_state().is_main:
-            logger.warning("no picture is drawn: umap-learn is missing; %s", picture.INSTALL)
-        return picture.can_draw()
-    if config.umap == "true" and not picture.can_draw():
+        if not clusters.can_draw() and process_state().is_main:
+            logger.warning("no picture is drawn: umap-learn is missing; %s", clusters.INSTALL)
+        return clusters.can_draw()
+    if config.umap == "true" and not clusters.can_draw():
         raise ValueError(
-            f"umap=true needs umap-learn, which is not installed; {picture.INSTALL}, or leave it "
+            f"umap=true needs umap-learn, which is not installed; {clusters.INSTALL}, or leave it "
             "out with umap=false"
         )
     return config.umap == "true"
 
 
-class _Embedded(NamedTuple):
-    """Vectors of the clips that every column could embed.
-
-    Attributes:
-        columns: what was embedded with, the encoder asked for first.
-        features: of each, by name, (n, D).
-        positions: of the n clips in the set.
-        unread: names of all clips of the set that some column could not embed.
-        rejected: (name, reason) of those that would have taken part.
-    """
-
-    columns: list[Column]
-    features: dict[str, Tensor]
-    positions: list[int]
-    unread: set[str]
-    rejected: list[tuple[str, str]]
-
-
-def _taken(labelled: LabelledSet, config: ClusterConfig) -> list[int]:
+def _taken(labelled: LabelledSet, config: ClusterConfig) -> NDArray[np.int64]:
     """Positions of the clips that take part, in the order of the corpus."""
-    everything = range(len(labelled.clips))
+    taken = np.arange(len(labelled.clips))
     if config.part != "all":
-        everything = {int(position) for split in labelled.splits for position in split.test}
-    return sorted(everything, key=lambda position: labelled.rows[position])
-
-
-def _embed(config: ClusterConfig, labelled: LabelledSet) -> _Embedded:
-    columns = make_columns(
-        config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,
-        seed=config.seed, device=process_state().device,
-    )  # fmt: skip
-    corpus = labelled.corpus(channel=config.channel)
-    found = {
-        column.name: embed_corpus(
-            column.variants[0],
-            corpus,
-            title=f"{labelled.spec.name}, {column.name}",
-            cache=_cache(config),
-            workers=config.workers,
-            batch_seconds=config.batch_seconds or scoring_seconds(),
-            sha256=column.sha256,
-        )
-        for column in columns
-    }
-    unread = dict(rejected_clips(labelled, corpus, [SetEmbeddings(v) for v in found.values()]))
-    taken = _taken(labelled, config)
-    positions = [position for position in taken if labelled.clips[position] not in unread]
-    gone = sorted(labelled.clips[position] for position in set(taken) - set(positions))
-    rejected = [(clip, unread[clip]) for clip in gone]
-    if rejected:
-        logger.warning(
-            "%s: %d clips are left out; the first: %s",
-            *(labelled.spec, len(rejected), rejected[0][1]),
-        )
-    rows = labelled.rows[positions]
-    features = {
-        name: vectors.values[torch.from_numpy(np.searchsorted(vectors.rows, rows))]
-        for name, vectors in found.items()
-    }
-    return _Embedded(columns, features, positions, set(unread), rejected)
-
-
-def _picture(
-    config: ClusterConfig, labelled: LabelledSet, embedded: _Embedded, classes: list[str]
-) -> dict[str, Any]:
-    """What the scatter on the page shows."""
-    labels = [labelled.labels[position] for position in embedded.positions]
-    where = picture.chosen_clips(labels, classes, limit=config.points, seed=config.seed)
-    number = {name: index for index, name in enumerate(classes)}
-    logger.info("UMAP of %d clips of %d classes", len(where), len(classes))
-    features = {
-        name: normalise(values[torch.tensor(where)], config.normalise)
-        for name, values in embedded.features.items()
-    }
-    positions = [embedded.positions[i] for i in where]
-    return {
-        "n_neighbors": picture.N_NEIGHBORS,
-        "min_dist": picture.MIN_DIST,
-        "seed": config.seed,
-        "classes": classes,
-        "clips": [labelled.clips[position] for position in positions],
-        "rows": labelled.rows[positions].tolist(),
-        "labels": [number[labels[i]] for i in where],
-        "num_candidates": sum(label in number for label in labels),
-        "folder": str(labelled.folder.resolve()),
-        "columns": picture.draw(features, seed=config.seed),
-    }
+        taken = np.unique(np.concatenate([split.test for split in labelled.splits]))
+    return taken[np.argsort(labelled.rows[taken], kind="stable")]

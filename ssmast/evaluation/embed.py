@@ -383,11 +383,17 @@ def rejected_clips(
     found = [part for one in embedded for part in (one.train, one.test) if part is not None]
     good = set.intersection(*(set(part.rows.tolist()) for part in found))
     reasons = {name: why for part in found for name, why in part.rejected}
-    return sorted(
+    rejected = sorted(
         (clip, reasons[corpus.name(row)])
         for clip, row in zip(labelled.clips, labelled.rows.tolist(), strict=True)
         if row not in good
     )
+    if rejected:
+        logger.warning(
+            "%s: %d clips are left out; the first: %s",
+            *(labelled.spec, len(rejected), rejected[0][1]),
+        )
+    return rejected
 
 
 def _picked(embeddings: Embeddings, labelled: LabelledSet, device: torch.device) -> Tensor:

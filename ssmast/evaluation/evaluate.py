@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmast.audio import AudioError, Corpus, LongSound, open_audio
+from ssmast.audio import AudioError, Corpus
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.classifier import Classifier, load_classifier
+from ssmast.encoder.input import open_clip
 from ssmast.evaluation.class_scores import (
     classes_table,
     confusion,
     main_metric,
+    numbers_text,
+    plain_numbers,
     score_classes,
     score_part,
 )
@@ -36,7 +38,15 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.results import Result, Score, beside, result_notes, set_facts, write_result
+from ssmast.evaluation.results import (
+    MOST_CLASSES_SHOWN,
+    Result,
+    Score,
+    beside,
+    result_notes,
+    set_facts,
+    write_result,
+)
 from ssmast.events import Event, EventScores, merged, score_events
 from ssmast.files import check_output, write_json
 from ssmast.report import write_report
@@ -56,7 +66,6 @@ from ssmast.settings import (
 logger = logging.getLogger(__name__)
 
 PROTOCOL = "fine-tuned"
-_MOST_CLASSES_SHOWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,21 +192,21 @@ def result_of(
             "no class has both clips that are of it and others"
         )
     matrix = None
-    if not labelled.multi_label and len(head.classes) <= _MOST_CLASSES_SHOWN:
+    if not labelled.multi_label and len(head.classes) <= MOST_CLASSES_SHOWN:
         own = scored.scores[:, : len(head.classes)]
         matrix = confusion(labelled, own, scored.positions, head=0).tolist()
     of_fold = replace(labelled, splits=[split])
     unread = np.setdiff1d(split.parts()[part], scored.positions)
     score = Score(mean=mean, scores=[mean], confusion=matrix, encoder_sha256=sha256)
-    unknown = [
+    unknown = sum(
         any((numbers[position] < 0).any() for numbers in labelled.numbers)
         for position in scored.positions
-    ]
+    )
     return Result(
         **vars(score),
         **{
             **set_facts(of_fold),
-            "num_unseen": sum(unknown),
+            "num_unseen": unknown,
             "untrained": labelled.unknown_in(scored.positions),
             "untested": labelled.missing_from(scored.positions),
         },
@@ -232,8 +241,7 @@ def main(argv: list[str]) -> int:
         return 0
     metric = main_metric(labelled, config.metric)
     state = process_state()
-    classifier.network.to(state.device)
-    classifier.log_mel.to(state.device)
+    classifier.to(state.device)
     corpus = labelled.corpus(channel=config.channel)
     if config.events:
         if state.is_main:
@@ -286,7 +294,7 @@ def evaluate_events(
     Raises:
         ValueError: if a clip is no span, or spans of one recording are in other parts too.
     """
-    names = [corpus.name(int(row)) for row in labelled.rows]
+    outputs, names = classifier.outputs, [corpus.name(int(row)) for row in labelled.rows]
     chosen = {split_excerpt(names[position])[0] for position in positions}
     truth = []
     for position, name in enumerate(names):
@@ -303,16 +311,14 @@ def evaluate_events(
                 "a split or fold column that is the same for all spans of a file"
             )
         for head, sets in zip(labelled.heads, labelled.label_sets, strict=True):
-            labels = [_event_label(classifier, head.name, label) for label in sets[position]]
-            truth += [Event(file, *span, label) for label in labels]
+            truth += [Event(file, *span, outputs.label(head.name, one)) for one in sets[position]]
     predicted, failed = [], 0
     sources = {split_excerpt(names[p])[0]: corpus.source(int(labelled.rows[p])) for p in positions}
     for file, source in sorted(sources.items()):
         assert isinstance(source, Excerpt)
         try:
             whole = Excerpt(source.source, channel=config.channel)
-            sound = open_audio(whole, sample_rate=classifier.sample_rate)
-            sound = sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
+            sound = open_clip(whole, sample_rate=classifier.sample_rate)
             windows = classifier.windows(
                 sound, hop_seconds=config.hop or classifier.window_seconds / 2
             )
@@ -322,35 +328,23 @@ def evaluate_events(
             truth = [event for event in truth if event.file != file]
             continue
         for start, stop, scores, _ in zip(*windows, strict=True):
-            found = _labels_in(classifier, scores, config)
-            predicted += [Event(file, start, stop, *one) for one in found]
-    background = {_event_label(classifier, head.name, name)
-                  for head in labelled.heads for name in config.background}  # fmt: skip
+            found = outputs.top(
+                scores,
+                0 if outputs.multi_label else 1,
+                threshold=config.threshold,
+                background=config.background,
+            )
+            predicted += [
+                Event(file, start, stop, outputs.label(head, name), chance)
+                for head, name, chance in found
+            ]
+    background = {
+        outputs.label(head.name, name) for head in labelled.heads for name in config.background
+    }
     truth = [event for event in truth if event.label not in background]
     if failed:
         logger.warning("%d of %d recordings are left out", failed, len(sources))
     return score_events(truth, merged(predicted), collar=config.collar)
-
-
-def _event_label(classifier: Classifier, head: str, label: str) -> str:
-    return label if len(classifier.outputs.heads) == 1 else f"{head}: {label}"
-
-
-def _labels_in(
-    classifier: Classifier, scores: Tensor, config: EvaluateConfig
-) -> list[tuple[str, float]]:
-    """Labels of a window with their probabilities."""
-    found = []
-    outputs = classifier.outputs
-    for (head, classes), own in zip(outputs.heads, scores.split(outputs.sizes), strict=True):
-        chances = own.sigmoid() if outputs.multi_label else own.exp()
-        numbers = range(len(classes)) if outputs.multi_label else [int(chances.argmax())]
-        found += [
-            (_event_label(classifier, head, classes[number]), float(chances[number]))
-            for number in numbers
-            if chances[number] >= config.threshold and classes[number] not in config.background
-        ]
-    return found
 
 
 def _events_text(found: EventScores) -> str:
@@ -363,23 +357,6 @@ def _events_text(found: EventScores) -> str:
         f"{100 * found.recall:.1f} %; mean F1 of the classes {100 * found.mean_f1:.1f} %"
     )
     return "".join(f"{line}\n" for line in lines)
-
-
-def plain_numbers(numbers: dict[str, float]) -> dict[str, float | None]:
-    """The numbers as JSON has them: None for what is infinite or undefined."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-
-
-def numbers_text(numbers: dict[str, float]) -> str:
-    """Every number in a line: rates in percent, d' and counts as they are."""
-    shown = [
-        f"{name.replace('_', ' ')} {value:.2f}"
-        if "prime" in name
-        else f"{name.replace('_', ' ')} {100 * value:.1f} %"
-        for name, value in numbers.items()
-        if name != "n"
-    ]
-    return ", ".join([*shown, f"{int(numbers['n'])} clips"])
 
 
 def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:

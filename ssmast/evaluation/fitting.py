@@ -3,19 +3,52 @@
 One split of a labelled set: features standardised, classes numbered by the training part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.metrics import Metric
 from ssmast.splits import Split
 
 # Features (n, D) float32, and class numbers (n,) int64 or, where a clip may have several labels,
 # zeros and ones (n, C) float32.
 Part = tuple[Tensor, Tensor]
+
+
+class Problem(NamedTuple):
+    """What a protocol fits its probes to: the training and the validation part of one split.
+
+    Attributes:
+        train: features and targets; of class numbers, each of the C classes is there.
+        valid: the same; class -1 (not in train) is never right.
+        num_classes: C.
+        metric: what validation decides by.
+        seeds: one repetition each.
+        widths: lengths of the layers' vectors that lie one after the other in the features; empty
+            for one layer.
+        lr: asked for in place of the protocol's fixed rate; 0 for that one.
+        shots: labelled clips of each class, where few are drawn.
+        slots: parts of a clip whose vectors lie one after the other in each layer's.
+    """
+
+    train: Part
+    valid: Part
+    num_classes: int
+    metric: Metric
+    seeds: range = range(1)
+    widths: Sequence[int] = ()
+    lr: float = 0.0
+    shots: int = 0
+    slots: int = 1
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several labels."""
+        return self.train[1].ndim == 2
 
 
 @dataclass(frozen=True, kw_only=True)

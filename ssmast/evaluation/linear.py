@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmast.evaluation.fitting import Fitted, Part
-from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.fitting import Fitted, Problem
 
 # (learning rate x D, C): Adam moves a logit of standardised features by up to lr * D a step, so in
 # units of 1 / D one grid serves 256 and 4096 dimensions. C is the inverse strength of the L2
@@ -28,13 +27,8 @@ _MOST_STEPS, _LEAST_EPOCHS = 2000, 10
 
 
 def fit_linear(
-    train: Part,
-    valid: Part,
+    of: Problem,
     *,
-    num_classes: int,
-    metric: Metric,
-    num_seeds: int = 5,
-    seed: int = 0,
     grid: tuple[tuple[float, float], ...] = GRID,
     num_epochs: int = 50,
     batch_size: int = 256,
@@ -45,14 +39,9 @@ def fit_linear(
     mean over the seeds is taken.
 
     Args:
-        train: standardised features (n, D) and class numbers (n,), or zeros and ones (n, C) where
-            a clip has any number of labels.
-        valid: the same; class -1 (not in train) is never right.
-        num_classes: C.
-        metric: what to choose by; equal values are decided by the cross-entropy (binary, summed
-            over the classes, for several labels).
-        num_seeds: S probes that differ in the order of the clips.
-        seed: the first of them.
+        of: standardised features. Equal values of its metric are decided by the cross-entropy
+            (binary, summed over the classes, for several labels); seeds differ in the order of the
+            clips.
         grid: pairs of learning rate x D and C to choose from.
         num_epochs: passes over the training part, whose last weights are taken; as few as make
             2000 steps (but 10 or more), since a large part is learnt in fewer passes.
@@ -65,20 +54,19 @@ def fit_linear(
     small and dimensions are many.
     """
     # At least four steps an epoch, so that the order of the clips, all that seeds change, matters.
-    num_clips = len(train[1])
+    (features, targets), num_clips = of.train, len(of.train[1])
     batch_size = max(min(batch_size, math.ceil(num_clips / 4)), math.ceil(num_clips / 100))
-    dim = train[0].shape[1]
+    dim = features.shape[1]
     # Loss is a mean over clips, so logistic regression's penalty |w|^2 / 2C is divided by them too.
     pairs = [(rate / dim, 1 / (c * num_clips)) for rate, c in grid]
-    train, valid = (_with_ones(train[0]), train[1]), (_with_ones(valid[0]), valid[1])
-
+    of = of._replace(
+        train=(_with_ones(features), targets), valid=(_with_ones(of.valid[0]), of.valid[1])
+    )
     steps = math.ceil(num_clips / batch_size)
     num_epochs = min(num_epochs, max(_LEAST_EPOCHS, _MOST_STEPS // steps))
-    models = _Models(
-        train, pairs=pairs, seeds=range(seed, seed + num_seeds), num_classes=num_classes
-    )
+    models = _Models(of, pairs)
     models.train_(num_epochs=num_epochs, batch_size=batch_size)
-    values, losses = models.validate(valid, metric)
+    values, losses = models.validate()
     values = values.nan_to_num(nan=-math.inf)  # a metric that the validation part cannot decide
     ranks = list(zip(values.mean(dim=0).tolist(), (-losses.mean(dim=0)).tolist(), strict=True))
     chosen = ranks.index(max(ranks))
@@ -88,7 +76,7 @@ def fit_linear(
         chosen={
             "lr": pairs[chosen][0],
             "C": None if math.isinf(grid[chosen][1]) else grid[chosen][1],
-            "epoch": [num_epochs] * num_seeds,
+            "epoch": [num_epochs] * len(of.seeds),
         },
         valid=values[:, chosen].tolist(),
     )
@@ -102,26 +90,22 @@ def _with_ones(features: Tensor) -> Tensor:
 class _Models:
     """S x L probes under training."""
 
-    def __init__(
-        self, train: Part, *, pairs: list[tuple[float, float]], seeds: range, num_classes: int
-    ) -> None:
-        self.features, self.targets = train
-        self.num_classes = num_classes
-        self.multi_label = self.targets.ndim == 2
+    def __init__(self, of: Problem, pairs: list[tuple[float, float]]) -> None:
+        self.of, (self.features, self.targets) = of, of.train
         device, dim = self.features.device, self.features.shape[1]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in of.seeds]
         # Adam's step does not depend on the scale of its parameter: with weights = rate * units,
         # one optimiser of rate 1 trains all the rates.
-        columns = torch.tensor(pairs, device=device).repeat_interleave(num_classes, dim=0)
+        columns = torch.tensor(pairs, device=device).repeat_interleave(of.num_classes, dim=0)
         self.rates, self.penalties = columns.unbind(dim=1)
-        self.units = torch.zeros(len(seeds), dim, len(self.rates), device=device)
+        self.units = torch.zeros(len(of.seeds), dim, len(self.rates), device=device)
 
     def train_(self, *, num_epochs: int, batch_size: int) -> None:
         """Adam, its rate on a cosine down to zero."""
         adam = torch.optim.Adam([self.units], lr=1.0, fused=True)
         truth = self.targets
-        if not self.multi_label:
-            truth = F.one_hot(self.targets, self.num_classes).float()
+        if not self.of.multi_label:
+            truth = F.one_hot(self.targets, self.of.num_classes).float()
         num_clips = len(self.targets)
         for epoch in range(num_epochs):
             order = torch.stack([torch.randperm(num_clips, generator=g) for g in self.generators])
@@ -134,13 +118,13 @@ class _Models:
 
     def weights(self) -> Tensor:
         """(S, D, L, C)."""
-        return (self.units * self.rates).unflatten(2, (-1, self.num_classes))
+        return (self.units * self.rates).unflatten(2, (-1, self.of.num_classes))
 
     def _gradient(self, batch: Tensor, truth: Tensor) -> Tensor:
         """Of cross-entropy and penalty, for clips (S, b): each seed has its own."""
         inputs = self.features[batch]  # (S, b, D)
-        logits = (inputs @ self.units).mul_(self.rates).unflatten(2, (-1, self.num_classes))
-        chances = logits.sigmoid() if self.multi_label else logits.softmax(dim=3)
+        logits = (inputs @ self.units).mul_(self.rates).unflatten(2, (-1, self.of.num_classes))
+        chances = logits.sigmoid() if self.of.multi_label else logits.softmax(dim=3)
         errors = chances.sub_(truth[batch][:, :, None])  # (S, b, L, C)
         errors = F.hardshrink(errors, _TINY).flatten(2)
         gradient = (inputs.transpose(1, 2) @ errors).div_(batch.shape[1])
@@ -148,21 +132,22 @@ class _Models:
         gradient[:, :-1].addcmul_(self.units[:, :-1], self.rates * self.penalties)
         return gradient.contiguous()  # fused Adam ignores a gradient's strides
 
-    def validate(self, valid: Part, metric: Metric) -> tuple[Tensor, Tensor]:
+    def validate(self) -> tuple[Tensor, Tensor]:
         """Metric and cross-entropy of every model, (S, L) each; seed by seed bounds the memory."""
-        found = [self._validate_seed(of_seed, valid, metric) for of_seed in self.weights()]
+        found = [self._validate_seed(of_seed) for of_seed in self.weights()]
         scores, losses = zip(*found, strict=True)
         return torch.stack(scores), torch.stack(losses)
 
-    def _validate_seed(self, weights: Tensor, valid: Part, metric: Metric) -> tuple[Tensor, Tensor]:
+    def _validate_seed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The same of the weights (D, L, C) of one seed, (L,) each."""
-        features, targets = valid
-        shape = (-1, self.num_classes)
+        features, targets = self.of.valid
+        shape = (-1, self.of.num_classes)
         logits = (features @ weights.flatten(1)).unflatten(1, shape).transpose(0, 1)  # (L, n, C)
-        if self.multi_label:
+        scores = self.of.metric.score(logits, targets)
+        if self.of.multi_label:
             losses = F.softplus(logits) - logits * targets  # binary cross-entropy
-            return metric.score(logits, targets), losses.sum(dim=2).mean(dim=1)
+            return scores, losses.sum(dim=2).mean(dim=1)
         known = targets >= 0  # a class not in train has no logit
         log_share = logits[:, known].log_softmax(dim=2)  # (L, n, C)
         where = targets[known].expand(*log_share.shape[:2])[..., None]
-        return metric.score(logits, targets), -log_share.gather(2, where).mean(dim=(1, 2))
+        return scores, -log_share.gather(2, where).mean(dim=(1, 2))

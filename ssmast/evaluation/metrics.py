@@ -205,17 +205,6 @@ METRICS = {
 }
 
 
-def get_metric(name: str) -> Metric:
-    """The metric called `name`.
-
-    Raises:
-        ValueError: if there is none, listing those there are.
-    """
-    if name not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name!r}")
-    return METRICS[name]
-
-
 def confusion_matrix(predictions: Tensor, targets: Tensor, *, num_classes: int) -> Tensor:
     """Counts (true class, predicted class); clips of unknown class (-1) are left out.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmast.evaluation.fitting import PreparedSplit
+from ssmast.evaluation.fitting import PreparedSplit, Problem
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import (
     METRICS,
@@ -17,10 +17,9 @@ from ssmast.evaluation.metrics import (
     bootstrap_interval,
     classes_scored,
     confusion_matrix,
-    get_metric,
     t_interval,
 )
-from ssmast.evaluation.protocols import LINEAR, Problem, Protocol
+from ssmast.evaluation.protocols import LINEAR, Protocol
 from ssmast.evaluation.results import Score
 
 
@@ -100,7 +99,9 @@ def metric_of(labelled: LabelledSet, name: str = "") -> Metric:
     own = str(labelled.origin.get("metric") or usual)
     if own in METRICS and own not in fitting:
         own = usual  # another column than the set's own may have one label a clip
-    metric = get_metric(name or own)
+    if (name or own) not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name or own!r}")
+    metric = METRICS[name or own]
     if metric.name not in fitting:
         kind = "several labels" if labelled.multi_label else "one label"
         raise ValueError(

@@ -3,13 +3,11 @@
 How they differ, and where each stands to the evaluation that it reproduces: docs/protocols.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from ssmast.evaluation.fitting import Fitted, Part
+from ssmast.evaluation.fitting import Fitted, Problem
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import Metric
 from ssmast.evaluation.simple import fit_few_shot, fit_knn, fit_logreg
 from ssmast.evaluation.trained_heads import fit_attentive, fit_evar, fit_hear, fit_superb, fit_xares
 
@@ -21,32 +19,6 @@ EVAR_SECONDS = {
     "fsd50k": 7.6358,
 }  # fmt: skip
 LAPE_SECONDS = EVAR_SECONDS | {"voxceleb1": 8.0, "voxforge": 6.0, "iemocap": 4.0}
-
-
-class Problem(NamedTuple):
-    """What a protocol fits its probes to: the training and the validation part of one split.
-
-    Attributes:
-        train: features and targets.
-        valid: the same.
-        num_classes: C.
-        metric: what validation decides by.
-        seeds: one repetition each.
-        widths: lengths of the layers' vectors that lie one after the other in the features.
-        lr: asked for in place of the protocol's fixed rate; 0 for that one.
-        shots: labelled clips of each class, where few are drawn.
-        slots: parts of a clip whose vectors lie one after the other in each layer's.
-    """
-
-    train: Part
-    valid: Part
-    num_classes: int
-    metric: Metric
-    seeds: range
-    widths: Sequence[int] = ()
-    lr: float = 0.0
-    shots: int = 0
-    slots: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,85 +83,29 @@ class Protocol:
         return asked or self.crops[built]
 
 
-def _fit_linear(of: Problem) -> Fitted:
-    return fit_linear(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric,
-        num_seeds=len(of.seeds), seed=of.seeds[0],
-    )  # fmt: skip
-
-
-def _fit_logreg(of: Problem) -> Fitted:
-    return fit_logreg(of.train, of.valid, num_classes=of.num_classes, metric=of.metric)
-
-
-def _fit_knn(of: Problem) -> Fitted:
-    return fit_knn(of.train, of.valid, num_classes=of.num_classes, metric=of.metric)
-
-
-def _fit_few_shot(of: Problem) -> Fitted:
-    return fit_few_shot(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
-        shots=of.shots,
-    )  # fmt: skip
-
-
-def _fit_evar(of: Problem) -> Fitted:
-    return fit_evar(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
-        **({"lr": of.lr} if of.lr else {}),
-    )  # fmt: skip
-
-
-def _fit_hear(of: Problem) -> Fitted:
-    return fit_hear(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds
-    )
-
-
-def _fit_xares(of: Problem) -> Fitted:
-    return fit_xares(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
-        **({"lr": of.lr} if of.lr else {}),
-    )  # fmt: skip
-
-
-def _fit_superb(of: Problem) -> Fitted:
-    return fit_superb(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
-        widths=of.widths or (of.train[0].shape[1],),
-    )  # fmt: skip
-
-
-def _fit_attentive(of: Problem) -> Fitted:
-    return fit_attentive(
-        of.train, of.valid, num_classes=of.num_classes, metric=of.metric, seeds=of.seeds,
-        widths=of.widths or (of.train[0].shape[1],), slots=of.slots,
-    )  # fmt: skip
-
-
-LINEAR = Protocol(name="linear", fit=_fit_linear, num_seeds=5)
-KNN = Protocol(name="knn", fit=_fit_knn)
+LINEAR = Protocol(name="linear", fit=fit_linear, num_seeds=5)
+KNN = Protocol(name="knn", fit=fit_knn)
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         LINEAR,
-        Protocol(name="logreg", fit=_fit_logreg),
+        Protocol(name="logreg", fit=fit_logreg),
         KNN,
-        Protocol(name="few_shot", fit=_fit_few_shot, num_seeds=20, standardise=False, shots=8),
+        Protocol(name="few_shot", fit=fit_few_shot, num_seeds=20, standardise=False, shots=8),
         Protocol(
-            name="evar_strict", fit=_fit_evar, num_seeds=3, first_seed=42, crops=EVAR_SECONDS,
+            name="evar_strict", fit=fit_evar, num_seeds=3, first_seed=42, crops=EVAR_SECONDS,
             random_valid=0.1, fixed_rate=True,
         ),
-        Protocol(name="hear_mlp", fit=_fit_hear, first_seed=42, standardise=False),
+        Protocol(name="hear_mlp", fit=fit_hear, first_seed=42, standardise=False),
         Protocol(
-            name="xares", fit=_fit_xares, first_seed=42, standardise=False, pooling="freq",
+            name="xares", fit=fit_xares, first_seed=42, standardise=False, pooling="freq",
             fixed_rate=True,
         ),
         Protocol(
-            name="superb", fit=_fit_superb, standardise=False, pooling="mean", layers="blocks"
+            name="superb", fit=fit_superb, standardise=False, pooling="mean", layers="blocks"
         ),
         Protocol(
-            name="attentive", fit=_fit_attentive, num_seeds=3, standardise=False,
+            name="attentive", fit=fit_attentive, num_seeds=3, standardise=False,
             pooling="time16", layers="stages",
         ),
         Protocol(
@@ -204,14 +120,3 @@ def slots_of(pooling: str) -> int:
     """Parts of a clip that a pooling gives one after the other: 16 for time16, else 1."""
     number = pooling.removeprefix("time")
     return int(number) if pooling.startswith("time") and number.isdigit() else 1
-
-
-def get_protocol(name: str) -> Protocol:
-    """The protocol called `name`.
-
-    Raises:
-        ValueError: if there is none, listing those there are.
-    """
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
-    return PROTOCOLS[name]

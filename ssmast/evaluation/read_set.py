@@ -28,8 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio import open_corpus
-from ssmast.audio.corpus.layouts import layout_of
-from ssmast.audio.corpus.open import MANIFEST
+from ssmast.audio.corpus.open import MANIFEST, layout_of
 from ssmast.audio.corpus.table import (
     METADATA,
     find_column,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
+from ssmast.html import markdown_table
 from ssmast.splits import Split, few_names, other_copies
 from ssmast.version import __version__
 
@@ -30,6 +31,8 @@ TITLES = {
     "log_mel": "log-mel",
     "random_conv": "random convolution",
 }
+MOST_CLASSES_SHOWN = 100
+"""Of more classes no confusion is written."""
 METRIC_TITLES = {"map": "mAP", "auc": "ROC AUC"}
 
 
@@ -339,11 +342,8 @@ def results_table(results: list[Result]) -> str:
     names = list(first.columns)
     titles = [TITLES.get(name, name) for name in names]
     differ = len({result.dim for result in results}) > 1
-    lines = [
-        markdown_row(["task", "classes", "train / valid / test", *titles]),
-        markdown_row(["---"] * 3 + ["---:"] * len(names)),
-    ]
     several = len({result.metric for result in results}) > 1
+    rows = []
     for result in results:
         counts = f"{result.n_train} / {result.n_valid} / {result.n_test}"
         if len(result.splits) > 1:
@@ -352,7 +352,7 @@ def results_table(results: list[Result]) -> str:
         task += ", shuffled labels" if result.shuffled else ""
         scores = [result.columns[name] for name in names]
         cells = [score.text + (f" ({score.dim or '?'})" if differ else "") for score in scores]
-        lines.append(markdown_row([task, str(result.num_classes), counts, *cells]))
+        rows.append([task, result.num_classes, counts, *cells])
     averages = [
         sum(result.columns[name].mean for result in results) / len(results) for name in names
     ]
@@ -360,7 +360,7 @@ def results_table(results: list[Result]) -> str:
         f"{100 * value:.1f} ({100 * (value - averages[0]):+.1f})" for value in averages[1:]
     ]
     many = f"average of {len(results)} tasks" if len(results) > 1 else "average"
-    lines.append(markdown_row([f"**{many}**", "", "", *(f"**{v}**" for v in shown)]))
+    rows.append([f"**{many}**", "", "", *(f"**{v}**" for v in shown)])
     dims = ", ".join(
         f"{title} {score.dim or '?'}"
         for title, score in zip(titles, first.columns.values(), strict=True)
@@ -375,9 +375,5 @@ def results_table(results: list[Result]) -> str:
         "column.\n"
     )
     note += "".join(f"\n{one.task}: {said}.\n" for one in results for said in result_notes(one))
-    return "\n".join(lines) + "\n" + note
-
-
-def markdown_row(cells: list[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    head = ["task", "classes", "train / valid / test", *titles]
+    return markdown_table(head, rows, numbers=len(names)) + note

@@ -3,13 +3,21 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssmast.audio import AudioError, Corpus, read_audio
 from ssmast.encoder.whitening import Whitening
-from ssmast.evaluation.baselines import Column, PooledEmbedder
+from ssmast.evaluation.baselines import (
+    BASELINES,
+    BEST,
+    UNTRAINED,
+    Column,
+    PooledEmbedder,
+    make_columns,
+)
 from ssmast.evaluation.embed import (
     NOT_FINITE,
     Crop,
@@ -19,20 +27,109 @@ from ssmast.evaluation.embed import (
     rejected_clips,
 )
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
+from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuffled, without
-from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.metrics import METRICS, Metric
 from ssmast.evaluation.probe import chance, metric_of, run_probe
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
-from ssmast.evaluation.protocols import Protocol, slots_of
-from ssmast.evaluation.results import Result, Score, set_facts
+from ssmast.evaluation.protocols import LINEAR, PROTOCOLS, Protocol, slots_of
+from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
+from ssmast.settings import (
+    BATCH_SECONDS,
+    CHANNEL,
+    NETWORK_PRECISIONS,
+    PRECISION,
+    WORKERS,
+    Settings,
+    UsageError,
+    setting,
+)
 from ssmast.version import __version__
+from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
 # Part of what decides whether a result still stands: raise it when a probe would give another.
 VERSION = 4
-_MOST_CLASSES_SHOWN = 100
 Rejected = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Settings):
+    """`ssmast probe`: a frozen encoder to scores."""
+
+    encoder: str = setting(
+        DEFAULT,
+        f"encoder folder, Hub name, one of another program ({NAMES}), or a baseline in place of "
+        f"an encoder: {', '.join(UNTRAINED)}; default: the one that comes with the package",
+    )
+    data: str = setting(
+        "",
+        "folder of labelled sets (sub-folders with metadata.csv), or one set; one may be a folder "
+        "of sounds for each class",
+        required=True,
+    )
+    tasks: str = setting(
+        "all",
+        "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]; poster: the eight sets of the "
+        "SS-MAST poster that are there, beside its rows (its protocol is lape_finetune)",
+    )
+    out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
+    protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
+    metric: str = setting(
+        "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
+    )
+    seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
+    baselines: str = setting(
+        "true",
+        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+        "fixed random convolution too",
+        choices=BASELINES,
+    )
+    shuffled: bool = setting(
+        False, "permute the labels, as a control: scores must then be at chance"
+    )
+    pooling: str = setting(
+        "",
+        "another pooling than the encoder folder's: statistics joined by +, such as freq+max+std "
+        "(see export.pooling of `ssmast pretrain`); best: chosen on the validation part",
+    )
+    layers: str = setting(
+        "",
+        "other layers than the encoder folder's: last, stages, blocks, or numbers of stages such "
+        "as 2-3; best: chosen on the validation part",
+    )
+    shots: int = setting(0, "with few_shot: labelled clips of each class; 0: 8", range="[0, inf)")
+    lr: float = setting(
+        0.0,
+        "learning rate of evar_strict, xares and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    crop_seconds: float = setting(
+        0.0,
+        "length of the crops of evar_strict and lape_finetune; 0: the published one",
+        range="[0, inf)",
+    )
+    channel: str = setting("mean", CHANNEL)
+    epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
+    cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
+
+    def __post_init__(self) -> None:
+        """Refuse keys that do not go together."""
+        super().__post_init__()
+        protocol = PROTOCOLS[self.protocol]
+        if self.precision != "fp32" and protocol.updates_encoder:
+            raise UsageError(f"protocol {self.protocol} trains in fp32; leave precision= out")
+        if self.shots and not protocol.shots:
+            raise UsageError(f"protocol {self.protocol} draws no clips; leave shots= out")
+        if self.lr and not protocol.fixed_rate:
+            raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
+        if protocol.updates_encoder and BEST in (self.pooling, self.layers):
+            raise UsageError("pooling=best and layers=best need a protocol with a frozen encoder")
 
 
 class Job(NamedTuple):
@@ -51,49 +148,28 @@ class Job(NamedTuple):
     crop_seconds: float
 
 
-class _Scored(NamedTuple):
-    """Scores by column, the clips that could not be used, and what the first column is."""
-
-    scores: dict[str, Score]
-    rejected: Rejected
-    embedder: PooledEmbedder
-    candidates: list[dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
 class Scorer:
     """Scores labelled sets by one protocol.
 
-    Attributes:
-        columns: what is scored, the one asked for first.
-        protocol: how.
+    Args:
+        config: settings of `ssmast probe`.
         cache: folder of embeddings.
-        metric: name; empty for each set's own.
-        num_seeds: repetitions; 0 for the protocol's own number.
-        seed: added to the protocol's first one; also that of shuffling.
-        lr: 0 for the protocol's.
-        crop_seconds: 0 for the published lengths.
-        num_epochs: of a protocol that trains the encoder.
-        shuffle: permute the labels.
-        workers: threads that decode.
-        batch_seconds: audio embedded at once; 0 for 20, on a GPU 600.
-        channel: of clips that have several.
+
+    Attributes:
+        protocol: how, with the shots that are asked for.
+        columns: what is scored, the one asked for first.
     """
 
-    columns: list[Column]
-    protocol: Protocol
-    cache: Path
-    metric: str = ""
-    num_seeds: int = 0
-    seed: int = 0
-    lr: float = 0.0
-    crop_seconds: float = 0.0
-    num_epochs: int = 100
-    shuffle: bool = False
-    workers: int = 0
-    batch_seconds: float = 0.0
-    channel: str = "mean"
-    _corpora: dict[Path, Corpus] = field(default_factory=dict)
+    def __init__(self, config: ProbeConfig, *, cache: Path) -> None:
+        protocol = PROTOCOLS[config.protocol]
+        self.protocol = replace(protocol, shots=config.shots or protocol.shots)
+        self.config, self._cache = config, cache
+        self.columns = make_columns(
+            config.encoder, protocol=protocol, pooling=config.pooling, layers=config.layers,
+            baselines=config.baselines, seed=config.seed, device=process_state().device,
+            precision=config.precision,
+        )  # fmt: skip
+        self._corpora: dict[Path, Corpus] = {}
 
     def job(self, labelled: LabelledSet) -> Job:
         """What there is to do for a set.
@@ -101,57 +177,68 @@ class Scorer:
         Raises:
             ValueError: if the metric or the protocol does not fit it.
         """
-        metric = metric_of(labelled, self.metric)
-        crop = self.protocol.crop_seconds(str(labelled.origin.get("task", "")), self.crop_seconds)
+        metric = metric_of(labelled, self.config.metric)
+        built = str(labelled.origin.get("task", ""))
+        crop = self.protocol.crop_seconds(built, self.config.crop_seconds)
         if self.protocol.random_valid and len(labelled.splits) > 1:
             labelled = random_validation(labelled, fraction=self.protocol.random_valid)
-        if self.shuffle:
-            labelled = shuffled(labelled, seed=self.seed)
+        if self.config.shuffled:
+            labelled = shuffled(labelled, seed=self.config.seed)
         if labelled.folder not in self._corpora:
-            corpus = labelled.corpus(channel=self.channel)
-            self._corpora[labelled.folder] = corpus
+            self._corpora[labelled.folder] = labelled.corpus(channel=self.config.channel)
         return Job(labelled, self._corpora[labelled.folder], metric, crop)
 
-    def embed_all(self, job: Job, processes: Processes) -> None:
-        """Fill the cache with all that scoring the set will take."""
+    def embed_all(self, job: Job) -> None:
+        """Fill the cache with all that scoring the set will take; the processes divide it."""
         for column in self.columns:
             for embedder in column.variants:
-                self._embed(job, column, embedder, processes)
+                self._embed(job, column, embedder, process_state())
 
-    def score(self, job: Job) -> Result:
+    def score(self, job: Job, *, inputs_sha256: str = "") -> Result:
         """The first column's result, with the scores of the others as `baselines`.
+
+        Args:
+            job: of `job`.
+            inputs_sha256: of `inputs_sha256`, kept with the result.
 
         Raises:
             ValueError: if the protocol does not fit the columns, or too few clips can be read.
         """
-        scored = self._finetuned(job) if self.protocol.updates_encoder else self._probed(job)
-        labelled = without(job.labelled, [clip for clip, _ in scored.rejected])
+        candidates, chosen = None, [column.variants[0] for column in self.columns]
+        if self.protocol.updates_encoder:
+            scores, rejected = self._finetuned(job)
+        else:
+            scores, rejected, chosen, candidates = self._probed(job)
+        labelled = without(job.labelled, [clip for clip, _ in rejected])
         main, *others = (column.name for column in self.columns)
-        score = scored.scores[main]
-        if len(labelled.classes) > _MOST_CLASSES_SHOWN:
+        score = scores[main]
+        if len(labelled.classes) > MOST_CLASSES_SHOWN:
             score = replace(score, confusion=None)
         return Result(
             **vars(score),
             **set_facts(labelled),
+            encoder=self.config.encoder,
+            data=self.config.data,
             column=main,
             protocol=self.protocol.name,
             metric=job.metric.name,
             ids_sha256=labelled.ids_sha256(),
-            seed=self.seed,
-            shuffled=self.shuffle,
-            chance=chance(labelled, job.metric, shuffled=self.shuffle),
+            inputs_sha256=inputs_sha256,
+            seed=self.config.seed,
+            shuffled=self.config.shuffled,
+            chance=chance(labelled, job.metric, shuffled=self.config.shuffled),
             encoder_updated=self.protocol.updates_encoder,
             crop_seconds=job.crop_seconds or None,
-            pooling=scored.embedder.pooling,
-            layers=scored.embedder.layers,
-            candidates=scored.candidates,
-            rejected=scored.rejected,
-            baselines={name: replace(scored.scores[name], confusion=None) for name in others},
+            pooling=chosen[0].pooling,
+            layers=chosen[0].layers,
+            candidates=candidates,
+            rejected=rejected,
+            baselines={name: replace(scores[name], confusion=None) for name in others},
         )
 
-    def inputs_sha256(self, job: Job, *, encoder: str) -> str:
+    def inputs_sha256(self, job: Job) -> str:
         """Hash of all that decides the result of a set."""
-        labelled = job.labelled
+        labelled, config = job.labelled, self.config
         parts = {
             "columns": {
                 column.name: [column.sha256, [e.settings() for e in column.variants]]
@@ -162,16 +249,11 @@ class Scorer:
                 *(labelled.labels_sha256(), job.corpus.files_hash),
             ],
             "probe": [
-                *(
-                    self.protocol.name,
-                    self.protocol.shots,
-                    job.metric.name,
-                    self.num_seeds,
-                    self.seed,
-                ),
-                *(self.lr, self.crop_seconds, self.num_epochs, self.shuffle),
+                *(self.protocol.name, self.protocol.shots, job.metric.name),
+                *(config.seeds, config.seed, config.lr, config.crop_seconds, config.epochs),
+                config.shuffled,
             ],
-            "encoder": encoder,
+            "encoder": config.encoder,
             "version": [VERSION, __version__],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -192,52 +274,47 @@ class Scorer:
 
     # -- frozen encoders -------------------------------------------------------------------------
 
-    def _probed(self, job: Job) -> _Scored:
-        alone = Processes(rank=0, size=1, device=process_state().device)
-        main = self.columns[0]
-        tried = [self._embed(job, main, embedder, alone) for embedder in main.variants]
+    def _probed(
+        self, job: Job
+    ) -> tuple[dict[str, Score], Rejected, list[PooledEmbedder], list[dict[str, Any]] | None]:
+        """Scores by column, clips left out, the variant of each column, and what was tried."""
+        main, *others = self.columns
+        tried = [self._embed(job, main, embedder) for embedder in main.variants]
         candidates, best = None, 0
         if len(tried) > 1:
             candidates = self._candidates(job, tried)
             valid = [candidate["valid"] for candidate in candidates]
             best = valid.index(max(valid))  # of equals the smallest
         # All columns are embedded alike, so that one comparison has one setting.
-        embedders = [
-            column.variants[min(best, len(column.variants) - 1)] for column in self.columns
-        ]
-        found = [tried[best]] + [
-            self._embed(job, column, embedder, alone)
-            for column, embedder in list(zip(self.columns, embedders, strict=True))[1:]
-        ]
-        rejected = self._rejected(job, found)
-        labelled = without(job.labelled, [clip for clip, _ in rejected])
+        chosen = [column.variants[min(best, len(column.variants) - 1)] for column in self.columns]
+        found = [tried[best]]
+        found += [self._embed(job, *pair) for pair in zip(others, chosen[1:], strict=True)]
+        readable, rejected = self._readable(job, found)
+        whitening = getattr(chosen[0], "whitening", None)
         scores = {
             column.name: self._probe(
-                *(job, labelled, column, embedder, vectors),
-                whitening=getattr(embedders[0], "whitening", None) if column.is_twin else None,
+                *(job, readable, column, embedder, vectors),
+                whitening=whitening if column.is_twin else None,
             )
-            for column, embedder, vectors in zip(self.columns, embedders, found, strict=True)
+            for column, embedder, vectors in zip(self.columns, chosen, found, strict=True)
         }
-        return _Scored(scores, rejected, embedders[0], candidates)
+        return scores, rejected, chosen, candidates
 
     def _candidates(self, job: Job, tried: list[SetEmbeddings]) -> list[dict[str, Any]]:
         """Each variant of the first column with its validation score."""
-        rejected = self._rejected(job, tried)
-        labelled = without(job.labelled, [clip for clip, _ in rejected])
-        candidates = []
-        main = self.columns[0]
+        readable, _ = self._readable(job, tried)
+        candidates, main = [], self.columns[0]
         for vectors, embedder in zip(tried, main.variants, strict=True):
-            score = self._probe(job, labelled, main, embedder, vectors)
-            candidates.append(
-                {
-                    "pooling": embedder.pooling,
-                    "layers": embedder.layers,
-                    "dim": embedder.dim,
-                    "valid": score.valid,
-                }
-            )
-            logger.info("%s: %s", labelled.spec, candidates[-1])
+            valid = self._probe(job, readable, main, embedder, vectors).valid
+            about = {"pooling": embedder.pooling, "layers": embedder.layers, "dim": embedder.dim}
+            candidates.append({**about, "valid": valid})
+            logger.info("%s: %s", readable.spec, candidates[-1])
         return candidates
+
+    def _readable(self, job: Job, found: Sequence[SetEmbeddings]) -> tuple[LabelledSet, Rejected]:
+        """The set less the clips that any column could not embed: all are scored on the same."""
+        rejected = rejected_clips(job.labelled, job.corpus, found)
+        return without(job.labelled, [clip for clip, _ in rejected]), rejected
 
     def _probe(
         self,
@@ -248,58 +325,63 @@ class Scorer:
         vectors: SetEmbeddings,
         *,
         whitening: Whitening | None = None,
+        protocol: Protocol | None = None,
     ) -> Score:
         features, test_features = vectors.of(labelled, process_state().device)
         if whitening is not None:
-            own = Whitening.of(features, directions=len(whitening.factors), floor=whitening.floor)
+            own = Whitening.of(features, directions=len(whitening.factors))
             features = own(features)
             test_features = None if test_features is None else own(test_features)
         score = run_probe(
             features,
             labelled,
-            protocol=self.protocol,
+            protocol=protocol or self.protocol,
             metric=job.metric,
-            num_seeds=self.num_seeds,
-            seed=self.seed,
+            num_seeds=0 if protocol else self.config.seeds,
+            seed=self.config.seed,
             test_features=test_features,
             widths=embedder.layer_dims,
-            lr=self.lr,
+            lr=self.config.lr,
             slots=slots_of(embedder.pooling),
         )
         return self._of_column(job, column, embedder, score)
 
     def _embed(
-        self, job: Job, column: Column, embedder: PooledEmbedder, processes: Processes
+        self,
+        job: Job,
+        column: Column,
+        embedder: PooledEmbedder,
+        processes: Processes | None = None,
     ) -> SetEmbeddings:
-        """Vectors of the whole corpus of a set."""
+        """Vectors of the whole corpus of a set; without `processes` by this one alone."""
+        alone = Processes(rank=0, size=1, device=process_state().device)
 
         def embedded(crop: Crop | None) -> Embeddings:
             return embed_corpus(
                 embedder,
                 job.corpus,
                 title=f"{job.labelled.spec.name}, {column.name}",
-                cache=self.cache,
-                workers=self.workers,
-                batch_seconds=self.batch_seconds or scoring_seconds(),
+                cache=self._cache,
+                workers=self.config.workers,
+                batch_seconds=self.config.batch_seconds or scoring_seconds(),
                 sha256=column.sha256,
-                processes=processes,
+                processes=processes or alone,
                 crop=crop,
             )
 
         if not job.crop_seconds:
             return SetEmbeddings(embedded(None))
-        train = embedded(Crop(job.crop_seconds, "random", self.seed))
+        train = embedded(Crop(job.crop_seconds, "random", self.config.seed))
         return SetEmbeddings(train, embedded(Crop(job.crop_seconds, "head")))
 
     # -- encoders that are trained too -----------------------------------------------------------
 
-    def _finetuned(self, job: Job) -> _Scored:
+    def _finetuned(self, job: Job) -> tuple[dict[str, Score], Rejected]:
         if self.columns[0].trainable is None:
             raise ValueError(
                 f"protocol {self.protocol.name} trains an encoder, which {self.columns[0].name} is "
                 "not; give another"
             )
-        alone = Processes(rank=0, size=1, device=process_state().device)
         scores: dict[str, Score] = {}
         rejected: Rejected = []
         for column in self.columns:
@@ -307,45 +389,26 @@ class Scorer:
             if column.trainable is None:
                 # Nothing in it can be trained: a linear layer on it is what has to be beaten.
                 readable = without(job.labelled, [clip for clip, _ in rejected])
-                vectors = self._embed(job, column, embedder, alone)
-                features, test_features = vectors.of(readable, alone.device)
-                score = run_probe(
-                    features,
-                    readable,
-                    metric=job.metric,
-                    seed=self.seed,
-                    test_features=test_features,
-                )
-                score = replace(score, fitted_by="linear")
-            else:
-                score, rejected = run_finetuned_probe(
-                    column.trainable,
-                    job.corpus,
-                    job.labelled,
-                    metric=job.metric,
-                    seconds=job.crop_seconds,
-                    num_epochs=self.num_epochs,
-                    num_seeds=self.num_seeds or self.protocol.num_seeds,
-                    seed=self.seed,
-                    lr=self.lr or 1e-3,
-                    title=f"{job.labelled.spec.name}, {column.name}",
-                    workers=self.workers,
-                )
+                vectors = self._embed(job, column, embedder)
+                score = self._probe(job, readable, column, embedder, vectors, protocol=LINEAR)
+                scores[column.name] = replace(score, fitted_by="linear")
+                continue
+            score, rejected = run_finetuned_probe(
+                column.trainable,
+                job.corpus,
+                job.labelled,
+                metric=job.metric,
+                seconds=job.crop_seconds,
+                num_epochs=self.config.epochs,
+                num_seeds=self.config.seeds or self.protocol.num_seeds,
+                seed=self.config.seed,
+                lr=self.config.lr or 1e-3,
+                title=f"{job.labelled.spec.name}, {column.name}",
+                workers=self.config.workers,
+            )
             scores[column.name] = self._of_column(job, column, embedder, score)
-        return _Scored(scores, rejected, self.columns[0].variants[0])
-
-    # -- both ------------------------------------------------------------------------------------
+        return scores, rejected
 
     def _of_column(self, job: Job, column: Column, embedder: PooledEmbedder, score: Score) -> Score:
         logger.info("%s, %s: %.1f %%", job.labelled.spec, column.name, 100 * score.mean)
         return replace(score, encoder_sha256=column.sha256, dim=embedder.dim)
-
-    def _rejected(self, job: Job, embedded: list[SetEmbeddings]) -> Rejected:
-        """Clips that any column could not embed, with the reason: all are scored on the others."""
-        rejected = rejected_clips(job.labelled, job.corpus, embedded)
-        if rejected:
-            logger.warning(
-                "%s: %d clips are left out; the first: %s",
-                *(job.labelled.spec, len(rejected), rejected[0][1]),
-            )
-        return rejected

@@ -1,41 +1,30 @@
-"""Probes without a learning rate: logistic regression, nearest neighbours, and few labels.
+"""Probes without a learning rate: logistic regression, nearest neighbours, ridge regression.
 
-The first cross-checks the linear probe; the second trains nothing, so nothing but the embedding is
-measured; the third asks how far a few labelled clips of each class go.
+Logistic regression cross-checks the linear probe; nearest neighbours train nothing, so nothing but
+the embedding is measured; ridge regression is for few labelled clips.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmast.evaluation.fitting import Fitted, Part, mean_and_std
-from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.fitting import Fitted, Problem, mean_and_std
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
 
-def fit_logreg(
-    train: Part,
-    valid: Part,
-    *,
-    num_classes: int,
-    metric: Metric,
-    c_grid: tuple[float, ...] = C_GRID,
-    max_iter: int = 1000,
-) -> Fitted:
+def fit_logreg(of: Problem, *, c_grid: tuple[float, ...] = C_GRID, max_iter: int = 1000) -> Fitted:
     """scikit-learn's LogisticRegression, its C chosen on `valid`, fitted on `train` alone.
 
     Args:
-        train: standardised features (n, D) and class numbers (n,), each of the C classes there; or
-            zeros and ones (n, C), of which every class is fitted against the rest.
-        valid: the same; the stronger regularisation wins ties.
-        num_classes: C.
-        metric: what to choose by.
+        of: standardised features; the stronger regularisation wins ties. Where a clip has several
+            labels, every class is fitted against the rest.
         c_grid: inverse strengths of the L2 penalty to try.
         max_iter: steps of L-BFGS.
     """
@@ -50,14 +39,9 @@ def fit_logreg(
             def regression(c: float = c) -> LogisticRegression:
                 return LogisticRegression(C=c, max_iter=max_iter)
 
-            model = (_OneByOne if train[1].ndim == 2 else _AllAtOnce)(train, regression)
-            if model.num_classes != num_classes:
-                raise ValueError(
-                    f"logreg needs clips of all {num_classes} classes to train on, "
-                    f"got {model.num_classes}"
-                )
+            model = (_OneByOne if of.multi_label else _AllAtOnce)(of, regression)
             models.append(model)
-            values.append(float(metric.score(model(valid[0]), valid[1])))
+            values.append(float(of.metric.score(model(of.valid[0]), of.valid[1])))
     index = values.index(max(values))
     best = models[index]
     return Fitted(
@@ -70,9 +54,8 @@ def fit_logreg(
 class _AllAtOnce:
     """One multinomial regression; features (n, D) -> (1, n, C)."""
 
-    def __init__(self, train: Part, regression: Callable[[], Any]) -> None:
-        self._model = regression().fit(train[0].cpu().numpy(), train[1].cpu().numpy())
-        self.num_classes = len(self._model.classes_)
+    def __init__(self, of: Problem, regression: Callable[[], Any]) -> None:
+        self._model = regression().fit(of.train[0].cpu().numpy(), of.train[1].cpu().numpy())
         self.steps = int(max(self._model.n_iter_))
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -88,101 +71,29 @@ class _OneByOne:
     A class that all training clips have, or none, has nothing to be fitted to: its score is 0.
     """
 
-    def __init__(self, train: Part, regression: Callable[[], Any]) -> None:
-        features, truth = train[0].cpu().numpy(), train[1].cpu().numpy()
-        self.num_classes = truth.shape[1]
-        varied = [c for c in range(self.num_classes) if 0 < truth[:, c].sum() < len(truth)]
+    def __init__(self, of: Problem, regression: Callable[[], Any]) -> None:
+        features, truth = of.train[0].cpu().numpy(), of.train[1].cpu().numpy()
+        self._num_classes = of.num_classes
+        varied = [c for c in range(of.num_classes) if 0 < truth[:, c].sum() < len(truth)]
         self._models = {c: regression().fit(features, truth[:, c] > 0) for c in varied}
         self.steps = max((int(max(model.n_iter_)) for model in self._models.values()), default=0)
 
     def __call__(self, features: Tensor) -> Tensor:
-        logits = torch.zeros(1, len(features), self.num_classes)
+        logits = torch.zeros(1, len(features), self._num_classes)
         for column, model in self._models.items():
             logits[0, :, column] = torch.from_numpy(model.decision_function(features.cpu().numpy()))
         return logits.to(features.device)
 
 
-# Penalty of `fit_few_shot` over the mean squared length of a standardised vector.
-_FEW_SHOT_PENALTY = 0.1
-
-
-def fit_few_shot(
-    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, shots: int
-) -> Fitted:
-    """Ridge regression of each class against the rest on `shots` clips of each, one draw a seed.
-
-    The features are standardised by the drawn clips alone, and the penalty is fixed: so few labels
-    leave nothing to choose it by. The validation part is only scored.
-
-    Args:
-        train: features (n, D) and class numbers (n,), each of the C classes there.
-        valid: the same.
-        num_classes: C.
-        metric: of the validation scores.
-        seeds: one draw each.
-        shots: clips of each class.
-
-    Raises:
-        ValueError: if clips have several labels, or a class has fewer clips.
-    """
-    features, truth = train
-    if truth.ndim == 2:
-        raise ValueError("few_shot draws clips of each class, and these have several labels each")
-    counts = truth.bincount(minlength=num_classes)
-    if int(counts.min()) < shots:
-        raise ValueError(
-            f"few_shot wants {shots} training clips of each class, and one has "
-            f"{int(counts.min())}; give shots={int(counts.min())}"
-        )
-    models = []
-    for seed in seeds:
-        drawn = np.random.default_rng(seed).random(len(truth))
-        order = torch.from_numpy(drawn).argsort()
-        own = [order[truth.cpu()[order] == number][:shots] for number in range(num_classes)]
-        rows = torch.cat(own).to(features.device)
-        models.append(_ridge(features[rows], truth[rows], num_classes=num_classes))
-    return Fitted(
-        scores=lambda features: torch.stack([model(features) for model in models]),
-        chosen={"shots": shots, "draws": len(seeds)},
-        valid=metric.score(torch.stack([model(valid[0]) for model in models]), valid[1]).tolist(),
-    )
-
-
-def _ridge(features: Tensor, truth: Tensor, *, num_classes: int) -> Callable[[Tensor], Tensor]:
-    """Features (n, D) -> scores (n, C); solved in clips, as there are fewer of them than numbers.
-
-    Source: Saunders et al. 1998 (ridge regression in dual variables).
-    """
-    mean, std = mean_and_std(features)
-    x = (features.double() - mean) / std
-    targets = 2 * F.one_hot(truth, num_classes).double() - 1
-    gram, level = x @ x.T, targets.mean(dim=0)
-    penalty = _FEW_SHOT_PENALTY * gram.diagonal().mean().clamp(min=1e-12)
-    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    weights = x.T @ torch.linalg.solve(gram + penalty * eye, targets - level)
-    return lambda others: (((others.double() - mean) / std) @ weights + level).float()
-
-
 K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)
 
 
-def fit_knn(
-    train: Part,
-    valid: Part,
-    *,
-    num_classes: int,
-    metric: Metric,
-    k_grid: tuple[int, ...] = K_GRID,
-    temperature: float = 0.07,
-) -> Fitted:
+def fit_knn(of: Problem, *, k_grid: tuple[int, ...] = K_GRID, temperature: float = 0.07) -> Fitted:
     """Vote of the k training clips of highest cosine similarity, by exp(similarity / temperature).
 
     Args:
-        train: standardised features (n, D) and class numbers (n,), or zeros and ones (n, C): then
-            each class's score is the neighbours' fraction of it.
-        valid: the same; k is chosen on it, the smaller k winning ties.
-        num_classes: C.
-        metric: what to choose by.
+        of: standardised features; k is chosen on `valid`, the smaller k winning ties. Where a clip
+            has several labels, each class's score is the neighbours' fraction of it.
         k_grid: numbers of neighbours to try; those above n are left out.
         temperature: divides the similarity.
 
@@ -190,10 +101,10 @@ def fit_knn(
     """
     import faiss
 
-    truth = train[1] if train[1].ndim == 2 else F.one_hot(train[1], num_classes).float()
-    truth = truth.cpu()
-    index = faiss.IndexFlatIP(train[0].shape[1])  # of unit vectors: the cosine
-    index.add(F.normalize(train[0], dim=1).cpu().numpy())
+    features, truth = of.train
+    truth = (truth if of.multi_label else F.one_hot(truth, of.num_classes).float()).cpu()
+    index = faiss.IndexFlatIP(features.shape[1])  # of unit vectors: the cosine
+    index.add(F.normalize(features, dim=1).cpu().numpy())
     grid = tuple(k for k in k_grid if k <= len(truth))
 
     def votes(features: Tensor, ks: tuple[int, ...]) -> Tensor:
@@ -203,17 +114,189 @@ def fit_knn(
             similarity, neighbours = map(torch.from_numpy, index.search(part.numpy(), max(ks)))
             # Relative to the nearest one: no weight of a clip can overflow or all of them vanish.
             weights = ((similarity - similarity[:, :1]) / temperature).exp()
-            tally = torch.zeros(len(ks), len(part), num_classes)
+            tally = torch.zeros(len(ks), len(part), of.num_classes)
             for row, k in enumerate(ks):
                 near = weights[:, :k] / weights[:, :k].sum(dim=1, keepdim=True)
                 tally[row] = torch.einsum("nk,nkc->nc", near, truth[neighbours[:, :k]])
             parts.append(tally)
         return torch.cat(parts, dim=1).to(features.device)
 
-    scores = metric.score(votes(valid[0], grid), valid[1]).tolist()
+    scores = of.metric.score(votes(of.valid[0], grid), of.valid[1]).tolist()
     chosen = grid[scores.index(max(scores))]
     return Fitted(
         scores=lambda features: votes(features, (chosen,)),
         chosen={"k": chosen, "temperature": temperature},
         valid=[max(scores)],
     )
+
+
+# Penalty of `fit_few_shot` over the mean squared length of a standardised vector.
+_FEW_SHOT_PENALTY = 0.1
+
+
+def fit_few_shot(of: Problem) -> Fitted:
+    """Ridge regression of each class against the rest on `shots` clips of each, one draw a seed.
+
+    The features are standardised by the drawn clips alone, and the penalty is fixed: so few labels
+    leave nothing to choose it by. The validation part is only scored.
+
+    Raises:
+        ValueError: if clips have several labels, or a class has fewer clips.
+    """
+    if of.multi_label:
+        raise ValueError("few_shot draws clips of each class, and these have several labels each")
+    features, truth = of.train
+    fewest = int(truth.bincount(minlength=of.num_classes).min())
+    if fewest < of.shots:
+        raise ValueError(
+            f"few_shot wants {of.shots} training clips of each class, and one has {fewest}; give "
+            f"shots={fewest}"
+        )
+    models = []
+    for seed in of.seeds:
+        drawn = np.random.default_rng(seed).random(len(truth))
+        order = torch.from_numpy(drawn).argsort()
+        own = [order[truth.cpu()[order] == number][: of.shots] for number in range(of.num_classes)]
+        rows = torch.cat(own).to(features.device)
+        models.append(_ridge(features[rows], 2 * F.one_hot(truth[rows], of.num_classes) - 1))
+
+    def scores(features: Tensor) -> Tensor:
+        return torch.stack([model(features) for model in models])
+
+    return Fitted(
+        scores=scores,
+        chosen={"shots": of.shots, "draws": len(of.seeds)},
+        valid=of.metric.score(scores(of.valid[0]), of.valid[1]).tolist(),
+    )
+
+
+def _ridge(features: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    """Features (n, D) -> scores (n, C) by scikit-learn's ridge regression."""
+    from sklearn.linear_model import Ridge
+
+    mean, std = mean_and_std(features)
+    x = (features.double() - mean) / std
+    penalty = _FEW_SHOT_PENALTY * float(x.square().sum(dim=1).mean().clamp(min=1e-12))
+    model = Ridge(alpha=penalty).fit(x.cpu().numpy(), targets.cpu().numpy())
+    weight = torch.from_numpy(model.coef_.T.copy()).to(x)
+    level = torch.from_numpy(model.intercept_).to(x)
+    return lambda others: (((others.double() - mean) / std) @ weight + level).float()
+
+
+# Times the mean squared length of a standardised vector.
+PENALTIES = tuple(float(10.0**power) for power in np.arange(-3, 2.01, 0.5))
+
+
+class RidgeFit(NamedTuple):
+    """One linear layer, and what it says of the clips that it was fitted to.
+
+    Attributes:
+        weight: (C, D) float64 on features as they come.
+        bias: (C,) float64.
+        left_out: logits (n, C) float64 of each clip, by a fit without its group.
+        penalty: that was chosen, in units of `PENALTIES`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    left_out: Tensor
+    penalty: float
+
+
+def fit_ridge(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    multi_label: bool,
+    groups: Sequence[str] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> RidgeFit:
+    """Ridge regression of each class against the rest, its outputs scaled to be logits.
+
+    Features are standardised. The penalty is the one whose scores of left-out clips have the lowest
+    cross-entropy, after one scale and one offset that make them logits; so probabilities are those
+    of clips that were not fitted.
+
+    Args:
+        features: (n, D), finite.
+        targets: zeros and ones (n, C).
+        multi_label: clips have any number of classes, else exactly one.
+        groups: clips of one name are left out together, as those of one recording are alike; None
+            for one clip after the other.
+        penalties: to choose from.
+
+    Raises:
+        ValueError: if there are fewer than two groups, so that nothing can be left out.
+
+    Source: Golub, Heath and Wahba 1979 for leaving out one; blocks of the hat matrix for groups;
+    Platt 1999 for the scale and the offset.
+    """
+    names = [str(i) for i in range(len(features))] if groups is None else list(groups)
+    if len(set(names)) < 2:
+        raise ValueError(f"leaving clips out needs two or more groups, found {sorted(set(names))}")
+    mean, std = mean_and_std(features)
+    x, y = (features.double() - mean) / std, targets.double()
+    level = y.mean(dim=0)
+    # Of few clips the n x n products, of many the D x D ones: the same hat matrix.
+    wide = len(x) <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values = values.clamp(min=0)
+    size = float(x.square().sum(dim=1).mean())
+    # (n, r): the hat matrix is basis diag(s / (s + p)) basis'.
+    basis = vectors if wide else x @ vectors / values.clamp(min=1e-9 * float(values[-1])).sqrt()
+    best: tuple[float, Tensor, Tensor, float] | None = None
+    for penalty in penalties:
+        shrunk = values / (values + penalty * max(size, 1e-12))
+        held = _left_out(basis, shrunk, y, names)
+        scale, loss = _scaling(held, y, multi_label=multi_label)
+        if best is None or loss < best[0]:
+            best = (loss, scale, held, penalty)
+    assert best is not None
+    _, (slope, offset), held, penalty = best
+    inverse = 1 / (values + penalty * max(size, 1e-12))
+    if wide:
+        weight = x.T @ (vectors * inverse) @ (vectors.T @ (y - level))
+    else:
+        weight = (vectors * inverse) @ (vectors.T @ (x.T @ (y - level)))
+    weight = slope * weight.T / std
+    bias = slope * level + offset - weight @ mean
+    return RidgeFit(weight, bias, slope * held + offset, penalty)
+
+
+def _left_out(basis: Tensor, shrunk: Tensor, targets: Tensor, groups: Sequence[str]) -> Tensor:
+    """Scores (n, C) of each group by the fit to all others.
+
+    With hat matrix H and residuals r, those of a group that was left out are (I - H_gg)^-1 r_g.
+    """
+    level = targets.mean(dim=0)
+    residual = targets - level - (basis * shrunk) @ (basis.T @ (targets - level))
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(groups):
+        rows.setdefault(name, []).append(row)
+    found = torch.empty_like(targets)
+    for own in rows.values():
+        part = basis[own]
+        hat = (part * shrunk) @ part.T + 1 / len(targets)  # 1/n: of the level, which is fitted too
+        rest = torch.eye(len(own), dtype=hat.dtype) - hat
+        found[own] = targets[own] - torch.linalg.solve(rest, residual[own])
+    return found
+
+
+def _scaling(scores: Tensor, targets: Tensor, *, multi_label: bool) -> tuple[Tensor, float]:
+    """Slope and offset (2,) that make scores logits, and the cross-entropy then, in nats."""
+
+    def loss(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        free = torch.tensor(numbers, requires_grad=True)
+        logits = free[0].exp() * scores + free[1]
+        if multi_label:
+            value = F.binary_cross_entropy_with_logits(logits, targets)
+        else:
+            value = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        (slopes,) = torch.autograd.grad(value, free)
+        return float(value.detach()), slopes.numpy()
+
+    start = np.array([np.log(4.0), -2.0 if multi_label else 0.0])
+    # Clips that are told apart without error would ask for a slope without end.
+    found = minimize(loss, start, jac=True, bounds=[(-5.0, 5.0), (-50.0, 50.0)])
+    slope, offset = found.x
+    return torch.tensor([np.exp(slope), offset if multi_label else 0.0]), float(found.fun)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmast.evaluation.fitting import Fitted, Part
-from ssmast.evaluation.metrics import Metric
+from ssmast.evaluation.fitting import Fitted, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +65,17 @@ class Trained:
 
 
 def train_head(
-    make: Callable[[], nn.Module],
-    train: Part,
-    valid: Part,
-    *,
-    schedule: Schedule,
-    metric: Metric,
-    seed: int,
+    of: Problem, make: Callable[[], nn.Module], *, schedule: Schedule, seed: int
 ) -> Trained:
     """Train one head; `seed` decides its first weights, the order of the clips and dropout.
 
     Args:
+        of: training part, and the validation part, which decides which epoch is kept.
         make: the head, features (n, D) -> (n, C), with fresh weights.
-        train: features and class numbers, or zeros and ones.
-        valid: the same; decides which epoch is kept.
         schedule: of the training.
-        metric: what the validation part decides by.
         seed: the global generator is left as it was.
     """
-    (features, targets), device = train, train[0].device
+    (features, targets), device = of.train, of.train[0].device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -109,13 +100,14 @@ def train_head(
                 adam.step()
             if epoch % schedule.look_every and epoch < schedule.num_epochs:
                 continue
-            found, since = _look(head, valid, metric, epoch=epoch), since + 1
+            found, since = _look(head, of, epoch=epoch), since + 1
             if found.rank > best.rank:
                 best, state, since = found, copy.deepcopy(head.state_dict()), 0
             if schedule.patience is not None and since >= schedule.patience:
                 break
     head.load_state_dict(state)
-    return Trained(head=head.eval(), score=best.score, loss=best.loss, epoch=best.epoch)
+    head.eval()
+    return best
 
 
 def probe_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -126,16 +118,16 @@ def probe_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _look(head: nn.Module, valid: Part, metric: Metric, *, epoch: int) -> Trained:
+def _look(head: nn.Module, of: Problem, *, epoch: int) -> Trained:
     head.eval()
-    logits, targets = head(valid[0]), valid[1]
-    known = slice(None) if targets.ndim == 2 else targets >= 0
+    logits, targets = head(of.valid[0]), of.valid[1]
+    known = slice(None) if of.multi_label else targets >= 0
     loss = float(probe_loss(logits[known], targets[known]))
-    score = float(metric.score(logits, targets))
+    score = float(of.metric.score(logits, targets))
     return Trained(head=head, score=score if score == score else -math.inf, loss=loss, epoch=epoch)
 
 
-def fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
+def _fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
     """Heads, one a seed, as a fitted probe."""
 
     @torch.no_grad()
@@ -149,43 +141,36 @@ def fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
     )
 
 
-def fit_evar(
-    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, lr: float = 3e-4
-) -> Fitted:
+def fit_evar(of: Problem) -> Fitted:
     """One linear layer at a fixed rate, up to 200 epochs, patience 20; a model a seed.
 
-    Source: EVAR (Niizumi et al. 2022): Adam, weight decay 1e-8, batches of 200, the rate that its
-    configurations of AST and BYOL-A v2 have. Differs from EVAR: of equally good epochs that of
+    Source: EVAR (Niizumi et al. 2022): Adam, weight decay 1e-8, batches of 200, the rate 3e-4 that
+    its configurations of AST and BYOL-A v2 have. Differs from EVAR: of equally good epochs that of
     least loss is kept, there the last one.
     """
-    schedule = Schedule(lr=lr, batch_size=200, num_epochs=200, patience=20, weight_decay=1e-8)
-    models = [
-        train_head(
-            lambda: nn.Linear(train[0].shape[1], num_classes),
-            *(train, valid), schedule=schedule, metric=metric, seed=seed,
-        )
-        for seed in seeds
-    ]  # fmt: skip
-    return fitted(models, {"lr": lr})
+    return _at_one_rate(
+        of,
+        lambda: nn.Linear(of.train[0].shape[1], of.num_classes),
+        Schedule(lr=of.lr or 3e-4, batch_size=200, num_epochs=200, patience=20, weight_decay=1e-8),
+    )
 
 
-def fit_xares(
-    train: Part, valid: Part, *, num_classes: int, metric: Metric, seeds: range, lr: float = 1e-3
-) -> Fitted:
+def fit_xares(of: Problem) -> Fitted:
     """LayerNorm and one linear layer, ten epochs of Adam, a cosine towards a tenth of the rate.
 
-    Source: X-ARES (Zhang et al. 2025): batches of 32, the rate set anew at every epoch.
+    Source: X-ARES (Zhang et al. 2025): batches of 32, the rate (1e-3) set anew at every epoch.
     """
-    schedule = Schedule(lr=lr, batch_size=32, num_epochs=10, last_lr=0.1)
-    dim = train[0].shape[1]
-    models = [
-        train_head(
-            lambda: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes)),
-            *(train, valid), schedule=schedule, metric=metric, seed=seed,
-        )
-        for seed in seeds
-    ]  # fmt: skip
-    return fitted(models, {"lr": lr})
+    dim = of.train[0].shape[1]
+    return _at_one_rate(
+        of,
+        lambda: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, of.num_classes)),
+        Schedule(lr=of.lr or 1e-3, batch_size=32, num_epochs=10, last_lr=0.1),
+    )
+
+
+def _at_one_rate(of: Problem, make: Callable[[], nn.Module], schedule: Schedule) -> Fitted:
+    models = [train_head(of, make, schedule=schedule, seed=seed) for seed in of.seeds]
+    return _fitted(models, {"lr": schedule.lr})
 
 
 # Hidden layers, initialisation, rate: in the order that HEAR lists them in before it draws.
@@ -193,11 +178,10 @@ HEAR_GRID = tuple(
     itertools.product((1, 2), ("xavier_uniform", "xavier_normal"), (3.2e-3, 1e-3, 3.2e-4, 1e-4))
 )
 
-
 P = TypeVar("P")
 
 
-def at_best_point(
+def _at_best_point(
     train_one: Callable[[P, int], Trained], points: Sequence[P], seeds: range
 ) -> tuple[list[Trained], P]:
     """Heads at the point of a grid that is best by validation, one a seed, and the point.
@@ -212,16 +196,7 @@ def at_best_point(
     return [tried[best], *(train_one(points[best], seed) for seed in seeds[1:])], points[best]
 
 
-def fit_hear(
-    train: Part,
-    valid: Part,
-    *,
-    num_classes: int,
-    metric: Metric,
-    seeds: range,
-    num_points: int = 8,
-    num_epochs: int = 500,
-) -> Fitted:
+def fit_hear(of: Problem, *, num_points: int = 8, num_epochs: int = 500) -> Fitted:
     """One or two hidden layers of 1024; 8 of 16 points of a grid tried, the best by validation.
 
     Number of layers, initialisation and rate are drawn with the first seed, as HEAR draws them with
@@ -231,21 +206,23 @@ def fit_hear(
     500 epochs, the validation part every third, patience 20 looks.
     """
     points = list(HEAR_GRID)
-    random.Random(seeds[0]).shuffle(points)  # noqa: S311
-    points = points[:num_points]
+    random.Random(of.seeds[0]).shuffle(points)  # noqa: S311
 
     def train_one(point: tuple[int, str, float], seed: int) -> Trained:
         layers, init, lr = point
         schedule = Schedule(
             lr=lr, batch_size=1024, num_epochs=num_epochs, patience=20, look_every=3
         )
+        dim = of.train[0].shape[1]
         return train_head(
-            lambda: _mlp(train[0].shape[1], num_classes, layers=layers, init=init),
-            *(train, valid), schedule=schedule, metric=metric, seed=seed,
-        )  # fmt: skip
+            of,
+            lambda: _mlp(dim, of.num_classes, layers=layers, init=init),
+            schedule=schedule,
+            seed=seed,
+        )
 
-    models, (layers, init, lr) = at_best_point(train_one, points, seeds)
-    return fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
+    models, (layers, init, lr) = _at_best_point(train_one, points[:num_points], of.seeds)
+    return _fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
 
 
 def _mlp(dim: int, num_classes: int, *, layers: int, init: str) -> nn.Sequential:
@@ -304,37 +281,32 @@ class LayerSum(nn.Module):
 SUPERB_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
-def fit_superb(
-    train: Part,
-    valid: Part,
-    *,
-    num_classes: int,
-    metric: Metric,
-    seeds: range,
-    widths: Sequence[int],
-    num_epochs: int = 100,
-) -> Fitted:
+def fit_superb(of: Problem, *, num_epochs: int = 100) -> Fitted:
     """`LayerSum` at the best of seven rates, by validation; the layers' weights are reported.
 
     Source: SUPERB: Adam, batches of 32, gradients clipped to norm 1, the rate chosen for each model
     and task.
     Differs from SUPERB: at most 100 epochs with patience 20 instead of 30,000 to 200,000 steps.
     """
+    widths = of.widths or (of.train[0].shape[1],)
+    return _at_best_rate(of, lambda: LayerSum(widths, of.num_classes), SUPERB_RATES, num_epochs)
+
+
+def _at_best_rate(
+    of: Problem, make: Callable[[], nn.Module], rates: Sequence[float], num_epochs: int, **more: int
+) -> Fitted:
+    """Heads with a sum over layers; `more` is reported as it is."""
 
     def train_one(lr: float, seed: int) -> Trained:
-        return train_head(
-            lambda: LayerSum(widths, num_classes), train, valid,
-            schedule=Schedule(
-                lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0
-            ),
-            metric=metric, seed=seed,
-        )  # fmt: skip
+        schedule = Schedule(lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0)
+        return train_head(of, make, schedule=schedule, seed=seed)
 
-    models, lr = at_best_point(train_one, SUPERB_RATES, seeds)
+    models, lr = _at_best_point(train_one, rates, of.seeds)
     head = models[0].head
-    assert isinstance(head, LayerSum)
-    layer_weights = [round(value, 4) for value in head.layer_weights.tolist()]
-    return fitted(models, {"lr": lr, "layer_weights": layer_weights})
+    layers = head.sum if isinstance(head, AttentiveHead) else head
+    assert isinstance(layers, LayerSum)
+    weights = [round(value, 4) for value in layers.layer_weights.tolist()]
+    return _fitted(models, {"lr": lr, "layer_weights": weights, **more})
 
 
 class AttentiveHead(nn.Module):
@@ -385,34 +357,16 @@ class AttentiveHead(nn.Module):
 ATTENTIVE_RATES = (1e-2, 1e-3, 1e-4)
 
 
-def fit_attentive(
-    train: Part,
-    valid: Part,
-    *,
-    num_classes: int,
-    metric: Metric,
-    seeds: range,
-    widths: Sequence[int],
-    slots: int,
-    num_epochs: int = 100,
-) -> Fitted:
+def fit_attentive(of: Problem, *, num_epochs: int = 100) -> Fitted:
     """`AttentiveHead` at the best of three rates and its best epoch, both by validation.
 
     Where the embedding has one part a clip (`slots` 1), only the layers are weighted.
     """
-
-    def train_one(lr: float, seed: int) -> Trained:
-        return train_head(
-            lambda: AttentiveHead(widths, num_classes, slots=slots), train, valid,
-            schedule=Schedule(
-                lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0
-            ),
-            metric=metric, seed=seed,
-        )  # fmt: skip
-
-    models, lr = at_best_point(train_one, ATTENTIVE_RATES, seeds)
-    head = models[0].head
-    assert isinstance(head, AttentiveHead)
-    layer_weights = [round(value, 4) for value in head.sum.layer_weights.tolist()]
-    chosen = {"lr": lr, "layer_weights": layer_weights, "parts": slots}
-    return fitted(models, chosen)
+    widths = of.widths or (of.train[0].shape[1],)
+    return _at_best_rate(
+        of,
+        lambda: AttentiveHead(widths, of.num_classes, slots=of.slots),
+        ATTENTIVE_RATES,
+        num_epochs,
+        parts=of.slots,
+    )

@@ -70,11 +70,7 @@ def _whole_numbers(values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
 
 def exact_duplicates(hashes: list[bytes]) -> np.ndarray:
-    """For each clip, the number of the first one with the same samples; -1 for a first one.
-
-    Args:
-        hashes: of the samples.
-    """
+    """For each clip, the number of the first one with the same samples; -1 for a first one."""
     first: dict[bytes, int] = {}
     of = np.full(len(hashes), -1, dtype=np.int64)
     for i, digest in enumerate(hashes):

@@ -58,10 +58,6 @@ Rejected = list[tuple[str, str, str]]
 def run_job(work: Path, job: int) -> Rejected:
     """Run a job, unless it is done: write its tar, rejected source clips, and last its facts.
 
-    Args:
-        work: folder of the plan.
-        job: its number.
-
     Returns:
         Rejected source clips: (name, kind, reason).
     """
@@ -81,22 +77,14 @@ def run_job(work: Path, job: int) -> Rejected:
 
 
 def read_rejected(plan: Plan, job: int) -> Rejected:
-    """Source clips that a finished job rejected.
-
-    Args:
-        plan: of the jobs.
-        job: its number.
-    """
+    """Source clips that a finished job rejected."""
     return [(a, b, c) for a, b, c in json.loads(plan.rejected_of(job).read_bytes())]
 
 
 def write_member(file: BinaryIO, name: str, data: bytes) -> int:
     """Append a member to a tar; the same bytes at any time and in any process.
 
-    Args:
-        file: open at the end of the last member.
-        name: of the member, ASCII, at most 100 characters.
-        data: its bytes.
+    Its name is ASCII, at most 100 characters.
 
     Returns:
         Offset of the data.
@@ -112,20 +100,12 @@ def write_member(file: BinaryIO, name: str, data: bytes) -> int:
 
 
 def end_tar(file: BinaryIO) -> None:
-    """Append the end mark.
-
-    Args:
-        file: open at the end of the last member.
-    """
+    """Append the end mark."""
     file.write(bytes(2 * BLOCK))
 
 
 def front_end(sample_rate: int) -> LogMel:
-    """The log-mel that statistics and fingerprints are made of.
-
-    Args:
-        sample_rate: of the clips in Hz.
-    """
+    """The log-mel that statistics and fingerprints are made of."""
     return LogMel(sample_rate=sample_rate, f_max=min(7800.0, 0.4875 * sample_rate))
 
 
@@ -223,12 +203,7 @@ def _open_source(
 
 
 def clip_bounds(length: int, cut: Cut) -> list[tuple[int, int]]:
-    """First sample and sample after the last of every clip; together they cover the source clip.
-
-    Args:
-        length: of the source clip in samples.
-        cut: how it is cut.
-    """
+    """First sample and sample after the last of every clip; together they cover the source clip."""
     step = round(cut.segment_seconds * cut.sample_rate) or length
     starts = list(range(0, length, step))
     if len(starts) > 1 and length - starts[-1] < cut.min_seconds * cut.sample_rate:

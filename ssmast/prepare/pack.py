@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.entries import write_index
+from ssmast.audio.corpus.entries import ArrayEntries, write_index
 from ssmast.audio.corpus.open import CORPUS_FILE, INDEX, MANIFEST
-from ssmast.audio.corpus.tar import TarReader
+from ssmast.audio.corpus.shards import TarReader
 from ssmast.files import replacing, sha256_of, write_atomic, write_json
 from ssmast.prepare.duplicates import exact_duplicates, near_duplicates
 from ssmast.prepare.job import BLOCK, Rejected, end_tar, front_end, read_rejected, write_member
@@ -69,12 +69,8 @@ def pack(
         digest.update(f"{name}\t{size}\n".encode())
     write_index(
         out / INDEX,
-        names=pa.array([name.encode() for name in names], type=pa.large_binary()),
-        sizes=facts["size"].to_numpy(),
-        shard=shard,
-        offset=offset,
+        ArrayEntries.of(names, facts["size"].to_numpy(), shard, offset),
         shards=shards,
-        suffixes=[f".{plan.cut.codec}"],
         listing_hash=digest.hexdigest(),
     )
     about = _about(plan, facts, rejected, len(shards), out, settings)

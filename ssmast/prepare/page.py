@@ -19,9 +19,6 @@ _BARS = 24
 def write_page(out: Path) -> Path:
     """Write `report.html` into a prepared corpus; the same corpus gives the same page.
 
-    Args:
-        out: folder of the corpus.
-
     Returns:
         Path of the page.
     """

@@ -36,12 +36,8 @@ def run_jobs(
 ) -> Iterator[tuple[int, Rejected]]:
     """Run jobs; yields each with the source clips it rejected as it finishes.
 
-    Args:
-        work: folder of the plan.
-        jobs: their numbers.
-        engine: local or ray.
-        workers: processes; one means this process, where the engine is local.
-        address: of a Ray cluster whose machines all see `work`; empty to start one here.
+    One worker means this process where the engine is local; the machines of a Ray cluster must all
+    see `work`, and without an address one is started here.
 
     Raises:
         ValueError: if the engine is unknown or not installed.

@@ -25,17 +25,7 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a source clip becomes clips: plain numbers, the same in every process.
-
-    Args:
-        sample_rate: of the clips in Hz.
-        segment_seconds: length of a clip; 0 to keep source clips whole.
-        min_seconds: shorter source clips are rejected; a shorter rest joins the clip before it.
-        min_peak: a clip whose samples swing less than this about their middle is silent.
-        max_abs: a source clip with a larger sample is rejected.
-        codec: flac or opus.
-        channel: how one channel is made of several, see `Excerpt`.
-    """
+    """How a source clip becomes clips: plain values, as `prepare_corpus` explains them."""
 
     sample_rate: int
     segment_seconds: float
@@ -99,12 +89,6 @@ class Plan:
 def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> None:
     """Write a plan, or check that the one there is the same.
 
-    Args:
-        work: folder of the unfinished work.
-        corpus: of the source clips.
-        cut: how a source clip becomes clips.
-        extra: other settings that decide the result.
-
     Raises:
         ValueError: if the work there was begun with other settings or other audio.
     """
@@ -131,12 +115,8 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
         raise TypeError(f"clips of {corpus.root} cannot be listed")
     write_index(
         work / "source.index",
-        names=entries.names,
-        sizes=entries.sizes,
-        shard=entries.shard,
-        offset=entries.offset,
+        entries,
         shards=[p if isinstance(p, str) else os.path.abspath(p) for p in corpus.shards],
-        suffixes=entries.suffixes(),
         listing_hash=corpus.listing_hash,
     )
     write_json(work / "ends.json", _job_ends(entries.sizes), indent=None)
@@ -145,11 +125,7 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
 
 @functools.lru_cache(maxsize=2)
 def read_plan(work: Path) -> Plan:
-    """The plan in a folder, once a process.
-
-    Args:
-        work: folder of the unfinished work.
-    """
+    """The plan in a folder, once a process."""
     written = json.loads((work / "plan.json").read_text(encoding="utf-8"))
     index = IndexFile(work / "source.index")
     root = written["root"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from ssmast.evaluation.results import Result, markdown_row
-from ssmast.html import details, section, text
+from ssmast.evaluation.results import Result
+from ssmast.html import details, markdown_table, section, text
 from ssmast.html import table as html_table
 from ssmast.report.published_scores import MAST_TABLE, POSTER_TABLE, PublishedTable
 from ssmast.report.sources import Source
@@ -20,9 +20,8 @@ def filled_table(table: PublishedTable, own: Mapping[str, Sequence[Result]]) -> 
         own: name of each own row -> its results; sets of the table without one are absent.
     """
     heads = ["", *(header for header, _, _ in table.columns)]
-    lines = [markdown_row(heads), markdown_row(["---", *["---:"] * len(table.columns)])]
-    lines += [markdown_row(row) for row in _rows(table, own)]
-    return "\n".join(lines) + f"\n\nIn %. Published rows: {table.source}. {_said(own)}\n"
+    filled = markdown_table(heads, _rows(table, own), numbers=len(table.columns))
+    return f"{filled}\nIn %. Published rows: {table.source}. {_said(own)}\n"
 
 
 def paper_tables(sources: Sequence[Source]) -> str:

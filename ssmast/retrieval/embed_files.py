@@ -135,10 +135,10 @@ def main(argv: list[str]) -> int:
 def open_files(data: str) -> Corpus:
     """A corpus of what is named; one sound file, or several joined by new lines, is one as well."""
     from ssmast.audio.corpus.open import corpus_of_files
-    from ssmast.audio.read import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+    from ssmast.audio.read import SOUND_EXTENSIONS
 
     files = [data] if os.path.exists(data) else data.split("\n")
-    is_sound = Path(files[0]).suffix.lower() in {*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS}
+    is_sound = Path(files[0]).suffix.lower() in SOUND_EXTENSIONS
     is_sound = is_sound and not os.path.isdir(files[0])
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ssmast.audio import Corpus
 from ssmast.encoder import load_encoder
-from ssmast.evaluation import picture
-from ssmast.evaluation.clusters import kmeans, normalise
+from ssmast.evaluation import clusters
 from ssmast.evaluation.embedding_cache import Embeddings
 from ssmast.evaluation.processes import process_state
 from ssmast.files import check_output, write_atomic
@@ -98,8 +96,8 @@ def main(argv: list[str]) -> int:
     check_output(config.out, folder=True)
     if config.hop and not config.window:
         raise UsageError("hop= is about windows; give window=SECONDS too")
-    if config.layout == "umap" and not picture.can_draw():
-        raise UsageError(f"layout=umap needs umap-learn, which is missing; {picture.INSTALL}")
+    if config.layout == "umap" and not clusters.can_draw():
+        raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     corpus = open_files(config.data).with_channel(config.channel)
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
@@ -141,29 +139,23 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     names, total = names_of(found, corpus), len(found.rows)
     if total < 4:
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
-    features = normalise(found.values, "l2")
-    groups = kmeans(features, min(config.groups, total), seed=config.seed).labels
-    where = np.arange(total)
+    features = clusters.normalise(found.values, "l2")
+    groups = clusters.kmeans(features, min(config.groups, total), seed=config.seed).labels
     if total > config.points:
-        where = np.random.default_rng(config.seed).choice(total, config.points, replace=False)
-        where = np.sort(where)
         logger.info("%d of %d sounds are drawn", config.points, total)
     method = config.layout
     if method == "auto":
-        method = "umap" if picture.can_draw() else "tsne"
+        method = "umap" if clusters.can_draw() else "tsne"
+    where, drawn = clusters.draw(
+        {"pretrained": found.values}, np.arange(total), limit=config.points, seed=config.seed,
+        method=method,
+    )  # fmt: skip
     return {
-        "method": method,
-        "n_neighbors": picture.N_NEIGHBORS,
-        "min_dist": picture.MIN_DIST,
-        "seed": config.seed,
+        **drawn,
         "classes": [f"group {number + 1}" for number in range(int(groups.max()) + 1)],
         "clips": [names[i] for i in where],
         "rows": found.rows[where].tolist(),
         "labels": groups[where].tolist(),
-        "num_candidates": total,
-        "columns": picture.draw(
-            {"pretrained": features[torch.from_numpy(where)]}, seed=config.seed, method=method
-        ),
     }
 
 

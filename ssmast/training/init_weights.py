@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel
-from ssmast.audio.kaldi import KaldiMel, front_end_of
+from ssmast.audio.mel import KaldiMel, front_end_of
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.published import PUBLISHED
 from ssmast.files import write_json

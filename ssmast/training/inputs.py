@@ -27,7 +27,7 @@ from ssmast.audio import (
 from ssmast.audio.augment import ResizedCrop
 from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.cut import cut_long, seconds_of
-from ssmast.audio.kaldi import front_end_of
+from ssmast.audio.mel import front_end_of
 from ssmast.audio.segments import SegmentBatch
 from ssmast.audio.stats import known_mean_std, measure_mean_std, warn_of_lost_energy
 from ssmast.command import may_start, num_cores

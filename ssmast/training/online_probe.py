@@ -21,7 +21,7 @@ from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled_set import LabelledSet, small_sample, without
-from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.probe import chance, run_probe
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import KNN, LINEAR
@@ -105,7 +105,7 @@ class OnlineProbe:
             encoder = self._make_encoder()
             for sample in self._samples:
                 name = f"{_PREFIX}{sample.task.spec}"
-                scores[f"{name}/chance"] = chance(sample.task, get_metric("accuracy"))
+                scores[f"{name}/chance"] = chance(sample.task, METRICS["accuracy"])
                 try:
                     found = self._score(encoder, sample)
                 except ValueError as error:  # weights gone astray must not end what watches them
@@ -131,7 +131,7 @@ class OnlineProbe:
         features = found.values.to(process_state().device)
         return {
             protocol.name: run_probe(
-                features, task, protocol=protocol, metric=get_metric("accuracy"), num_seeds=1
+                features, task, protocol=protocol, metric=METRICS["accuracy"], num_seeds=1
             ).mean
             for protocol in _PROTOCOLS
         }

@@ -7,7 +7,7 @@ import torch
 from torchaudio.compliance.kaldi import fbank
 
 from ssmast.audio import LogMel
-from ssmast.audio.kaldi import KaldiMel, front_end_of
+from ssmast.audio.mel import KaldiMel, front_end_of
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.model import create_model
 from ssmast.settings import parse

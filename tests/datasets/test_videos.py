@@ -1,7 +1,7 @@
 import pytest
 
 from ssmast.audio import open_corpus, read_audio
-from ssmast.datasets.video import CLASSES_31, CLASSES_32, CLASSES_34, RENAMED
+from ssmast.datasets.video_sets import CLASSES_31, CLASSES_32, CLASSES_34, RENAMED
 from tests.datasets.test_sounds import fsd
 
 HEAD = (

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import ssmast
-from ssmast.audio.kaldi import AUDIOSET, KaldiMel
+from ssmast.audio.mel import AUDIOSET, KaldiMel
 from ssmast.encoder.graph import export_program
 
 transformers = pytest.importorskip("transformers", reason="the reference is in the extra dev")

@@ -34,7 +34,7 @@ def _encoder(whitening: Whitening | None = None) -> Encoder:
 
 def test_the_widest_directions_get_the_variance_of_the_others():
     x = _vectors()
-    whitening = Whitening.of(x, directions=3, floor=0.0)
+    whitening = Whitening.of(x, directions=3, power=1.0)
     y = whitening(x).double().numpy()
     z = (x.double().numpy() - x.double().numpy().mean(0)) / x.double().numpy().std(0)
     values, axes = np.linalg.eigh(np.cov(z.T, bias=True))
@@ -44,17 +44,26 @@ def test_the_widest_directions_get_the_variance_of_the_others():
     assert np.allclose(y @ axes[:, :-3], z @ axes[:, :-3], atol=1e-4)  # the others stay
 
 
-def test_a_high_floor_only_standardises():
+def test_a_power_of_zero_only_standardises():
     x = _vectors()
-    y = Whitening.of(x, directions=3, floor=1e9)(x)
+    y = Whitening.of(x, directions=3, power=0.0)(x)
     assert torch.allclose(y, (x - x.mean(0)) / x.std(0, correction=0), atol=1e-4)
+
+
+def test_a_power_of_one_half_takes_the_root_of_the_variances():
+    x = _vectors()
+    z = ((x - x.mean(0)) / x.std(0, correction=0)).double().numpy()
+    values, axes = np.linalg.eigh(np.cov(z.T, bias=True))
+    y = Whitening.of(x, directions=3, power=0.5)(x).double().numpy()
+    rest = values[:-3].mean()
+    assert np.allclose(np.var(y @ axes[:, -3:], axis=0), np.sqrt(rest * values[-3:]), rtol=1e-4)
 
 
 def test_few_clips_give_few_directions_and_a_constant_number_stays_zero():
     x = _vectors(20)
     x[:, 4] = 7.0
     whitening = Whitening.of(x, directions=256)
-    assert whitening.settings() == {"directions": 5, "floor": 3.0, "clips": 20}
+    assert whitening.settings() == {"directions": 5, "power": 0.5, "clips": 20}
     assert whitening(x)[:, 4].abs().max() < 1.0
     assert whitening(x).isfinite().all()
     with pytest.raises(ValueError, match="whitening needs 4 clips or more, got 3"):

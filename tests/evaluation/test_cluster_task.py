@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from ssmast.evaluation import cluster_task, picture
+from ssmast.evaluation import cluster_task, clusters
 from ssmast.evaluation.cluster_task import ClusterConfig, main
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError
@@ -80,8 +80,8 @@ def test_the_picture_holds_the_chosen_classes(layout, sets, encoder_folder, tmp_
     if layout == "umap":
         pytest.importorskip("umap", reason="needs the extra umap")
     else:
-        monkeypatch.setattr(picture, "draw_umap", lambda values, seed: values[:, :2].numpy())
-        monkeypatch.setattr(picture, "can_draw", lambda: True)
+        monkeypatch.setattr(clusters, "draw_umap", lambda values, seed: values[:, :2].numpy())
+        monkeypatch.setattr(clusters, "can_draw", lambda: True)
     config = settings(
         sets, encoder_folder, tmp_path, umap="true", classes=["low", "high"], points=20,
         baselines="false",
@@ -102,8 +102,8 @@ def test_the_picture_holds_the_chosen_classes(layout, sets, encoder_folder, tmp_
 def test_another_layer_and_the_first_classes_are_a_key_each(
     sets, encoder_folder, tiny_encoder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(picture, "draw_umap", lambda values, seed: values[:, :2].numpy())
-    monkeypatch.setattr(picture, "can_draw", lambda: True)
+    monkeypatch.setattr(clusters, "draw_umap", lambda values, seed: values[:, :2].numpy())
+    monkeypatch.setattr(clusters, "can_draw", lambda: True)
     words = {"layer": "before_last", "first_classes": 2, "umap": "true", "baselines": "true"}
     result = run_clusters(settings(sets, encoder_folder, tmp_path, **words))
     assert result["picture"]["classes"] == ["high", "low"]
@@ -126,13 +126,13 @@ def test_umap_keeps_separate_heaps_apart():
     generator = np.random.default_rng(0)
     labels = np.arange(60) % 3
     heaps = 20 * np.eye(3)[labels] + generator.standard_normal((60, 3))
-    points = picture.draw_umap(torch.from_numpy(heaps).float(), seed=0)
+    points = clusters.draw_umap(torch.from_numpy(heaps).float(), seed=0)
     assert metrics.silhouette_score(points, labels) > 0.7
 
 
 def test_neighbours_are_those_of_highest_cosine():
     features = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
-    numbers, similarity = picture.nearest(features, limit=4)
+    numbers, similarity = clusters.nearest(features, limit=4)
     cosine = metrics.pairwise.cosine_similarity(features.numpy()) - 2 * np.eye(30)
     assert (numbers == np.argsort(-cosine, axis=1)[:, :4]).all()
     assert similarity == pytest.approx(-np.sort(-cosine, axis=1)[:, :4], abs=1e-6)
@@ -141,7 +141,7 @@ def test_neighbours_are_those_of_highest_cosine():
 def test_without_umap_learn_it_says_what_to_install(
     sets, encoder_folder, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("ssmast.evaluation.picture.can_draw", lambda: False)
+    monkeypatch.setattr("ssmast.evaluation.clusters.can_draw", lambda: False)
     with pytest.raises(ValueError, match=r"umap=true needs .*pip install 'ssmast\[umap\]'"):
         run_clusters(settings(sets, encoder_folder, tmp_path, umap="true"))
     assert not (tmp_path / "out").exists()  # before anything is embedded

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from ssmast.evaluation import trained_heads as heads
+from ssmast.evaluation.fitting import Problem
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.trained_heads import (
     HEAR_GRID,
     AttentiveHead,
@@ -19,7 +20,7 @@ from ssmast.evaluation.trained_heads import (
     train_head,
 )
 
-ACCURACY = get_metric("accuracy")
+ACCURACY = METRICS["accuracy"]
 
 
 def parts(*, dim=6, classes=3, num=90, seed=0):
@@ -35,7 +36,7 @@ def parts(*, dim=6, classes=3, num=90, seed=0):
 @pytest.mark.parametrize("fit", [fit_evar, fit_xares])
 def test_a_fixed_rate_is_trained_with_every_seed_and_learns(fit):
     train, valid = parts()
-    found = fit(train, valid, num_classes=3, metric=ACCURACY, seeds=range(42, 44), lr=5e-2)
+    found = fit(Problem(train, valid, 3, ACCURACY, seeds=range(42, 44), lr=5e-2))
     assert found.chosen["lr"] == 5e-2
     scores = found.scores(valid[0])
     assert scores.shape == (2, 30, 3)
@@ -48,9 +49,8 @@ def test_one_epoch_equals_plain_adam_with_a_clipped_gradient():
     train, valid = parts()
     schedule = Schedule(lr=0.1, batch_size=20, num_epochs=1, weight_decay=0.01, clip=0.05)
     state = torch.get_rng_state()
-    found = train_head(
-        lambda: nn.Linear(6, 3), train, valid, schedule=schedule, metric=ACCURACY, seed=3
-    )
+    problem = Problem(train, valid, 3, ACCURACY)
+    found = train_head(problem, lambda: nn.Linear(6, 3), schedule=schedule, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(3)
     layer = nn.Linear(6, 3)
@@ -77,9 +77,8 @@ def test_the_best_epoch_is_kept_and_patience_counts_looks():
             seen.append(float(ACCURACY.score(scores, targets)))
             return torch.tensor([0.5, 0.7, 0.6, 0.6, 0.9][len(seen) - 1])
 
-    found = train_head(
-        lambda: nn.Linear(6, 3), train, valid, schedule=schedule, metric=Watched(), seed=0
-    )
+    problem = Problem(train, valid, 3, Watched())
+    found = train_head(problem, lambda: nn.Linear(6, 3), schedule=schedule, seed=0)
     assert len(seen) == 4  # two looks without a better one: the fifth is never taken
     assert (found.epoch, found.score) == (6, pytest.approx(0.7))
     assert float(ACCURACY.score(found.head(valid[0]), valid[1])) == seen[1]
@@ -124,9 +123,7 @@ def test_hear_tries_the_points_that_its_seed_of_42_draws(monkeypatch):
 
     monkeypatch.setattr(heads, "_mlp", watched)
     train, valid = parts()
-    found = fit_hear(
-        train, valid, num_classes=3, metric=ACCURACY, seeds=range(42, 44), num_epochs=3
-    )
+    found = fit_hear(Problem(train, valid, 3, ACCURACY, seeds=range(42, 44)), num_epochs=3)
     assert tried[:8] == [(layers, init) for layers, init, _ in points[:8]]
     assert len(tried) == 9  # the point chosen, with the second seed
     chosen = found.chosen
@@ -162,10 +159,8 @@ def test_layers_are_summed_by_shares_and_each_width_has_its_matrix():
 def test_superb_chooses_the_rate_and_says_which_layer_it_hears():
     (x, y), (vx, vy) = parts(dim=4)
     noise, more = torch.randn(60, 4), torch.randn(30, 4)
-    found = fit_superb(
-        (torch.cat([noise, x], dim=1), y), (torch.cat([more, vx], dim=1), vy),
-        num_classes=3, metric=ACCURACY, seeds=range(1), widths=(4, 4), num_epochs=30,
-    )  # fmt: skip
+    train, valid = (torch.cat([noise, x], dim=1), y), (torch.cat([more, vx], dim=1), vy)
+    found = fit_superb(Problem(train, valid, 3, ACCURACY, widths=(4, 4)), num_epochs=30)
     assert found.chosen["lr"] in heads.SUPERB_RATES
     shares = found.chosen["layer_weights"]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
@@ -207,14 +202,12 @@ def test_attention_finds_one_part_among_many_where_the_mean_is_lost():
         return x.flatten(1), y
 
     train, valid, (x, y) = clips(400), clips(200), clips(400)
-    found = fit_attentive(
-        train, valid, num_classes=2, metric=ACCURACY, seeds=range(1), widths=(24,), slots=8,
-        num_epochs=30,
-    )  # fmt: skip
+    problem = Problem(train, valid, 2, ACCURACY, widths=(24,), slots=8)
+    found = fit_attentive(problem, num_epochs=30)
     assert float(ACCURACY.score(found.scores(x), y)[0]) > 0.95
 
     def means(of):
         return of[0].unflatten(1, (8, 3)).mean(dim=1), of[1]
 
-    linear = fit_linear(means(train), means(valid), num_classes=2, metric=ACCURACY, num_seeds=1)
+    linear = fit_linear(Problem(means(train), means(valid), 2, ACCURACY))
     assert float(ACCURACY.score(linear.scores(means((x, y))[0]), y)[0]) < 0.6

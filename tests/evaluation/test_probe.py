@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.evaluation.fitting import Problem
 from ssmast.evaluation.labelled_set import Head, LabelledSet, TaskSpec
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import get_metric, t_interval
+from ssmast.evaluation.metrics import METRICS, t_interval
 from ssmast.evaluation.probe import metric_of, run_probe
-from ssmast.evaluation.protocols import PROTOCOLS, get_protocol
+from ssmast.evaluation.protocols import PROTOCOLS
+from ssmast.evaluation.scorer import ProbeConfig
 from ssmast.evaluation.simple import fit_few_shot, fit_knn
 from ssmast.splits import group_folds, named_parts
 
@@ -143,10 +145,8 @@ def test_the_batched_models_equal_one_model_alone():
     """
     x, y = torch.randn(64, 5), torch.randint(3, (64,))
     valid = torch.randn(40, 5), torch.randint(3, (40,))
-    fitted = fit_linear(
-        (x, y), valid, num_classes=3, metric=get_metric("accuracy"), num_seeds=2,
-        grid=((0.5, 0.05),), num_epochs=4, batch_size=16, seed=7,
-    )  # fmt: skip
+    problem = Problem((x, y), valid, 3, METRICS["accuracy"], seeds=range(7, 9))
+    fitted = fit_linear(problem, grid=((0.5, 0.05),), num_epochs=4, batch_size=16)
     for row, seed in enumerate((7, 8)):
         layer = torch.nn.Linear(5, 3)
         torch.nn.init.zeros_(layer.weight)
@@ -171,10 +171,8 @@ def test_with_several_labels_each_class_is_a_binary_problem_of_its_own():
     """Binary cross-entropy, summed over the classes, against plain autograd and Adam."""
     x, y = torch.randn(64, 5), (torch.rand(64, 3) < 0.4).float()
     valid = torch.randn(40, 5), (torch.rand(40, 3) < 0.4).float()
-    fitted = fit_linear(
-        (x, y), valid, num_classes=3, metric=get_metric("map"), num_seeds=1,
-        grid=((0.5, 0.05),), num_epochs=4, batch_size=16, seed=7,
-    )  # fmt: skip
+    problem = Problem((x, y), valid, 3, METRICS["map"], seeds=range(7, 8))
+    fitted = fit_linear(problem, grid=((0.5, 0.05),), num_epochs=4, batch_size=16)
     layer = torch.nn.Linear(5, 3)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
@@ -190,7 +188,7 @@ def test_with_several_labels_each_class_is_a_binary_problem_of_its_own():
             adam.step()
     scores = fitted.scores(valid[0])[0]
     torch.testing.assert_close(scores, layer(valid[0]).detach(), atol=1e-4, rtol=1e-3)
-    assert fitted.valid[0] == pytest.approx(float(get_metric("map").score(scores, valid[1])))
+    assert fitted.valid[0] == pytest.approx(float(METRICS["map"].score(scores, valid[1])))
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -200,10 +198,8 @@ def test_neighbours_vote_as_an_exhaustive_search_says(several):
         targets, name = (torch.rand(50, 3) < 0.4).float(), "map"
     else:
         targets, name = torch.randint(3, (50,)), "accuracy"
-    fitted = fit_knn(
-        (features, targets), (features, targets), num_classes=3, metric=get_metric(name),
-        k_grid=(7,), temperature=0.2,
-    )  # fmt: skip
+    problem = Problem((features, targets), (features, targets), 3, METRICS[name])
+    fitted = fit_knn(problem, k_grid=(7,), temperature=0.2)
     truth = targets if several else torch.nn.functional.one_hot(targets, 3).float()
     likeness = torch.nn.functional.cosine_similarity(others[:, None], features[None], dim=2)
     for row, scores in zip(likeness, fitted.scores(others)[0], strict=True):
@@ -217,9 +213,7 @@ def test_large_parts_are_passed_fewer_times():
     features, task = gaussians(num_clips=1200, dim=4, classes=2, apart=6.0)
     split = task.splits[0]
     x, y = features[split.train], torch.tensor([int(task.labels[i][-1]) for i in split.train])
-    fitted = fit_linear(
-        (x, y), (x, y), num_classes=2, metric=get_metric("accuracy"), num_seeds=1, batch_size=2
-    )
+    fitted = fit_linear(Problem((x, y), (x, y), 2, METRICS["accuracy"]), batch_size=2)
     assert fitted.chosen["epoch"] == [2000 // 100]  # at most 100 steps an epoch, 2000 in all
 
 
@@ -234,13 +228,13 @@ def test_the_rate_is_chosen_by_validation():
 def test_unknown_names_list_the_known_ones():
     features, task = gaussians(num_clips=40, dim=4, classes=2, apart=3.0)
     with pytest.raises(ValueError, match=r"one of linear, logreg, knn, few_shot, .*, got 'svm'"):
-        get_protocol("svm")
+        ProbeConfig(data="sets", protocol="svm")
     with pytest.raises(ValueError, match=r"one of accuracy, balanced_accuracy, map, .*, got 'f1'"):
         metric_of(task, "f1")
     with pytest.raises(ValueError, match="seeds must not be negative, got -1"):
         run_probe(features, task, num_seeds=-1)
     with pytest.raises(ValueError, match="lape_finetune trains the encoder; embeddings cannot"):
-        run_probe(features, task, protocol=get_protocol("lape_finetune"))
+        run_probe(features, task, protocol=PROTOCOLS["lape_finetune"])
 
 
 def test_features_must_fit():
@@ -313,7 +307,7 @@ def test_few_shot_is_scikit_learns_ridge_on_the_drawn_clips():
     features, task = gaussians(num_clips=240, dim=40, classes=3, apart=6.0)
     metric, truth = metric_of(task), torch.arange(240) % 3
     part = (features, truth)
-    fitted = fit_few_shot(part, part, num_classes=3, metric=metric, seeds=range(3, 5), shots=5)
+    fitted = fit_few_shot(Problem(part, part, 3, metric, seeds=range(3, 5), shots=5))
     scores = fitted.scores(features)
     assert scores.shape == (2, 240, 3)
     assert not torch.allclose(scores[0], scores[1])  # another draw

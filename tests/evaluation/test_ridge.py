@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch.nn import functional as F
 
-from ssmast.evaluation.ridge import fit_ridge
+from ssmast.evaluation.simple import fit_ridge
 
 
 def _clips(n: int, dim: int, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -205,7 +205,7 @@ def test_results_go_beside_the_encoder_by_default(encoder_folder):
 
 
 def test_many_classes_leave_the_confusion_out(tmp_path, sets, monkeypatch):
-    monkeypatch.setattr("ssmast.evaluation.scorer._MOST_CLASSES_SHOWN", 2)
+    monkeypatch.setattr("ssmast.evaluation.scorer.MOST_CLASSES_SHOWN", 2)
     (result,) = run_suite(
         ProbeConfig(
             encoder="log_mel", data=str(sets), out=str(tmp_path), tasks="tones", protocol="knn"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssmast.command import run_command
-from ssmast.evaluation import picture
+from ssmast.evaluation import clusters
 from ssmast.retrieval import map_files
 from tests.retrieval.test_windows import recording  # noqa: F401 - a fixture
 from tests.sets import write_set
@@ -56,7 +56,7 @@ def test_too_few_sounds_and_no_umap_are_said(encoder_folder, tmp_path, monkeypat
     words = [str(data), f"encoder={encoder_folder}", f"out={tmp_path / 'map'}"]
     assert run_command(map_files.main, words, name="map") == 1
     assert "needs at least 4 sounds, got 3; window= cuts long ones" in capsys.readouterr().err
-    monkeypatch.setattr(picture, "can_draw", lambda: False)
+    monkeypatch.setattr(clusters, "can_draw", lambda: False)
     assert run_command(map_files.main, [*words, "layout=umap"], name="map") == 2
     assert "pip install 'ssmast[umap]'" in capsys.readouterr().err
 
@@ -64,10 +64,10 @@ def test_too_few_sounds_and_no_umap_are_said(encoder_folder, tmp_path, monkeypat
 def test_tsne_keeps_heaps_apart():
     heaps = np.repeat(np.eye(3), 12, axis=0) * 20
     values = torch.from_numpy(heaps + np.random.default_rng(0).standard_normal((36, 3)))
-    points = picture.draw_tsne(values, seed=0)
+    points = clusters.draw_tsne(values, seed=0)
     centres = points.reshape(3, 12, 2).mean(axis=1)
     spread = np.linalg.norm(points.reshape(3, 12, 2) - centres[:, None], axis=2).mean()
     apart = np.linalg.norm(centres[0] - centres[1])
     assert apart > 2 * spread
     with pytest.raises(ValueError, match="at least 4 clips"):
-        picture.draw_tsne(values[:3], seed=0)
+        clusters.draw_tsne(values[:3], seed=0)

@@ -56,7 +56,7 @@ def test_the_scores_are_those_of_the_suite_on_the_same_clips(sets, tiny_encoder)
     from ssmast.evaluation.embed import embed_corpus
     from ssmast.evaluation.labelled_set import small_sample
     from ssmast.evaluation.probe import run_probe
-    from ssmast.evaluation.protocols import get_protocol
+    from ssmast.evaluation.protocols import PROTOCOLS
     from ssmast.evaluation.read_set import load_set
 
     scores = _probe(sets / "tones", tiny_encoder).run(step=0)
@@ -64,7 +64,7 @@ def test_the_scores_are_those_of_the_suite_on_the_same_clips(sets, tiny_encoder)
     whole = embed_corpus(tiny_encoder, open_corpus(sets / "tones"), workers=1)
     features = whole.values[torch.from_numpy(task.rows)]
     for protocol in ("knn", "linear"):
-        expected = run_probe(features, task, protocol=get_protocol(protocol), num_seeds=1).mean
+        expected = run_probe(features, task, protocol=PROTOCOLS[protocol], num_seeds=1).mean
         assert scores[f"probe/tones/{protocol}"] == expected
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.cut import CutCorpus
-from ssmast.audio.corpus.tar import index_tar
+from ssmast.audio.corpus.shards import index_tar
 from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_long, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress

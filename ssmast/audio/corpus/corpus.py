@@ -6,18 +6,18 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
-from ssmast.audio.corpus.remote import is_url, join_url, read_whole
-from ssmast.audio.corpus.row_groups import RowGroupReader, reader_of
+from ssmast.audio.corpus.remote import Place, below, read_whole
+from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
-from ssmast.audio.order import sample_at
+from ssmast.audio.order import Position, like, sample_at
 from ssmast.audio.read import Excerpt, Source, Stream, check_channel, split_excerpt
+from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
@@ -46,10 +46,10 @@ class Corpus:
     def __init__(
         self,
         *,
-        root: Path | str,
+        root: Place,
         entries: Entries,
-        shards: Sequence[Path | str] = (),
-        table: pa.Table | Path | str | Callable[[], pa.Table | None] | None = None,
+        shards: Sequence[Place] = (),
+        table: pa.Table | Place | Callable[[], pa.Table | None] | None = None,
         listing_hash: str = "",
         facts: Mapping[str, Any] | None = None,
         channel: str = "mean",
@@ -121,19 +121,17 @@ class Corpus:
         made.channel, made._files_hash = check_channel(channel), ""
         return made
 
-    def _place(self, name: bytes, shard: int) -> tuple[Path | str, tuple[float, float] | None]:
+    def _place(self, name: bytes, shard: int) -> tuple[Place, tuple[float, float] | None]:
         """Path or URL of the file of a loose clip, and which seconds of it unless all."""
         text, seconds = os.fsdecode(name), None
         if shard == EXCERPT:
             text, seconds = split_excerpt(text)
-        if isinstance(self.root, Path):
-            return (text if is_url(text) else self.root / text), seconds
-        return join_url(self.root, text), seconds
+        return below(self.root, text), seconds
 
     @property
     def table(self) -> pa.Table | None:
         """What is known of the clips, row i of clip i; None if nothing is."""
-        if isinstance(self._table, Path | str):
+        if isinstance(self._table, Place):
             self._table = read_columns(self._table)
         elif callable(self._table):
             self._table = self._table()
@@ -177,17 +175,17 @@ class Corpus:
         return isinstance(self._reader, RowGroupReader)
 
     @property
-    def shards(self) -> Sequence[Path | str]:
+    def shards(self) -> Sequence[Place]:
         """The archives, by number."""
         return self._reader.paths
 
-    def files(self) -> Iterator[Path | str]:
+    def files(self) -> Iterator[Place]:
         """Every file that holds clips, once: the tars in use, then the loose files."""
         for number in self.entries.used_shards():
             yield self._reader.paths[number]
         if not isinstance(self.entries, ArrayEntries):
             return
-        seen: set[Path | str] = set()
+        seen: set[Place] = set()
         for i in np.flatnonzero(self.entries.shard < 0):
             place, seconds = self._place(self.entries[int(i)].name, self.entries[int(i)].shard)
             if place not in seen:
@@ -195,20 +193,8 @@ class Corpus:
             if seconds is not None:  # only then do clips share a file
                 seen.add(place)
 
-    @overload
-    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
-    @overload
-    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def sample_at(
-        self, position: int | np.ndarray, *, seed: int
-    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
-        """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`.
-
-        Args:
-            position: one position, or an array of them.
-            seed: of the run.
-        """
+    def sample_at(self, position: Position, *, seed: int) -> tuple[Position, Position]:
+        """Epoch and clip at a position of the endless shuffled stream; see `order.sample_at`."""
         return sample_at(position, size=len(self), seed=seed)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
@@ -229,9 +215,6 @@ class Corpus:
 
     def select(self, **equals: str) -> "Corpus":
         """The clips whose row of the table says so, in the same order: `select(split="train")`.
-
-        Args:
-            **equals: columns of the table and the text wanted in each.
 
         Raises:
             ValueError: if there is no table, no such column, or no such clip.
@@ -260,21 +243,15 @@ class Corpus:
     def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
         """The same clips, by name, table and hash, read from a tar that holds copies.
 
-        Args:
-            tar: the archive.
-            offsets: of the copies inside it, int64.
-            sizes: of the copies in bytes, int64.
-
         Raises:
             ValueError: if there is not one copy for each clip.
         """
         if not len(offsets) == len(sizes) == len(self):
             raise ValueError(f"{tar} must hold {len(self)} clips, got {len(offsets)}")
-        names = [os.fsencode(self.name(i)) for i in range(len(self))]
-        entries = pa.array(names, type=pa.large_binary())
+        names = (self.name(i) for i in range(len(self)))
         moved = Corpus(
             root=self.root,
-            entries=ArrayEntries(entries, sizes, np.zeros(len(self), dtype=np.int32), offsets),
+            entries=ArrayEntries.of(names, sizes, np.zeros(len(self)), offsets),
             shards=[tar],
             table=self._table,
             listing_hash=self.listing_hash,
@@ -322,21 +299,11 @@ def read_mixture(text: str) -> list[tuple[str, float]] | None:
     file = Path(text)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a mixture was wanted, {_FORM}")
-    try:
-        return _weighted_paths(file.read_text(encoding="utf-8"), text, file.parent)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+    return _weighted_paths(as_text(file.read_bytes(), file), text, file.parent)
 
 
 def _weighted_paths(text: str, what: str, folder: Path) -> list[tuple[str, float]]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{what} must be {_FORM}, got {type(content).__name__}")
-    return [_weighted_path(item, what, folder) for item in content]
+    return [_weighted_path(item, what, folder) for item in yaml_list(text, what, f"be {_FORM}")]
 
 
 def _weighted_path(item: Any, what: str, folder: Path) -> tuple[str, float]:
@@ -363,9 +330,6 @@ class Mixture(Corpus):
     weight is in a later epoch than a large one. The clip at a position is computed, as for a single
     corpus.
 
-    Args:
-        weighted: corpora and their weights.
-
     Raises:
         ValueError: if a weight is too small for its corpus to appear.
     """
@@ -376,7 +340,7 @@ class Mixture(Corpus):
         self._quotas = _quotas(self._weights)
         self._ends = np.cumsum([len(corpus) for corpus in self._corpora])
         self._firsts = self._ends - [len(corpus) for corpus in self._corpora]
-        super().__init__(root=Path(), entries=_NO_ENTRIES)
+        super().__init__(root=Path(), entries=ArrayEntries.of([], np.zeros(0)))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -423,25 +387,13 @@ class Mixture(Corpus):
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def files(self) -> Iterator[Path | str]:
+    def files(self) -> Iterator[Place]:
         """Every file that holds clips."""
         for corpus in self._corpora:
             yield from corpus.files()
 
-    @overload
-    def sample_at(self, position: int, *, seed: int) -> tuple[int, int]: ...
-    @overload
-    def sample_at(self, position: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def sample_at(
-        self, position: int | np.ndarray, *, seed: int
-    ) -> tuple[int, int] | tuple[np.ndarray, np.ndarray]:
-        """Epoch of its corpus, and clip, at a position of the endless shuffled stream.
-
-        Args:
-            position: one position, or an array of them.
-            seed: of the run.
-        """
+    def sample_at(self, position: Position, *, seed: int) -> tuple[Position, Position]:
+        """Epoch of its corpus, and clip, at a position of the endless shuffled stream."""
         positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
         block, slot = sample_at(positions, size=BLOCK, seed=seed)
         which = np.searchsorted(np.cumsum(self._quotas), slot, side="right")
@@ -452,7 +404,7 @@ class Mixture(Corpus):
             nth = block[here] * self._quotas[k] + within  # its own stream, without a gap
             epoch[here], clip[here] = corpus.sample_at(nth, seed=seed + 1 + k)
             clip[here] += self._firsts[k]
-        return (int(epoch[0]), int(clip[0])) if np.ndim(position) == 0 else (epoch, clip)
+        return like(position, epoch, clip)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
         """The clip itself, then others of the same corpus.
@@ -480,9 +432,6 @@ class Mixture(Corpus):
         i = self._checked(i)
         which = int(np.searchsorted(self._ends, i, side="right"))
         return which, i - int(self._firsts[which])
-
-
-_NO_ENTRIES = ArrayEntries.empty()
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

@@ -93,9 +93,24 @@ class ArrayEntries:
         self.offset = np.zeros(len(names), dtype=np.int64) if offset is None else offset
 
     @classmethod
-    def empty(cls) -> "ArrayEntries":
-        """No clip."""
-        return cls(pa.array([], type=pa.large_binary()), np.zeros(0, dtype=np.int64))
+    def of(
+        cls,
+        names: Iterable[str | bytes],
+        sizes: np.ndarray,
+        shard: np.ndarray | None = None,
+        offset: np.ndarray | None = None,
+    ) -> "ArrayEntries":
+        """Clips whose names may be text, as Python spells those of files."""
+        encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
+        shard = None if shard is None else shard.astype(np.int32)
+        return cls(encoded, np.asarray(sizes).astype(np.int64), shard, offset)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[ArrayEntries]") -> "ArrayEntries":
+        """Clips of several, one behind the other."""
+        names = pa.concat_arrays([part.names for part in parts])
+        columns = zip(*((part.sizes, part.shard, part.offset) for part in parts), strict=True)
+        return cls(names, *map(np.concatenate, columns))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -122,9 +137,6 @@ class IndexFile:
     """Clips of a prepared corpus, read from its index by the row: a process holds the header only.
 
     Safe to pickle and to fork: pread keeps no position.
-
-    Args:
-        path: of the index file.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -183,12 +195,11 @@ class IndexFile:
     def take(self, rows: np.ndarray) -> ArrayEntries:
         """Some of the clips, in the order of `rows`, in memory."""
         found = [self[int(i)] for i in rows]
-        return ArrayEntries(
-            pa.array([entry.name for entry in found], type=pa.large_binary()),
-            np.array([entry.size for entry in found], dtype=np.int64),
-            np.array([entry.shard for entry in found], dtype=np.int32),
-            np.array([entry.offset for entry in found], dtype=np.int64),
+        sizes, shard, offset = (
+            np.array([getattr(entry, what) for entry in found])
+            for what in ("size", "shard", "offset")
         )
+        return ArrayEntries.of([entry.name for entry in found], sizes, shard, offset.astype(int))
 
     def used_shards(self) -> Iterable[int]:
         """Numbers of the shards that hold a clip: all of them."""
@@ -196,32 +207,14 @@ class IndexFile:
 
 
 def write_index(
-    path: Path,
-    *,
-    names: pa.LargeBinaryArray,
-    sizes: np.ndarray,
-    shard: np.ndarray,
-    offset: np.ndarray,
-    shards: Sequence[str],
-    suffixes: Iterable[str],
-    listing_hash: str,
+    path: Path, entries: ArrayEntries, *, shards: Sequence[str], listing_hash: str
 ) -> None:
-    """Write an index file, whole or not at all.
-
-    Args:
-        path: of the index.
-        names: of the clips, binary.
-        sizes: in bytes.
-        shard: number of the shard of each clip.
-        offset: of each clip inside its shard.
-        shards: names of the shards, relative to the folder of the index.
-        suffixes: of the names.
-        listing_hash: of the corpus.
-    """
-    header = {"clips": len(names), "shards": list(shards), "suffixes": sorted(suffixes)}
+    """Write an index file, whole or not at all; shards are named relative to its folder."""
+    names, suffixes = entries.names, sorted(entries.suffixes())
+    header = {"clips": len(names), "shards": list(shards), "suffixes": suffixes}
     text = json.dumps({**header, "fingerprint": listing_hash}).encode()
     rows = np.zeros(len(names), dtype=_ROWS)
-    rows["offset"], rows["size"], rows["shard"] = offset, sizes, shard
+    rows["offset"], rows["size"], rows["shard"] = entries.offset, entries.sizes, entries.shard
     rows["name_end"] = np.cumsum(np.asarray(pc.call_function("binary_length", [names])))
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(_MAGIC + len(text).to_bytes(8, "little") + text)

@@ -10,14 +10,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import ArrayEntries
-from ssmast.audio.corpus.row_groups import (
+from ssmast.audio.corpus.remote import Place
+from ssmast.audio.corpus.shards import (
     audio_column,
     features_of,
     kind_of,
@@ -25,176 +26,152 @@ from ssmast.audio.corpus.row_groups import (
     part_of_struct,
     place_of,
 )
-from ssmast.audio.corpus.table import LABELS_BETWEEN, joined, table_of
+from ssmast.audio.corpus.table import LABELS_BETWEEN, Listing, joined, split_word, table_of
 
 _LARGEST_GROUP = 2 << 30
 
 
-class Rows:
-    """Clips of Parquet or Arrow files: where each lies, its name, and what is known of it.
+class _Batch(NamedTuple):
+    """Some clips of a file: where they lie, and what is known of them."""
 
-    Args:
-        shards: the files.
-        splits: name of the part that each file is of, empty for none.
-    """
-
-    def __init__(self, shards: Sequence[Path | str], splits: Sequence[str]) -> None:
-        self.shards, self.splits = shards, splits
-        self.shard: list[np.ndarray] = []
-        self.offsets: list[np.ndarray] = []
-        self.sizes: list[np.ndarray] = []
-        self._paths: list[str] = []
-        self._columns: dict[str, list[str]] = {}
-        self._features: dict[str, Any] = {}
-
-    def add(
-        self, number: int, offsets: np.ndarray, sizes: np.ndarray, paths: Sequence[str | None]
-    ) -> None:
-        """Add clips of a file; then `add_columns` what is known of them.
-
-        Args:
-            number: of the file.
-            offsets: of the clips in it, int64.
-            sizes: in bytes, int64.
-            paths: as the audio column has them.
-        """
-        self.shard.append(np.full(len(offsets), number, dtype=np.int32))
-        self.offsets.append(offsets)
-        self.sizes.append(sizes)
-        self._paths += [os.path.basename((path or "").replace("\\", "/")) for path in paths]
-
-    def add_columns(self, columns: pa.Table, number: int) -> None:
-        """Add the other columns of the clips, as text.
-
-        Raises:
-            ValueError: if the files have different columns, or a class has no name.
-        """
-        self._features = self._features or features_of(columns.schema)
-        texts = {
-            name: _texts(columns[name], self._features.get(name), self.shards[number], name)
-            for name in columns.column_names
-        }
-        if any(self.splits):
-            texts["split"] = [self.splits[number]] * len(columns)
-        if self.shard[1:] and list(texts) != list(self._columns):
-            raise ValueError(
-                f"{self.shards[number]} has the columns {', '.join(texts)}, another file of the "
-                f"set has {', '.join(self._columns)}; give one set alone"
-            )
-        for name, values in texts.items():
-            self._columns.setdefault(name, []).extend(values)
-
-    def names(self) -> list[str]:
-        """The paths that the audio column has; where two clips share one, file and row instead."""
-        if all(self._paths) and len(set(self._paths)) == len(self._paths):
-            return self._paths
-        ends = np.cumsum([len(one) for one in self.shard])
-        names = []
-        for i, path in enumerate(self._paths):
-            batch = int(np.searchsorted(ends, i, side="right"))
-            stem = os.path.basename(str(self.shards[int(self.shard[batch][0])]))
-            names.append(f"{stem}/{i:07d}{os.path.splitext(path)[1]}")
-        return names
-
-    def corpus(self, root: Path | str) -> Corpus:
-        """The clips, with the other columns as their table.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        names = self.names()
-        if not names:
-            raise ValueError(f"{root} has no row; wanted one a clip")
-        entries = ArrayEntries(
-            pa.array([name.encode() for name in names], type=pa.large_binary()),
-            np.concatenate(self.sizes),
-            np.concatenate(self.shard),
-            np.concatenate(self.offsets),
-        )
-        table = table_of(self._columns, self._said()) if self._columns else None
-        return Corpus(root=root, entries=entries, shards=self.shards, table=table)
-
-    def _said(self) -> dict[str, Any]:
-        """What the schema says of the labels, in the words of a task.json."""
-        classes = {
-            name: found for name, one in self._features.items() if (found := _class_names(one))
-        }
-        label = next((name for name in ("label", "labels") if name in self._columns), "")
-        label = label or (next(iter(classes)) if len(classes) == 1 else "")
-        if not label:
-            return {}
-        several = _is_list(self._features.get(label))
-        facts = {"label": label, "multi_label": several, "label_separator": LABELS_BETWEEN}
-        return {**facts, "classes": classes[label]} if label in classes else facts
+    shard: int
+    offsets: np.ndarray
+    sizes: np.ndarray
+    paths: list[str | None]  # as the audio column has them
+    columns: pa.Table
 
 
-def parquet_rows(files: Sequence[Path | str], splits: Sequence[str]) -> Rows:
-    """Clips of Parquet files; their sound is not read.
+def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -> Corpus:
+    """A corpus of the rows of Parquet files, whose sound is not read.
+
+    `splits` names the part that each file is of, empty for none.
 
     Raises:
         ValueError: if a file is no Parquet, has no sound, or a row group is too large to be read.
     """
-    rows = Rows(files, splits)
-    for number, path in enumerate(files):
-        with open_parquet(path) as file:
-            audio = audio_column(file.schema_arrow, path)
-            other = [field.name for field in file.schema_arrow if _is_told(field.type)]
-            column, inside = audio.split(".")[0], audio.endswith(".bytes")
-            has_path = inside and file.schema_arrow.field(column).type.get_field_index("path") >= 0
-            leaf = [c.path for c in map(file.schema.column, range(len(file.schema.names)))]
-            for group in range(file.num_row_groups):
-                about = file.metadata.row_group(group)
-                chunk = about.column(leaf.index(audio))
-                if chunk.total_uncompressed_size > _LARGEST_GROUP:
-                    raise ValueError(
-                        f"{path} has {about.num_rows:,} clips, {chunk.total_uncompressed_size:,} "
-                        "bytes, in one row group, which is read whole for each; write it with "
-                        "row groups of 100 rows"
-                    )
-                stated = chunk.statistics
-                if stated and stated.has_null_count and stated.null_count == about.num_rows > 0:
-                    raise ValueError(
-                        f"{path} names files and holds no sound in row group {group}; save the set "
-                        "with its sound in it, or give a metadata.csv beside the files"
-                    )
-                paths: list[str | None] = [None] * about.num_rows
-                if has_path:
-                    named = file.read_row_group(group, columns=[f"{column}.path"])[column]
-                    paths = [one and one["path"] for one in named.to_pylist()]
-                mean = chunk.total_uncompressed_size // max(1, about.num_rows)
-                sizes = np.full(about.num_rows, mean, dtype=np.int64)
-                rows.add(number, place_of(group, about.num_rows), sizes, paths)
-                rows.add_columns(file.read_row_group(group, columns=other), number)
-    return rows
+    batches = (one for number, path in enumerate(files) for one in _row_groups(number, path))
+    return _corpus(root, files, splits, batches)
 
 
-def arrow_rows(files: Sequence[Path], splits: Sequence[str]) -> Rows:
-    """Clips of Arrow files, as `Dataset.save_to_disk` writes them, each a byte range.
+def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Corpus:
+    """A corpus of the rows of Arrow files, as `Dataset.save_to_disk` writes them.
+
+    Each clip is a byte range; `splits` as of `parquet_corpus`.
 
     Raises:
         ValueError: if a file is no Arrow, has no sound, or is compressed inside.
     """
-    rows = Rows(files, splits)
-    for number, path in enumerate(files):
-        with pa.memory_map(str(path)) as file:
-            whole = file.read_buffer()
-            try:
-                for batch in _batches(whole):
-                    table = pa.Table.from_batches([batch])
-                    audio = audio_column(batch.schema, path)
-                    column = batch.column(batch.schema.get_field_index(audio.split(".")[0]))
-                    paths: list[str | None] = [None] * len(column)
-                    values = column
-                    if pa.types.is_struct(column.type):
-                        values = part_of_struct(column, "bytes")
-                        if column.type.get_field_index("path") >= 0:
-                            paths = part_of_struct(column, "path").to_pylist()
-                    rows.add(number, *_ranges(values, whole, path), paths)
-                    told = [field.name for field in batch.schema if _is_told(field.type)]
-                    rows.add_columns(table.select(told), number)
-            except (pa.ArrowInvalid, OSError) as error:  # a body that is cut off is an OSError
-                raise ValueError(f"{path} is no Arrow file, or cut short: {error}") from error
-    return rows
+    batches = (one for number, path in enumerate(files) for one in _arrow_batches(number, path))
+    return _corpus(root, files, splits, batches)
+
+
+def _corpus(
+    root: Place, files: Sequence[Place], splits: Sequence[str], batches: Iterable[_Batch]
+) -> Corpus:
+    found, features = Listing(), dict[str, Any]()
+    places = list[_Batch]()
+    for batch in batches:
+        path = files[batch.shard]
+        features = features or features_of(batch.columns.schema)
+        texts = {
+            name: _texts(batch.columns[name], features.get(name), path, name)
+            for name in batch.columns.column_names
+        }
+        if any(splits):
+            texts["split"] = [splits[batch.shard]] * len(batch.columns)
+        if places and list(texts) != list(found.columns):
+            raise ValueError(
+                f"{path} has the columns {', '.join(texts)}, another file of the set has "
+                f"{', '.join(found.columns)}; give one set alone"
+            )
+        names = [os.path.basename((one or "").replace("\\", "/")) for one in batch.paths]
+        found.add(names, texts)
+        places.append(batch)
+    if not found.names:
+        raise ValueError(f"{root} has no row; wanted one a clip")
+    shard = np.repeat([one.shard for one in places], [len(one.paths) for one in places])
+    if not all(found.names) or len(set(found.names)) < len(found.names):
+        # Where two clips share a path: file and row instead.
+        stems = [os.path.basename(str(file)) for file in files]
+        found.names = [
+            f"{stems[number]}/{i:07d}{os.path.splitext(name)[1]}"
+            for i, (name, number) in enumerate(zip(found.names, shard.tolist(), strict=True))
+        ]
+    entries = ArrayEntries.of(
+        found.names,
+        np.concatenate([one.sizes for one in places]),
+        shard,
+        np.concatenate([one.offsets for one in places]),
+    )
+    table = table_of(found.columns, _said(found, features)) if found.columns else None
+    return Corpus(root=root, entries=entries, shards=files, table=table)
+
+
+def _said(found: Listing, features: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema says of the labels, in the words of a task.json."""
+    classes = {name: names for name, one in features.items() if (names := _class_names(one))}
+    label = next((name for name in ("label", "labels") if name in found.columns), "")
+    label = label or (next(iter(classes)) if len(classes) == 1 else "")
+    if not label:
+        return {}
+    several = _is_list(features.get(label))
+    facts = {"label": label, "multi_label": several, "label_separator": LABELS_BETWEEN}
+    return {**facts, "classes": classes[label]} if label in classes else facts
+
+
+def _row_groups(number: int, path: Place) -> Iterator[_Batch]:
+    with open_parquet(path) as file:
+        audio = audio_column(file.schema_arrow, path)
+        other = [field.name for field in file.schema_arrow if _is_told(field.type)]
+        column, inside = audio.split(".")[0], audio.endswith(".bytes")
+        has_path = inside and file.schema_arrow.field(column).type.get_field_index("path") >= 0
+        leaf = [c.path for c in map(file.schema.column, range(len(file.schema.names)))]
+        for group in range(file.num_row_groups):
+            about = file.metadata.row_group(group)
+            chunk = about.column(leaf.index(audio))
+            if chunk.total_uncompressed_size > _LARGEST_GROUP:
+                raise ValueError(
+                    f"{path} has {about.num_rows:,} clips, {chunk.total_uncompressed_size:,} "
+                    "bytes, in one row group, which is read whole for each; write it with "
+                    "row groups of 100 rows"
+                )
+            stated = chunk.statistics
+            if stated and stated.has_null_count and stated.null_count == about.num_rows > 0:
+                raise ValueError(_no_sound(f"{path}, row group {group}"))
+            paths: list[str | None] = [None] * about.num_rows
+            if has_path:
+                named = file.read_row_group(group, columns=[f"{column}.path"])[column]
+                paths = [one and one["path"] for one in named.to_pylist()]
+            mean = chunk.total_uncompressed_size // max(1, about.num_rows)
+            sizes = np.full(about.num_rows, mean, dtype=np.int64)
+            columns = file.read_row_group(group, columns=other)
+            yield _Batch(number, place_of(group, about.num_rows), sizes, paths, columns)
+
+
+def _no_sound(what: str) -> str:
+    return (
+        f"{what} names files and holds no sound; save the set with its sound in it, or give a "
+        "metadata.csv beside the files"
+    )
+
+
+def _arrow_batches(number: int, path: Path) -> Iterator[_Batch]:
+    with pa.memory_map(str(path)) as file:
+        whole = file.read_buffer()
+        try:
+            for batch in _batches(whole):
+                audio = audio_column(batch.schema, path)
+                values = batch.column(batch.schema.get_field_index(audio.split(".")[0]))
+                paths: list[str | None] = [None] * len(values)
+                if pa.types.is_struct(values.type):
+                    if values.type.get_field_index("path") >= 0:
+                        paths = part_of_struct(values, "path").to_pylist()
+                    values = part_of_struct(values, "bytes")
+                told = [field.name for field in batch.schema if _is_told(field.type)]
+                columns = pa.Table.from_batches([batch]).select(told)
+                yield _Batch(number, *_ranges(values, whole, path), paths, columns)
+        except (pa.ArrowInvalid, OSError) as error:  # a body that is cut off is an OSError
+            raise ValueError(f"{path} is no Arrow file, or cut short: {error}") from error
 
 
 def _batches(whole: pa.Buffer) -> Iterator[pa.RecordBatch]:
@@ -213,10 +190,7 @@ def _ranges(values: pa.Array, whole: pa.Buffer, path: Path) -> tuple[np.ndarray,
         if values.null_count < len(values):
             raise ValueError(f"{path} is compressed inside; load it with datasets and save it anew")
         if len(values):
-            raise ValueError(
-                f"{path} names files and holds no sound; save the set with its sound in it, or "
-                "give a metadata.csv beside the files"
-            )
+            raise ValueError(_no_sound(str(path)))
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     kind = np.dtype("<i8" if pa.types.is_large_binary(values.type) else "<i4")
     bounds = np.frombuffer(ends, dtype=kind)[values.offset : values.offset + len(values) + 1]
@@ -273,13 +247,33 @@ def _texts(column: pa.ChunkedArray, feature: object, path: Path | str, name: str
     return [joined(map(text, v), path) if isinstance(v, list) else text(v) for v in values]
 
 
-def saved_shards(folder: Path) -> list[Path]:
-    """The Arrow files of a folder of `Dataset.save_to_disk`, in the order of its state.json.
+def saved_corpus(root: Path) -> Corpus:
+    """A corpus of what `save_to_disk` of a Dataset or a DatasetDict wrote.
 
     Raises:
-        ValueError: if state.json is damaged or names a file elsewhere.
+        ValueError: if a file of it is damaged or names one elsewhere.
         FileNotFoundError: if a file that it names is gone.
     """
+    if (root / "state.json").is_file():
+        shards = _saved_shards(root)
+        return arrow_corpus(root, shards, [""] * len(shards))
+    path = root / "dataset_dict.json"
+    try:
+        names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["splits"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must list splits, as datasets writes it") from error
+    shards, splits = list[Path](), list[str]()
+    for name in names:
+        if os.path.basename(name) != name or not (root / name / "state.json").is_file():
+            raise FileNotFoundError(f"{path} lists the split {name!r}, which has no state.json")
+        own = _saved_shards(root / name)
+        shards += own
+        splits += [split_word(name) or name] * len(own)
+    return arrow_corpus(root, shards, splits if len(names) > 1 else [""] * len(shards))
+
+
+def _saved_shards(folder: Path) -> list[Path]:
+    """The Arrow files of a folder of `Dataset.save_to_disk`, in the order of its state.json."""
     path = folder / "state.json"
     try:
         state: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))

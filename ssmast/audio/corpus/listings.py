@@ -1,11 +1,12 @@
-"""Lists that other programs keep beside their sound: Kaldi's, JSON lists, and metadata.jsonl.
+"""Lists that other programs keep beside their sound: of Kaldi, AST, AudioFolder and WebDataset.
 
     wav.scp, utt2spk, text, segments    a folder of Kaldi, or one for each part
     {"data": [{"wav", "labels"}]}       AST and PSLA, with class_labels_indices.csv
     metadata.csv, metadata.jsonl        Hugging Face's AudioFolder, in the folder or in each part
+    000.wav, 000.cls, 000.json, 000.txt members of a WebDataset tar, of one key up to the first dot
 
 Sources: kaldi-asr.org/doc/data_prep.html; github.com/YuanGongND/ast, egs;
-huggingface.co/docs/datasets/audio_load.
+huggingface.co/docs/datasets/audio_load; github.com/webdataset/webdataset.
 """
 
 import json
@@ -19,45 +20,78 @@ from typing import Any
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.named import of_files
+from ssmast.audio.corpus.named import of_listing
+from ssmast.audio.corpus.remote import Place
+from ssmast.audio.corpus.shards import TarReader, index_tar
 from ssmast.audio.corpus.table import (
     LABELS_BETWEEN,
     METADATA,
+    Listing,
     column_of,
+    columns_of,
     find_column,
     joined,
     read_table,
-    read_text,
     said_of,
+    split_word,
     table_of,
 )
 from ssmast.audio.read import excerpt_name
+from ssmast.files import as_text
 
 _log = logging.getLogger(__name__)
 
 WAV_SCP = "wav.scp"
-CLASS_INDEX = "class_labels_indices.csv"
-TABLES = (METADATA, "metadata.tsv", "metadata.jsonl")
-
-
-def split_word(name: str) -> str:
-    """The part of a set that the name of a file or folder says; empty where it says none.
-
-    >>> split_word("train-00000-of-00002.parquet"), split_word("esc_eval_data"), split_word("a.wav")
-    ('train', 'test', '')
-    """
-    for word in re.split(r"[^a-z]+", name.lower()):
-        if word in ("train", "training", "valid", "validation", "val", "dev", "test", "testing"):
-            return word
-        if word in ("eval", "evaluation"):
-            return "test"
-    return ""
+_CLASS_INDEX = "class_labels_indices.csv"
+_TABLES = (METADATA, "metadata.tsv", "metadata.jsonl")
+_BESIDE = (".cls", ".json", ".txt")
+_LARGEST = 1 << 20
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(as_text(path.read_bytes(), path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()
+
+
+def _json(text: str, what: object) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is no valid JSON: {error}") from error
+
+
+# -- Kaldi -----------------------------------------------------------------------------------------
+
+
+def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
+    """A corpus of the utterances of Kaldi's folders.
+
+    Columns are utterance, speaker, text, and one for each other `utt2...` file; the split is the
+    name of the folder, where it says one.
+
+    Raises:
+        ValueError: if an entry is a command, which is never run, or a line cannot be read.
+        FileNotFoundError: if a recording is not there.
+    """
+    found = Listing()
+    for folder in folders:
+        utterances = recordings = _recordings(folder / WAV_SCP, root)
+        if (folder / "segments").is_file():
+            utterances = _segments(folder / "segments", recordings)
+        own = {"utterance": list(utterances)}
+        for file in sorted([*folder.glob("utt2*"), folder / "text"]):
+            if file.is_file():
+                about = _pairs(file)
+                column = {"utt2spk": "speaker"}.get(file.name, file.name.removeprefix("utt2"))
+                own[column] = [about.get(key, "") for key in utterances]
+                if not any(own[column]):
+                    raise ValueError(f"{file} names none of the utterances of {folder / WAV_SCP}")
+        if folder != root:
+            own["split"] = [split_word(folder.name)] * len(utterances)
+        found.add(list(utterances.values()), own)
+    label = next((one for one in ("speaker", "text") if one in found.columns), "")
+    return of_listing(folders[0] / WAV_SCP, found, root, {"label": label} if label else {})
 
 
 def _pairs(path: Path) -> dict[str, str]:
@@ -71,46 +105,6 @@ def _pairs(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: {key!r} is there twice")
         found[key] = rest.strip()
     return found
-
-
-def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
-    """A corpus of the utterances of Kaldi's folders.
-
-    Columns are utterance, speaker, text, and one for each other `utt2...` file; the split is the
-    name of the folder, where it says one.
-
-    Args:
-        root: above the folders, or the only one.
-        folders: each with a wav.scp.
-
-    Raises:
-        ValueError: if an entry is a command, which is never run, or a line cannot be read.
-        FileNotFoundError: if a recording is not there.
-    """
-    names: list[str] = []
-    columns: dict[str, list[str]] = {}
-    for folder in folders:
-        recordings = _recordings(folder / WAV_SCP, root)
-        utterances = recordings
-        if (folder / "segments").is_file():
-            utterances = _segments(folder / "segments", recordings)
-        own = {"utterance": list(utterances)}
-        for file in sorted([*folder.glob("utt2*"), folder / "text"]):
-            if file.is_file():
-                about = _pairs(file)
-                column = {"utt2spk": "speaker"}.get(file.name, file.name.removeprefix("utt2"))
-                own[column] = [about.get(key, "") for key in utterances]
-                if not any(own[column]):
-                    raise ValueError(f"{file} names none of the utterances of {folder / WAV_SCP}")
-        if folder != root:
-            own["split"] = [split_word(folder.name)] * len(utterances)
-        for column in {**columns, **own}:
-            before = columns.get(column, [""] * len(names))
-            columns[column] = before + own.get(column, [""] * len(utterances))
-        names += utterances.values()
-    label = next((one for one in ("speaker", "text") if one in columns), "")
-    said = {"label": label} if label else {}
-    return of_files(folders[0] / WAV_SCP, names, table_of(columns, said), root)
 
 
 def _recordings(path: Path, root: Path) -> dict[str, str]:
@@ -145,6 +139,9 @@ def _segments(path: Path, recordings: dict[str, str]) -> dict[str, str]:
     return found
 
 
+# -- JSON lists of AST -----------------------------------------------------------------------------
+
+
 def is_json_list(path: Path) -> bool:
     """Whether a .json file looks like one of AST's: `data` and `wav` stand near its beginning."""
     if path.suffix.lower() != ".json" or not path.is_file():
@@ -160,44 +157,37 @@ def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
     Labels are the display names of class_labels_indices.csv, in the folder of the list or the one
     above, where there is one; else as the list writes them.
 
-    Args:
-        root: folder of the sound.
-        files: the lists.
-
     Raises:
         ValueError: if a list is damaged, or a label is none of the classes.
         FileNotFoundError: if a clip is not there.
     """
-    names: list[str] = []
-    columns: dict[str, list[str]] = {"label": [], "split": []}
+    found = Listing()
     classes: dict[str, str] = {}
     for path in files:
         classes = classes or _classes_beside(path)
+        names, cells = list[str](), list[str]()
         for number, entry in enumerate(_entries(path), start=1):
             names.append(entry["wav"])
             labels = [word.strip() for word in str(entry.get("labels", "")).split(",")]
             for label in filter(None, labels):
                 if classes and label not in classes:
                     raise ValueError(
-                        f"{path}, entry {number}: {label!r} is no label of {CLASS_INDEX}"
+                        f"{path}, entry {number}: {label!r} is no label of {_CLASS_INDEX}"
                     )
-            columns["label"].append(joined([classes.get(one, one) for one in labels], path))
-            columns["split"].append(split_word(path.stem) if len(files) > 1 else "")
-    if not any(columns["split"]):
-        del columns["split"]
-    several = any(LABELS_BETWEEN in cell for cell in columns["label"])
-    said: dict[str, Any] = {"label": "label", "multi_label": several}
-    said["label_separator"] = LABELS_BETWEEN
+            cells.append(joined([classes.get(one, one) for one in labels], path))
+        split = split_word(path.stem) if len(files) > 1 else ""
+        found.add(names, {"label": cells, "split": [split] * len(names)})
+    if not any(found.columns["split"]):
+        del found.columns["split"]
+    several = any(LABELS_BETWEEN in cell for cell in found.columns["label"])
+    said = {"label": "label", "multi_label": several, "label_separator": LABELS_BETWEEN}
     if classes:
         said["classes"] = list(classes.values())
-    return of_files(files[0], names, table_of(columns, said), root)
+    return of_listing(files[0], found, root, said)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # UnicodeDecodeError too
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    content = _json(as_text(path.read_bytes(), path), path)
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(
@@ -213,7 +203,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _classes_beside(path: Path) -> dict[str, str]:
     """Display name of each label, in the order of the index; empty without the file."""
     for folder in (path.parent, path.parent.parent):
-        file = folder / CLASS_INDEX
+        file = folder / _CLASS_INDEX
         if file.is_file():
             table = read_table(file)
             mids, shown = (column_of(table, name, file) for name in ("mid", "display_name"))
@@ -221,84 +211,136 @@ def _classes_beside(path: Path) -> dict[str, str]:
     return {}
 
 
-def read_json_lines(path: Path) -> pa.Table:
-    """A table of the JSON objects of a file, one a line; what is nested in them is left out.
-
-    Raises:
-        ValueError: if a line is no JSON object.
-    """
-    rows: list[dict[str, str]] = []
-    lists: set[str] = set()
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object, got {line:.80}")
-        lists |= {name for name, value in row.items() if isinstance(value, list)}
-        rows.append(
-            {str(k): text for k, v in row.items() if (text := cell_of(v, path)) is not None}
-        )
-    if not rows:
-        raise ValueError(f"{path} has no line")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    label = find_column(columns, "label")
-    said = {"label": label, "multi_label": True, "label_separator": LABELS_BETWEEN}
-    said = said if label in lists else {}
-    return table_of({name: [row.get(name, "") for row in rows] for name in columns}, said)
-
-
-def cell_of(value: Any, path: Path | str) -> str | None:
-    """A JSON value as the text of a cell: a list of words joined, None for what is nested."""
-    if value is None:
-        return ""
-    if isinstance(value, str | int | float):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
-        return joined(map(str, value), path)
-    return None
+# -- AudioFolder -----------------------------------------------------------------------------------
 
 
 def audio_folder_tables(root: Path) -> list[Path]:
     """The metadata files of an AudioFolder: metadata.jsonl, or one in each part; empty for none."""
     if (root / "metadata.jsonl").is_file():
         return [root / "metadata.jsonl"]
-    if any((root / name).is_file() for name in TABLES):
+    if any((root / name).is_file() for name in _TABLES):
         return []
     parts = [one for one in sorted(root.iterdir()) if one.is_dir() and split_word(one.name)]
-    found = [one / name for one in parts for name in TABLES if (one / name).is_file()]
+    found = [one / name for one in parts for name in _TABLES if (one / name).is_file()]
     return found if len({path.parent for path in found}) == len(found) else []
 
 
 def of_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Corpus:
     """A corpus of the rows of an AudioFolder's metadata.
 
-    Args:
-        root: the folder.
-        tables: in it, or in a folder for each part.
-        column: with the paths.
-
     Raises:
         ValueError: if a table is damaged, or lacks the column.
         FileNotFoundError: if a file is not there.
     """
-    names: list[str] = []
-    columns: dict[str, list[str]] = {}
+    found = Listing()
     said: dict[str, Any] = {}
     for path in tables:
-        is_json = path.suffix == ".jsonl"
-        table = read_json_lines(path) if is_json else read_table(path)
-        if is_json:
-            said |= said_of(table)
+        table = _read_json_lines(path) if path.suffix == ".jsonl" else read_table(path)
+        said |= said_of(table)
         above = os.path.relpath(path.parent, root)
-        own = column_of(table, column, path)
-        names += own if above == "." else [f"{above}/{name}" for name in own]
+        names = column_of(table, column, path)
         cells = {name: table[name].to_pylist() for name in table.column_names}
         cells.pop(find_column(table.column_names, column))
         if above != ".":
-            cells.setdefault("split", [split_word(above)] * len(own))
-        for name in {**columns, **cells}:
-            before = columns.get(name, [""] * (len(names) - len(own)))
-            columns[name] = before + cells.get(name, [""] * len(own))
-    return of_files(tables[0], names, table_of(columns, said), root)
+            names = [f"{above}/{name}" for name in names]
+            cells.setdefault("split", [split_word(above)] * len(names))
+        found.add(names, cells)
+    return of_listing(tables[0], found, root, said)
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    """A table of the JSON objects of a file, one a line; what is nested in them is left out."""
+    rows: list[dict[str, str]] = []
+    lists: set[str] = set()
+    for number, line in _lines(path):
+        row = _json(line, f"{path}, line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object, got {line:.80}")
+        rows.append(_cells(row, path, lists))
+    if not rows:
+        raise ValueError(f"{path} has no line")
+    columns = columns_of(rows)
+    label = find_column(list(columns), "label")
+    said = {"label": label, "multi_label": True, "label_separator": LABELS_BETWEEN}
+    return table_of(columns, said if label in lists else {})
+
+
+def _cells(row: dict[str, Any], path: Place, lists: set[str]) -> dict[str, str]:
+    """JSON values as the text of cells: lists of words joined, and noted; nested ones left out."""
+    cells = {}
+    for name, value in row.items():
+        if value is None:
+            cells[name] = ""
+        elif isinstance(value, str | int | float):
+            cells[name] = str(value)
+        elif isinstance(value, list):
+            lists.add(name)
+            if all(isinstance(one, str | int | float) for one in value):
+                cells[name] = joined(map(str, value), path)
+    return cells
+
+
+# -- WebDataset ------------------------------------------------------------------------------------
+
+
+def key_of(name: str) -> str:
+    """The key of a member of a WebDataset tar.
+
+    >>> key_of("a.b/000.left.wav")
+    'a.b/000'
+    """
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.split(".")[0])
+
+
+def read_labels(tars: Sequence[Place]) -> pa.Table | None:
+    """What stands beside the sounds of some tars, a row a sound, in their order; None for nothing.
+
+    The column `label` is what .cls holds, else what `label` in .json says, else what .txt holds;
+    other values in .json are columns of their own. A number in .cls stays a number, since nothing
+    in a tar names the classes. With a word such as train in the names of the tars there is a column
+    `split`.
+
+    Raises:
+        ValueError: if a .json is none, or a member is not UTF-8.
+        AudioError, RemoteError: if a tar cannot be read.
+    """
+    rows: list[dict[str, str]] = []
+    lists: set[str] = set()
+    splits: list[str] = []
+    reader = TarReader(list(tars))
+    num_large = 0
+    for number, tar in enumerate(tars):
+        about: dict[str, dict[str, str]] = {}
+        beside = index_tar(tar, endings=_BESIDE)
+        for member, offset, size in zip(
+            beside.texts(), beside.offsets.tolist(), beside.sizes.tolist(), strict=True
+        ):
+            if size > _LARGEST:
+                num_large += 1
+                continue
+            what, ending = f"{member} in {tar}", os.path.splitext(member)[1].lower()
+            text = as_text(reader.read(number, offset, size, member), what).strip()
+            row = _json(text, what) if ending == ".json" else {ending: text}
+            if isinstance(row, dict):
+                about.setdefault(key_of(member), {}).update(_cells(row, tar, lists))
+        sounds = index_tar(tar).texts()
+        rows += [about.get(key_of(name), {}) for name in sounds]
+        splits += [split_word(os.path.basename(str(tar)))] * len(sounds)
+    if num_large:
+        _log.warning(
+            "%s: %d members beside sounds are larger than 1 MiB, unread", tars[0], num_large
+        )
+    table = columns_of(rows)
+    if not table:
+        return None
+    named = find_column([name for name in table if name not in (".cls", ".txt")], "label")
+    label = next((name for name in (".cls", named, ".txt") if name in table), "")
+    said = {"multi_label": label in lists, "label_separator": LABELS_BETWEEN}
+    if label:
+        said["label"] = "label"
+        table = {"label": table.pop(label), **table}
+    table = {{".txt": "text", ".cls": "cls"}.get(name, name): own for name, own in table.items()}
+    if any(splits):
+        table["split"] = splits
+    return table_of(table, said)

@@ -1,19 +1,25 @@
 """Corpora of clips that a list or table names: each looked up in a folder or in tars."""
 
+import html
+import itertools
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
-from ssmast.audio.corpus.remote import check_url, is_url, join_url
-from ssmast.audio.corpus.table import TASK_FILE, FileFinder
-from ssmast.audio.corpus.tar import index_tar, safe_member_name, walk
+from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_url, walk
+from ssmast.audio.corpus.shards import index_tar, safe_member_name
+from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.settings import in_home
 
@@ -30,13 +36,10 @@ _NOTES = (TASK_FILE, "synthetic.json")
 _said: set[str] = set()  # a command opens a folder more than once
 
 
-def say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = ()) -> None:
+def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -> None:
     """Count what a folder holds and nothing is made of, by kind, once a process.
 
-    Args:
-        root: the folder.
-        unused: files that are no sound, or sounds that the table does not name.
-        others: hidden files and folders, links to nothing, links to folders (with a / at the end).
+    `others` are hidden files and folders, links to nothing, and with a / at the end to folders.
     """
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
     for name in others:
@@ -54,36 +57,15 @@ def say_unused(root: Path | str, unused: Sequence[str], others: Sequence[str] = 
         _log.info("%s", message)
 
 
-def folder_of(path: Path | str) -> Path | str:
-    """The folder of a file, or the URL above it."""
-    return path.rpartition("/")[0] if isinstance(path, str) else path.parent
-
-
-def beside(path: Path | str, name: str) -> Path | str:
-    """A file in the same folder."""
-    return join_url(path.rpartition("/")[0], name) if isinstance(path, str) else path.parent / name
-
-
 def say_unnamed(root: Path, corpus: Corpus, *tables: str) -> None:
-    """Count the files of a folder that its table does not name.
-
-    Args:
-        root: the folder.
-        corpus: its clips.
-        tables: names of the tables themselves.
-    """
+    """Count the files of a folder that its table does not name."""
     used = {os.path.normpath(split_excerpt(corpus.name(i))[0]) for i in range(len(corpus))}
     used |= {*tables, *_NOTES}
     others: list[str] = []
     say_unused(root, [name for name, _ in walk(root, others=others) if name not in used], others)
 
 
-def of_files(
-    path: Path | str,
-    names: list[str],
-    table: pa.Table | None,
-    root: Path | str,
-) -> Corpus:
+def of_files(path: Place, names: list[str], table: pa.Table | None, root: Place) -> Corpus:
     """A corpus of loose files, or excerpts of them, in the order of their names.
 
     Args:
@@ -119,12 +101,20 @@ def of_files(
     if missing and isinstance(root, Path):
         listing = [] if root == Path() else [name for name, _ in walk(root) if is_sound(name)]
         where = "" if root == Path() else f" in {root}"
-        names = _otherwise_written(path, names, missing, FileFinder(listing), where)
+        names = _otherwise_written(path, names, missing, _FileFinder(listing), where)
         for i in missing:
             file, seconds = split_excerpt(names[i])
             sizes[i], shard[i] = _size(root / file) or 0, LOOSE if seconds is None else EXCERPT
-    encoded = pa.array([os.fsencode(name) for name in names], type=pa.large_binary())
-    return Corpus(root=root, entries=ArrayEntries(encoded, sizes, shard), table=table)
+    return Corpus(root=root, entries=ArrayEntries.of(names, sizes, shard), table=table)
+
+
+def of_listing(path: Path, found: Listing, root: Path, said: Mapping[str, Any]) -> Corpus:
+    """A corpus of the files that other programs' lists name.
+
+    Raises:
+        FileNotFoundError, ValueError: as `of_files`.
+    """
+    return of_files(path, found.names, table_of(found.columns, said), root)
 
 
 def _size(file: Path) -> int | None:
@@ -134,17 +124,14 @@ def _size(file: Path) -> int | None:
         return None
 
 
-def of_members(path: Path | str, names: list[str], shards: list[str], table: pa.Table) -> Corpus:
+def of_members(path: Place, names: list[str], shards: list[str], table: pa.Table) -> Corpus:
     """Clips of a table that lie in tars, each row looked up in the index of its own."""
     if not names:
         raise ValueError(f"{path} names no clip; wanted one row each")
     used = sorted(set(shards))
-    tars = [beside(path, safe_path(path, shard)) for shard in used]
+    tars = [below(folder_of(path), safe_path(path, shard)) for shard in used]
     indexes = [index_tar(tar) for tar in tars]
-    where = [
-        {os.fsdecode(name): i for i, name in enumerate(index.names.to_pylist())}
-        for index in indexes
-    ]
+    where = [{name: i for i, name in enumerate(index.texts())} for index in indexes]
     number = {shard: i for i, shard in enumerate(used)}
     tar = np.array([number[shard] for shard in shards], dtype=np.int32)
     row = np.full(len(names), -1, dtype=np.int64)
@@ -153,21 +140,79 @@ def of_members(path: Path | str, names: list[str], shards: list[str], table: pa.
     missing = np.flatnonzero(row < 0).tolist()
     for number_of_tar in sorted({int(tar[i]) for i in missing}):
         mine = [i for i in missing if tar[i] == number_of_tar]
-        finder, shown = FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
+        finder, shown = _FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
         names = _otherwise_written(path, names, mine, finder, shown)
         row[mine] = [where[number_of_tar][names[i]] for i in mine]
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
-    entries = ArrayEntries(
-        pa.array([os.fsencode(name) for name in names], type=pa.large_binary()),
-        np.array([indexes[t].sizes[r] for t, r in zip(tar, row, strict=True)], np.int64),
-        tar,
-        np.array([indexes[t].offsets[r] for t, r in zip(tar, row, strict=True)], np.int64),
+    sizes, offsets = (
+        np.array([getattr(indexes[t], what)[r] for t, r in zip(tar, row, strict=True)], np.int64)
+        for what in ("sizes", "offsets")
     )
+    entries = ArrayEntries.of(names, sizes, tar, offsets)
     return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
 
 
-def safe_path(path: Path | str, name: str) -> str:
+class _FileFinder:
+    """Finds the files that paths mean which were written by another system or for another place.
+
+    Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
+    quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
+    one file alone.
+
+    Args:
+        names: of the files there are, relative, with /.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self._by_end: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        for name in self.names:
+            parts = _folded(name).split("/")
+            for end in {parts[-1], os.path.splitext(parts[-1])[0]}:
+                self._by_end[end].append((parts[:-1], name))
+
+    def find(self, written: str) -> str | None:
+        """The name of the one file that a path can mean; None for none or several."""
+        for form in _forms(written):
+            parts = [part for part in _folded(form).split("/") if part not in ("", ".")]
+            if not parts or ".." in parts:
+                continue
+            above, found = parts[:-1], []
+            for folders, name in self._by_end.get(parts[-1], ()):
+                shared = sum(
+                    1
+                    for _ in itertools.takewhile(
+                        lambda pair: pair[0] == pair[1],
+                        zip(reversed(folders), reversed(above), strict=False),
+                    )
+                )
+                # All of the one must lie at the end of the other: cat/1.wav is not dog/1.wav.
+                if shared == min(len(folders), len(above)):
+                    found.append((shared, name))
+            best = [name for shared, name in found if shared == max(found)[0]]
+            if len(best) == 1:
+                return best[0]
+            exact = [name for name in best if name == form]
+            if exact:
+                return exact[0]
+        return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _forms(written: str) -> list[str]:
+    """A path as it stands, then with what other programs did to it undone, step by step."""
+    forms = [written.strip().strip("\"'").strip()]
+    forms.append(re.sub(r"^[A-Za-z]:", "", forms[-1].replace("\\", "/")))
+    forms.append(unquote(forms[-1]))
+    forms.append(html.unescape(forms[-1]))
+    return list(dict.fromkeys(forms))
+
+
+def safe_path(path: Place, name: str) -> str:
     """The name of a clip, unless it is empty, a command, or climbs out of the folder."""
     if not name.strip() or "\x00" in name:
         raise ValueError(f"{path} has a row without a path")
@@ -188,16 +233,9 @@ def safe_path(path: Path | str, name: str) -> str:
 
 
 def _otherwise_written(
-    path: Path | str, names: list[str], missing: list[int], finder: FileFinder, where: str
+    path: Place, names: list[str], missing: list[int], finder: _FileFinder, where: str
 ) -> list[str]:
     """The names with those that are not there replaced by the files that they can only mean.
-
-    Args:
-        path: of the table or list.
-        names: of all clips.
-        missing: positions of those that are not there as they are written.
-        finder: of the files there are.
-        where: they were looked for, for messages.
 
     Raises:
         FileNotFoundError: if some name means no file, or could mean several.

@@ -1,11 +1,15 @@
-"""Opens a corpus: a folder, list, table, tars, prepared corpus or mixture, here or at a URL."""
+"""Opens a corpus: a folder, list, table, tars, prepared corpus or mixture, here or at a URL.
+
+Also tells which of other programs' layouts a path is: Hugging Face's, Kaldi's, AST's, Raven's.
+"""
 
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,136 +18,56 @@ import numpy as np
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
-from ssmast.audio.corpus.entries import LOOSE, ArrayEntries, IndexFile
-from ssmast.audio.corpus.layouts import layout_of, parquet_corpus
-from ssmast.audio.corpus.named import (
-    beside,
-    folder_of,
-    is_sound,
-    of_files,
-    of_members,
-    say_unnamed,
-    say_unused,
+from ssmast.audio.corpus.entries import ArrayEntries, IndexFile
+from ssmast.audio.corpus.huggingface import arrow_corpus, parquet_corpus, saved_corpus
+from ssmast.audio.corpus.listings import (
+    WAV_SCP,
+    audio_folder_tables,
+    is_json_list,
+    of_audio_folder,
+    of_json_lists,
+    of_kaldi,
+    read_labels,
 )
-from ssmast.audio.corpus.remote import check_url, exists, is_url, join_url, list_files, read_whole
+from ssmast.audio.corpus.named import is_sound, of_files, of_members, say_unnamed, say_unused
+from ssmast.audio.corpus.remote import (
+    Place,
+    below,
+    check_url,
+    folder_of,
+    is_file,
+    is_hidden,
+    is_url,
+    list_files,
+    read_whole,
+    walk,
+)
+from ssmast.audio.corpus.shards import index_tar, names_of_tars, names_several
+from ssmast.audio.corpus.spans import kind_of_spans, of_spans, tables_of_spans
 from ssmast.audio.corpus.table import (
     METADATA,
+    TASK_FILE,
     audio_root,
     column_of,
     find_table,
+    plain_name,
     read_columns,
+    read_header,
     read_table,
-    read_text,
+    split_word,
 )
-from ssmast.audio.corpus.tar import (
-    index_tar,
-    is_hidden,
-    names_of_tars,
-    names_several,
-    walk,
-)
-from ssmast.audio.corpus.webdataset import read_labels
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
-from ssmast.files import write_atomic
+from ssmast.files import as_text, write_atomic
 from ssmast.settings import in_home
 
 _log = logging.getLogger(__name__)
+
+__all__ = ["Corpus", "open_corpus", "read_table"]
 
 MANIFEST = "manifest.parquet"
 INDEX = "manifest.index"
 CORPUS_FILE = "corpus.json"
 """Files of a prepared corpus: its clips, their index, and what is known of all of them."""
-
-
-def open_prepared(root: Path | str) -> Corpus:
-    """Open what `ssmast prepare` wrote, without holding it: rows are read from its index.
-
-    The index of a corpus at a URL is fetched once, checked, and kept in the user's cache folder. A
-    manifest without an index (of another tool) is held in memory.
-
-    Args:
-        root: folder, or its URL.
-
-    Raises:
-        FileNotFoundError: if it was never finished.
-        ValueError: if one of its files is damaged or of another corpus.
-        RemoteError: if a URL cannot be reached.
-    """
-    facts = read_facts(root)
-    if not facts:
-        return _without_index(root)
-    index = IndexFile(_index_here(root, facts))
-    return Corpus(
-        root=root,
-        entries=index,
-        shards=_shards(root, index.shards),
-        table=_below(root, MANIFEST),
-        listing_hash=index.listing_hash,
-        facts=facts,
-    )
-
-
-def read_facts(root: Path | str) -> dict[str, Any]:
-    """What is known of a prepared corpus as a whole; empty where it was not written by prepare.
-
-    Args:
-        root: folder, or its URL.
-    """
-    try:
-        place = _below(root, CORPUS_FILE)
-        return json.loads(read_whole(place) if isinstance(place, str) else place.read_bytes())
-    except (FileNotFoundError, ValueError):  # AudioError, of a URL, is a ValueError
-        return {}
-
-
-def _index_here(root: Path | str, facts: dict[str, Any]) -> Path:
-    """Path of the index, fetched if it lies elsewhere."""
-    if isinstance(root, Path):
-        return root / INDEX
-    wanted = str(facts["index_sha256"])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmast"
-    path = cache / f"{hashlib.sha256(wanted.encode()).hexdigest()[:32]}.index"
-    if not path.is_file():
-        data = read_whole(f"{root}/{INDEX}")
-        if hashlib.sha256(data).hexdigest() != wanted:
-            raise ValueError(
-                f"{root}/{INDEX} does not belong to its {CORPUS_FILE}; copy both again"
-            )
-        write_atomic(path, data)
-    return path
-
-
-def _without_index(root: Path | str) -> Corpus:
-    table = read_columns(_below(root, MANIFEST))
-    missing = {"key", "shard", "offset", "size"} - set(table.column_names)
-    if missing:
-        raise ValueError(
-            f"{root}/{MANIFEST} has no column {', '.join(sorted(missing))}; it has "
-            f"{', '.join(table.column_names)}"
-        )
-    shards, number = np.unique(np.array(table["shard"].to_pylist(), object), return_inverse=True)
-    names = [str(key).encode() for key in table["key"].to_pylist()]
-    entries = ArrayEntries(
-        pa.array(names, type=pa.large_binary()),
-        table["size"].to_numpy().astype(np.int64),
-        number.astype(np.int32),
-        table["offset"].to_numpy().astype(np.int64),
-    )
-    return Corpus(root=root, entries=entries, shards=_shards(root, list(shards)), table=table)
-
-
-def _shards(root: Path | str, names: list[str]) -> list[Path | str]:
-    for name in names:
-        if ".." in Path(name).parts or Path(name).is_absolute() or ":" in name:
-            raise ValueError(f"{root}/{MANIFEST} names the shard {name!r} outside its folder")
-    return [_below(root, name) for name in names]
-
-
-def _below(root: Path | str, name: str) -> Path | str:
-    return f"{root}/{name}" if isinstance(root, str) else root / name
-
-
-__all__ = ["Corpus", "open_corpus", "read_table"]
 
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
 
@@ -165,7 +89,7 @@ def open_corpus(
             a `.txt` or `.lst` file: one path or URL a line, relative to its folder;
             an uncompressed `.tar`, or several: `clips-{000..127}.tar`;
             a `.yaml` file, or its text: a mixture, `[{path: A, weight: 7}, {path: B, weight: 3}]`;
-            one of the layouts of other programs in `layouts.py`.
+            one of the layouts of other programs, see docs/layouts.md.
         column: of the table, with the paths.
         spans: of recordings with annotations: "spans" for a clip a span, "whole" for the
             recordings; "auto" for the spans where the path is a table, the recordings where the
@@ -197,7 +121,7 @@ def open_corpus(
         return _recordings(corpus) if layout.spans and spans == "whole" else corpus
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            return open_prepared(path)
+            return _open_prepared(path)
         table = find_table(path)
         return _open_folder(path) if table is None else _open_table(table, column)
     if not path.exists():
@@ -214,9 +138,6 @@ def _recordings(corpus: Corpus) -> Corpus:
 def corpus_of_files(files: Sequence[str]) -> Corpus:
     """A corpus of sound files named one by one, in their order.
 
-    Args:
-        files: paths or URLs.
-
     Raises:
         FileNotFoundError: if one does not exist.
     """
@@ -224,35 +145,35 @@ def corpus_of_files(files: Sequence[str]) -> Corpus:
     return of_files(Path("the command line"), names, None, Path())
 
 
-def _open_file(path: Path | str, column: str) -> Corpus:
+def _open_file(path: Place, column: str) -> Corpus:
     """One file, by the end of its name."""
     kind = os.path.splitext(str(path))[1].lower()
     if kind in (".csv", ".tsv"):
         return _open_table(path, column)
     if kind in (".txt", ".lst"):
-        return _open_list(path)
+        lines = as_text(read_whole(path), path).splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+        return of_files(path, names, None, folder_of(path))
     if os.path.basename(str(path)) == MANIFEST:
-        return open_prepared(folder_of(path))
+        return _open_prepared(folder_of(path))
     if re.search(r"\.(tar(\..*)?|tgz)$", str(path).lower()):
         return _of_tars(folder_of(path), [path], f"{path}")
     if kind == ".parquet":
-        return parquet_corpus(path)
+        return parquet_corpus(folder_of(path), [path], [""])
     raise ValueError(f"{path} is no corpus: wanted {_WANTED}")
 
 
 def _open_url(url: str, column: str) -> Corpus:
     if names_several(url):
         return _of_tars(folder_of(url), list(names_of_tars(url)), url)
-    last = url.rstrip("/").rpartition("/")[2]
-    if re.search(r"\.(csv|tsv|txt|lst|parquet|tar(\..*)?|tgz)$", last.lower()):
-        return _open_file(url, column)
     url = url.rstrip("/")
-    if exists(f"{url}/{MANIFEST}"):
-        return open_prepared(url)
-    if exists(f"{url}/{METADATA}"):
+    if re.search(r"\.(csv|tsv|txt|lst|parquet|tar(\..*)?|tgz)$", url.rpartition("/")[2].lower()):
+        return _open_file(url, column)
+    if is_file(f"{url}/{MANIFEST}"):
+        return _open_prepared(url)
+    if is_file(f"{url}/{METADATA}"):
         return _open_table(f"{url}/{METADATA}", column)
-    found = list_files(url)
-    return _of_listing(url, (pair for pair in found if not is_hidden(pair[0])))
+    return _of_listing(url, (pair for pair in list_files(url) if not is_hidden(pair[0])))
 
 
 def _open_folder(root: Path) -> Corpus:
@@ -261,86 +182,55 @@ def _open_folder(root: Path) -> Corpus:
 
 
 def _of_listing(
-    root: Path | str, files: Iterator[tuple[str, int]], others: Sequence[str] = ()
+    root: Place, files: Iterator[tuple[str, int]], others: Sequence[str] = ()
 ) -> Corpus:
     """The sound files of a listing (relative path, size), and the members of its tars."""
-    found = list(files)
-    say_unused(
-        root,
-        [name for name, _ in found if not is_sound(name) and not name.lower().endswith(".tar")],
-        others,
-    )
-    names: list[bytes] = []
-    sizes: list[int] = []
-    tars: list[Path | str] = []
-    for name, size in found:
+    sounds, tars, unused = list[tuple[str, int]](), list[Place](), list[str]()
+    for name, size in files:
         if is_sound(name):
-            names.append(os.fsencode(name))
-            sizes.append(size)
+            sounds.append((name, size))
         elif name.lower().endswith(".tar"):
-            tars.append(join_url(root, name) if isinstance(root, str) else root / name)
-    return _of_tars(root, tars, f"{root}", names, sizes)
+            tars.append(below(root, name))
+        else:
+            unused.append(name)
+    say_unused(root, unused, others)
+    return _of_tars(root, tars, f"{root}", sounds)
 
 
 def _of_tars(
-    root: Path | str,
-    tars: Sequence[Path | str],
-    what: str,
-    loose: Sequence[bytes] = (),
-    loose_sizes: Sequence[int] = (),
+    root: Place, tars: Sequence[Place], what: str, loose: Sequence[tuple[str, int]] = ()
 ) -> Corpus:
     """A corpus of loose files, if any, and then all members of the tars.
 
     Where there are several tars, the tar's own name comes before that of its members.
     """
-    indexes = [index_tar(tar) for tar in tars]
-    for tar, index in zip(tars, indexes, strict=True):
+    entries = [ArrayEntries.of([name for name, _ in loose], np.array([size for _, size in loose]))]
+    for number, tar in enumerate(tars):
+        index = index_tar(tar)
         if index.num_ignored:
             _log.info("%s: %d members are not used as sound", tar, index.num_ignored)
-    names = [pa.array(loose, type=pa.large_binary())]
-    for tar, index in zip(tars, indexes, strict=True):
-        if len(tars) == 1:
-            names.append(index.names)
-        else:
-            prefix = os.fsencode(_relative(tar, root)) + b"/"
-            full = [prefix + name.as_py() for name in index.names]
-            names.append(pa.array(full, type=pa.large_binary()))
-    joined = pa.concat_arrays(names)
+        names = index.names
+        if len(tars) > 1:
+            prefix = f"{tar}".removeprefix(f"{root}/")
+            full = [os.fsencode(f"{prefix}/") + name.as_py() for name in names]
+            names = pa.array(full, type=pa.large_binary())
+        shard = np.full(len(names), number, dtype=np.int32)
+        entries.append(ArrayEntries(names, index.sizes, shard, index.offsets))
+    joined = ArrayEntries.joined(entries)
     if not len(joined):
         known = " ".join(sorted(SOUND_EXTENSIONS))
         raise ValueError(f"no sound file was found in {what}; known are {known}")
-    numbers = [np.full(len(index.names), i, dtype=np.int32) for i, index in enumerate(indexes)]
-    zeros = np.zeros(len(loose), dtype=np.int64)
-    entries = ArrayEntries(
-        joined,
-        np.concatenate([zeros + loose_sizes, *(index.sizes for index in indexes)]),
-        np.concatenate([np.full(len(loose), LOOSE, dtype=np.int32), *numbers]),
-        np.concatenate([zeros, *(index.offsets for index in indexes)]),
-    )
-    beside = None if loose else partial(read_labels, list(tars))
-    return Corpus(root=root, entries=entries, shards=list(tars), table=beside)
+    labels = None if loose else partial(read_labels, list(tars))
+    return Corpus(root=root, entries=joined, shards=list(tars), table=labels)
 
 
-def _relative(tar: Path | str, root: Path | str) -> str:
-    if isinstance(tar, str):
-        return tar.removeprefix(f"{root}/")
-    return os.fspath(tar.relative_to(root))
-
-
-def _open_list(path: Path | str) -> Corpus:
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    return of_files(path, names, None, folder_of(path))
-
-
-def _open_table(path: Path | str, column: str) -> Corpus:
+def _open_table(path: Place, column: str) -> Corpus:
     table = read_table(path)
-    names = column_of(table, column, path)
+    names, root = column_of(table, column, path), folder_of(path)
     if "shard" in table.column_names:
         return of_members(path, names, column_of(table, "shard", path), table)
-    audio = beside(path, "audio.tar")
-    if exists(audio) if isinstance(audio, str) else audio.is_file():
+    if is_file(below(root, "audio.tar")):
         return of_members(path, names, ["audio.tar"] * len(names), table)
-    root = folder_of(path)
     if isinstance(root, Path) and path == find_table(root):
         home, root = root, audio_root(root)
         corpus = of_files(path, names, table, root)
@@ -348,3 +238,182 @@ def _open_table(path: Path | str, column: str) -> Corpus:
             say_unnamed(root, corpus, os.path.basename(path))
         return corpus
     return of_files(path, names, table, root)
+
+
+# -- prepared corpora ------------------------------------------------------------------------------
+
+
+def _open_prepared(root: Place) -> Corpus:
+    """Open what `ssmast prepare` wrote, without holding it: rows are read from its index.
+
+    The index of a corpus at a URL is fetched once, checked, and kept in the user's cache folder. A
+    manifest without an index (of another tool) is held in memory.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(read_whole(below(root, CORPUS_FILE)))
+    except (FileNotFoundError, ValueError):  # AudioError, of a URL, is a ValueError
+        return _without_index(root)
+    index = IndexFile(_index_here(root, facts))
+    return Corpus(
+        root=root,
+        entries=index,
+        shards=_shards(root, index.shards),
+        table=below(root, MANIFEST),
+        listing_hash=index.listing_hash,
+        facts=facts,
+    )
+
+
+def _index_here(root: Place, facts: dict[str, Any]) -> Path:
+    """Path of the index, fetched if it lies elsewhere."""
+    if isinstance(root, Path):
+        return root / INDEX
+    wanted = str(facts["index_sha256"])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmast"
+    path = cache / f"{hashlib.sha256(wanted.encode()).hexdigest()[:32]}.index"
+    if not path.is_file():
+        data = read_whole(f"{root}/{INDEX}")
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ValueError(
+                f"{root}/{INDEX} does not belong to its {CORPUS_FILE}; copy both again"
+            )
+        write_atomic(path, data)
+    return path
+
+
+def _without_index(root: Place) -> Corpus:
+    table = read_columns(below(root, MANIFEST))
+    missing = {"key", "shard", "offset", "size"} - set(table.column_names)
+    if missing:
+        raise ValueError(
+            f"{root}/{MANIFEST} has no column {', '.join(sorted(missing))}; it has "
+            f"{', '.join(table.column_names)}"
+        )
+    shards, number = np.unique(np.array(table["shard"].to_pylist(), object), return_inverse=True)
+    names, sizes = [str(key) for key in table["key"].to_pylist()], table["size"].to_numpy()
+    entries = ArrayEntries.of(names, sizes, number, table["offset"].to_numpy())
+    return Corpus(root=root, entries=entries, shards=_shards(root, list(shards)), table=table)
+
+
+def _shards(root: Place, names: list[str]) -> list[Place]:
+    for name in names:
+        if ".." in Path(name).parts or Path(name).is_absolute() or ":" in name:
+            raise ValueError(f"{root}/{MANIFEST} names the shard {name!r} outside its folder")
+    return [below(root, name) for name in names]
+
+
+# -- layouts of other programs ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a path is, and what opens it.
+
+    Attributes:
+        name: in words.
+        open: reads it.
+        spans: whether the clips are spans of recordings: "" if not, "named" where the table of
+            spans is what the path names, "beside" where tables lie beside recordings.
+    """
+
+    name: str
+    open: Callable[[], Corpus]
+    spans: str = ""
+
+
+def layout_of(path: Path, *, column: str = "path") -> Layout | None:
+    """The layout of another program that a path has; None for none.
+
+    Raises:
+        ValueError: if it has one and a file of it is damaged.
+        FileNotFoundError: if a file that it names is gone.
+    """
+    return _of_folder(path, column) if path.is_dir() else _of_file(path, column)
+
+
+def _of_folder(path: Path, column: str) -> Layout | None:
+    if (path / MANIFEST).is_file():
+        return None
+    if table := find_table(path):
+        return None if (path / TASK_FILE).is_file() else _of_file(table, column)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return Layout(
+            name="a folder of datasets' save_to_disk (Arrow)", open=lambda: saved_corpus(path)
+        )
+    if tables := audio_folder_tables(path):
+        name = f"an AudioFolder with {tables[0].relative_to(path)}"
+        return Layout(name=name, open=lambda: of_audio_folder(path, tables, column))
+    folders = [path] if (path / WAV_SCP).is_file() else []
+    folders = folders or [one.parent for one in sorted(path.glob(f"*/{WAV_SCP}"))]
+    if folders and (folders == [path] or all(split_word(one.name) for one in folders)):
+        return Layout(name="a folder of Kaldi (wav.scp)", open=lambda: of_kaldi(path, folders))
+    if shards := _parquet_in(path):
+        return Layout(
+            name=f"Parquet shards with the sound in them ({len(shards)} files)",
+            open=lambda: _of_parquet(path, shards),
+        )
+    if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
+        return Layout(name="JSON lists of AST", open=lambda: of_json_lists(path, lists))
+    if spans := tables_of_spans(path):
+        kinds = sorted({kind_of_spans(path / name) for name in spans})
+        return Layout(
+            name=f"recordings with annotations ({', '.join(kinds)})",
+            open=lambda: of_spans(path, spans),
+            spans="beside",
+        )
+    return None
+
+
+def _of_file(path: Path, column: str) -> Layout | None:
+    ending = path.suffix.lower()
+    if ending == ".parquet" and path.name != MANIFEST:
+        return Layout(
+            name="a Parquet file with the sound in it", open=lambda: _open_file(path, column)
+        )
+    if ending == ".arrow":
+        return Layout(
+            name="an Arrow file of datasets",
+            open=lambda: arrow_corpus(path.parent, [path], [""]),
+        )
+    if ending == ".scp":
+        return Layout(
+            name="a list of Kaldi (wav.scp)", open=lambda: of_kaldi(path.parent, [path.parent])
+        )
+    if ending == ".jsonl":
+        return Layout(
+            name="a table of JSON lines",
+            open=lambda: of_audio_folder(path.parent, [path], column),
+        )
+    if ending == ".json":
+        return Layout(name="a JSON list of AST", open=lambda: of_json_lists(path.parent, [path]))
+    if column == "path" and (kind := kind_of_spans(path)) and not _has_clips(path):
+        return Layout(
+            name=f"annotated recordings ({kind})",
+            open=lambda: of_spans(path.parent, [path.name]),
+            spans="named",
+        )
+    return None
+
+
+def _has_clips(path: Path) -> bool:
+    """Whether the rows of a table with a start and an end are clips already: excerpts, members."""
+    if (path.parent / "audio.tar").is_file():
+        return True
+    head = as_text(path.read_bytes(), path)[:4096]
+    return "#t=" in head or "shard" in {plain_name(name) for name in read_header(path)}
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """Parquet shards with sound, in a folder, its data/, or a folder for each part."""
+    places = [folder, folder / "data"]
+    places += [one for one in sorted(folder.iterdir()) if one.is_dir() and split_word(one.name)]
+    found = [file for place in places for file in sorted(place.glob("*.parquet"))]
+    if not found or any(is_sound(one.name) for one in folder.rglob("*")):
+        return []  # beside sounds, such as the embeddings of a folder
+    return found
+
+
+def _of_parquet(root: Path, shards: list[Path]) -> Corpus:
+    above = ["" if one.parent == root else split_word(one.parent.name) for one in shards]
+    splits = [split_word(one.name) or folder for one, folder in zip(shards, above, strict=True)]
+    return parquet_corpus(root, shards, splits if len(set(splits)) > 1 else [""] * len(shards))

@@ -39,10 +39,7 @@ class Quarantine:
         return name in self._names
 
     def add(self, rejected: Sequence[tuple[str, str]]) -> None:
-        """Write clips down, each once.
-
-        Args:
-            rejected: (name, reason) pairs.
+        """Write clips, (name, reason), down, each once.
 
         Raises:
             ValueError: if there are now more bad clips than allowed; they are written down first.

@@ -1,14 +1,17 @@
-"""Files at a URL, through fsspec: read whole or by byte range, or listed, with retries."""
+"""Places: a path here, or a URL as text; whose files are read, looked up and listed alike.
 
-import io
+URLs are read through fsspec, whole or by byte range, with retries.
+"""
+
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ssmast.audio.decode import AudioError
+from ssmast.audio.source import AudioError, SlicedFile
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ _SILENCE = 60.0  # seconds without a byte after which an attempt on a web server
 _READ_AHEAD = 1 << 18
 
 Found = TypeVar("Found")
+
+Place = Path | str
+"""A path here, or a URL."""
 
 
 class RemoteError(OSError):
@@ -53,19 +59,28 @@ def check_url(url: str) -> None:
         )
 
 
-def join_url(base: str, name: str) -> str:
-    """URL of a file below another; a name that is a URL itself stays."""
-    return name if is_url(name) else f"{base.rstrip('/')}/{name}"
+def below(folder: Place, name: str) -> Place:
+    """A file in a folder; a name that is a URL itself stays."""
+    if isinstance(folder, Path):
+        return name if is_url(name) else folder / name
+    return name if is_url(name) else f"{folder.rstrip('/')}/{name}"
 
 
-def read_whole(url: str) -> bytes:
+def folder_of(file: Place) -> Place:
+    """The folder of a file."""
+    return file.rpartition("/")[0] if isinstance(file, str) else file.parent
+
+
+def read_whole(file: Place) -> bytes:
     """All bytes of a file.
 
     Raises:
-        AudioError: if there is no such file.
-        RemoteError: if it cannot be reached.
+        AudioError: if there is no such file at a URL.
+        OSError: if it cannot be read; `RemoteError` if a URL cannot be reached.
     """
-    return _clip(url, lambda system, path: system.cat_file(path))
+    if isinstance(file, Path):
+        return file.read_bytes()
+    return _clip(file, lambda system, path: system.cat_file(path))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
@@ -101,23 +116,88 @@ def list_files(url: str) -> list[tuple[str, int]]:
     return _retried(url, find)
 
 
-def exists(url: str) -> bool:
+def is_file(file: Place) -> bool:
     """Whether there is a file.
 
     Raises:
-        RemoteError: if it cannot be reached.
+        RemoteError: if a URL cannot be reached.
     """
+    if isinstance(file, Path):
+        return file.is_file()
     try:
-        return _retried(url, lambda system, path: system.info(path)["type"] == "file")
+        return _retried(file, lambda system, path: system.info(path)["type"] == "file")
     except FileNotFoundError:
         return False
 
 
-class RemoteFile(io.RawIOBase):
-    """A file at a URL that seeks, and reads at least 256 kB at a time.
+def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file below a folder, sorted; hidden ones left out.
 
-    Args:
-        url: of the file.
+    Links to folders are followed. A folder that was already seen, by device and inode, is not
+    entered again, so a link to a parent ends there. `others` gets the names of what is left out:
+    hidden files and folders, links to nothing, and with a / at the end to folders seen before.
+    """
+    others = [] if others is None else others
+    found: list[tuple[str, int]] = []
+    seen: set[tuple[int, int]] = set()
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        folder = os.path.join(root, below)
+        try:
+            info = os.stat(folder)
+            if (info.st_dev, info.st_ino) in seen:
+                others.append(f"{below}/")
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            _log.warning("cannot look into %s: %s", folder, error.strerror)
+            continue
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.name.startswith("."):
+                others.append(name)
+                continue
+            try:
+                if entry.is_dir():
+                    pending.append(name)
+                elif entry.is_file():
+                    found.append((name, entry.stat().st_size))
+                else:
+                    others.append(name)
+            except OSError as error:  # a link to itself, or a file gone since
+                _log.warning("cannot look at %s: %s", os.path.join(root, name), error.strerror)
+    return iter(sorted(found))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+class _RemoteBytes:
+    """The bytes of a URL by slice, at least 256 kB at a time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._size = int(_retried(url, lambda system, path: system.size(path)) or 0)
+        self._from, self._block = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice) -> bytes:
+        first, last, _ = where.indices(self._size)
+        if not self._from <= first <= last <= self._from + len(self._block):
+            length = min(max(last - first, _READ_AHEAD), self._size - first)
+            self._block = read_range(self.url, first, length) if last > first else b""
+            self._from = first
+        return self._block[first - self._from : max(first, last) - self._from]
+
+
+class RemoteFile(SlicedFile):
+    """A file at a URL that seeks, and reads at least 256 kB at a time.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -125,42 +205,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
-        super().__init__()
-        self.url = url
-        self.size = int(_retried(url, lambda system, path: system.size(path)) or 0)
-        self._at = self._from = 0
-        self._block = b""
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Offset of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to an offset."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the file goes."""
-        wanted = max(0, min(len(buffer), self.size - self._at))
-        if not self._from <= self._at <= self._at + wanted <= self._from + len(self._block):
-            length = min(max(wanted, _READ_AHEAD), self.size - self._at)
-            self._block = read_range(self.url, self._at, length) if wanted else b""
-            self._from = self._at
-        skip = self._at - self._from
-        data = self._block[skip : skip + wanted]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        super().__init__(_RemoteBytes(url))
 
 
 def _clip(url: str, call: Callable[[Any, str], bytes]) -> bytes:

@@ -16,42 +16,38 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.named import is_sound, of_files
+from ssmast.audio.corpus.named import is_sound, of_listing
+from ssmast.audio.corpus.remote import walk
 from ssmast.audio.corpus.table import (
     LABELS_BETWEEN,
-    encoding_of,
+    Listing,
+    columns_of,
     joined,
     plain_name,
     read_table,
-    read_text,
-    table_of,
 )
-from ssmast.audio.corpus.tar import walk
 from ssmast.audio.read import excerpt_name, split_excerpt
+from ssmast.files import as_text, encoding_of
 
 _log = logging.getLogger(__name__)
 
-_STARTS = ("start", "starts", "startseconds", "starttime", "starttimes", "onset", "begin")
-_STARTS += ("begins", "begintime", "begintimes", "onsets", "onsetseconds")
-_ENDS = ("end", "ends", "endseconds", "endtime", "endtimes", "stop", "stops", "offset", "offsets")
-_ENDS += ("offsetseconds", "stoptime")
+_STARTS = (
+    *("start", "starts", "startseconds", "starttime", "starttimes", "onset", "begin", "begins"),
+    *("begintime", "begintimes", "onsets", "onsetseconds"),
+)
+_ENDS = (
+    *("end", "ends", "endseconds", "endtime", "endtimes", "stop", "stops", "offset", "offsets"),
+    *("offsetseconds", "stoptime"),
+)
 _LENGTHS = ("duration", "durations", "durationseconds", "deltatimes")
 _FILES = (
-    "beginpath",
-    "beginfile",
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "recording",
-    "audiofile",
+    *("beginpath", "beginfile", "path", "file", "filename", "filepath", "recording", "audiofile"),
 )
 # What programs write of a span beside its label.
 _NO_LABELS = {
@@ -59,42 +55,15 @@ _NO_LABELS = {
     *("fileoffsets", "confidence", "score", "occupancy", "split", "fold", "group", "index"),
     *(*_STARTS, *_ENDS, *_LENGTHS, *_FILES),
 }
-_LABELS = ("label", "labels", "annotation", "species", "commonname", "scientificname", "class")
-_LABELS += ("speciescode", "eventlabel", "event", "call", "type", "sound")
+_LABELS = (
+    *("label", "labels", "annotation", "species", "commonname", "scientificname", "class"),
+    *("speciescode", "eventlabel", "event", "call", "type", "sound"),
+)
 _AUDACITY = re.compile(r"\s*-?[\d.,]+\t-?[\d.,]+(\t|$)")
 _TABLES = (".txt", ".tsv", ".csv")
 
-
-@dataclass(kw_only=True)
-class _Spans:
-    """Spans of one or more tables.
-
-    Attributes:
-        names: of the excerpts.
-        columns: what else is known of each, by column.
-        label: column with the labels; empty where none is clear.
-        several: some excerpt has several labels.
-        without_length: how many were left out since they end where they begin.
-        repeated: how many were there before, with the same label.
-    """
-
-    names: list[str] = field(default_factory=list)
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    label: str = ""
-    several: bool = False
-    without_length: int = 0
-    repeated: int = 0
-
-    def add(self, other: "_Spans") -> None:
-        """Add those of another table; a column that one lacks is empty there."""
-        for name in {**self.columns, **other.columns}:
-            mine = self.columns.get(name, [""] * len(self.names))
-            self.columns[name] = mine + other.columns.get(name, [""] * len(other.names))
-        self.names += other.names
-        self.label = self.label or other.label
-        self.several |= other.several
-        self.without_length += other.without_length
-        self.repeated += other.repeated
+_Span = tuple[str, float, float, dict[str, str]]
+"""Recording, start and end in seconds, and what else is known of it."""
 
 
 def kind_of_spans(path: Path) -> str:
@@ -124,48 +93,61 @@ def tables_of_spans(folder: Path) -> list[str]:
 
 
 def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
-    """A corpus of the spans that tables name, in their order.
-
-    Args:
-        root: folder of the recordings.
-        tables: relative to it.
+    """A corpus of the spans that tables below the folder of the recordings name, in their order.
 
     Raises:
         FileNotFoundError: if a recording is not there.
         ValueError: if a table is damaged, does not say of which recording it is, or has no span.
     """
     sounds = [name for name, _ in walk(root) if is_sound(name)]
-    found = _Spans()
-    for name in tables:
-        found.add(_read(root, name, sounds))
     what = root / tables[0] if len(tables) == 1 else root
-    found = _merged(found, what)
-    if found.without_length:
-        _log.warning("%s: %d spans end where they begin, left out", what, found.without_length)
-    if found.repeated:
-        _log.info("%s: %d spans are there twice, taken once", what, found.repeated)
-    if not found.names:
+    rows: dict[str, list[dict[str, str]]] = {}  # of the spans with the same bounds
+    label, without_length = "", 0
+    for name in tables:
+        own_label, found = _read(root, name, sounds)
+        label = label or own_label
+        for i, (file, begin, end, row) in enumerate(found, start=1):
+            if not 0 <= begin <= end < math.inf:
+                raise ValueError(
+                    f"{root / name}: span {i} goes from {begin:g} to {end:g} s; wanted 0 <= start "
+                    "<= end"
+                )
+            excerpt = excerpt_name(file, begin, end)
+            if excerpt == excerpt_name(file, begin, begin):
+                without_length += 1
+            else:
+                rows.setdefault(excerpt, []).append(row)
+    if without_length:
+        _log.warning("%s: %d spans end where they begin, left out", what, without_length)
+    if not rows:
         raise ValueError(f"{what} names no span; wanted rows with a start and a later end")
-    files = len({split_excerpt(name)[0] for name in found.names})
-    _log.info("%s: %d spans of %d recordings", what, len(found.names), files)
-    if files == len(found.names) > 1 and kind_of_spans(root / tables[0]) == "table of spans":
+    found = Listing()
+    found.add(list(rows), columns_of([own[0] for own in rows.values()]))
+    labels = [list(dict.fromkeys(row.get(label, "") for row in own)) for own in rows.values()]
+    if label in found.columns:  # spans of the same bounds are one clip, with the labels of all
+        found.columns[label] = [joined(own, what) for own in labels]
+    repeated = sum(map(len, rows.values())) - sum(map(len, labels))
+    if repeated:
+        _log.info("%s: %d spans are there twice, taken once", what, repeated)
+    files = len({split_excerpt(name)[0] for name in rows})
+    _log.info("%s: %d spans of %d recordings", what, len(rows), files)
+    if files == len(rows) > 1 and kind_of_spans(root / tables[0]) == "table of spans":
         # As UrbanSound8K's start and end, which are places in another file.
         _log.warning(
             "%s: each recording has one span; where the files are cut already, rename the columns "
             "of start and end",
             what,
         )
-    said: dict[str, Any] = {"multi_label": found.several, "label_separator": LABELS_BETWEEN}
-    if found.label:
-        said["label"] = found.label
-    return of_files(what, found.names, table_of(found.columns, said), root)
+    several = any(len(own) > 1 for own in labels)
+    said: dict[str, Any] = {"multi_label": several, "label_separator": LABELS_BETWEEN}
+    return of_listing(what, found, root, {**said, "label": label} if label else said)
 
 
-def _read(root: Path, name: str, sounds: Sequence[str]) -> _Spans:
-    """The spans of one table."""
+def _read(root: Path, name: str, sounds: Sequence[str]) -> tuple[str, list[_Span]]:
+    """The column with the labels, empty where none is clear, and the spans of one table."""
     path = root / name
     if kind_of_spans(path) == "Audacity label track":
-        return _read_audacity(path, _recording_of(path, name, sounds))
+        return "label", _read_audacity(path, _recording_of(path, name, sounds))
     table = read_table(path)
     columns = {plain_name(column): column for column in reversed(table.column_names)}
     begins = _numbers(table, _first(columns, _STARTS), path)
@@ -178,83 +160,36 @@ def _read(root: Path, name: str, sounds: Sequence[str]) -> _Spans:
         offsets = _numbers(table, inside, path)
         ends = [o + e - b for o, b, e in zip(offsets, begins, ends, strict=True)]
         begins = offsets
-    file = _first(columns, _FILES)
-    if file:
-        files = [cell.strip().replace("\\", "/") for cell in table[file].to_pylist()]
-        above = os.path.dirname(name)
-        files = [f"{above}/{one}" if f"{above}/{one}" in set(sounds) else one for one in files]
+    rows = [{key: cell.strip() for key, cell in row.items()} for row in table.to_pylist()]
+    if file := _first(columns, _FILES):
+        files = [row.pop(file).replace("\\", "/") for row in rows]
+        above, there = os.path.dirname(name), set(sounds)
+        files = [f"{above}/{one}" if f"{above}/{one}" in there else one for one in files]
     else:
-        files = [_recording_of(path, name, sounds)] * len(begins)
-    kept = {
-        column: [cell.strip() for cell in table[column].to_pylist()]
-        for column in table.column_names
-        if column != file
-    }
-    return _spans(path, files, begins, ends, kept, _label_column(table.column_names))
+        files = [_recording_of(path, name, sounds)] * len(rows)
+    label = _label_column(table.column_names)
+    return label, list(zip(files, begins, ends, rows, strict=True))
 
 
-def _read_audacity(path: Path, recording: str) -> _Spans:
-    begins, ends, labels, scores = [], [], [], []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+def _read_audacity(path: Path, recording: str) -> list[_Span]:
+    spans = list[_Span]()
+    for number, line in enumerate(as_text(path.read_bytes(), path).splitlines(), start=1):
         if not line.strip() or line.startswith("\\"):  # frequencies of the line above
             continue
-        cells = line.split("\t")
+        start, *rest = line.split("\t")
         try:
-            begins.append(_number(cells[0]))
-            ends.append(_number(cells[1]))
+            begin, end = _number(start), _number(rest[0])
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{path}, line {number}: a label track has start, end and label with tabs between, "
                 f"got {line!r}"
             ) from error
-        labels.append(cells[2].strip() if len(cells) > 2 else "")
-        scores.append(cells[3].strip() if len(cells) > 3 else "")
-    columns = {"label": labels} | ({"confidence": scores} if any(scores) else {})
-    return _spans(path, [recording] * len(begins), begins, ends, columns, "label")
-
-
-def _spans(
-    path: Path,
-    files: Sequence[str],
-    begins: Sequence[float],
-    ends: Sequence[float],
-    columns: dict[str, list[str]],
-    label: str,
-) -> _Spans:
-    found = _Spans(label=label, columns={name: [] for name in columns})
-    for i, (file, begin, end) in enumerate(zip(files, begins, ends, strict=True)):
-        if not 0 <= begin <= end < math.inf:
-            raise ValueError(
-                f"{path}: span {i + 1} goes from {begin:g} to {end:g} s; wanted 0 <= start <= end"
-            )
-        name = excerpt_name(file, begin, end)
-        if name == excerpt_name(file, begin, begin):
-            found.without_length += 1
-            continue
-        found.names.append(name)
-        for column, values in columns.items():
-            found.columns[column].append(values[i])
-    return found
-
-
-def _merged(spans: _Spans, path: Path) -> _Spans:
-    """Spans of the same bounds as one clip, with the labels of all."""
-    rows: dict[str, list[int]] = {}
-    for i, name in enumerate(spans.names):
-        rows.setdefault(name, []).append(i)
-    if len(rows) == len(spans.names):
-        return spans
-    merged = _Spans(label=spans.label, without_length=spans.without_length)
-    merged.names = list(rows)
-    for name, values in spans.columns.items():
-        if name == spans.label:
-            merged.columns[name] = [joined((values[i] for i in own), path) for own in rows.values()]
-            merged.several = any(len({values[i] for i in own}) > 1 for own in rows.values())
-        else:
-            merged.columns[name] = [values[own[0]] for own in rows.values()]
-    labels = spans.columns.get(spans.label, [""] * len(spans.names))
-    merged.repeated = sum(len(own) - len({labels[i] for i in own}) for own in rows.values())
-    return merged
+        label, score, *_ = (*map(str.strip, rest[1:]), "", "")
+        spans.append((recording, begin, end, {"label": label, "confidence": score}))
+    if not any(row["confidence"] for *_, row in spans):
+        for *_, row in spans:
+            del row["confidence"]
+    return spans
 
 
 def _recording_of(path: Path, name: str, sounds: Sequence[str]) -> str:

@@ -11,26 +11,23 @@ scored. The builders in `ssmast.datasets` write it; a set made by hand needs non
     ids_sha256, counts, published, differences      what the set holds, and what it should hold
 """
 
-import codecs
 import csv
-import html
 import io
 import itertools
 import json
 import os
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote
 
 import pyarrow as pa
 
 from ssmast.audio.corpus.remote import is_url, read_whole
+from ssmast.files import encoding_of
 from ssmast.settings import in_home
 
 METADATA = "metadata.csv"
@@ -81,15 +78,26 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
+def split_word(name: str) -> str:
+    """The part of a set that the name of a file or folder says; empty where it says none.
+
+    >>> split_word("train-00000-of-00002.parquet"), split_word("esc_eval_data"), split_word("a.wav")
+    ('train', 'test', '')
+    """
+    for word in re.split(r"[^a-z]+", name.lower()):
+        if word in ("train", "training", "valid", "validation", "val", "dev", "test", "testing"):
+            return word
+        if word in ("eval", "evaluation"):
+            return "test"
+    return ""
+
+
 def read_table(path: str | PathLike[str]) -> pa.Table:
     """Read a CSV file, here or at a URL, as a table in which every column is text.
 
     A byte order mark is dropped; empty lines are skipped, and so are columns without a name or a
     value, as spreadsheets leave them; the delimiter is the one that a first line `sep=;` names, or
     that of comma, semicolon, tab and bar which the header holds most of.
-
-    Args:
-        path: of the CSV file, UTF-8 or UTF-16, with a header.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -109,9 +117,6 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
 def read_header(path: str | PathLike[str]) -> list[str]:
     """Names of the columns of a CSV file, as `read_table` finds them; none of an empty file.
 
-    Args:
-        path: of the CSV file, UTF-8.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8.
@@ -122,9 +127,6 @@ def read_header(path: str | PathLike[str]) -> list[str]:
 
 def read_columns(path: Path | str) -> pa.Table:
     """Read a Parquet file, such as the manifest of a prepared corpus.
-
-    Args:
-        path: of the file, or its URL.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -151,6 +153,27 @@ def table_of(columns: Mapping[str, Sequence[str]], said: Mapping[str, Any]) -> p
     return pa.table(arrays).replace_schema_metadata({_SAID: json.dumps(dict(said)).encode()})
 
 
+def columns_of(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Rows as columns, in the order in which they come up; empty where a row has nothing."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name, "") for row in rows] for name in names}
+
+
+class Listing:
+    """Clips by the names of their files, and what is known of each, by column."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.columns: dict[str, list[str]] = {}
+
+    def add(self, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
+        """Add clips; a column that only some have is empty for the others."""
+        for column in {**self.columns, **columns}:
+            cells = self.columns.setdefault(column, [""] * len(self.names))
+            cells += columns.get(column, [""] * len(names))
+        self.names += names
+
+
 def said_of(table: pa.Table) -> dict[str, Any]:
     """What the layout of a table says of the set; empty for a table of another origin."""
     return json.loads((table.schema.metadata or {}).get(_SAID, b"{}"))
@@ -171,11 +194,6 @@ def joined(labels: Iterable[str], path: Path | str) -> str:
 
 def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[str]:
     """One column of a table as a list.
-
-    Args:
-        table: from `read_table`.
-        column: its name.
-        path: of the table, for the error.
 
     Raises:
         ValueError: if there is no such column; the message lists those there are.
@@ -230,28 +248,6 @@ def _opened(path: Path | str, header_alone: bool) -> TextIO:
     return io.TextIOWrapper(raw, encoding=encoding, newline="")
 
 
-def encoding_of(start: bytes) -> str:
-    """The encoding of a text that begins so: UTF-16, as spreadsheets save it, says itself.
-
-    >>> encoding_of("a".encode("utf-16")), encoding_of(b"a")
-    ('utf-16', 'utf-8-sig')
-    """
-    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-def read_text(path: Path | str) -> str:
-    """The text of a list or table, here or at a URL, UTF-8 or UTF-16.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    data = read_whole(path) if isinstance(path, str) else path.read_bytes()
-    try:
-        return data.decode(encoding_of(data))
-    except UnicodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-
-
 def _check_header(path: str | PathLike[str], columns: list[str]) -> None:
     if not any(columns):
         raise ValueError(f"{path} is empty; a header with the column names was wanted")
@@ -271,65 +267,6 @@ def _full_rows(
             line = getattr(rows, "line_num", "?")
             raise ValueError(f"{path} has {len(row)} fields in line {line}; its header has {width}")
         yield row
-
-
-class FileFinder:
-    """Finds the files that paths mean which were written by another system or for another place.
-
-    Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
-    quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
-    one file alone.
-
-    Args:
-        names: of the files there are, relative, with /.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = list(names)
-        self._by_end: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
-        for name in self.names:
-            parts = _folded(name).split("/")
-            for end in {parts[-1], os.path.splitext(parts[-1])[0]}:
-                self._by_end[end].append((parts[:-1], name))
-
-    def find(self, written: str) -> str | None:
-        """The name of the one file that a path can mean; None for none or several."""
-        for form in _forms(written):
-            parts = [part for part in _folded(form).split("/") if part not in ("", ".")]
-            if not parts or ".." in parts:
-                continue
-            above, found = parts[:-1], []
-            for folders, name in self._by_end.get(parts[-1], ()):
-                shared = sum(
-                    1
-                    for _ in itertools.takewhile(
-                        lambda pair: pair[0] == pair[1],
-                        zip(reversed(folders), reversed(above), strict=False),
-                    )
-                )
-                # All of the one must lie at the end of the other: cat/1.wav is not dog/1.wav.
-                if shared == min(len(folders), len(above)):
-                    found.append((shared, name))
-            best = [name for shared, name in found if shared == max(found)[0]]
-            if len(best) == 1:
-                return best[0]
-            exact = [name for name in best if name == form]
-            if exact:
-                return exact[0]
-        return None
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _forms(written: str) -> list[str]:
-    """A path as it stands, then with what other programs did to it undone, step by step."""
-    forms = [written.strip().strip("\"'").strip()]
-    forms.append(re.sub(r"^[A-Za-z]:", "", forms[-1].replace("\\", "/")))
-    forms.append(unquote(forms[-1]))
-    forms.append(html.unescape(forms[-1]))
-    return list(dict.fromkeys(forms))
 
 
 TASK_FILE = "task.json"

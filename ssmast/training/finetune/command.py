@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmast.command import run_command
-from ssmast.evaluation.class_scores import classes_table
-from ssmast.evaluation.evaluate import numbers_text
+from ssmast.evaluation.class_scores import classes_table, numbers_text
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result, result_notes
 from ssmast.settings import parse, wants_dry_run

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, WindowMeans
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.fitting import mean_and_std
+from ssmast.evaluation.fitting import Problem, mean_and_std
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
-from ssmast.evaluation.metrics import METRICS, get_metric
+from ssmast.evaluation.metrics import METRICS
 from ssmast.model import Backbone, create_model
 from ssmast.model.backbone import init_weights
 from ssmast.splits import Split
@@ -247,17 +247,13 @@ def fit_heads(
     rows = {name: torch.tensor([row[p] for p in own]) for name, own in parts.items()}
     centre, scale = mean_and_std(features[rows["train"]])
     ready = {name: ((features[at].double() - centre) / scale).float() for name, at in rows.items()}
-    by = get_metric(metric if metric in METRICS else "map" if found.multi_label else "accuracy")
+    by = METRICS[metric if metric in METRICS else "map" if found.multi_label else "accuracy"]
     heads = []
     for index, head in enumerate(found.heads):
         targets = {name: _targets(found, index, own) for name, own in parts.items()}
+        train, valid = ((ready[name], targets[name]) for name in ("train", "valid"))
         fitted = fit_linear(
-            (ready["train"], targets["train"]),
-            (ready["valid"], targets["valid"]),
-            num_classes=len(head.classes),
-            metric=by,
-            num_seeds=1,
-            seed=seed,
+            Problem(train, valid, len(head.classes), by, seeds=range(seed, seed + 1))
         )
         bias = fitted.scores(torch.zeros(1, features.shape[1]))[0, 0]
         weight = fitted.scores(torch.eye(features.shape[1]))[0] - bias  # (D, C)

@@ -17,7 +17,8 @@ from ssmast.audio.segments import MixedBatch, SegmentBatch
 from ssmast.classifier import Classifier, Outputs, classifier_info, window_log_mels
 from ssmast.contrastive import ema_update_
 from ssmast.encoder import Encoder
-from ssmast.evaluation.evaluate import numbers_text, part_scores, plain_numbers, result_of
+from ssmast.evaluation.class_scores import numbers_text, plain_numbers
+from ssmast.evaluation.evaluate import part_scores, result_of
 from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.results import write_result
 from ssmast.model import Backbone, LoadReport, create_model

@@ -14,7 +14,7 @@ from ssmast.audio import (
     MixedSegments,
     SegmentDataset,
 )
-from ssmast.audio.kaldi import front_end_of
+from ssmast.audio.mel import front_end_of
 from ssmast.audio.stats import look_at_lengths
 from ssmast.encoder import Encoder
 from ssmast.encoder.folder import CONFIG, read_json

@@ -22,9 +22,7 @@ def arrays(count):
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_an_index_gives_what_the_arrays_give(tmp_path, count):
     data = arrays(count)
-    write_index(
-        tmp_path / "i", **data, shards=["a", "b", "c"], suffixes=[".flac"], listing_hash="f"
-    )
+    write_index(tmp_path / "i", ArrayEntries(**data), shards=["a", "b", "c"], listing_hash="f")
     one, other = IndexFile(tmp_path / "i"), ArrayEntries(**data)
     for index in (one, pickle.loads(pickle.dumps(one))):
         assert [index[i] for i in range(count)] == [other[i] for i in range(count)]
@@ -37,14 +35,14 @@ def test_an_index_gives_what_the_arrays_give(tmp_path, count):
 
 
 def test_an_index_is_small_wherever_it_goes(tmp_path):
-    write_index(tmp_path / "i", **arrays(5000), shards=["a"], suffixes=[".flac"], listing_hash="f")
+    write_index(tmp_path / "i", ArrayEntries(**arrays(5000)), shards=["a"], listing_hash="f")
     corpus = Corpus(root=tmp_path, entries=IndexFile(tmp_path / "i"), shards=[tmp_path / "a"])
     assert len(pickle.dumps(corpus)) < 1000
 
 
 def test_a_damaged_index_is_noticed(tmp_path):
     path = tmp_path / "i"
-    write_index(path, **arrays(50), shards=["a"], suffixes=[".flac"], listing_hash="f")
+    write_index(path, ArrayEntries(**arrays(50)), shards=["a"], listing_hash="f")
     data = path.read_bytes()
     for broken in (b"", b"hello", data[:-1], data + b"x", data[: len(data) // 2]):
         path.write_bytes(broken)

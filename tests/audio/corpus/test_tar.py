@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssmast.audio.corpus.open import open_corpus
-from ssmast.audio.corpus.tar import TarReader
+from ssmast.audio.corpus.shards import TarReader
 from ssmast.audio.read import AudioError
 from tests.audio.files import names_of, special, value_of, wav_bytes, write_tar
 
@@ -204,7 +204,7 @@ def test_other_processes_read_too(tmp_path, method):
 
 
 def test_more_tars_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("ssmast.audio.corpus.tar._MAX_OPEN", 3)
+    monkeypatch.setattr("ssmast.audio.corpus.shards._MAX_OPEN", 3)
     for n in range(8):
         write_tar(tmp_path / f"{n}.tar", [("1.wav", wav_bytes(n))])
     corpus = open_corpus(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ssmast import paper
-from ssmast.audio.kaldi import KaldiMel
+from ssmast.audio.mel import KaldiMel
 from ssmast.command import run_command
 from ssmast.evaluation import evaluate
 from ssmast.settings import parse

@@ -1,24 +1,33 @@
-"""Uncompressed tar archives, indexed through their headers and read by byte range.
+"""Archives of many clips: tars, read by byte range, and Parquet files, read by the row group.
 
-Nothing is extracted: a member is a name, an offset and a size. Only regular files with the name of
-a sound file are taken; links, devices and names that lead out of the archive are ignored. `walk`
-lists the files below a folder.
+Nothing is extracted: a member of a tar is a name, an offset and a size, found through the headers
+of an uncompressed archive. Only regular files with the name of a sound file are taken; links,
+devices and names that lead out of the archive are ignored. No Parquet file is read whole.
 """
 
+import json
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ssmast.audio.corpus.remote import RemoteError, RemoteFile, is_url, read_range
-from ssmast.audio.decode import SOUND_EXTENSIONS, AudioError
+from ssmast.audio.corpus.remote import (
+    Place,
+    RemoteError,
+    RemoteFile,
+    is_hidden,
+    is_url,
+    read_range,
+)
+from ssmast.audio.source import SOUND_EXTENSIONS, AudioError
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +80,7 @@ class TarIndex:
         complete: whether the archive ends as it should.
     """
 
-    path: Path | str
+    path: Place
     names: pa.Array
     offsets: np.ndarray
     sizes: np.ndarray
@@ -79,15 +88,15 @@ class TarIndex:
     num_refused: int
     complete: bool
 
+    def texts(self) -> list[str]:
+        """Names of the members as text."""
+        return [os.fsdecode(name) for name in self.names.to_pylist()]
 
-def index_tar(path: Path | str, *, endings: Collection[str] = SOUND_EXTENSIONS) -> TarIndex:
+
+def index_tar(path: Place, *, endings: Collection[str] = SOUND_EXTENSIONS) -> TarIndex:
     """Index the sound files of an uncompressed tar by reading its headers only.
 
     Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
-
-    Args:
-        path: of the tar, or its URL.
-        endings: of the members to index, lower case; those of sound.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -116,7 +125,7 @@ def index_tar(path: Path | str, *, endings: Collection[str] = SOUND_EXTENSIONS) 
 
 
 def _walk(
-    path: Path | str,
+    path: Place,
     tar: tarfile.TarFile,
     file: BinaryIO,
     length: int,
@@ -193,11 +202,6 @@ def safe_member_name(name: str) -> str | None:
     return "/".join(parts)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
-    return any(part.startswith(".") for part in name.split("/"))
-
-
 class _Handle:
     """An open file that closes with its last user, so that threads may share and drop it."""
 
@@ -213,30 +217,21 @@ class TarReader:
     """Reads byte ranges of tars, opened when first needed and at most 64 at a time.
 
     Safe to pickle, to fork and to share between threads: pread keeps no position.
-
-    Args:
-        paths: of the tars, or their URLs, addressed by number.
     """
 
-    def __init__(self, paths: list[Path | str]) -> None:
+    def __init__(self, paths: list[Place]) -> None:
         self.paths = paths
         self._handles: dict[int, _Handle] = {}
 
-    def __getstate__(self) -> dict[str, list[Path | str]]:
+    def __getstate__(self) -> dict[str, list[Place]]:
         return {"paths": self.paths}
 
-    def __setstate__(self, state: dict[str, list[Path | str]]) -> None:
+    def __setstate__(self, state: dict[str, list[Place]]) -> None:
         self.paths = state["paths"]
         self._handles = {}
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
         """Bytes [offset, offset + size) of a tar.
-
-        Args:
-            tar: number of the tar.
-            offset: first byte.
-            size: number of bytes.
-            name: of the member, for the error.
 
         Raises:
             AudioError: if the tar is gone, cannot be read, or has become shorter.
@@ -268,46 +263,125 @@ class TarReader:
         return handle
 
 
-def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, int]]:
-    """Relative path and size of every file below a folder, sorted; hidden ones left out.
+# -- Parquet ---------------------------------------------------------------------------------------
 
-    Links to folders are followed. A folder that was already seen, by device and inode, is not
-    entered again, so a link to a parent ends there.
+_ROW_BITS = 32
 
-    Args:
-        root: the folder.
-        others: gets the names of what is left out: hidden files and folders, links to nothing,
-            and with a / at the end links to folders that were seen.
+
+class RowGroupReader(TarReader):
+    """Reads the sound of single rows of Parquet files; it keeps the row group it read last.
+
+    The place of a clip is the number of its row group, shifted by 32 bits, and that of its row.
     """
-    others = [] if others is None else others
-    found: list[tuple[str, int]] = []
-    seen: set[tuple[int, int]] = set()
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        folder = os.path.join(root, below)
+
+    def __init__(self, paths: list[Place]) -> None:
+        super().__init__(paths)
+        self._last: tuple[tuple[int, int], pa.ChunkedArray] | None = None
+
+    def __setstate__(self, state: dict[str, list[Place]]) -> None:
+        super().__setstate__(state)
+        self._last = None
+
+    def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
+        """Bytes of the sound of one row.
+
+        Raises:
+            AudioError: if the file is gone or damaged, or the row holds no bytes.
+        """
+        path = self.paths[tar]
+        group, row = offset >> _ROW_BITS, offset & ((1 << _ROW_BITS) - 1)
+        last = self._last
         try:
-            info = os.stat(folder)
-            if (info.st_dev, info.st_ino) in seen:
-                others.append(f"{below}/")
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            _log.warning("cannot look into %s: %s", folder, error.strerror)
-            continue
-        for entry in entries:
-            name = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
-                others.append(name)
-                continue
-            try:
-                if entry.is_dir():
-                    pending.append(name)
-                elif entry.is_file():
-                    found.append((name, entry.stat().st_size))
-                else:
-                    others.append(name)
-            except OSError as error:  # a link to itself, or a file gone since
-                _log.warning("cannot look at %s: %s", os.path.join(root, name), error.strerror)
-    return iter(sorted(found))
+            if last is None or last[0] != (tar, group):
+                with open_parquet(path) as file:
+                    column = audio_column(file.schema_arrow, path)
+                    found = file.read_row_group(group, columns=[column])[column.split(".")[0]]
+                last = (tar, group), bytes_of(found)
+                self._last = last
+            data = last[1][row].as_py()
+        except (OSError, ValueError, IndexError) as error:  # ArrowInvalid is a ValueError
+            raise AudioError(f"{name} in {path} cannot be read: {error}") from error
+        if data is None:
+            raise AudioError(f"{name} has no bytes in {path}, which names a file instead")
+        return data
+
+
+def reader_of(shards: Sequence[Place]) -> TarReader:
+    """What reads clips from archives: by row group from Parquet, else by byte range."""
+    by_row = bool(shards) and all(str(path).lower().endswith(".parquet") for path in shards)
+    return (RowGroupReader if by_row else TarReader)(list(shards))
+
+
+def place_of(group: int, rows: int) -> np.ndarray:
+    """Places of all rows of a row group, for `RowGroupReader`."""
+    return (group << _ROW_BITS) + np.arange(rows, dtype=np.int64)
+
+
+def open_parquet(path: Place) -> pq.ParquetFile:
+    """An open Parquet file, here or at a URL.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return pq.ParquetFile(RemoteFile(path) if isinstance(path, str) else path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` wrote of each column into a schema; empty where another program wrote it."""
+    try:
+        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return dict(said.get("info", {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError):
+        return {}
+
+
+def audio_column(schema: pa.Schema, path: Place) -> str:
+    """The column with the bytes of sounds: `audio.bytes`, or a binary column of its own.
+
+    Raises:
+        ValueError: if there is none, or several.
+    """
+    structs = [
+        f"{field.name}.bytes"
+        for field in schema
+        if pa.types.is_struct(field.type)
+        and field.type.get_field_index("bytes") >= 0
+        and is_binary(field.type.field("bytes").type)
+    ]
+    features = features_of(schema)
+    declared = [one for one in structs if kind_of(features.get(one.split(".")[0])) == "Audio"]
+    binary = [field.name for field in schema if is_binary(field.type)]
+    found = declared or structs or binary
+    if len(found) != 1:
+        what = f"{len(found)} columns of sound, {', '.join(found)}" if found else "no sound"
+        raise ValueError(
+            f"{path} has {what}; wanted one column of bytes and path, as datasets writes an Audio "
+            f"column, or one binary column; it has {', '.join(schema.names)}"
+        )
+    return found[0]
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether values of a type are bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def kind_of(feature: object) -> str:
+    """The type that `datasets` gives a column, such as ClassLabel."""
+    return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
+
+
+def bytes_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The binary part of an audio column."""
+    if not pa.types.is_struct(column.type):
+        return column
+    chunks = [part_of_struct(chunk, "bytes") for chunk in column.chunks]
+    return pa.chunked_array(chunks, type=column.type.field("bytes").type)
+
+
+def part_of_struct(values: pa.StructArray, name: str) -> pa.Array:
+    """One field of an array of structs; null where the struct is."""
+    return values.flatten()[values.type.get_field_index(name)]
