@@ -4,6 +4,7 @@ What cannot be read as text or YAML is refused in one sentence.
 """
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,22 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
     write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
+_NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+
+
+@contextmanager
+def _oserror_if_full(path: Path) -> Iterator[None]:
+    """Say it as everywhere that a disk is full: safetensors and faiss have errors of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if any(text in str(error) for text in _NO_ROOM):
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
@@ -80,7 +97,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
+        with _oserror_if_full(path):
+            yield partial
         flush(partial)
         os.replace(partial, path)
     finally:
@@ -100,7 +118,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     )
     try:
         partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the owner alone
-        yield partial
+        with _oserror_if_full(folder):
+            yield partial
         for file in partial.rglob("*"):
             flush(file)
         replace_folder(partial, folder)

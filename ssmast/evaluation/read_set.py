@@ -285,6 +285,9 @@ def load_set(
         kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
     # With several labels a clip, an empty cell is a clip with none of the classes.
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
+    if left_out:
+        counts = ", ".join(f"{count} ({why})" for why, count in left_out.items())
+        logger.info("%s: rows left out: %s", _table_of(folder), counts)
     clips = [table[find_column(list(table), "path")][index] for index in kept]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
     counts = Counter(posixpath.normpath(clip) for clip in clips)
@@ -403,6 +406,18 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -
             "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
             "known",
             *(where, missing.total(), few_names(list(missing), between=" or ")),
+        )
+    names = {cell for cells in labels for cell in cells}
+    several = [
+        repr(name)
+        for name in sorted(names)
+        if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
+    ]
+    if several and not separator:
+        logger.warning(
+            "%s: %s taken as one class each, though its parts are classes too; multi_label=true "
+            "makes several labels of a cell",
+            *(where, few_names(several)),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
     if unlabelled:

@@ -51,7 +51,11 @@ def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -
         return
     first = [*unused, *others][0]
     shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
+    say_once(f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}")
+
+
+def say_once(message: str) -> None:
+    """Log a line that a process has not logged before."""
     if message not in _said:
         _said.add(message)
         _log.info("%s", message)

@@ -29,7 +29,14 @@ from ssmast.audio.corpus.listings import (
     of_kaldi,
     read_labels,
 )
-from ssmast.audio.corpus.named import is_sound, of_files, of_members, say_unnamed, say_unused
+from ssmast.audio.corpus.named import (
+    is_sound,
+    of_files,
+    of_members,
+    say_once,
+    say_unnamed,
+    say_unused,
+)
 from ssmast.audio.corpus.remote import (
     Place,
     below,
@@ -208,7 +215,7 @@ def _of_tars(
     for number, tar in enumerate(tars):
         index = index_tar(tar)
         if index.num_ignored:
-            _log.info("%s: %d members are not used as sound", tar, index.num_ignored)
+            say_once(f"{tar}: {index.num_ignored} members are not used as sound")
         names = index.names
         if len(tars) > 1:
             prefix = f"{tar}".removeprefix(f"{root}/")
