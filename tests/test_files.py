@@ -26,10 +26,9 @@ def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_pat
 def test_a_full_disk_is_an_oserror_whoever_notices_it(tmp_path):
     """As safetensors and faiss say it; other errors stay what they are."""
     for writing in (replacing, new_folder):
-        with pytest.raises(OSError, match="x cannot be written: .*No space left on device"):
-            with writing(tmp_path / "x"):
-                raise RuntimeError(f"write error ({os.strerror(errno.ENOSPC)})")
-        with pytest.raises(RuntimeError, match="^of another kind$"), writing(tmp_path / "x"):
+        with pytest.raises(OSError, match="x cannot be written: write"), writing(tmp_path / "x"):
+            raise RuntimeError(f"write error ({os.strerror(errno.ENOSPC)})")
+        with pytest.raises(RuntimeError, match="of another kind"), writing(tmp_path / "x"):
             raise RuntimeError("of another kind")
     assert not list(tmp_path.iterdir())
 
