@@ -41,6 +41,7 @@ MAY_SEE = {
     "fit": {"audio", "model", "evaluation"} | ENCODER | BASE,
     "predict": {"audio", "encoder", "classifier", "events"} | BASE,
     "hear": ENCODER,
+    "hf": ENCODER,
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
     "export": {"training", "report"} | RESULTS,
