@@ -22,11 +22,14 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(TESTFLAGS)
 
-# The tables of RESULTS.md: make results POOL=FOLDER DATA=SETS; without both, on the built-in corpus, to be printed.
+# The tables of scores of RESULTS.md: make results DATA=SETS; without, on the built-in corpus, to be printed.
+# With SPEED=true the benchmarks too, into runs/results: an hour of a machine that does nothing else.
 TASKS ?= all
+COMMA := ,
+PARTS := frozen,few_shot$(if $(SPEED),$(COMMA)speed)
 
 results: $(READY)
-	$(BIN)/python benchmarks/results.py pool="$(POOL)" data="$(DATA)" tasks="$(TASKS)" $(if $(DATA),page=RESULTS.md)
+	$(BIN)/python benchmarks/results.py data="$(DATA)" tasks="$(TASKS)" parts="[$(PARTS)]" $(if $(DATA),page=RESULTS.md)
 
 # What HEAR's, X-ARES', mteb's and timm's own tools and tests say of an encoder folder: make harnesses ENCODER=runs/demo/encoder
 HARNESSES := .venv-harnesses

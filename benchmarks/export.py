@@ -2,9 +2,9 @@
 
     python benchmarks/export.py [ENCODER_FOLDER ...] [seconds=10] [rounds=15] [threads=2]
 
-Without a folder: mast_nano and ast_nano with random weights. The three take turns, so that what
-else the machine does falls on all alike; the median of the rounds is told. Prints Markdown and
-writes export.json.
+Without a folder: the encoder of the package, and mast_nano and ast_nano with random weights. The
+three take turns, so that what else the machine does falls on all alike; the median of the rounds is
+told, and what part of PyTorch's it is. Prints Markdown and writes export.json.
 """
 
 import json
@@ -28,6 +28,7 @@ from ssmast.encoder.graph import (
     onnx_model,
     quantized,
 )
+from ssmast.weights import DEFAULT
 
 
 def main(argv: list[str]) -> int:
@@ -41,14 +42,18 @@ def main(argv: list[str]) -> int:
             folders.append(word)
     torch.set_num_threads(int(settings["threads"]))
     encoders = {folder: load_encoder(folder) for folder in folders} or {
-        name: _random(name) for name in ("mast_nano", "ast_nano")
+        DEFAULT: load_encoder(),
+        **{name: _random(name) for name in ("mast_nano", "ast_nano")},
     }
     rows = [{"encoder": name, **_measure(enc, **settings)} for name, enc in encoders.items()]
     print(f"{settings['seconds']:g} s of sound, {settings['threads']} threads, ms (median)\n")
     print("| encoder | PyTorch | onnxruntime | int8 | ONNX difference | int8 cosine, lowest |")
     print("|---|---:|---:|---:|---:|---:|")
     for row in rows:
-        times = " | ".join(f"{row[key]:.0f}" for key in ("pytorch_ms", "onnx_ms", "int8_ms"))
+        times = " | ".join(
+            f"{row[key]:.1f} ({row[key] / row['pytorch_ms']:.2f} x)"
+            for key in ("pytorch_ms", "onnx_ms", "int8_ms")
+        )
         print(
             f"| {row['encoder']} | {times} | {row['difference']:.1e} | {row['cosine_mean']:.4f}, "
             f"{row['cosine_lowest']:.4f} |"

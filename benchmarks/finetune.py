@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ssmast.command import run_command
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.task_spec import split_names
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import run

@@ -1,12 +1,47 @@
 """What a call costs: seconds, memory, products; on a CPU or a CUDA device."""
 
+import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of CPU (child processes included) and of the clock of each call in each round."""
+    found = {name: {"cpu": list[float](), "clock": list[float]()} for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            before, begin = sum(os.times()[:4]), time.perf_counter()
+            call()
+            found[name]["clock"].append(time.perf_counter() - begin)
+            found[name]["cpu"].append(sum(os.times()[:4]) - before)
+    return found
+
+
+def turns_table(found: Mapping[str, Mapping[str, list[float]]], *, against: str) -> str:
+    """Markdown of what `take_turns` gave: medians, and each time as a part of another side's."""
+    lines = [
+        f"| | CPU (s) | of {against} | clock (s) | of {against} |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    median = {
+        name: {k: statistics.median(v) for k, v in one.items()} for name, one in found.items()
+    }
+    for name, one in median.items():
+        cells = [
+            cell
+            for kind in ("cpu", "clock")
+            for cell in (f"{one[kind]:.3g}", f"{one[kind] / median[against][kind]:.2f} x")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 class Timer:

@@ -175,19 +175,16 @@ class Classifier:
         logits, _ = self._logits(waveforms, windows, batch_seconds=batch_seconds)
         return list(logits.split([len(own) for own in starts]))
 
-    def windows(
-        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
-    ) -> WindowScores:
+    def windows(self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0) -> WindowScores:
         """Scores of one window after the other.
 
         Args:
             waveform: clip (S,) at `sample_rate`.
             hop_seconds: from one window to the next; 0 for one window's length. The last window
                 ends where the clip ends.
-            batch_seconds: audio that goes through the network at once.
         """
         starts = self._hops(len(waveform), hop_seconds)
-        found = self._logits([waveform], [(0, s) for s in starts], batch_seconds=batch_seconds)
+        found = self._logits([waveform], [(0, s) for s in starts], batch_seconds=60.0)
         return self._windows_at(starts, *found, len(waveform))
 
     def windows_and_whole(
@@ -196,9 +193,9 @@ class Classifier:
         """Results of `windows` and of `embed_clips` (C,), for a clip that is read once.
 
         Args:
-            waveform: as `windows`, as all that follow.
-            hop_seconds: see there.
-            batch_seconds: see there.
+            waveform: as `windows`.
+            hop_seconds: as `windows`.
+            batch_seconds: audio that goes through the network at once.
         """
         along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
         starts = sorted({*along, *over})  # a long sound is read from front to back
@@ -287,10 +284,11 @@ class Classifier:
         return torch.stack(logits), levels
 
 
-class WindowMeans:
+class WindowMeans(Classifier):
     """Vectors of clips by a network without classes, cut as a `Classifier` cuts; an `Embedder`.
 
-    Of a clip longer than a window the mean over its windows.
+    Of a clip longer than a window the mean over its windows. They are not kept on disk, so there is
+    no hash of the weights.
 
     Args:
         network: log-mel (B, 1, F, T) -> vectors (B, `dim`), with `lengths` where clips differ.
@@ -300,31 +298,24 @@ class WindowMeans:
         max_windows: most windows of a clip; 0 for as many as cover it.
     """
 
-    sha256 = ""
-    """None: these vectors are not kept on disk."""
-
     def __init__(
         self, network: nn.Module, log_mel: LogMel, *, dim: int, frames: int, max_windows: int = 0
     ) -> None:
-        self.dim = dim
-        self._windows = Classifier(
+        super().__init__(
             network, log_mel, outputs=Outputs([], False), frames=frames, max_windows=max_windows
         )
+        self._dim = dim
 
     @property
-    def sample_rate(self) -> int:
-        """Hz at which the front end works."""
-        return self._windows.sample_rate
-
-    def settings(self) -> dict[str, Any]:
-        """What besides the weights decides a vector."""
-        return self._windows.settings()
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> Tensor:
         """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
-        found = self._windows.each_window(waveforms, batch_seconds=batch_seconds)
+        found = self.each_window(waveforms, batch_seconds=batch_seconds)
         return torch.stack([rows.mean(dim=0) for rows in found])
 
 

@@ -4,6 +4,7 @@ Raven opens the selection tables (tab-separated, `Begin Path` says of which file
 label tracks (start, end, label; no header).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -142,19 +143,18 @@ class EventScores(NamedTuple):
 
 
 def score_events(
-    truth: Sequence[Event], predicted: Sequence[Event], *, collar: float = 0.2, share: float = 0.5
+    truth: Sequence[Event], predicted: Sequence[Event], *, collar: float = 0.2
 ) -> EventScores:
     """Event-based scores: onset and offset both count.
 
     A predicted event matches a true one of its file and label if their onsets differ by at most
-    `collar` seconds, and their offsets by at most `collar` or `share` of the true length. Each
-    matches at most one, so that as many as possible match.
+    `collar` seconds, and their offsets by at most `collar` or half the true length. Each matches at
+    most one, so that as many as possible match.
 
     Args:
         truth: annotated events.
         predicted: found ones.
         collar: in seconds.
-        share: of the length of the true event.
 
     Raises:
         ValueError: if there is no true event.
@@ -170,9 +170,9 @@ def score_events(
         for label in labels:
             real = [event for event in truth if (event.file, event.label) == (file, label)]
             found = [event for event in predicted if (event.file, event.label) == (file, label)]
-            hits[label] += _most_matches(real, found, collar, share)
-    num_true = {label: sum(event.label == label for event in truth) for label in labels}
-    num_found = {label: sum(event.label == label for event in predicted) for label in labels}
+            hits[label] += _most_matches(real, found, collar)
+    num_true = Counter(event.label for event in truth)
+    num_found = Counter(event.label for event in predicted)
     classes = {
         label: {**_rates(hits[label], num_found[label], num_true[label]), "n": num_true[label]}
         for label in labels
@@ -190,9 +190,7 @@ def _rates(hits: int, found: int, real: int) -> dict[str, float]:
     }
 
 
-def _most_matches(
-    real: Sequence[Event], found: Sequence[Event], collar: float, share: float
-) -> int:
+def _most_matches(real: Sequence[Event], found: Sequence[Event], collar: float) -> int:
     if not real or not found:
         return 0
     from scipy.sparse import csr_matrix
@@ -202,6 +200,6 @@ def _most_matches(
     b = np.array([[event.start, event.stop] for event in found])[None]
     lengths = a[..., 1] - a[..., 0]  # (true, 1)
     onset = np.abs(a[..., 0] - b[..., 0]) <= collar
-    offset = np.abs(a[..., 1] - b[..., 1]) <= np.maximum(collar, share * lengths)
+    offset = np.abs(a[..., 1] - b[..., 1]) <= np.maximum(collar, 0.5 * lengths)
     matched: Any = maximum_bipartite_matching(csr_matrix(onset & offset), perm_type="column")
     return int((matched >= 0).sum())

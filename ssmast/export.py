@@ -23,7 +23,7 @@ from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import check_output
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd, stored_config
 from ssmast.training.init_weights import backbone_weights
@@ -79,18 +79,9 @@ class ExportConfig(Settings):
             raise UsageError("int8=true needs onnx=true")
 
 
-def main(argv: list[str]) -> int:
+@command(ExportConfig, "ssmast export", dry_run=True, positional="run")
+def main(config: ExportConfig, argv: list[str]) -> int:
     """`ssmast export`: parse, then export."""
-    config = parse(
-        ExportConfig,
-        argv,
-        command="ssmast export",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="run",
-    )
-    if config is None:
-        return 0
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
     encoder = find_encoder(config)

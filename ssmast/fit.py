@@ -14,12 +14,12 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ssmast.audio import Corpus
 from ssmast.audio.stats import look_at_lengths
@@ -36,15 +36,14 @@ from ssmast.evaluation.class_scores import (
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.evaluate import part_scores
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
+from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
 from ssmast.settings import (
-    CHANNEL,
-    WORKERS,
-    Settings,
-    parse,
+    SoundSettings,
+    command,
     setting,
     to_dict,
     wants_dry_run,
@@ -58,7 +57,7 @@ _LONGEST_WINDOW = 10.0  # s, of a window that is left open
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(Settings):
+class FitConfig(SoundSettings):
     """`ssmast fit`: labelled clips to a classifier on a frozen encoder."""
 
     data: str = setting("", "labelled set, or a folder of sets with task=", required=True)
@@ -76,134 +75,114 @@ class FitConfig(Settings):
         "seconds of a window, of which a longer file has several; 0: nine in ten clips fit into it",
         range="[0, inf)",
     )
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(
-        20.0, "seconds of audio that go through the network at once", range="[0, inf)"
-    )
 
 
-def main(argv: list[str]) -> int:
+@command(FitConfig, "ssmast fit", dry_run=True)
+def main(config: FitConfig, argv: list[str]) -> int:
     """`ssmast fit`: parse, fit, print how good it is."""
-    config = parse(FitConfig, argv, command="ssmast fit", description=__doc__ or "", dry_run=True)
-    if config is None:
-        return 0
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
-    fitting = _Fitting(config)
+    found = load_set(config.data, config.task, group=config.group)
+    split, everything = found.splits[0], config.all or len(found.splits) > 1
+    train = np.sort(np.concatenate([split.train, split.valid, *([split.test] * everything)]))
+    labelled = with_trained_classes(found, replace(split, train=train))
     if wants_dry_run(argv):
-        sys.stdout.write(f"{fitting.labelled.spec}: {len(fitting.train)} clips to fit\n")
+        sys.stdout.write(f"{labelled.spec}: {len(train)} clips to fit\n")
         return 0
-    encoder = fitting.fitted()
+    encoder, text = fit(config, labelled, train, split.test[: 0 if everything else None])
     encoder.save(config.out)
-    sys.stdout.write(fitting.text)
+    sys.stdout.write(text)
     logger.info("classifier: %s", config.out)
     logger.info("use it:     ssmast predict FILE encoder=%s", config.out)
     return 0
 
 
-class _Fitting:
-    """The set, the network, and what came out."""
+def fit(
+    config: FitConfig, labelled: LabelledSet, train: NDArray[np.int64], test: NDArray[np.int64]
+) -> tuple[Encoder, str]:
+    """The encoder with a linear layer on its vectors, as a classifier folder holds it.
 
-    def __init__(self, config: FitConfig) -> None:
-        self.config = config
-        found = load_set(config.data, config.task, group=config.group)
-        split, everything = found.splits[0], config.all or len(found.splits) > 1
-        kept = [split.train, split.valid] + ([split.test] if everything else [])
-        self.train: NDArray[np.int64] = np.sort(np.concatenate(kept))
-        self.test = np.zeros(0, dtype=np.int64) if everything else split.test
-        self.labelled: LabelledSet = with_trained_classes(found, replace(split, train=self.train))
-        self.corpus: Corpus = found.corpus(channel=config.channel)
-        self.encoder = load_encoder(config.encoder)
-        self.text = ""
+    Args:
+        config: encoder, groups and windows.
+        labelled: the set, with the classes that are trained.
+        train: positions of the clips to fit.
+        test: positions of the clips to score.
 
-    def fitted(self) -> Encoder:
-        """The encoder with a linear layer on its vectors, as a classifier folder holds it."""
-        config, labelled = self.config, self.labelled
-        rate, clips = self.encoder.sample_rate, self.corpus.take(labelled.rows[self.train])
-        seconds = config.window or _usual_seconds(clips, sample_rate=rate)
-        network = headless(self.encoder)
-        front, samples = self.encoder.log_mel, round(seconds * rate)
-        frames = front.frames(samples)
-        frames += front.samples(frames) < samples  # or a usual clip would have two windows
-        frames = max(frames, network.fewest_frames)
-        embedded = embed_corpus(
-            WindowMeans(network, front, dim=network.head_hidden_size, frames=frames),
-            clips,
-            workers=config.workers,
-            batch_seconds=config.batch_seconds,
+    Returns:
+        The classifier, and what to say of it.
+    """
+    encoder, corpus = load_encoder(config.encoder), labelled.corpus(channel=config.channel)
+    rate, clips = encoder.sample_rate, corpus.take(labelled.rows[train])
+    seconds = config.window or _usual_seconds(clips, sample_rate=rate)
+    network = headless(encoder)
+    front, samples = encoder.log_mel, round(seconds * rate)
+    frames = front.frames(samples)
+    frames += front.samples(frames) < samples  # or a usual clip would have two windows
+    frames = max(frames, network.fewest_frames)
+    embedded = embed_corpus(
+        WindowMeans(network, front, dim=network.head_hidden_size, frames=frames),
+        clips,
+        workers=config.workers,
+        batch_seconds=config.batch_seconds or scoring_seconds(),
+    )
+    for name, why in embedded.rejected[:3]:
+        logger.warning("left out: %s: %s", name, why)
+    if len(embedded.rejected) > 3:
+        logger.warning("left out: %d clips in all", len(embedded.rejected))
+    positions = train[embedded.rows]
+    groups = [labelled.groups[position] for position in positions] if config.group else None
+    targets = labelled.one_hot(positions)
+    lacking = [c for c, n in zip(labelled.classes, targets.sum(dim=0), strict=True) if not n]
+    if lacking:
+        raise ValueError(
+            f"no clip of {', '.join(lacking)} could be read; mend the files, or drop the class"
         )
-        for name, why in embedded.rejected[:3]:
-            logger.warning("left out: %s: %s", name, why)
-        if len(embedded.rejected) > 3:
-            logger.warning("left out: %d clips in all", len(embedded.rejected))
-        positions = self.train[embedded.rows]
-        groups = [labelled.groups[position] for position in positions] if config.group else None
-        targets = labelled.one_hot(positions)
-        lacking = [c for c, n in zip(labelled.classes, targets.sum(dim=0), strict=True) if not n]
-        if lacking:
-            raise ValueError(
-                f"no clip of {', '.join(lacking)} could be read; mend the files, or drop the class"
-            )
-        fit = fit_ridge(embedded.values, targets, multi_label=labelled.multi_label, groups=groups)
-        with torch.no_grad():
-            before = network.state_dict()
-            network.reset_classifier(len(labelled.classes))
-            network.load_state_dict(before, strict=False)  # all but the new layer
-            layer = cast(nn.Linear, network.get_classifier())
-            layer.weight.copy_(fit.weight)
-            layer.bias.copy_(fit.bias)
-        left_out = fit.left_out if labelled.multi_label else fit.left_out.log_softmax(dim=1)
-        return self._scored(network.eval(), frames, positions, left_out.float(), fit.penalty)
-
-    def _scored(
-        self,
-        network: Backbone,
-        frames: int,
-        positions: NDArray[np.int64],
-        left_out: Tensor,
-        penalty: float,
-    ) -> Encoder:
-        labelled, encoder = self.labelled, self.encoder
-        heads = [(head.name, head.classes) for head in labelled.heads]
-        info: dict[str, Any] = {
+    ridge = fit_ridge(embedded.values, targets, multi_label=labelled.multi_label, groups=groups)
+    with torch.no_grad():
+        before = network.state_dict()
+        network.reset_classifier(len(labelled.classes))
+        network.load_state_dict(before, strict=False)  # all but the new layer
+        layer = cast(nn.Linear, network.get_classifier())
+        layer.weight.copy_(ridge.weight)
+        layer.bias.copy_(ridge.bias)
+    left_out = ridge.left_out if labelled.multi_label else ridge.left_out.log_softmax(dim=1)
+    left_out = left_out.float()
+    numbers = score_part(labelled, left_out, positions)
+    outputs = Outputs([(head.name, head.classes) for head in labelled.heads], labelled.multi_label)
+    made = Encoder(
+        network,
+        encoder.log_mel,
+        pooling=encoder.pooling,
+        layers=encoder.layers,
+        window_seconds=encoder.window_seconds,
+        whitening=encoder.whitening,
+        info={
             "network": "fitted",
             "version": __version__,
             "clips": len(positions),
-            "classifier": classifier_info(
-                Outputs(heads, labelled.multi_label), frames=frames, max_windows=0
-            ),
-            "settings": to_dict(self.config),
-            "penalty": penalty,
-        }
-        numbers = score_part(labelled, left_out, positions)
-        info["left_out"] = plain_numbers(numbers)
-        what = f"of one {self.config.group}" if self.config.group else "each"
-        rows = classes_table(score_classes(labelled, left_out, positions))
-        shown = numbers_text({**numbers, "n": len(positions)})
-        self.text = f"{rows}\nclips left out, {what} in turn: {shown}\n"
-        made = Encoder(
-            network,
-            encoder.log_mel,
-            pooling=encoder.pooling,
-            layers=encoder.layers,
-            window_seconds=encoder.window_seconds,
-            whitening=encoder.whitening,
-            info=info,
-        ).eval()
-        if len(self.test):
-            part = part_scores(
-                as_classifier(made),
-                labelled,
-                self.corpus,
-                self.test,
-                title="test",
-                workers=self.config.workers,
-                batch_seconds=self.config.batch_seconds,
-            )
-            made.info["test"] = plain_numbers(part.numbers)
-            self.text += f"test part: {numbers_text(part.numbers)}\n"
-        return made
+            "classifier": classifier_info(outputs, frames=frames, max_windows=0),
+            "settings": to_dict(config),
+            "penalty": ridge.penalty,
+            "left_out": plain_numbers(numbers),
+        },
+    ).eval()
+    what = f"of one {config.group}" if config.group else "each"
+    shown = numbers_text({**numbers, "n": len(positions)})
+    rows = classes_table(score_classes(labelled, left_out, positions))
+    text = f"{rows}\nclips left out, {what} in turn: {shown}\n"
+    if len(test):
+        part = part_scores(
+            as_classifier(made),
+            labelled,
+            corpus,
+            test,
+            title="test",
+            workers=config.workers,
+            batch_seconds=config.batch_seconds or scoring_seconds(),
+        )
+        made.info["test"] = plain_numbers(part.numbers)
+        text += f"test part: {numbers_text(part.numbers)}\n"
+    return made, text
 
 
 def headless(encoder: Encoder) -> Backbone:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
+from ssmast.settings import flatten
+
 
 def text(value: object) -> str:
     """Anything as escaped text."""
@@ -69,7 +71,7 @@ def markdown_table(
 
 def key_table(values: dict[str, Any]) -> str:
     """Nested settings as rows of dotted key and value."""
-    return table(_flat(values), first_is_head=True)
+    return table(flatten(values).items(), first_is_head=True)
 
 
 def tiles(values: dict[str, str]) -> str:
@@ -128,13 +130,3 @@ def _style() -> str:
 
 def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat

@@ -19,9 +19,8 @@ from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.report.paper_tables import filled_table
-from ssmast.report.published_scores import MAST_TABLE
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.report.published_scores import MAST_TABLE, filled_table
+from ssmast.settings import Settings, UsageError, command, parse, setting, wants_dry_run
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import read_result, run
 from ssmast.training.finetune.config import FinetuneConfig
@@ -52,18 +51,9 @@ class PaperConfig(Settings):
     )
 
 
-def main(argv: list[str]) -> int:
+@command(PaperConfig, "ssmast paper", positional="data", dry_run=True)
+def main(config: PaperConfig, argv: list[str]) -> int:
     """`ssmast paper`: parse, fine-tune, print the table."""
-    config = parse(
-        PaperConfig,
-        argv,
-        command="ssmast paper",
-        description=__doc__ or "",
-        positional="data",
-        dry_run=True,
-    )
-    if config is None:
-        return 0
     table = run_paper(config, dry_run=wants_dry_run(argv))
     if process_state().is_main:
         sys.stdout.write(table)

@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
+_PLAIN_EVERY = 15.0  # seconds between plain lines
+
 
 class Progress:
     """Counts clips towards `total`.
@@ -16,14 +18,10 @@ class Progress:
         title: of the job.
         total: clips.
         enabled: False on all but the main process.
-        plain_every: seconds between plain lines.
     """
 
-    def __init__(
-        self, title: str, *, total: int, enabled: bool = True, plain_every: float = 15.0
-    ) -> None:
-        self.title, self.total, self.enabled = title, total, enabled
-        self._every, self._done = plain_every, 0
+    def __init__(self, title: str, *, total: int, enabled: bool = True) -> None:
+        self.title, self.total, self.enabled, self._done = title, total, enabled, 0
         self._start = self._last = time.monotonic()
         # disable=None: no bar where nobody could see it move
         self._bar = tqdm(
@@ -35,7 +33,7 @@ class Progress:
         self._done += clips
         self._bar.update(clips)
         now = time.monotonic()
-        if self.enabled and self._bar.disable and now - self._last >= self._every:
+        if self.enabled and self._bar.disable and now - self._last >= _PLAIN_EVERY:
             self._last = now
             rate = self._done / (now - self._start)
             left = (self.total - self._done) / rate

@@ -17,7 +17,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,6 @@ Schema = TypeVar("Schema")
 
 # Help of keys that several commands have.
 WORKERS = "threads that decode audio; 0: one for each core, at most 8"
-BATCH_SECONDS = "seconds of audio embedded at once; 0: 20, on a GPU 600"
 CHANNEL = (
     "one channel of sound that has several: mean, first, loudest (files are decoded once more for "
     "it), left, right, or the number of one, from 0 on"
@@ -152,6 +151,19 @@ class Settings:
             require(key.allows(value), name, shown, key.wanted or _type_name(key))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundSettings(Settings):
+    """What every command has that puts sound through a network."""
+
+    channel: str = setting("mean", CHANNEL)
+    workers: int = setting(0, WORKERS, range="[0, inf)")
+    batch_seconds: float = setting(
+        0.0,
+        "seconds of audio that go through the network at once; 0: 20, on a GPU 600",
+        range="[0, inf)",
+    )
+
+
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
     """Refuse a setting that is not what was wanted by a `UsageError` that names both."""
     if not holds:
@@ -240,6 +252,7 @@ def parse(
     recipes: Path | None = None,
     default_recipe: str = "",
     positional: str = "",
+    several: bool = False,
     dry_run: bool = False,
 ) -> Schema | None:
     """Settings from `key=value` words; None when `--help` or `--print-config` was all.
@@ -252,6 +265,7 @@ def parse(
         recipes: folder of recipes; with it the key `recipe` chooses one.
         default_recipe: recipe used when none is named; empty for none.
         positional: key that a word without `=` sets; empty for none.
+        several: there may be several such words, which are joined by new lines.
         dry_run: the command knows `--dry-run`; see `wants_dry_run`.
 
     Raises:
@@ -265,6 +279,10 @@ def parse(
         usage = f"{command}{word} [key=value ...] {flags}"
         sys.stdout.write(_help(schema, usage=usage, description=description))
         return None
+    if several:
+        words = [in_home(word) for word in argv if _is_name(word, keys)]
+        argv = [word for word in argv if not _is_name(word, keys)]
+        argv += [f"{positional}={chr(10).join(words)}"] * bool(words)
     words, flags = _split_words(argv, keys, command=command, positional=positional)
     if "--dry-run" in flags and not dry_run:
         raise UsageError(f"`{command}` has no --dry-run; leave it out")
@@ -282,6 +300,31 @@ def parse(
         if key.required and not operator.attrgetter(name)(settings):
             raise UsageError(f"{name}= is missing; wanted: {key.help}; see `{command} --help`")
     return settings
+
+
+def command(
+    schema: type[Schema], name: str, **how: Any
+) -> Callable[[Callable[[Schema, list[str]], int]], Callable[[list[str]], int]]:
+    """Makes the `main(argv)` of a command of a function of its settings and the words.
+
+    The docstring of the function's module stands above the keys of `--help`.
+
+    Args:
+        schema: of the settings.
+        name: what the user types, for messages.
+        how: further arguments of `parse`.
+    """
+
+    def decorate(run: Callable[[Schema, list[str]], int]) -> Callable[[list[str]], int]:
+        @functools.wraps(run)
+        def main(argv: list[str]) -> int:
+            about = sys.modules[run.__module__].__doc__ or ""
+            config = parse(schema, argv, command=name, description=about, **how)
+            return 0 if config is None else run(config, argv)
+
+        return main
+
+    return decorate
 
 
 def wants_dry_run(argv: list[str]) -> bool:

@@ -185,31 +185,6 @@ def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]
     return said
 
 
-def trained_labels(
-    split: Split, labels: list[tuple[str, ...]], *, name: str, least: int = 2
-) -> set[str]:
-    """Labels of the training part of a split that can be trained on.
-
-    Args:
-        split: of the clips.
-        labels: of each clip.
-        name: of what is split, for the message.
-        least: labels to train on.
-
-    Raises:
-        ValueError: if a part is empty, or the training part has too few labels.
-    """
-    for part, positions in split.parts().items():
-        if not len(positions):
-            raise ValueError(f"{name}: no clip in the {part} part of {split.name}")
-    trained = {label for position in split.train for label in labels[position]}
-    if len(trained) < least:
-        raise ValueError(
-            f"{name}: trains on {len(trained)} class in {split.name}; wanted at least {least}"
-        )
-    return trained
-
-
 def group_folds(values: list[str]) -> list[Split]:
     """One split a fold: test = fold k, valid = fold k + 1 (cyclic), train = the rest.
 
@@ -340,46 +315,6 @@ def label_set(text: str, separator: str) -> tuple[str, ...]:
     if not separator:
         return (text,)
     return tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(separator)))))
-
-
-def split_words(text: str, mark: str = ",") -> list[str]:
-    """Words between marks, without the space around them; inside quotes a mark is a letter.
-
-    A quote opens at the beginning of a word or of a value, after `=` or `:`, and is doubled inside.
-
-    >>> split_words("a, 'b, it''s':label='x,y',don't")
-    ['a', "'b, it''s':label='x,y'", "don't"]
-    """
-    words, start, quote = [], 0, ""
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "'\"" and (not text[start:i].strip() or text[i - 1] in "=:'\""):
-            quote = c
-        elif c == mark:
-            words.append(text[start:i].strip())
-            start = i + 1
-    return [*words, text[start:].strip()]
-
-
-def unquoted(word: str) -> str:
-    """The word inside its quotes, if it has them all around it; else the word.
-
-    >>> unquoted("'it''s'"), unquoted("'a':b='c'")
-    ("it's", "'a':b='c'")
-    """
-    for quote in "'\"":
-        inner = word[1:-1].replace(2 * quote, "")
-        if len(word) > 1 and word[0] == word[-1] == quote and quote not in inner:
-            return word[1:-1].replace(2 * quote, quote)
-    return word
-
-
-def quoted(word: str) -> str:
-    """A word that `split_words` keeps whole: in quotes if it holds a mark of the syntax."""
-    if word == word.strip() and not re.search(r"[,:=\[\]'\"]", word):
-        return word
-    return "'" + word.replace("'", "''") + "'"
 
 
 def few_names(names: Sequence[str], *, between: str = ", ") -> str:

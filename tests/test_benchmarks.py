@@ -24,6 +24,9 @@ CPU = {
     "clusters": ("clips=60", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
     "data": ("clips=1", "rounds=1", "entries=[1000]", "workers=1", "out={out}"),
     "duplicates": ("{given}/sets/tones",),
+    "embed": (
+        *("encoder={given}/encoder", "minutes=0.02", "files=3", "rounds=1", "out={out}"),
+    ),
     "encoder": (*_MAST, "frames=[32]", "batches=[1]", "ast=false", "threads=1", "out={out}"),
     "export": ("{given}/encoder", "seconds=0.5", "rounds=1", "threads=1"),
     "finetune": (
@@ -39,6 +42,8 @@ CPU = {
         *("recipe=smoke", "clips=12", "seconds=1", "warmup=1", "steps=1", "workers=[0]"),
         *("threads=[1]", f"set=[{','.join(_STEPS)}]", "out={out}"),
     ),
+    "prepare": ("files=4", "workers=1", "out={out}"),
+    "step": ("batch_size=4", "rounds=1", "out={out}"),
     "probe": ("clips=200", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
 }  # fmt: skip
 ELSEWHERE = {"results": "test_results.py"}  # a run of it takes minutes and is tested there

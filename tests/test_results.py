@@ -1,15 +1,12 @@
-"""benchmarks/results.py: what it plans, how it joins seeds, the page it fills, one run of it."""
+"""benchmarks/results.py: the table of scores, the page it fills, one run of it."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from ssmast.audio import write_synthetic_corpus
 from ssmast.command import run_command
-from ssmast.settings import parse
-from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.evaluation.results import Result, Score
 from tests.scripts import load_script
 from tests.sets import write_set
 
@@ -22,85 +19,67 @@ def results():
     del sys.modules["results"]
 
 
-def test_every_row_is_a_run_that_the_recipe_can_make(results):
-    settings = results.Keys(pool="here", data="there")
-    folders = {}
-    for part in results.PARTS:
-        for name, runs in results.planned(settings, part).items():
-            assert len(runs) == (3 if part == "modes" else 1)
-            for run in runs:
-                words = ["recipe=real_nano", f"run={run.folder}", *run.words]
-                config = parse(PretrainConfig, words, command="test", recipes=RECIPES)
-                assert config is not None
-                assert config.steps == (3200 if part == "long" else 150)
-                folders.setdefault(run.folder, set()).add(run.words)
-                if name.startswith("the poster's"):
-                    assert (config.head.kind, config.optim.name) == ("linear", "sgd")
-    # One folder, one run: the recipe itself stands in two tables and is trained once.
-    assert all(len(words) == 1 for words in folders.values())
-    assert len(folders) == 3 * 3 + (7 - 1) + 1
+def _result(mean: float, task: str, ci95: float | None = 0.02) -> Result:
+    return Result(
+        task=task, mean=mean, ci95=ci95, dim=2240, num_classes=2, protocol="linear",
+        metric="accuracy", n_train=8, n_valid=2, n_test=4,
+    )  # fmt: skip
 
 
-def test_seeds_are_joined_with_their_interval_and_put_into_the_page(results, tmp_path):
-    def result(mean, ci95=0.02):
-        return {"mean": mean, "ci95": ci95, "valid": mean / 2, "n_train": 8, "n_test": 4,
-                "num_classes": 2}  # fmt: skip
-
+def test_the_best_average_comes_first_and_every_task_is_a_column(results):
+    tasks = ("a", "b:label=c,split=d")
     rows = {
-        "log-mel statistics": {"a": [result(0.5)], "b:label=c,split=d": [result(0.7)]},
-        "SS-MAST": {
-            "a": [result(0.6), result(0.8)],
-            "b:label=c,split=d": [result(0.8), result(1.0)],
-        },
+        "this encoder": {t: _result(m, t) for t, m in zip(tasks, (0.8, 0.6), strict=True)},
+        "log-mel": {t: Score(mean=m, dim=256) for t, m in zip(tasks, (0.5, 0.94), strict=True)},
     }
-    text = results.table(rows)
-    assert text.startswith("| | a | b<br>label=c<br>split=d | **average** | validation |\n")
-    assert "| train / test clips | 2 classes, 8 / 4 | 2 classes, 8 / 4 | | |" in text
-    assert "| log-mel statistics | 50.0 ± 2.0 | 70.0 ± 2.0 | **60.0** | 30.0 |" in text
-    # t(0.975, 1) x sd / sqrt(2) over the two seeds
-    seeds = "| SS-MAST (2 seeds) | 70.0 ± 127.1 | 90.0 ± 127.1 | **80.0 ± 127.1** | 40.0 ± 63.5 |"
-    assert seeds in text
-    page = "above\n<!-- modes -->\nold\n<!-- end of modes -->\nbelow\n"
-    found = results.replaced(page, "modes", text)
-    assert found == f"above\n<!-- modes -->\n\n{text}\n<!-- end of modes -->\nbelow\n"
-    assert results.replaced(found, "modes", text) == found
-    with pytest.raises(ValueError, match="<!-- long -->"):
-        results.replaced(page, "long", text)
+    lines = results.table(rows).splitlines()
+    assert lines[0] == "| | numbers | a | b<br>label=c<br>split=d | **average** |"
+    assert lines[2] == "| train / test clips | | 2 classes, 8 / 4 | 2 classes, 8 / 4 | |"
+    assert lines[3] == "| log-mel | 256 | 50.0 | 94.0 | **72.0** |"
+    assert lines[4] == "| this encoder | 2,240 | 80.0 ± 2.0 | 60.0 ± 2.0 | **70.0** |"
 
 
-def test_the_page_has_a_place_for_every_table(results):
+def test_a_table_goes_between_its_comments_and_nowhere_else(results):
+    page = "above\n<!-- frozen -->\nold\n<!-- end of frozen -->\nbelow\n"
+    found = results.replaced(page, "frozen", "new\n")
+    assert found == "above\n<!-- frozen -->\n\nnew\n\n<!-- end of frozen -->\nbelow\n"
+    assert results.replaced(found, "frozen", "new\n") == found
+    with pytest.raises(ValueError, match="<!-- few_shot -->"):
+        results.replaced(page, "few_shot", "new\n")
+
+
+def test_the_page_has_a_place_for_every_table_and_every_benchmark_is_there(results):
     text = (_FILE.parents[1] / "RESULTS.md").read_text(encoding="utf-8")
-    for part in results.PARTS:
+    for part in ("frozen", "few_shot"):
         assert results.replaced(text, part, "") != ""
+    assert all(_FILE.with_name(f"{name}.py").is_file() for name in results.SPEED)
 
 
-def test_missing_words_and_a_failing_run_are_one_sentence(results, tmp_path, capsys):
+def test_what_cannot_be_made_is_one_sentence(results, tmp_path, capsys):
     data = write_set(tmp_path / "tones", num_clips=24)
     for words, sentence in (
-        (["pool=a", "data="], "go together"),
-        (["pool=a", "parts=[modus]"], "parts must be one of modes"),
-        (["pool=nowhere", "parts=[long]", "long_steps=1"], "nowhere"),
+        (["data=nowhere"], "nowhere"),
+        (["parts=[modes]"], "parts must be one of frozen"),
+        (["encoder=nowhere"], "nowhere"),
     ):
-        words = [f"data={data}", *words, f"out={tmp_path}/out"]
-        assert run_command(results.main, words, name="results.py") in {1, 2}
+        given = [f"data={data}", f"out={tmp_path}/out", *words]
+        assert run_command(results.main, given, name="results.py") in {1, 2}
         assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_whole_way_to_a_table_once(results, tmp_path, capsys):
-    pool = write_synthetic_corpus(tmp_path / "pool", num_clips=100, seed=0)
-    write_set(tmp_path / "sets" / "tones", num_clips=36)
+def test_the_whole_way_to_a_table_once(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "OPENSMILE", {})
+    write_set(tmp_path / "sets" / "tones", num_clips=60)
     page = tmp_path / "page.md"
-    page.write_text("<!-- long -->\n<!-- end of long -->\n")
-    words = [
-        f"pool={pool}", f"data={tmp_path}/sets", "parts=[long]", "long_steps=2",
-        f"out={tmp_path}/out", f"page={page}",
-    ]  # fmt: skip
+    page.write_text("".join(f"<!-- {n} -->\n<!-- end of {n} -->\n" for n in ("frozen", "few_shot")))
+    words = [f"data={tmp_path}/sets", f"out={tmp_path}/out", f"page={page}"]
     assert run_command(results.main, words, name="results.py") == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())["long"]
-    assert list(found)[:2] == ["log-mel statistics", "untrained"]
-    assert "| | tones | **average** | validation |" in page.read_text()
     first = page.read_text()
-    assert run_command(results.main, words, name="results.py") == 0  # nothing is made again
+    assert first.count("| | numbers | tones | **average** |") == 2
+    assert "| this encoder | 2,240 |" in first
+    assert "| log-mel statistics | 256 |" in first
+    capsys.readouterr()
+    assert run_command(results.main, words, name="results.py") == 0
     assert page.read_text() == first
-    assert "pretraining" not in capsys.readouterr().err.split("tones")[-1]
+    assert "pretrained: " not in capsys.readouterr().err  # nothing is embedded again

@@ -62,13 +62,9 @@ class MtebEncoder:
     ) -> NDArray[np.float32]:
         """Batches of a task -> (n, D).
 
-        Args:
-            inputs: batches with "audio": a list of {"array", "sampling_rate"}, or of objects with
-                `get_all_samples()`, as datasets' audio columns give them.
-            task_metadata: unused, as all that follow: the embedding does not depend on the task.
-            hf_split: unused.
-            hf_subset: unused.
-            prompt_type: unused.
+        A batch has "audio": a list of {"array", "sampling_rate"}, or of objects with
+        `get_all_samples()`, as datasets' audio columns give them. What else mteb passes is unused:
+        the embedding does not depend on the task.
 
         Raises:
             ValueError: if a batch holds no audio.

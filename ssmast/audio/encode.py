@@ -13,15 +13,10 @@ CODECS = ("flac", "opus")
 
 
 def encode_sound(samples: np.ndarray, *, sample_rate: int, codec: str) -> bytes:
-    """A mono sound file in memory.
+    """A mono sound file in memory, of samples (S,): int16, or float32 within -1 and 1.
 
-    Args:
-        samples: (S,) int16, or float32 within -1 and 1.
-        sample_rate: in Hz; Opus knows 8000, 12000, 16000, 24000 and 48000.
-        codec: "flac" (16 bits, lossless from there) or "opus" (in Ogg).
-
-    Raises:
-        ValueError: for another codec.
+    The codec is "flac" (16 bits, lossless from there) or "opus" (in Ogg), which knows rates of
+    8000, 12000, 16000, 24000 and 48000 Hz; any other is a ValueError.
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be flac or opus, got {codec!r}")

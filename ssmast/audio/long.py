@@ -29,7 +29,7 @@ class LongSound:
     file is opened by the first slice.
 
     Args:
-        blocks: float32 samples at `sample_rate`, one after the other.
+        blocks: float32 samples, one after the other.
         length: samples in all of them.
         source_rate: rate of the file in Hz.
         label: what to call the sound in an error.
@@ -96,16 +96,8 @@ def open_long(
     Its slices are those of `read_audio`. An mp3, and whatever else does not know its length, is
     decoded once to count it.
 
-    Args:
-        source: path of a file, or its bytes.
-        sample_rate: rate of the samples in Hz.
-        name: what to call the source in an error; the path by default.
-        reopen: returns the source again at the first slice, so that its bytes need not be held
-            until then.
-        channel: which of several, see `decode.CHANNELS`.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows before all is decoded.
+    `reopen` returns the source again at the first slice, so that its bytes need not be held until
+    then.
     """
     label = label_of(source, name)
     header = _header(source, label)
@@ -123,11 +115,7 @@ def open_long(
 def read_long(
     source: Source, label: str, sample_rate: int, channel: str = "mean"
 ) -> Waveform | None:
-    """All samples of a file of over a minute; None for any other.
-
-    Raises:
-        AudioError: as `read_audio`.
-    """
+    """All samples of a file of over a minute; None for any other."""
     header = _header(source, label)
     if header is None:
         return None
@@ -140,9 +128,6 @@ def stated_seconds(source: Source, label: str) -> float | None:
     """Seconds of a file as its header states them; None for a format that FFmpeg reads.
 
     What states no length is decoded once to count it; that of an mp3 without a tag is estimated.
-
-    Raises:
-        AudioError: as `read_audio`, where that shows in the header.
     """
     header = _header(source, label, any_length=True)
     if header is None:

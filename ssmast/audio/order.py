@@ -79,7 +79,7 @@ def sample_at(position: Position, *, size: int, seed: int) -> tuple[Position, Po
         seed: of the run.
 
     Returns:
-        (epoch, index): two ints, or two int64 arrays of the shape of `position`.
+        (epoch, clip): two ints, or two int64 arrays of the shape of `position`.
 
     Raises:
         ValueError: if `size` is below 1 or a position is negative.
@@ -111,11 +111,8 @@ class BalancedOrder:
     clip comes its expected number of times, rounded down or up. Its n-th time in an epoch counts as
     an epoch of its own for all that is drawn for it, so that it is never augmented twice alike.
 
-    Args:
-        weights: one a clip (n,), none negative, not all zero.
-
     Raises:
-        ValueError: if a weight is negative or not finite, or all are zero.
+        ValueError: if a weight, one a clip (n,), is negative or not finite, or all are zero.
 
     Source: Kong et al. 2020 (PANNs) and Gong et al. 2021 (PSLA) for balanced sampling.
     Differs from PSLA: cells instead of independent draws, so that proportions hold each epoch.
@@ -152,12 +149,7 @@ def keyed_uniform(
 ) -> np.ndarray:
     """Uniform numbers that follow from (seed, epoch, clip, view) alone, in any batch and process.
 
-    Args:
-        seed: of the run.
-        epoch: number of the epoch, or an array of them.
-        index: number of the clip, or an array of them.
-        view: number of the view or segment, or an array of them; broadcast with the others.
-        num: how many numbers for each.
+    Epoch, index of the clip, and view (or segment) are numbers or arrays that broadcast.
 
     Returns:
         Float32 array (..., num) in [0, 1), with 24 random bits each.
@@ -176,12 +168,7 @@ class StepSampler:
     Step s consists of positions [s * batch_size, (s + 1) * batch_size), whatever the number of
     ranks; rank r takes the r-th of `num_ranks` equal slices. Its whole state is the step.
 
-    Args:
-        start: first step.
-        stop: step after the last.
-        batch_size: clips in one step over all ranks.
-        rank: of this process.
-        num_ranks: number of processes.
+    Steps [start, stop) are read; the batch size is that over all ranks.
 
     Raises:
         ValueError: if the ranks do not divide the batch.

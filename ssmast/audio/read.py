@@ -38,7 +38,14 @@ from ssmast.audio.long import (
     read_long,
     stated_seconds,
 )
-from ssmast.audio.resample import finished, positive, region_of, resample, resampled_length
+from ssmast.audio.resample import (
+    LOUDEST,
+    finished,
+    positive,
+    region_of,
+    resample,
+    resampled_length,
+)
 from ssmast.audio.source import (
     SOUND_EXTENSIONS,
     AudioError,
@@ -53,6 +60,8 @@ from ssmast.audio.streams import check_container, check_last_frame, streams_of
 
 __all__ = [
     "LONG_SECONDS",
+    "LOUDEST",
+    "MIN_PEAK",
     "SOUND_EXTENSIONS",
     "AudioError",
     "Excerpt",
@@ -125,11 +134,8 @@ class Excerpt:
 def excerpt_name(path: str, start: float, stop: float, *, clip: str = "") -> str:
     """The name of an excerpt.
 
-    Args:
-        path: of the file.
-        start: in seconds.
-        stop: in seconds; infinite for the end of the file.
-        clip: what else names the clip, where several share an excerpt; no `&` or `#`.
+    Start and stop are seconds, the stop infinite for the end of the file; `clip` is what else names
+    the clip where several share an excerpt, without `&` and `#`.
 
     >>> excerpt_name("a.wav", 0.5, 2)
     'a.wav#t=0.5,2'
@@ -199,9 +205,7 @@ def decode_whole(
 ) -> tuple[np.ndarray, int, str]:
     """Decode a whole sound file at its own rate, its samples not checked.
 
-    Args:
-        source: path of a file, its bytes, or an excerpt of a file.
-        name: what to call the source in an error; the path by default.
+    Source and name as of `read_audio`.
 
     Returns:
         Float32 samples (S,), S >= 1; their rate in Hz; the decoder.
@@ -393,29 +397,24 @@ def _limits(clip: Excerpt, total: int, sample_rate: int, label: str) -> tuple[in
 
 
 def segment_start(length: int, num_samples: int, position: float) -> int:
-    """First sample of a segment inside a clip; negative where zeros come first.
+    """First sample of a segment inside a clip, at a position in [0, 1); negative: zeros come first.
 
-    Args:
-        length: samples in the clip.
-        num_samples: samples in the segment.
-        position: number in [0, 1).
+    Lengths are in samples.
     """
     offset = min(int(position * (abs(length - num_samples) + 1)), abs(length - num_samples))
     return offset if length >= num_samples else -offset
 
 
 def segment_at(audio: np.ndarray, start: int, num_samples: int) -> np.ndarray:
-    """Float32 samples [start, start + num_samples) of a clip (S,), zeros beyond its ends.
-
-    Args:
-        audio: samples of the clip.
-        start: first sample; may be negative.
-        num_samples: samples of the segment.
-    """
+    """Float32 samples [start, start + num_samples) of a clip (S,), zeros beyond its ends."""
     segment = np.zeros(num_samples, dtype=np.float32)
     inside = audio[max(start, 0) : max(start + num_samples, 0)]
     segment[max(-start, 0) :][: len(inside)] = inside
     return segment
+
+
+MIN_PEAK = 1e-4
+"""Samples that swing less than this about their middle are silence; a constant is, too."""
 
 
 def swing(waveform: np.ndarray) -> np.ndarray:
@@ -461,12 +460,8 @@ def open_audio(
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]] | LongSound:
     """As `read_audio`; a file of over a minute is opened to be read from front to back.
 
-    Args:
-        source: as `read_audio`.
-        sample_rate: as `read_audio`.
-        name: as `read_audio`.
-        reopen: returns the source again when a long sound is read, so that its bytes need not be
-            held until then.
+    `reopen` returns the source again when a long sound is read, so that its bytes need not be held
+    until then.
 
     Raises:
         AudioError: as `read_audio`; of a long sound some faults show only while it is read.

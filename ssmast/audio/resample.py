@@ -18,12 +18,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
     Resampling a:b repeats its phase every a / gcd input frames; starting there, a region comes out
     as it would within the whole. 256 frames (times a/b going down) cover soxr's filter.
 
-    Args:
-        start: first output sample.
-        stop: output sample after the last.
-        rate: of the input in Hz.
-        sample_rate: of the output in Hz.
-        frames: of the input in all.
+    `rate` and `frames` are of the input, `sample_rate` of the output.
     """
     if rate == sample_rate:
         return start, stop
@@ -35,11 +30,7 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 
 
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
-    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`.
-
-    Raises:
-        AudioError: if one is NaN or infinite, or beyond `LOUDEST`.
-    """
+    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`."""
     if not audio.size:
         return
     peak = max(float(audio.max()), -float(audio.min()))  # NaN if there is one; nothing is copied
@@ -58,11 +49,7 @@ def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> No
 def finished(
     audio: np.ndarray, rate: int, sample_rate: int, label: str
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Check decoded samples (`check_samples`), then resample them (soxr, high quality).
-
-    Raises:
-        AudioError: if a sample is not finite or beyond `LOUDEST`, or there are too few for one.
-    """
+    """Check decoded samples (`check_samples`), then resample them (soxr, high quality)."""
     check_samples(audio, label)
     if rate == sample_rate:
         return audio
@@ -81,10 +68,7 @@ def finished(
 def resample(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (S,) at `rate` Hz as float32 samples at `sample_rate` Hz (soxr, high quality).
 
-    Args:
-        audio: one channel, of any type that `scaled` takes; one sample at least.
-        rate: of `audio` in Hz.
-        sample_rate: of the result in Hz.
+    They are of any type that `scaled` takes, one sample at least.
 
     Raises:
         ValueError: if a rate is not positive.
@@ -102,11 +86,7 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
 
 
 def positive(value: int, what: str) -> int:
-    """The value, unless it is below 1.
-
-    Raises:
-        ValueError: if it is.
-    """
+    """The value, unless it is below 1: a ValueError then."""
     if value < 1:
         raise ValueError(f"{what} must be at least 1, got {value}")
     return value

@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.order import keyed_uniform, sample_at
 from ssmast.audio.read import (
+    LOUDEST,
+    MIN_PEAK,
     AudioError,
     read_audio,
     read_segments,
@@ -63,24 +65,19 @@ class SegmentBatch:
 
     def split(self, num: int) -> list[Self]:
         """Equal micro-batches in order; the list of rejected clips stays with the first."""
-        rows = {
-            name: value.chunk(num)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        chunks = {name: value.chunk(num) for name, value in self._tensors().items()}
+        rejected = [self.rejected, *([] for _ in range(num - 1))]
         return [
-            replace(
-                self,
-                rejected=[] if i else self.rejected,
-                **{name: chunks[i] for name, chunks in rows.items()},
-            )
+            replace(self, rejected=rejected[i], **{name: own[i] for name, own in chunks.items()})
             for i in range(num)
         ]
 
     def pin_memory(self) -> Self:
         """In page-locked memory, for a `DataLoader` that pins."""
-        rows = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.pin_memory() for name, value in rows.items()})
+        return replace(self, **{k: value.pin_memory() for k, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:
@@ -103,8 +100,8 @@ class SegmentDataset(Dataset[SegmentItem]):
 
     Everything random in an item follows from (seed, epoch, clip, segment): not from the batch, the
     worker, or what was read before. A segment that came out silent is moved to where the clip has
-    sound. A clip that cannot be read, has no sound, or has wild samples is rejected with a reason,
-    and a stand-in is chosen by the position.
+    sound. A clip that cannot be read or has no sound is rejected with a reason, and a stand-in is
+    chosen by the position.
 
     Args:
         corpus: of the clips.
@@ -116,9 +113,6 @@ class SegmentDataset(Dataset[SegmentItem]):
             augmentation).
         waveform_augment: probability that a segment goes through the augmentation of the waveform.
         transforms: file of that augmentation (`WaveformAugment`); None for the built-in one.
-        min_peak: a segment is silent if its samples swing less than this about their middle, so
-            that a constant is silence too.
-        max_abs: a clip is wild if a sample exceeds this.
         order: (position, seed) -> (epoch, clip); by default the corpus' own.
         pad: fill up a clip shorter than `num_samples`; else it is given as it is, whole.
 
@@ -139,8 +133,6 @@ class SegmentDataset(Dataset[SegmentItem]):
         same_segment: bool = False,
         waveform_augment: float = 0.0,
         transforms: str | os.PathLike[str] | None = None,
-        min_peak: float = 1e-4,
-        max_abs: float = 100.0,
         order: Callable[..., tuple[int, int]] | None = None,
         pad: bool = True,
     ) -> None:
@@ -153,7 +145,6 @@ class SegmentDataset(Dataset[SegmentItem]):
         self.num_samples, self.sample_rate, self.seed = num_samples, sample_rate, seed
         self.num_segments, self.same_segment = num_segments, same_segment
         self.waveform_augment = waveform_augment
-        self.min_peak, self.max_abs = min_peak, max_abs
         self.order, self.pad = order or corpus.sample_at, pad
         self._augment = WaveformAugment(transforms)
         self._whole = bytearray()
@@ -166,11 +157,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         return {**self.__dict__, "_whole": bytearray()}
 
     def __getitem__(self, position: int) -> SegmentItem:
-        """Item at a position of the endless stream.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream."""
         epoch, clip = self.order(int(position), seed=self.seed)
         waveform, found, rejected = self.read(epoch, clip)
         return SegmentItem(
@@ -182,11 +169,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         )
 
     def read(self, epoch: int, clip: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips.
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Segments (num_segments, S) of a clip or its stand-in, its number, and rejected clips."""
         rejected: list[tuple[str, str]] = []
         for attempt in range(_MAX_FAILURES):
             stand_in = self.corpus.stand_in(epoch, clip, attempt, seed=self.seed)
@@ -213,13 +196,11 @@ class SegmentDataset(Dataset[SegmentItem]):
             pad=self.pad,
         )
         self._whole[clip >> 3] |= 1 << (clip & 7)
-        self._check_peak(waveform, name)
-        silent = np.array([swing(unpadded(row)) < self.min_peak for row in waveform])
+        silent = np.array([swing(unpadded(row)) < MIN_PEAK for row in waveform])
         if silent.any():
             audio = read_audio(source, sample_rate=self.sample_rate, name=name)
             for k in np.flatnonzero(silent):
                 waveform[k] = self._sounding_segment(audio, draws[k], name)
-            self._check_peak(waveform, name)
         if self.same_segment:
             waveform = np.repeat(waveform, self.num_segments, axis=0)
         for k in range(self.num_segments):
@@ -232,24 +213,19 @@ class SegmentDataset(Dataset[SegmentItem]):
             self._whole = bytearray(len(self.corpus) // 8 + 1)
         return bool(self._whole[clip >> 3] & 1 << (clip & 7))
 
-    def _check_peak(self, waveform: np.ndarray, name: str) -> None:
-        peak = float(np.abs(waveform).max())
-        if peak > self.max_abs:
-            raise AudioError(f"{name} has a sample of {peak:.3g}, above {self.max_abs:g}")
-
     def _sounding_segment(self, audio: np.ndarray, draws: np.ndarray, name: str) -> np.ndarray:
         """Segment around one sample, drawn evenly from those that are loud enough."""
-        loud = np.flatnonzero(np.abs(audio) >= self.min_peak)
+        loud = np.flatnonzero(np.abs(audio) >= MIN_PEAK)
         if not len(loud):
             peak = float(np.abs(audio).max())
-            raise AudioError(f"{name} is silent: its peak of {peak:.2g} is below {self.min_peak:g}")
+            raise AudioError(f"{name} is silent: its peak of {peak:.2g} is below {MIN_PEAK:g}")
         anchor = int(loud[int(draws[0] * len(loud))])
         num = self.num_samples if self.pad else min(self.num_samples, len(audio))
         slack = len(audio) - num
         start = min(max(anchor - int(draws[1] * num), 0), slack)
         if slack <= 0:
             start = segment_start(len(audio), num, float(draws[1]))
-        if swing(audio[max(start, 0) : max(start, 0) + num]) < self.min_peak:
+        if swing(audio[max(start, 0) : max(start, 0) + num]) < MIN_PEAK:
             raise AudioError(f"{name} holds a constant, no sound")
         return segment_at(audio, start, num)
 
@@ -262,7 +238,7 @@ class SegmentDataset(Dataset[SegmentItem]):
             return segment
         seed = int(draws[1] * 2**24) << 8 | int(draws[2] * 2**8)
         out = self._augment(segment, sample_rate=self.sample_rate, seed=seed)
-        return np.clip(out, -self.max_abs, self.max_abs)
+        return np.clip(out, -LOUDEST, LOUDEST)
 
 
 _MIX_STREAM = -2000
@@ -335,11 +311,7 @@ class MixedSegments(Dataset[MixedItem]):
         return len(self.segments)
 
     def __getitem__(self, position: int) -> MixedItem:
-        """Item at a position of the endless stream, waveform (S,).
-
-        Raises:
-            AudioError: if 32 clips in a row were bad.
-        """
+        """Item at a position of the endless stream, waveform (S,)."""
         item = self.segments[position]
         waveform, seed = item["waveform"][0], self.segments.seed
         draws = keyed_uniform(seed, item["epoch"], item["clip"], _MIX_STREAM, 2)

@@ -79,10 +79,7 @@ class View:
 
     No mapping: that would end the process where a file shrinks or its disk goes away.
 
-    Args:
-        read: gives the bytes [first, last).
-        start: first byte of the view.
-        stop: byte after its last.
+    It is bytes [start, stop) of those that `read(first, last)` gives.
     """
 
     def __init__(self, read: Callable[[int, int], bytes], start: int, stop: int) -> None:
@@ -102,11 +99,7 @@ class View:
 
 @contextmanager
 def viewed(source: Source) -> Iterator[View]:
-    """The bytes of a source.
-
-    Raises:
-        OSError: if it cannot be opened.
-    """
+    """The bytes of a source; an OSError if it cannot be opened."""
     if isinstance(source, bytes):
         yield View(lambda first, last: source[first:last], 0, len(source))
         return

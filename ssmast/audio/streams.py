@@ -44,9 +44,6 @@ def check_container(file: Decoder) -> None:
     """Refuse a file with less data than its header says, and an Ogg without its last page.
 
     The header of WAV, RF64, W64, AIFF or AU; libsndfile itself refuses a cut CAF.
-
-    Raises:
-        AudioError: if it is cut off.
     """
     if file.format in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU"):
         with viewed(file.source) as data:
@@ -64,11 +61,7 @@ def check_container(file: Decoder) -> None:
 
 
 def check_last_frame(file: Decoder) -> None:
-    """Refuse a FLAC file whose last sample cannot be sought; leaves the decoder at its start.
-
-    Raises:
-        SeekError: if it is cut off, or can only be read from its start.
-    """
+    """Refuse a FLAC file whose last sample cannot be sought; leaves the decoder at its start."""
     if file.format != "FLAC" or not file.can_seek or file.frames < 1:
         return
     try:
@@ -543,11 +536,7 @@ class _Endless:
 
 
 def mp3_blocks(file: Decoder) -> Iterator[np.ndarray]:
-    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early.
-
-    Raises:
-        AudioError: at the end, if there were fewer than its header promises.
-    """
+    """All samples of an mp3, counted: with no length in its header, libsndfile would stop early."""
     with viewed(file.source) as data:
         tag = _first_tag(data)
         found, promised = 0, (tag and tag[2]) or 0

@@ -165,11 +165,7 @@ def make_sound(
 ) -> np.ndarray:
     """One clip of a class.
 
-    Args:
-        label: one of `CLASSES`.
-        rng: of this clip alone; everything about it is drawn from here.
-        num_samples: of the clip.
-        sample_rate: in Hz.
+    Everything about it is drawn from `rng`, which is of this clip alone.
 
     Returns:
         Float64 samples (S,), with a peak below 1.

@@ -63,12 +63,7 @@ class WaveformAugment:
         return {**self.__dict__, "_chain": None}
 
     def __call__(self, waveform: np.ndarray, *, sample_rate: int, seed: int) -> np.ndarray:
-        """Float32 samples (S,) -> as many.
-
-        Args:
-            waveform: samples (S,).
-            sample_rate: in Hz.
-            seed: below 2^32.
+        """Float32 samples (S,) -> as many; the seed is below 2^32.
 
         Raises:
             ValueError: if a transform of the file fails, or changes the length.
@@ -179,16 +174,12 @@ def _value(key: str, value: Any, name: str, path: Path) -> Any:
         raise ValueError(f"{name} in {path} must have plain values, got {key}={value!r}")
     if key not in _PATHS:
         return value
-    # All files in the order of their names: a listing's own order differs from disk to disk.
-    files = [
-        file for item in items for file in _sounds(path.parent / in_home(str(item)), key, path)
-    ]
-    return [str(file) for file in files]
+    return [file for item in items for file in _sounds(path.parent / in_home(str(item)), key, path)]
 
 
-def _sounds(place: Path, key: str, path: Path) -> list[Path]:
+def _sounds(place: Path, key: str, path: Path) -> list[str]:
+    """The files of a folder in the order of their names: a listing's own differs between disks."""
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; {path} names it as {key}")
-    return (
-        sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    )
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [str(file) for file in files if file.is_file()]

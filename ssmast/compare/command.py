@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ssmast.command import StoppedError
 from ssmast.compare.config import CompareConfig, Variant, variants_of
-from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, train
+from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, labelled_sets, train
 from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import UNTRAINED, random_twin
@@ -31,20 +31,16 @@ from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
-from ssmast.settings import parse, wants_dry_run
+from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
-from ssmast.training.inputs import built_in_corpus, open_data
+from ssmast.training.inputs import open_data
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str]) -> int:
+@command(CompareConfig, "ssmast compare", dry_run=True)
+def main(config: CompareConfig, argv: list[str]) -> int:
     """`ssmast compare`: parse, compare, print the table."""
-    config = parse(
-        CompareConfig, argv, command="ssmast compare", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     if wants_dry_run(argv):
         for variant in variants_of(config):
             sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")
@@ -111,42 +107,56 @@ def _run(
     trained = train(config, variant, calibrations.of(variant), seed)
     name = f"{variant.name}-{seed}"
     scores = checked(run_suite(_probe(config, encoder=str(trained.encoder), name=name)))
-    twin = _twin(config, variant, trained.encoder, seed)
-    untrained: list[Result] = run_suite(_probe(config, encoder=str(twin), name=twin.name))
-    entry.minutes[seed] = trained.minutes
+    twins = _twins(config, variant, trained.encoder, seed)
+    ways = [run_suite(_probe(config, encoder=str(twin), name=twin.name)) for twin in twins]
+    plain = twins[0].name
+    best = _probe(config, encoder=str(twins[0]), name=f"{plain}-best", layers="best")
+    entry.minutes[seed], entry.curves[seed] = trained.minutes, trained.curve
     entry.alarms = trained.alarms or entry.alarms
-    entry.twins[seed] = twin.name
-    entry.untrained[seed] = checked(untrained)
+    entry.twins[seed] = plain
+    entry.untrained[seed] = checked([max(task, key=_valid) for task in zip(*ways, strict=True)])
+    entry.best_stage[seed] = checked(run_suite(best))
     entry.scores[seed] = scores
 
 
-def _twin(config: CompareConfig, variant: Variant, encoder: Path, seed: int) -> Path:
-    """Folder of the same network untrained; variants of one architecture share it."""
+def _valid(result: Result) -> float:
+    return result.valid or 0.0
+
+
+def _twins(config: CompareConfig, variant: Variant, encoder: Path, seed: int) -> list[Path]:
+    """Folders of the same network untrained: as it is, and whitened where the trained one is.
+
+    Variants of one architecture share them.
+    """
     trained = load_encoder(encoder)
-    twin = random_twin(trained, seed=seed)
+    found = [random_twin(trained, seed=seed)]
     if trained.whitening is not None:
         assert isinstance(variant.config, PretrainConfig), "classifiers are not whitened"
         clips = open_data(variant.config, runs=Path(config.out) / RUNS)
         count = len(trained.whitening.factors)
-        twin.whitening = measured_whitening(twin, clips, directions=count, seed=seed)
-    words = json.dumps(twin.config(), sort_keys=True)
-    name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-    folder = Path(config.out) / RUNS / name
-    if not (folder / "checksums.json").is_file():  # written with the folder, at once
-        twin.save(folder)
-    return folder
+        found.append(random_twin(trained, seed=seed))
+        found[1].whitening = measured_whitening(found[1], clips, directions=count, seed=seed)
+    folders = []
+    for twin in found:
+        words = json.dumps(twin.config(), sort_keys=True)
+        name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+        folders.append(Path(config.out) / RUNS / name)
+        if not (folders[-1] / "checksums.json").is_file():  # written with the folder, at once
+            twin.save(folders[-1])
+    return folders
 
 
-def _probe(config: CompareConfig, *, encoder: str, name: str = "") -> ProbeConfig:
+def _probe(config: CompareConfig, *, encoder: str, name: str = "", layers: str = "") -> ProbeConfig:
     """What scores an encoder; embeddings that are shared are made once."""
     out = Path(config.out)
     return ProbeConfig(
         encoder=encoder,
-        data=config.sets or str(built_in_corpus(out / RUNS)),
+        data=labelled_sets(config),
         tasks=config.tasks,
         out=str(out / "probe" / (name or encoder)),
         cache=str(out / "embeddings"),
         baselines="false",
+        layers=layers,
     )
 
 

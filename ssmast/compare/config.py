@@ -57,6 +57,12 @@ class CompareConfig(Settings):
     )
     seeds: int = setting(3, "runs of each variant", range="[1, inf)")
     seed: int = setting(0, "first seed")
+    scores_a_run: int = setting(
+        4,
+        "scores of each run while it trains, without whitening, for the curve over minutes: a "
+        "linear layer, on at most 600 clips of each set and never its test part; 0: none",
+        range="[0, inf)",
+    )
     calibration_steps: int = setting(
         8, "steps that tell how many fit into the minutes", range="[2, inf)"
     )

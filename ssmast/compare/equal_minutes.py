@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ssmast.settings import to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
 from ssmast.training.finetune.command import run as tune
 from ssmast.training.finetune.config import FinetuneConfig
+from ssmast.training.inputs import built_in_corpus
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.pretrain import run
 from ssmast.training.run_folder import changed_settings
@@ -53,11 +55,13 @@ class Trained:
         encoder: its folder.
         minutes: processor time that its steps took.
         alarms: what the alarm said at the end.
+        curve: (minutes, accuracy) while it trained, the average over the sets.
     """
 
     encoder: Path
     minutes: float
     alarms: str = ""
+    curve: list[tuple[float, float]] = field(default_factory=list)
 
 
 class Calibrations:
@@ -144,14 +148,31 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
         # At a logged step, so that no time is lost from the sum when a run is resumed.
         checkpoint_every=LOG_EVERY * max(1, round(tenth / LOG_EVERY)),
     )
+    if config.scores_a_run and isinstance(settings, PretrainConfig):
+        every = max(1, round(calibration.steps / config.scores_a_run))
+        probe = dataclasses.replace(
+            settings.probe, data=labelled_sets(config), tasks=config.tasks, every=every
+        )
+        settings = dataclasses.replace(settings, probe=probe)
     folder = _run(settings)
     rows = _training_rows(folder)
     last = rows[-1].get("alarms", {})
+    minutes = _seconds(rows, calibration.steps, settings) / 60
     return Trained(
         encoder=folder / "encoder",
-        minutes=_seconds(rows, calibration.steps, settings) / 60,
+        minutes=minutes,
         alarms="; ".join(last.values()),
+        curve=[
+            (minutes * row["step"] / calibration.steps, sum(scores) / len(scores))
+            for row in read_metrics(folder / "metrics.jsonl")
+            if (scores := [row[key] for key in row if re.fullmatch("probe/.*/linear", key)])
+        ],
     )
+
+
+def labelled_sets(config: CompareConfig) -> str:
+    """Where the labelled sets are; those of the built-in corpus are made."""
+    return config.sets or str(built_in_corpus(Path(config.out) / RUNS))
 
 
 def _run(settings: PretrainConfig | FinetuneConfig, **changes: Any) -> Path:

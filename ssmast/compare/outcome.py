@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,17 +12,17 @@ from typing import Any
 from ssmast.compare.config import CompareConfig
 from ssmast.compare.verdict import Difference, Scores, Verdict, difference, judge
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.results import TITLES, Result
+from ssmast.evaluation.results import TITLES, Result, Score
 from ssmast.files import write_atomic, write_json
 from ssmast.html import markdown_table, page, section, table, text
-from ssmast.report.scores import Dot, dot
+from ssmast.report.curves import MOST_RUNS, SERIES_STYLES, curve
+from ssmast.report.scores import Dot, dot, task_box
 from ssmast.settings import to_dict, to_words
 from ssmast.version import __version__
 
 TOLERANCE = 0.1
 """A run that used this fraction of its time more or less than was asked for is pointed out."""
 _TWIN = "untrained"
-_COLOURS = ("c0", "c1", "c3", "c4", "c5")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +35,10 @@ class Entry:
         steps: that fit into the time.
         minutes: really used, by seed.
         scores: by seed and task.
-        untrained: the same of the same network with fresh weights.
+        curves: (minutes, accuracy) while it trained, by seed.
+        untrained: scores of the same network with fresh weights; whitened or not, whichever is
+            better on the validation part.
+        best_stage: the same, of the layers that are best on the validation part.
         twins: which untrained network that is, by seed; variants of one architecture share it.
         failed: why it was given up; empty if it was not.
         alarms: what the alarm said of its runs.
@@ -45,7 +49,9 @@ class Entry:
     steps: int = 0
     minutes: dict[int, float] = field(default_factory=dict)
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     untrained: dict[int, dict[str, float]] = field(default_factory=dict)
+    best_stage: dict[int, dict[str, float]] = field(default_factory=dict)
     twins: dict[int, str] = field(default_factory=dict)
     failed: str = ""
     alarms: str = ""
@@ -101,6 +107,8 @@ class Comparison:
         for group in twins.values():
             of = f" ({', '.join(entry.name for entry in group)})" if len(twins) > 1 else ""
             rows[_TWIN + of] = group[0].untrained
+            if group[0].best_stage:
+                rows[f"{_TWIN}, its best layers{of}"] = group[0].best_stage
         for name, results in self.fixed.items():
             rows[TITLES[name]] = {0: {result.task: result.mean for result in results}}
         return rows
@@ -168,9 +176,9 @@ def as_page(comparison: Comparison) -> str:
     rows = comparison.rows()
     colours = dict.fromkeys(rows, "c6")
     names = [entry.name for entry in comparison.compared]
-    colours |= dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+    colours |= dict(zip(names, itertools.cycle(SERIES_STYLES), strict=False))
     head, *cells = _score_rows(comparison, with_reasons=False)
-    cells = [[name, *(cell.replace(" ", "\u00a0") for cell in rest)] for name, *rest in cells]
+    head = [re.sub(r"([:,])", "\\1\u200b", name) for name in head]  # may break there
     notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes())
     settings = [
         (entry.name, " ".join(entry.words) or "the recipe", entry.failed and _why(entry))
@@ -187,6 +195,7 @@ def as_page(comparison: Comparison) -> str:
             f'<p class="soft">{text(_legend(comparison))}</p>',
         ),
         section("Differences", *_differences(verdict.differences if verdict else [])),
+        section("While training", _over_minutes(comparison)),
         section("Task by task", *(_task(result, rows, colours) for result in comparison.tasks)),
         section("Variants", table(settings, first_is_head=True, name="variants")),
         section("Reproduce", f"<pre>{text(command)}</pre>"),
@@ -200,21 +209,22 @@ def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[li
         result.task + ("" if result.metric == "accuracy" else f" ({result.metric_title})")
         for result in comparison.tasks
     ]
-    found = [["variant", "steps", "minutes", *names, "average", "over untrained"]]
+    found = [["variant", "average", "over untrained", *names, "steps", "minutes"]]
     entries = {entry.name: entry for entry in comparison.compared}
     for name, scores in comparison.rows().items():
         entry = entries.get(name)
         each = [[of[task] for of in scores.values()] for task in tasks]
         means = [sum(of[task] for task in tasks) / len(tasks) for of in scores.values()]
-        cells = [_percent(values) for values in [*each, means]]
+        cells = [_score(values).text for values in each]
         about = ["", ""] if entry is None else [str(entry.steps), _minutes(entry, comparison)]
         gain = None if entry is None else entry.gain
-        found.append([name, *about, *cells, "" if gain is None else _points(gain)])
+        over = "" if gain is None else _points(gain)
+        found.append([name, _score(means).text, over, *cells, *about])
     for entry in comparison.entries:
         if entry.failed:
             blank = [""] * len(tasks)
             why = _why(entry) if with_reasons else "failed"
-            found.append([entry.name, str(entry.steps or ""), "", *blank, why, ""])
+            found.append([entry.name, why, "", *blank, str(entry.steps or ""), ""])
     return found
 
 
@@ -228,10 +238,9 @@ def _minutes(entry: Entry, comparison: Comparison) -> str:
     return f"{mean:.3g}" + (f" ({100 * off:+.0f} %)" if abs(off) > TOLERANCE else "")
 
 
-def _percent(values: list[float]) -> str:
-    """`81.3 ± 0.4`."""
+def _score(values: list[float]) -> Score:
     mean, reach = t_interval(values)
-    return f"{100 * mean:.1f}" + ("" if reach is None else f" ± {100 * reach:.1f}")
+    return Score(mean=mean, ci95=reach)
 
 
 def _points(found: Difference) -> str:
@@ -287,30 +296,41 @@ def _differences(pairs: Sequence[Difference]) -> list[str]:
     ]
 
 
+def _over_minutes(comparison: Comparison) -> str:
+    """A curve a variant, the mean over its seeds."""
+    entries = [entry for entry in comparison.compared if any(entry.curves.values())][:MOST_RUNS]
+    series = [
+        [
+            (sum(x for x, _ in at) / len(at), sum(y for _, y in at) / len(at))
+            for at in zip(*entry.curves.values(), strict=False)
+        ]
+        for entry in entries
+    ]
+    if not series:
+        return ""
+    key = "".join(
+        f'<span class="{style}"><b>\u2501</b> {text(entry.name)}</span>'
+        for style, entry in zip(SERIES_STYLES, entries, strict=False)
+    )
+    note = (
+        "Accuracy of a linear layer on a sample of each set's training and validation part, not "
+        "whitened; mean over the sets and seeds. At 0 the network is untrained."
+    )
+    picture = curve("compare", series, {}, along="processor minutes")
+    return (
+        f'<p class="soft">{text(note)}</p><p class="key">{key}</p>'
+        f'<div class="curves"><figure>{picture}</figure></div>'
+    )
+
+
 def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> str:
     """The scores of everything on one task."""
-    mark = "" if result.chance is None else f'<s style="left:{100 * result.chance:.2f}%"></s>'
-    dots = []
-    for name, scores in rows.items():
-        values = [of[result.task] for of in scores.values()]
-        mean, reach = t_interval(values)
-        dots.append(
-            dot(
-                Dot(
-                    name=name,
-                    mean=100 * mean,
-                    reach=100 * (reach or 0.0),
-                    shown=_percent(values),
-                    colour=colours[name],
-                ),
-                mark,
-            )
-        )
+    dots = [
+        Dot.of(name, _score([of[result.task] for of in scores.values()]), colour=colours[name])
+        for name, scores in rows.items()
+    ]
     about = f"{result.num_classes} classes, {result.n_test} test clips; {result.metric_title}"
-    return (
-        f'<div class="task"><h3>{text(result.task)}</h3>'
-        f'<p class="soft">{text(about)}</p>{"".join(dots)}</div>'
-    )
+    return task_box(result.task, [about], dots, chance=result.chance)
 
 
 def _legend(comparison: Comparison) -> str:

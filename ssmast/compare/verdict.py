@@ -7,7 +7,7 @@ and over the tasks of a seed averaged. Their mean over the seeds has Student's t
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: distribution and quantile, freedom first
@@ -92,10 +92,7 @@ def judge(scores: Mapping[str, Scores]) -> Verdict:
         for name, of in scores.items()
     }
     ranked = sorted(scores, key=lambda name: -means[name])
-    pairs = [
-        difference(first, second, scores) for first, second in itertools.combinations(ranked, 2)
-    ]
-    pairs = _holm(pairs)
+    pairs = _holm([difference(*pair, scores) for pair in itertools.combinations(ranked, 2)])
     return Verdict(
         sentence=_sentence(ranked, pairs, means, num_seeds=len(seeds), num_tasks=len(tasks)),
         means={name: means[name] for name in ranked},
@@ -164,9 +161,7 @@ def _holm(pairs: Sequence[Difference]) -> list[Difference]:
         is_apart, more = lowest <= ALPHA, pair.more_seeds
         if pair.is_apart and not is_apart and pair.over == "seeds":
             more = 1  # alone it would be told apart
-        adjusted[number] = Difference(
-            **{**vars(pair), "p": lowest, "is_apart": is_apart, "more_seeds": more}
-        )
+        adjusted[number] = replace(pair, p=lowest, is_apart=is_apart, more_seeds=more)
     return adjusted
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssmast.contrastive.key_queue import KeyQueue
+
 # Rows that the costly monitors look at: eigenvalues of 512 x 512 take milliseconds, of a batch of
 # thousands seconds, and the rank of more rows than that tells nothing new.
 MAX_ROWS = 512
@@ -96,6 +98,26 @@ def relative_distance(weights: Iterable[Tensor], average: Iterable[Tensor]) -> f
     apart = torch.stack([(mine - theirs).float().square().sum() for mine, theirs in pairs]).sum()
     norm = torch.stack([theirs.float().square().sum() for _, theirs in pairs]).sum()
     return float((apart / norm).sqrt())
+
+
+@torch.no_grad()
+def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, float]:
+    """Whether the queue takes keys in, and how they are spread.
+
+    Args:
+        queue: after the keys were enqueued.
+        keys: (N, P) of the step.
+        step: optimiser steps done.
+    """
+    newest = keys[-min(len(keys), queue.size) :][[0, -1]] if queue.size else keys[:0]
+    held, _ = queue.snapshot()
+    return {
+        "queue_fill": len(queue) / queue.size if queue.size else 0.0,
+        "queue_age": queue.mean_age(step),
+        "queue_newest": queue.holds(newest),
+        "queue_std": feature_std(held) if len(held) > 1 else 0.0,
+        "key_std": feature_std(keys),
+    }
 
 
 def chance_loss(num_negatives: int) -> float:

@@ -68,6 +68,11 @@ class Teacher(nn.Module):
         super().__init__()
         self.branch = copy.deepcopy(student_branch)
         deactivate_requires_grad(self)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Always in evaluation mode: it drops nothing."""
+        return super().train(False)
 
     @torch.no_grad()
     def project(self, embedding: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ Nothing is copied: `metadata.csv` has paths below the root, and `task.json` says
 
 import csv
 import difflib
+import itertools
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ import numpy as np
 from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FILE, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import sound_sets, speech_sets, video_sets
-from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.download import Progress, fetch
 from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import BuildNotes, DataTask, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Row
 from ssmast.files import replacing, sha256_of, write_json
+from ssmast.settings import UsageError
 from ssmast.splits import (
     Split,
     group_folds,
@@ -35,12 +36,14 @@ from ssmast.splits import (
 )
 from ssmast.version import __version__
 
+_MISSING = "missing.csv"
+
 
 class SetStatistics:
     """What is counted over the rows of a set."""
 
-    def __init__(self, definition: DataTask, notes: BuildNotes) -> None:
-        self.definition, self.notes = definition, notes
+    def __init__(self, definition: DataTask, build: Build) -> None:
+        self.definition, self.build = definition, build
         self.found: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.lost: list[tuple[str, str]] = []
@@ -54,14 +57,12 @@ class SetStatistics:
         """Count a row whose file is there."""
         self.found[row.split] += 1
         self.labels.update(row.labels)
-        group = self.definition.group
-        of_group = row.extra[self.definition.columns.index(group)] if group else ""
-        self.clips.append((row.path, row.split, LABELS_BETWEEN.join(row.labels), of_group))
-        if self.definition.disjoint_by:
-            value = row.extra[self.definition.columns.index(self.definition.disjoint_by)]
-            if value:
-                bit = self.bits.setdefault(row.split, 1 << len(self.bits))
-                self.splits_of[value] = self.splits_of.get(value, 0) | bit
+        extra = dict(zip(self.definition.columns, row.extra, strict=True))
+        group = extra.get(self.definition.group, "")
+        self.clips.append((row.path, row.split, LABELS_BETWEEN.join(row.labels), group))
+        if value := extra.get(self.definition.disjoint_by):
+            bit = self.bits.setdefault(row.split, 1 << len(self.bits))
+            self.splits_of[value] = self.splits_of.get(value, 0) | bit
 
     @property
     def ids_sha256(self) -> str:
@@ -71,28 +72,23 @@ class SetStatistics:
         paths, parts, labels, groups = map(list, zip(*clips, strict=True)) if clips else ([],) * 4
         if self.definition.multi_label:
             labels = rarest_labels(labels, LABELS_BETWEEN)
+        by = groups if self.definition.group else None
         try:
-            if self.definition.folds:
-                splits = group_folds(parts)
-            else:
-                splits = [
-                    named_parts(
-                        paths, labels, parts, groups=groups if self.definition.group else None
-                    )
-                ]
+            folds = self.definition.folds
+            splits = group_folds(parts) if folds else [named_parts(paths, labels, parts, groups=by)]
         except ValueError:  # too few folds or groups to be split, so no probe has a hash either
-            order, splits = np.array(parts), []
-            for part in sorted(set(parts)):
-                splits.append(Split.of_test(part, np.flatnonzero(order == part)))
+            rows = {part: np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))}
+            splits = [Split.of_test(part, own) for part, own in rows.items()]
         return ids_sha256(paths, splits)
 
 
-def facts_of(
-    definition: DataTask, root: Path, out: Path, options: dict[str, str], stats: SetStatistics
-) -> dict[str, Any]:
+def facts_of(definition: DataTask, root: Path, out: Path, stats: SetStatistics) -> dict[str, Any]:
     """What task.json says of a set."""
-    built, published = stats.notes, published_of(definition.name, options)
+    built = stats.build
+    published = published_of(definition.name, built.options)
     split = "fold" if definition.folds else "split"
+    root, out = root.resolve(), out.resolve()
+    inside = out.is_relative_to(root) or root.is_relative_to(out)  # of one another
     notes = list(built.remarks)
     if definition.disjoint_by:
         shared = sum(splits.bit_count() > 1 for splits in stats.splits_of.values())
@@ -105,17 +101,13 @@ def facts_of(
     return {
         "format": FORMAT,
         "task": definition.name,
-        "title": definition.title,
-        "homepage": definition.homepage,
-        "licence": definition.licence,
-        "options": options,
-        "audio": _audio(root, out),
+        **{key: getattr(definition, key) for key in ("title", "homepage", "licence")},
+        "options": dict(built.options),
+        "audio": Path(os.path.relpath(root, out)).as_posix() if inside else str(root),
         "label": "label" if definition.labelled else "",
         split: split,
         "protocol": "folds" if definition.folds else "split",
-        "group": definition.group,
-        "metric": definition.metric,
-        "multi_label": definition.multi_label,
+        **{key: getattr(definition, key) for key in ("group", "metric", "multi_label")},
         "label_separator": LABELS_BETWEEN,
         "classes": built.classes or sorted(stats.labels),
         "counts": {name: stats.found[name] for name in ordered_parts(stats.found)},
@@ -144,18 +136,10 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
         for label, count in published.labels.items():
             if stats.labels[label] != count:
                 lines.append(f"class {label}: {count:,} published, {stats.labels[label]:,} here")
-        names = len(stats.notes.classes or stats.labels)
+        names = len(stats.build.classes or stats.labels)
         if published.num_classes and names != published.num_classes:
             lines.append(f"classes: {published.num_classes} published, {names} here")
     return lines
-
-
-def _audio(root: Path, out: Path) -> str:
-    """The root as task.json has it: relative where one folder lies in the other."""
-    root, out = root.resolve(), out.resolve()
-    if out.is_relative_to(root) or root.is_relative_to(out):
-        return Path(os.path.relpath(root, out)).as_posix()
-    return str(root)
 
 
 TASKS: dict[str, DataTask] = {
@@ -168,12 +152,12 @@ def get_task(name: str) -> DataTask:
     """The task called `name`.
 
     Raises:
-        ValueError: if there is none, naming the nearest and all.
+        UsageError: if there is none, naming the nearest and all.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown task {name!r}; {hint}the tasks are {', '.join(TASKS)}")
+        raise UsageError(f"unknown task {name!r}; {hint}the tasks are {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -241,8 +225,8 @@ def prepare_task(
         The report; its `out` is None where archives were fetched that must be unpacked first.
 
     Raises:
-        ValueError: for an unknown task or option, an index that is damaged, or an `out` that holds
-            something else.
+        UsageError: for an unknown task or option.
+        ValueError: for an index that is damaged, or an `out` that holds something else.
         FileNotFoundError: if `root` does not hold the layout, or no clip at all.
         OSError: if a download fails.
     """
@@ -281,28 +265,23 @@ def _build(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write the set; returns the facts in its task.json."""
-    files, notes = DatasetFiles(root), BuildNotes()
-    made = not out.exists()
+    build = Build(files=DatasetFiles(root), options=options)
+    stats, made = SetStatistics(definition, build), not out.exists()
+    rows = _present(definition.build(build), stats, progress)
+    header = ["label"] * definition.labelled + ["fold" if definition.folds else "split"]
     try:
         with replacing(out / METADATA) as partial:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                stats = SetStatistics(definition, notes)
-                writer = csv.writer(file, lineterminator="\n")
-                split = "fold" if definition.folds else "split"
-                label = ["label"] if definition.labelled else []
-                writer.writerow(["path", *label, split, *definition.columns])
-                for row in _present(
-                    definition.build(files, options, notes), files, stats, progress
-                ):
-                    label = [LABELS_BETWEEN.join(row.labels)] if definition.labelled else []
-                    writer.writerow([row.path, *label, row.split, *row.extra])
+            _write_rows(partial, ["path", *header, *definition.columns], rows)
             if not stats.found:
                 raise FileNotFoundError(
                     f"none of the {sum(stats.missing.values()):,} clips that {definition.title} "
                     f"lists lies below {root}; wanted {definition.layout}"
                 )
-            facts = facts_of(definition, root, out, options, stats)
-            _write_missing(out, stats)
+            facts = facts_of(definition, root, out, stats)
+            (out / _MISSING).unlink(missing_ok=True)
+            if stats.lost:
+                with replacing(out / _MISSING) as lost:
+                    _write_rows(lost, ["path", "split"], stats.lost)
             # task.json first: without it the paths of metadata.csv would lead nowhere.
             write_json(out / TASK_FILE, facts)
     finally:
@@ -311,18 +290,23 @@ def _build(
     return facts
 
 
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
+
+
 def _present(
-    rows: Iterator[Row], files: DatasetFiles, stats: SetStatistics, progress: Progress | None
-) -> Iterator[Row]:
-    """The rows whose file exists, each path once; all are counted."""
-    multi = stats.definition.multi_label
+    rows: Iterator[Row], stats: SetStatistics, progress: Progress | None
+) -> Iterator[list[str]]:
+    """The rows whose file exists, each path once, as written; all are counted."""
+    multi, files = stats.definition.multi_label, stats.build.files
     for number, row in enumerate(rows, start=1):
         if progress and number % 10_000 == 0:
             progress("looking for clips", number, 0)
         if any(LABELS_BETWEEN in label for label in row.labels) and multi:
             raise ValueError(f"a class name holds {LABELS_BETWEEN!r}: {row.labels}")
         if row.path in stats.seen:
-            stats.notes.left_out["listed twice"] += 1
+            stats.build.left_out["listed twice"] += 1
             continue
         stats.seen.add(row.path)
         if not files.has(row.path) and not files.has(split_excerpt(row.path)[0]):
@@ -330,7 +314,8 @@ def _present(
             stats.lost.append((row.path, row.split))
             continue
         stats.add(row)
-        yield row
+        label = [LABELS_BETWEEN.join(row.labels)] if stats.definition.labelled else []
+        yield [row.path, *label, row.split, *row.extra]
 
 
 def _check_out(out: Path, task: str) -> None:
@@ -342,17 +327,6 @@ def _check_out(out: Path, task: str) -> None:
     if built != task and (built or (out / METADATA).exists()):
         what = f"the set of task {built}" if built else "a metadata.csv that was not built here"
         raise ValueError(f"{out} holds {what}; give another out=")
-
-
-def _write_missing(out: Path, stats: SetStatistics) -> None:
-    path = out / "missing.csv"
-    if not stats.lost:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "split"])
-        writer.writerows(stats.lost)
 
 
 def _download(

@@ -21,8 +21,8 @@ from ssmast.audio.corpus.table import (
     read_task_file,
 )
 from ssmast.audio.read import split_excerpt
-from ssmast.datasets.dataset_files import DatasetFiles
 from ssmast.datasets.published_counts import copies_of, published_of
+from ssmast.datasets.task import DatasetFiles
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.splits import ordered_parts
 
@@ -126,12 +126,7 @@ def check_set(folder: Path) -> Checked:
 
 
 def main(argv: list[str]) -> int:
-    """`ssmast datasets check`: parse, count, print.
-
-    Raises:
-        UsageError: for another word than check.
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """`ssmast datasets check`: parse, count, print."""
     if argv[:1] != ["check"] and not {"-h", "--help"} & set(argv):
         raise UsageError("the datasets command has one use: ssmast datasets check FOLDER")
     config = parse(

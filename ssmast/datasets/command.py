@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ssmast.datasets.builder import TASKS, get_task, out_folder, prepare_task
 from ssmast.files import check_output
-from ssmast.settings import Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +31,17 @@ class PrepareTaskConfig(Settings):
     download: bool = setting(False, "download into root first what is freely available")
 
 
-def main(argv: list[str]) -> int:
+@command(PrepareTaskConfig, "ssmast prepare", dry_run=True)
+def main(config: PrepareTaskConfig, argv: list[str]) -> int:
     """`ssmast prepare task=NAME`: parse, build, report."""
-    config = parse(
-        PrepareTaskConfig, argv, command="ssmast prepare", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     return run(config, dry_run=wants_dry_run(argv))
 
 
 def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
-    """Build the set of a task and print the report.
-
-    Raises:
-        UsageError: if the task or an option is unknown.
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """Build the set of a task and print the report."""
     options = parse_options(config.options)
-    try:
-        definition = get_task(config.task)
-        chosen = definition.chosen(options)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    definition = get_task(config.task)
+    chosen = definition.chosen(options)
     out = config.out or out_folder(definition, options)
     check_output(out, folder=True)
     if dry_run:

@@ -3,6 +3,7 @@
 Unpacking is left to the user, since an archive can write anywhere; the command is printed.
 """
 
+import functools
 import hashlib
 import http.client
 import os
@@ -14,7 +15,6 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 Progress = Callable[[str, int, int], None]
@@ -61,11 +61,7 @@ def fetch(
     What has arrived is kept as NAME.partial, where the next call resumes (HTTP Range). The file
     gets its name once its checksum is right.
 
-    Args:
-        remote: what to fetch.
-        folder: to put it in; made if need be.
-        progress: called as bytes arrive.
-        pause_seconds: before the second attempt, doubled for each further one.
+    The pause comes before the second attempt and is doubled for each further one.
 
     Raises:
         ValueError: for a URL that is not http(s), or a wrong checksum.
@@ -76,7 +72,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / remote.file_name
     if path.is_file():
-        if remote.checksum and not _is_whole(path, remote, progress):
+        if remote.checksum and not _is_whole(path, remote):
             raise ValueError(
                 f"{path} exists but its checksum is not {remote.checksum}; move it away to fetch "
                 f"it again"
@@ -96,7 +92,7 @@ def fetch(
                     f"command again to resume"
                 ) from error
             time.sleep(pause_seconds * 2**attempt)
-    if remote.checksum and not _is_whole(partial, remote, progress):
+    if remote.checksum and not _is_whole(partial, remote):
         partial.unlink()
         raise ValueError(
             f"{remote.url} arrived with a wrong checksum (wanted {remote.checksum}) and was "
@@ -128,7 +124,12 @@ def _append(remote: Remote, partial: Path, progress: Progress | None) -> None:
     with answer:
         have = have if answer.status == 206 else 0
         total = have + int(answer.headers.get("Content-Length") or 0)
-        _check_room(partial, total - have)
+        free = shutil.disk_usage(partial.parent).free
+        if total - have > free:
+            raise _RefusedError(
+                f"it takes {(total - have) / 1e9:.1f} GB and {partial.parent} has "
+                f"{free / 1e9:.1f} GB"
+            )
         with partial.open("r+b" if have else "wb") as file:
             file.seek(have)
             while block := answer.read(_BLOCK):
@@ -145,22 +146,8 @@ def _total(content_range: str | None) -> int:
     return int(found[1]) if found else -1
 
 
-def _check_room(partial: Path, wanted: int) -> None:
-    free = shutil.disk_usage(partial.parent).free
-    if wanted > free:
-        raise _RefusedError(
-            f"it takes {wanted / 1e9:.1f} GB and {partial.parent} has {free / 1e9:.1f} GB"
-        )
-
-
-def _is_whole(path: Path, remote: Remote, progress: Progress | None) -> bool:
+def _is_whole(path: Path, remote: Remote) -> bool:
     kind, _, wanted = remote.checksum.partition(":")
-    digest: Any = hashlib.new(kind, usedforsecurity=False)
-    total, done = path.stat().st_size, 0
+    digest = functools.partial(hashlib.new, kind, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            if progress:
-                progress(f"checking {remote.file_name}", done, total)
-    return digest.hexdigest() == wanted
+        return hashlib.file_digest(file, digest).hexdigest() == wanted

@@ -1,39 +1,35 @@
 """Sounds of the surroundings and notes: UrbanSound8K, ESC-50, FSD50K and NSynth."""
 
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from ssmast.datasets.dataset_files import DatasetFiles, named
 from ssmast.datasets.download import UNTAR, UNZIP, Remote
-from ssmast.datasets.task import Builder, BuildNotes, DataTask, Option, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Option, Row, named
 
 
-def build_urbansound8k(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_urbansound8k(build: Build) -> Iterator[Row]:
     """Slices in the ten official folds, which keep the slices of a recording together.
 
     Source: Salamon et al. 2014. `start` and `end` of the official table are places in the original
     Freesound recording, not in the slice, and so are not taken over.
     """
     columns = ("slice_file_name", "fsID", "salience", "fold", "class")
-    for record in files.records("metadata/UrbanSound8K.csv", columns):
+    for record in build.files.records("metadata/UrbanSound8K.csv", columns):
         path = f"audio/fold{record['fold']}/{record['slice_file_name']}"
         yield Row(path, (record["class"],), record["fold"], (record["fsID"], record["salience"]))
 
 
-def build_esc50(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_esc50(build: Build) -> Iterator[Row]:
     """Clips in the five official folds, which keep the clips of a recording together.
 
     Source: Piczak 2015.
     """
     columns = ("filename", "fold", "category", "esc10", "src_file")
-    for record in files.records("meta/esc50.csv", columns):
-        if options["subset"] == "esc10" and record["esc10"].lower() != "true":
-            notes.left_out["not in ESC-10"] += 1
+    for record in build.files.records("meta/esc50.csv", columns):
+        if build.options["subset"] == "esc10" and record["esc10"].lower() != "true":
+            build.left_out["not in ESC-10"] += 1
             continue
         extra = (record["src_file"], record["esc10"])
         yield Row(f"audio/{record['filename']}", (record["category"],), record["fold"], extra)
@@ -43,9 +39,7 @@ TRUTH = "FSD50K.ground_truth"
 _FSD50K_SPLITS = {"train": "train", "val": "valid"}
 
 
-def build_fsd50k(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_fsd50k(build: Build) -> Iterator[Row]:
     """The official train, validation and evaluation splits with all labels up to the root.
 
     Labels are looked up by their ids in vocabulary.csv, not split at the commas of their names.
@@ -53,21 +47,21 @@ def build_fsd50k(
     Source: Fonseca et al. 2022; the labels in dev.csv and eval.csv are propagated upwards already.
     """
     names: dict[str, str] = {}
-    for row in files.fields(f"{TRUTH}/vocabulary.csv"):
+    for row in build.files.fields(f"{TRUTH}/vocabulary.csv"):
         if len(row) != 3:
             raise ValueError(f"vocabulary.csv must have rows of index,label,mid, got {row}")
         names[row[2].strip()] = row[1].strip()
-    notes.classes += names.values()
+    build.classes += names.values()
     for kind, columns in (("dev", ("fname", "mids", "split")), ("eval", ("fname", "mids"))):
         table = f"{TRUTH}/{kind}.csv"
-        for record in files.records(table, columns):
+        for record in build.files.records(table, columns):
             split = record["split"] if kind == "dev" else "test"
             if kind == "dev" and split not in _FSD50K_SPLITS:
                 raise ValueError(
-                    f"{files.root / table} must have train or val as split, got {split!r}"
+                    f"{build.files.root / table} must have train or val as split, got {split!r}"
                 )
             mids = [mid.strip() for mid in record["mids"].split(",") if mid.strip()]
-            what = f"{files.root / table}: clip {record['fname']}"
+            what = f"{build.files.root / table}: clip {record['fname']}"
             labels = named(mids, names, what, "vocabulary.csv")
             path = f"FSD50K.{kind}_audio/{record['fname']}.wav"
             yield Row(path, labels, _FSD50K_SPLITS.get(split, split))
@@ -91,32 +85,28 @@ FAMILIES = (
 _NOTE_KEYS = ("instrument_str", "instrument_family_str", "pitch", "velocity")
 
 
-def build_family(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_family(build: Build) -> Iterator[Row]:
     """Notes by instrument family, in the official split.
 
     Source: Engel et al. 2017; instruments of the training split are in no other split, and
     synth_lead is in the training split only.
     """
-    notes.classes += FAMILIES
-    for split, name, note in _notes(files):
+    build.classes += FAMILIES
+    for split, name, note in _notes(build.files):
         yield _note_row(split, name, note, note["instrument_family_str"])
 
 
-def build_pitch(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_pitch(build: Build) -> Iterator[Row]:
     """Notes by MIDI pitch, by default those of a piano as in HEAR.
 
     Source: Engel et al. 2017; the range 21 to 108 is HEAR's (Turian et al. 2022).
     """
-    low, high = _range(options["pitches"])
-    for split, name, note in _notes(files):
+    low, high = _range(build.options["pitches"])
+    for split, name, note in _notes(build.files):
         if low <= int(note["pitch"]) <= high:
             yield _note_row(split, name, note, str(note["pitch"]))
         else:
-            notes.left_out[f"{split} notes outside the pitches {low} to {high}"] += 1
+            build.left_out[f"{split} notes outside the pitches {low} to {high}"] += 1
 
 
 def _notes(files: DatasetFiles) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -148,33 +138,32 @@ def _nsynth_file(split: str, md5: str) -> Remote:
     return Remote(f"{host}/nsynth-{split}.jsonwav.tar.gz", f"md5:{md5}", UNTAR)
 
 
-def _nsynth(name: str, build: Builder, options: dict[str, Option]) -> DataTask:
-    return DataTask(
-        name=name,
-        title="NSynth",
-        page="nsynth",
-        homepage="https://magenta.tensorflow.org/datasets/nsynth",
-        licence="CC BY 4.0",
-        markers=(("nsynth-train", "nsynth-valid", "nsynth-test"),),
-        layout="nsynth-train, nsynth-valid and nsynth-test, each with audio/ and examples.json",
-        build=build,
-        columns=("instrument", "family", "pitch", "velocity"),
-        options=options,
-        disjoint_by="instrument",
-        downloads=(
-            _nsynth_file("train", "fde6665a93865503ba598b9fac388660"),
-            _nsynth_file("valid", "87e94a00a19b6dbc99cf6d4c0c0cae87"),
-            _nsynth_file("test", "5e6f8719bf7e16ad0a00d518b78af77d"),
-        ),
-    )
+_NSYNTH = DataTask(
+    name="nsynth_family",
+    title="NSynth",
+    page="nsynth",
+    homepage="https://magenta.tensorflow.org/datasets/nsynth",
+    licence="CC BY 4.0",
+    markers=(("nsynth-train", "nsynth-valid", "nsynth-test"),),
+    layout="nsynth-train, nsynth-valid and nsynth-test, each with audio/ and examples.json",
+    build=build_family,
+    columns=("instrument", "family", "pitch", "velocity"),
+    disjoint_by="instrument",
+    downloads=(
+        _nsynth_file("train", "fde6665a93865503ba598b9fac388660"),
+        _nsynth_file("valid", "87e94a00a19b6dbc99cf6d4c0c0cae87"),
+        _nsynth_file("test", "5e6f8719bf7e16ad0a00d518b78af77d"),
+    ),
+)
 
 
 TASKS = (
-    _nsynth("nsynth_family", build_family, {}),
-    _nsynth(
-        "nsynth_pitch",
-        build_pitch,
-        {"pitches": Option("21-108", "MIDI pitches kept: LOW-HIGH or all")},
+    _NSYNTH,
+    dataclasses.replace(
+        _NSYNTH,
+        name="nsynth_pitch",
+        build=build_pitch,
+        options={"pitches": Option("21-108", "MIDI pitches kept: LOW-HIGH or all")},
     ),
     DataTask(
         name="urbansound8k",

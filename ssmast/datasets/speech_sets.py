@@ -10,9 +10,8 @@ import numpy as np
 
 from ssmast.audio.decode import opened
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.dataset_files import DatasetFiles, keyed_order, keyed_unit
 from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Builder, BuildNotes, DataTask, Option, Row
+from ssmast.datasets.task import Build, DatasetFiles, DataTask, Option, Row, keyed_order, keyed_unit
 
 # -- Speech Commands -------------------------------------------------------------------------------
 
@@ -23,47 +22,43 @@ _NOISE, _VALID_NOISE = f"{_MAIN}/_background_noise_", "running_tap.wav"
 _SPEAKER = re.compile(r"(?:^|_)([0-9a-f]{8})_nohash_")
 
 
-def build_words(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_words(build: Build) -> Iterator[Row]:
     """Every word, split by the lists that come with the archive.
 
     Source: the README of the archive; validation_list.txt and testing_list.txt hold all clips of a
     speaker or none, and what neither names is for training.
     """
-    yield from _words(files, "")
+    yield from _words(build.files, "")
 
 
-def build_twelve(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_twelve(build: Build) -> Iterator[Row]:
     """Ten words, unknown and silence; tested on the official test archive.
 
     Source: Warden 2018, section 7.1; `recipe=tfds` as TensorFlow Datasets builds it,
     `recipe=tensorflow` with the fractions of TensorFlow's own training script.
     """
-    notes.classes += [*WORDS, SILENCE, UNKNOWN]
-    spoken = [row for row in _words(files, _MAIN) if row.split != "test"]
+    build.classes += [*WORDS, SILENCE, UNKNOWN]
+    spoken = [row for row in _words(build.files, _MAIN) if row.split != "test"]
     wanted = [row for row in spoken if row.labels[0] in WORDS]
     others = [
         dataclasses.replace(row, labels=(UNKNOWN,)) for row in spoken if row.labels[0] not in WORDS
     ]
     yield from wanted
-    if options["recipe"] == "tfds":
+    if build.options["recipe"] == "tfds":
         yield from others
-        yield from _regular_silence(files)
+        yield from _regular_silence(build.files)
     else:
         for split in ("train", "valid"):
             count = math.ceil(0.1 * sum(row.split == split for row in wanted))
             rows = {row.path: row for row in others if row.split == split}
             yield from (rows[path] for path in sorted(keyed_order(rows, seed=0)[:count]))
-            yield from _drawn_silence(files, split, count)
-        notes.remarks.append(
+            yield from _drawn_silence(build.files, split, count)
+        build.remarks.append(
             "unknown words and silence are drawn by a hash of their names: TensorFlow's own draw "
             "depends on the order of its file system"
         )
     for label in (*WORDS, SILENCE, UNKNOWN):
-        for path in files.waves(f"{_TEST_SET}/{label}"):  # some end .wav.wav
+        for path in build.files.waves(f"{_TEST_SET}/{label}"):  # some end .wav.wav
             yield Row(path, (label,), "test", (_word_speaker(path),))
 
 
@@ -138,29 +133,19 @@ _V2 = _archive(_MAIN, "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709
 _TEST = _archive(_TEST_SET, "cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df")
 
 
-def _speech_commands(
-    name: str,
-    title: str,
-    downloads: tuple[Remote, ...],
-    build: Builder = build_words,
-    markers: tuple[str, ...] = ("testing_list.txt", "validation_list.txt"),
-    layout: str = "a folder a word, validation_list.txt and testing_list.txt",
-    options: Mapping[str, Option] | None = None,
-) -> DataTask:
-    return DataTask(
-        name=name,
-        title=title,
-        page="speech_commands",
-        homepage="https://www.tensorflow.org/datasets/catalog/speech_commands",
-        licence="CC BY 4.0",
-        markers=(markers,),
-        layout=layout,
-        build=build,
-        columns=("speaker",),
-        options=options or {},
-        disjoint_by="speaker",
-        downloads=downloads,
-    )
+_SPEECH_COMMANDS = DataTask(
+    name="speech_commands_v1",
+    title="Speech Commands V1",
+    page="speech_commands",
+    homepage="https://www.tensorflow.org/datasets/catalog/speech_commands",
+    licence="CC BY 4.0",
+    markers=(("testing_list.txt", "validation_list.txt"),),
+    layout="a folder a word, validation_list.txt and testing_list.txt",
+    build=build_words,
+    columns=("speaker",),
+    disjoint_by="speaker",
+    downloads=(_V1,),
+)
 
 
 # -- VoxCeleb1 -------------------------------------------------------------------------------------
@@ -169,23 +154,21 @@ _VOXCELEB_SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _VOXCELEB_FOLDERS = ("wav", "dev/wav", "test/wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "")
 
 
-def build_voxceleb1(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_voxceleb1(build: Build) -> Iterator[Row]:
     """The identification split; dev and test archives may be merged into wav/ or lie apart.
 
     Source: iden_split.txt of Nagrani et al. 2017, lines of `<1, 2 or 3> <speaker>/<video>/<clip>`.
     """
-    places = [f"{name}/" for name in _VOXCELEB_FOLDERS if name and files.folders(name)]
-    for number, line in enumerate(files.lines("iden_split.txt"), start=1):
+    places = [f"{name}/" for name in _VOXCELEB_FOLDERS if name and build.files.folders(name)]
+    for number, line in enumerate(build.files.lines("iden_split.txt"), start=1):
         split, _, path = line.partition(" ")
         words = path.strip().split("/")
         if split not in _VOXCELEB_SPLITS or len(words) != 3:
             raise ValueError(
-                f"{files.root / 'iden_split.txt'} must have lines such as "
+                f"{build.files.root / 'iden_split.txt'} must have lines such as "
                 f"'3 id10003/na8-QEFmj44/00003.wav', got {line!r} in line {number}"
             )
-        path = files.first(path.strip(), places=[*places, ""])
+        path = build.files.first(path.strip(), places=[*places, ""])
         yield Row(path, (words[0],), _VOXCELEB_SPLITS[split], ("/".join(words[:2]),))
 
 
@@ -196,9 +179,7 @@ _EMOTIONS = {"ang": "ang", "hap": "hap", "exc": "hap", "neu": "neu", "sad": "sad
 _OTHERS = ("dis", "fea", "fru", "oth", "sur", "xxx")
 
 
-def build_iemocap(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_iemocap(build: Build) -> Iterator[Row]:
     """Turns whose majority label is angry, happy or excited (one class), neutral or sad.
 
     Source: the four-class subset used since Busso et al. 2008 and by SUPERB (Yang et al. 2021):
@@ -206,16 +187,16 @@ def build_iemocap(
     Differs from SUPERB: the session after the one tested on is for validation, instead of a random
     fifth of the rest, so that no speaker of the training split is validated on.
     """
-    notes.classes += sorted(set(_EMOTIONS.values()))
-    for session in [name for name in files.folders() if re.fullmatch(r"Session\d", name)]:
-        for turn, emotion in _turns(files, f"{session}/dialog/EmoEvaluation"):
+    build.classes += sorted(set(_EMOTIONS.values()))
+    for session in [name for name in build.files.folders() if re.fullmatch(r"Session\d", name)]:
+        for turn, emotion in _turns(build.files, f"{session}/dialog/EmoEvaluation"):
             dialog, _, tail = turn.rpartition("_")
             style = "improvised" if "impro" in dialog else "scripted"
             if emotion not in _EMOTIONS:
                 known = emotion if emotion in _OTHERS else f"{emotion} (unknown)"
-                notes.left_out[f"labelled {known}"] += 1
-            elif options["utterances"] not in ("all", style):
-                notes.left_out[style] += 1
+                build.left_out[f"labelled {known}"] += 1
+            elif build.options["utterances"] not in ("all", style):
+                build.left_out[style] += 1
             else:
                 path = f"{session}/sentences/wav/{dialog}/{turn}.wav"
                 # The letter in the dialog's name says who wore the motion capture, that in the tail
@@ -253,9 +234,7 @@ _Archive = tuple[str, str]
 """(language, name)."""
 
 
-def build_voxforge(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_voxforge(build: Build) -> Iterator[Row]:
     """Clips of the unpacked archives, split by speaker, by archive or by utterance.
 
     Source: `rule=speaker` is TensorFlow Datasets' split, speaker for speaker, if the list of
@@ -263,19 +242,19 @@ def build_voxforge(
     Differs from EVAR (`rule=archive`) and LAPE (`rule=utterance`): their draws are not published,
     so the same fractions are drawn by a hash of the names.
     """
-    notes.classes += LANGUAGES
-    listed = _listed(files)
+    build.classes += LANGUAGES
+    listed = _listed(build.files)
     if listed is None:
-        notes.remarks.append(f"no {_LIST} in the root: the split is drawn among the archives found")
-    folders = _folders(files, listed, notes)
-    split_of = _splits(options["rule"], listed or sorted(folders), folders, files)
+        build.remarks.append(f"no {_LIST} in the root: the split is drawn among the archives found")
+    folders = _folders(build, listed)
+    split_of = _splits(build.options["rule"], listed or sorted(folders), folders, build.files)
     lost = len(set(listed or ()) - set(folders))
     if lost:
-        notes.remarks.append(f"{lost:,} of {len(listed or ()):,} listed archives not found")
+        build.remarks.append(f"{lost:,} of {len(listed or ()):,} listed archives not found")
     for archive in sorted(folders):
         language, name = archive
-        for path in files.waves(folders[archive]):
-            key = path if options["rule"] == "utterance" else archive
+        for path in build.files.waves(folders[archive]):
+            key = path if build.options["rule"] == "utterance" else archive
             yield Row(path, (language,), split_of[key], (_speaker(name), name))
 
 
@@ -291,15 +270,13 @@ def _listed(files: DatasetFiles) -> list[_Archive] | None:
     return archives
 
 
-def _folders(
-    files: DatasetFiles, listed: list[_Archive] | None, notes: BuildNotes
-) -> dict[_Archive, str]:
+def _folders(build: Build, listed: list[_Archive] | None) -> dict[_Archive, str]:
     """Folder wav/ of each unpacked archive; its language is a folder above it, or in the list."""
     languages: dict[str, set[str]] = defaultdict(set)
     for language, name in listed or ():
         languages[name].add(language)
     found: dict[_Archive, str] = {}
-    for below, names in files.walk():
+    for below, names in build.files.walk():
         *above, name, last = ["", "", *below.split("/")]
         if last != "wav" or not any(one.lower().endswith(".wav") for one in names):
             continue
@@ -308,7 +285,7 @@ def _folders(
         if len(known) == 1:
             found[next(iter(known)), name] = below
         else:
-            notes.left_out["in an archive of no known language"] += len(names)
+            build.left_out["in an archive of no known language"] += len(names)
     return found
 
 
@@ -353,20 +330,26 @@ def _speaker(archive: str) -> str:
 
 
 TASKS = (
-    _speech_commands("speech_commands_v1", "Speech Commands V1", (_V1,)),
-    _speech_commands("speech_commands_v2", "Speech Commands V2", (_V2,)),
-    _speech_commands(
-        "speech_commands_v2_12",
-        "Speech Commands V2, 12 classes",
-        (_V2, _TEST),
-        build_twelve,
-        (f"{_MAIN}/testing_list.txt", f"{_TEST_SET}/{SILENCE}"),
-        f"{_MAIN}/ and {_TEST_SET}/, each as its archive unpacks",
-        {
+    _SPEECH_COMMANDS,
+    dataclasses.replace(
+        _SPEECH_COMMANDS,
+        name="speech_commands_v2",
+        title="Speech Commands V2",
+        downloads=(_V2,),
+    ),
+    dataclasses.replace(
+        _SPEECH_COMMANDS,
+        name="speech_commands_v2_12",
+        title="Speech Commands V2, 12 classes",
+        markers=((f"{_MAIN}/testing_list.txt", f"{_TEST_SET}/{SILENCE}"),),
+        layout=f"{_MAIN}/ and {_TEST_SET}/, each as its archive unpacks",
+        build=build_twelve,
+        options={
             "recipe": Option(
                 "tfds", "all unknown words and all noise, or 10 % of each", ("tfds", "tensorflow")
             )
         },
+        downloads=(_V2, _TEST),
     ),
     DataTask(
         name="voxceleb1",

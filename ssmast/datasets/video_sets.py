@@ -8,10 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.dataset_files import DatasetFiles, YouTubeClips, keyed_order, named
 from ssmast.datasets.download import Remote
 from ssmast.datasets.sound_sets import TRUTH
-from ssmast.datasets.task import Builder, BuildNotes, DataTask, Option, Row
+from ssmast.datasets.task import (
+    Build,
+    Builder,
+    DatasetFiles,
+    DataTask,
+    Option,
+    Row,
+    YouTubeClips,
+    keyed_order,
+    named,
+)
 
 # -- AudioSet --------------------------------------------------------------------------------------
 
@@ -51,18 +60,18 @@ def _segments(files: DatasetFiles, table: str) -> Iterator[_Segment]:
 
 
 def _audioset_builder(splits: Mapping[str, str]) -> Builder:
-    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
-        index = files.first(_CLASSES, places=_AUDIOSET_PLACES)
+    def rows(build: Build) -> Iterator[Row]:
+        index = build.files.first(_CLASSES, places=_AUDIOSET_PLACES)
         columns = ("index", "mid", "display_name")
-        names = {row["mid"]: row["display_name"] for row in files.records(index, columns)}
-        notes.classes += names.values()
-        clips = YouTubeClips(files)
+        names = {row["mid"]: row["display_name"] for row in build.files.records(index, columns)}
+        build.classes += names.values()
+        clips = YouTubeClips(build.files)
         for table, split in splits.items():
-            for segment in _segments(files, table):
+            for segment in _segments(build.files, table):
                 labels = named(segment.mids, names, f"{table}: {segment.video}", _CLASSES)
                 yield Row(segment.path(clips, table), labels, split, (segment.video,))
 
-    return build
+    return rows
 
 
 def _audioset(name: str, splits: Mapping[str, str]) -> DataTask:
@@ -89,32 +98,30 @@ def _audioset(name: str, splits: Mapping[str, str]) -> DataTask:
 # -- 10 % of AudioSet and FSD50K -------------------------------------------------------------------
 
 
-def build_pretraining(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_pretraining(build: Build) -> Iterator[Row]:
     """A fraction of the AudioSet training lists, drawn by a hash of the video ids, and FSD50K.
 
     The draw is made among all listed clips, so it does not depend on which of them were found.
 
     Source: the SS-MAST poster (Ghosh et al. 2022). Which tenth it took is not published.
     """
-    fraction = _number(options["fraction"], "fraction")
-    names = {name.lower(): name for name in files.folders()}
+    fraction = _number(build.options["fraction"], "fraction")
+    names = {name.lower(): name for name in build.files.folders()}
     for wanted in ("audioset", "fsd50k"):
         if wanted not in names:
-            raise FileNotFoundError(f"{files.root} must hold the folders audioset and fsd50k")
-    one, two = (DatasetFiles(files.root / names[name]) for name in ("audioset", "fsd50k"))
+            raise FileNotFoundError(f"{build.files.root} must hold the folders audioset and fsd50k")
+    one, two = (DatasetFiles(build.files.root / names[name]) for name in ("audioset", "fsd50k"))
     listed = {
         segment.video: (table, segment)
         for table in (_UNBALANCED, _BALANCED)
         for segment in _segments(one, table)
     }
     clips = YouTubeClips(one)
-    drawn = keyed_order(listed, seed=int(_number(options["seed"], "seed")))
+    drawn = keyed_order(listed, seed=int(_number(build.options["seed"], "seed")))
     for video in sorted(drawn[: round(fraction * len(drawn))]):
         table, segment = listed[video]
         yield Row(f"{names['audioset']}/{segment.path(clips, table)}", (), "train", ("audioset",))
-    for kind in ("dev", "eval") if options["fsd50k"] == "all" else ("dev",):
+    for kind in ("dev", "eval") if build.options["fsd50k"] == "all" else ("dev",):
         for record in two.records(f"{TRUTH}/{kind}.csv", ("fname",)):
             path = f"{names['fsd50k']}/FSD50K.{kind}_audio/{record['fname']}.wav"
             yield Row(path, (), "train", ("fsd50k",))
@@ -158,20 +165,18 @@ _KINETICS = {"train": ("train.csv",), "test": ("val.csv", "validate.csv", "valid
 _KINETICS_PLACES = ("", "annotations/", "kinetics400/")
 
 
-def build_vggsound(
-    files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes
-) -> Iterator[Row]:
+def build_vggsound(build: Build) -> Iterator[Row]:
     """Clips of 10 s in the official split.
 
     Source: vggsound.csv of Chen et al. 2020: `video,start,label,split`, no header, labels with
     commas in quotes.
     """
-    clips = YouTubeClips(files)
-    for row in files.fields("vggsound.csv"):
+    clips = YouTubeClips(build.files)
+    for row in build.files.fields("vggsound.csv"):
         if len(row) != 4 or row[3] not in ("train", "test") or not row[1].isdecimal():
             raise ValueError(
-                f"{files.root / 'vggsound.csv'} must have rows of video,start,label,split with "
-                f"train or test, got {row}"
+                f"{build.files.root / 'vggsound.csv'} must have rows of video,start,label,split "
+                f"with train or test, got {row}"
             )
         video, start, label, split = row
         path = clips.path(video, int(start), int(start) + 10)
@@ -179,12 +184,14 @@ def build_vggsound(
 
 
 def _kinetics_builder(classes: tuple[str, ...]) -> Builder:
-    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
-        notes.classes += classes
-        clips = YouTubeClips(files)
+    def rows(build: Build) -> Iterator[Row]:
+        build.classes += classes
+        clips = YouTubeClips(build.files)
         for split, names in _KINETICS.items():
-            table = files.first(*names, places=_KINETICS_PLACES)
-            for record in files.records(table, ("label", "youtube_id", "time_start", "time_end")):
+            table = build.files.first(*names, places=_KINETICS_PLACES)
+            for record in build.files.records(
+                table, ("label", "youtube_id", "time_start", "time_end")
+            ):
                 label = record["label"].replace("_", " ")
                 label = RENAMED.get(label, label)
                 if label not in classes:
@@ -194,7 +201,7 @@ def _kinetics_builder(classes: tuple[str, ...]) -> Builder:
                 name = f"{split}/{video}_{start:06d}_{stop:06d}.wav"
                 yield Row(clips.path(video, start, stop) or name, (label,), split, (video,))
 
-    return build
+    return rows
 
 
 def _kinetics(name: str, classes: tuple[str, ...]) -> DataTask:
@@ -226,9 +233,6 @@ _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 def seconds(timestamp: str) -> float:
     """Seconds of `HH:MM:SS.ff`; the fraction has as many digits as it has.
 
-    Raises:
-        ValueError: if it is no such time.
-
     >>> seconds("00:01:02.5"), seconds("01:00:00.05")
     (62.5, 3600.05)
     """
@@ -245,31 +249,31 @@ def _epic_builder(kind: str) -> Builder:
     the test split are not published.
     """
 
-    def build(files: DatasetFiles, options: Mapping[str, str], notes: BuildNotes) -> Iterator[Row]:
-        place = files.first(_EPIC_TABLES["train"], places=_EPIC_PLACES)
+    def rows(build: Build) -> Iterator[Row]:
+        place = build.files.first(_EPIC_TABLES["train"], places=_EPIC_PLACES)
         place = place.removesuffix(_EPIC_TABLES["train"])
         verbs, nouns = (
-            {row["id"]: row["key"] for row in files.records(place + table, ("id", "key"))}
+            {row["id"]: row["key"] for row in build.files.records(place + table, ("id", "key"))}
             for table in _EPIC_CLASSES
         )
-        notes.classes += (verbs if kind == "verb" else nouns).values()
+        build.classes += (verbs if kind == "verb" else nouns).values()
         columns = ("narration_id", "participant_id", "video_id", "start_timestamp",
                    "stop_timestamp", "verb_class", "noun_class")  # fmt: skip
         for split, table in _EPIC_TABLES.items():
-            for record in files.records(place + table, columns):
+            for record in build.files.records(place + table, columns):
                 start = seconds(record["start_timestamp"])
                 stop = seconds(record["stop_timestamp"])
                 if stop <= start:
-                    notes.left_out["of no length"] += 1
+                    build.left_out["of no length"] += 1
                     continue
                 video, participant = record["video_id"], record["participant_id"]
-                file = files.with_stem(video) or f"{participant}/{video}.wav"
+                file = build.files.with_stem(video) or f"{participant}/{video}.wav"
                 path = excerpt_name(file, start, stop, clip=record["narration_id"])
                 verb, noun = verbs[record["verb_class"]], nouns[record["noun_class"]]
                 label = verb if kind == "verb" else noun
                 yield Row(path, (label,), split, (video, participant, verb, noun))
 
-    return build
+    return rows
 
 
 def _epic(kind: str) -> DataTask:

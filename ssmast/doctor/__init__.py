@@ -19,7 +19,7 @@ from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import check_caches, check_cores, check_folders, check_gpus, check_memory
 from ssmast.doctor.packages import check_extras, check_packages, check_python, check_torch_family
 from ssmast.doctor.selftest import check_decoders, check_self_tests
-from ssmast.settings import Settings, parse, setting
+from ssmast.settings import Settings, command, setting
 
 __all__ = ["CHECKS", "CURES", "Finding", "main"]
 
@@ -47,11 +47,9 @@ class DoctorConfig(Settings):
     format: str = setting("text", "format of the output", choices=("text", "json"))
 
 
-def main(argv: list[str]) -> int:
+@command(DoctorConfig, "ssmast doctor")
+def main(config: DoctorConfig, argv: list[str]) -> int:
     """`ssmast doctor`: 0 if nothing is a problem, else 1."""
-    config = parse(DoctorConfig, argv, command="ssmast doctor", description=__doc__ or "")
-    if config is None:
-        return 0
     if sys.stderr is sys.__stderr__:
         faulthandler.enable()  # if a package crashes Python, the traceback names it
     found: list[Finding] = []
@@ -64,11 +62,10 @@ def main(argv: list[str]) -> int:
                 sys.stdout.flush()
     problems = sum(finding.status == "problem" for finding in found)
     if config.format == "json":
-        rows = [finding.as_dict() for finding in found]
+        rows = [finding._asdict() for finding in found]
         sys.stdout.write(json.dumps({"problems": problems, "findings": rows}, indent=1) + "\n")
-    else:
-        if not config.data:
-            sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
+    elif not config.data:
+        sys.stdout.write(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}\n")
     return 1 if problems else 0
 
 

@@ -1,7 +1,7 @@
 """Findings of doctor, and the cure of each problem."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
@@ -48,11 +48,10 @@ def cures(*, in_checkout: bool) -> dict[str, str]:
 CURES = cures(in_checkout=CONSTRAINTS.is_file())
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of doctor's output.
 
-    Args:
+    Attributes:
         area: what was checked.
         status: "ok", "note" or "problem".
         text: what was found.
@@ -65,10 +64,6 @@ class Finding:
     text: str
     code: str = ""
     cure: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def ok(area: str, text: str) -> Finding:

@@ -105,18 +105,21 @@ def check_memory() -> Iterator[Finding]:
         yield note("memory", f"not checked: {reason(error)}")
     else:
         shown = f"{free / _GIB:.1f} GiB available"
-        if free < _LEAST_MEMORY:
-            yield problem("memory", "memory_low", f"only {shown}")
-        else:
-            yield ok("memory", shown) if free >= _GOOD_MEMORY else note("memory", shown)
+        yield _room("memory", "memory_low", free, _LEAST_MEMORY, _GOOD_MEMORY, shown)
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
         shown = f"{free / (1 << 20):.0f} MB free in {SHARED_MEMORY}"
-        if free < _LEAST_SHARED:
-            text = f"only {shown}: processes that read audio would die of a bus error"
-            yield problem("memory", "shm_small", text)
-        else:
-            yield ok("memory", shown)
+        why = f"{shown}: processes that read audio would die of a bus error"
+        yield _room("memory", "shm_small", free, _LEAST_SHARED, _LEAST_SHARED, shown, why)
+
+
+def _room(
+    area: str, code: str, free: float, least: float, good: float, shown: str, why: str = ""
+) -> Finding:
+    """Whether as much is free as is needed, and as is comfortable."""
+    if free < least:
+        return problem(area, code, f"only {why or shown}")
+    return ok(area, shown) if free >= good else note(area, shown)
 
 
 def check_folders() -> Iterator[Finding]:
@@ -131,10 +134,8 @@ def check_folders() -> Iterator[Finding]:
             continue
         free = shutil.disk_usage(folder).free
         shown = f"{folder} can be written, {free / _GIB:.1f} GiB free"
-        if free < _LEAST_DISK:
-            yield problem("folders", "disk_full", f"only {free / _GIB:.2f} GiB free at {folder}")
-        else:
-            yield ok("folders", shown) if free >= _GOOD_DISK else note("folders", shown)
+        why = f"{free / _GIB:.2f} GiB free at {folder}"
+        yield _room("folders", "disk_full", free, _LEAST_DISK, _GOOD_DISK, shown, why)
 
 
 def check_caches() -> Iterator[Finding]:

@@ -18,7 +18,7 @@ _MODULES = {
 _EXTRAS = {
     "codecs": ("torchcodec", "m4a, aac, webm, wma and the sound tracks of videos"),
     "onnx": ("onnx", "ssmast export onnx=true"),
-    "ray": ("ray", "ssmast prepare engine=ray"),
+    "ray": ("ray", "engine=ray of ssmast prepare and embed"),
     "umap": ("umap-learn", "the picture of ssmast cluster"),
 }
 _PYTHON = (3, 11)

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ssmast.audio.mel import front_end_of
+from ssmast.html import markdown_table
 from ssmast.model import IMAGENET
 from ssmast.settings import flatten
 
@@ -148,7 +150,7 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
         "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
     info = {k: v for k, v in ours["info"].items() if not isinstance(v, dict | list)}
-    return ["| | |", "|---|---|", *(_row(key, value) for key, value in {**facts, **info}.items())]
+    return [_table(["", ""], {**facts, **info}.items())]
 
 
 def _classes(classifier: dict[str, Any] | None) -> list[str]:
@@ -186,11 +188,9 @@ def _recipe(info: dict[str, Any]) -> list[str]:
         "weight decay": "optim.weight_decay",
         "seed": "seed",
     }
-    named = {name: flat.get(key) for name, key in wanted.items()}
-    rows = [_row(name, value) for name, value in named.items() if value not in (None, "")]
-    if objective:
-        rows.insert(0, _row("objective", objective))
-    return ["## Recipe", "", "| | |", "|---|---|", *rows] if rows else []
+    named = {"objective": objective, **{name: flat.get(key) for name, key in wanted.items()}}
+    rows = [(name, value) for name, value in named.items() if value not in (None, "")]
+    return ["## Recipe", "", _table(["", ""], rows)] if rows else []
 
 
 def _test_numbers(info: dict[str, Any]) -> dict[str, float]:
@@ -217,8 +217,8 @@ def _scores(info: dict[str, Any]) -> list[str]:
         count = info["test"].get("n")
         clips = f" of {count:g} clips" if count else ""
         lines += ["", f"On the test part{clips}, which no choice was made on:", ""]
-        lines += ["| metric | value |", "|---|---:|"]
-        lines += [f"| {_cell(name)} | {value:.4f} |" for name, value in numbers.items()]
+        rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
+        lines.append(_table(["metric", "value"], rows, numbers=1))
         valid = info.get("valid")
         if isinstance(valid, dict) and isinstance(valid.get("score"), int | float):
             step = f"; weights of step {valid['step']}" if "step" in valid else ""
@@ -231,15 +231,13 @@ def _scores(info: dict[str, Any]) -> list[str]:
 def _probes(scores: list[dict[str, Any]]) -> list[str]:
     columns = sorted({name for score in scores for name in score.get("baselines", {})})
     head = ["task", "protocol", "metric", "this encoder", *columns]
-    rule = "|---" * 3 + "|---:" * (1 + len(columns)) + "|"
-    lines = ["| " + " | ".join(head) + " |", rule]
-    for score in scores:
-        cells = [_cell(score[key]) for key in ("task", "protocol", "metric")]
-        cells.append(_percent(score))
-        cells += [_percent(score.get("baselines", {}).get(name)) for name in columns]
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = [
+        [*(score[key] for key in ("task", "protocol", "metric")), _percent(score)]
+        + [_percent(score.get("baselines", {}).get(name)) for name in columns]
+        for score in scores
+    ]
     what = "Test scores of the frozen encoder in %, with the 95 % interval over seeds or folds."
-    return [*lines, "", what]
+    return [_table(head, rows, numbers=1 + len(columns)), "", what]
 
 
 def _limits(config: dict[str, Any]) -> list[str]:
@@ -334,10 +332,11 @@ def _percent(score: dict[str, Any] | None) -> str:
     return f"{100 * score['mean']:.1f}{spread}"
 
 
-def _row(key: object, value: object) -> str:
-    return f"| {_cell(key)} | {_cell(value)} |"
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int = 0) -> str:
+    plain = ([_cell(cell) for cell in row] for row in rows)
+    return markdown_table(head, plain, numbers=numbers).rstrip("\n")
 
 
 def _cell(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("\n", " ")

@@ -31,15 +31,11 @@ from ssmast.encoder.folder import (
     write_folder,
 )
 from ssmast.encoder.input import Clip, read_clips, read_groups
-from ssmast.encoder.pooling import (
-    check_pooling,
-    layer_dims,
-    max_indices,
-)
-from ssmast.encoder.published import is_published, read_published, window_seconds_of
+from ssmast.encoder.published import is_published, read_published
 from ssmast.encoder.whitening import Whitening
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
 from ssmast.model import Backbone
+from ssmast.model.pool import statistic_dims
 from ssmast.weights import DEFAULT
 
 
@@ -119,8 +115,13 @@ class Encoder(nn.Module):
     @property
     def layer_dims(self) -> list[int]:
         """Length of each layer's part of an embedding, in their order."""
-        mels = self.log_mel.num_mels
-        return layer_dims(self.backbone, num_mels=mels, layers=self.layers, pooling=self.pooling)
+        return [sum(sizes.values()) for sizes in self._statistics]
+
+    @property
+    def _statistics(self) -> list[dict[str, int]]:
+        """Of each layer, the statistics in its part of an embedding and their lengths."""
+        sizes = self.backbone.layer_sizes(self.layers, num_mels=self.log_mel.num_mels)
+        return [statistic_dims(self.pooling, *size) for size in sizes]
 
     @property
     def frame_dim(self) -> int:
@@ -229,14 +230,14 @@ class Encoder(nn.Module):
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
     ) -> Tensor:
         """`embed` for float32 clips (S,) that are at `sample_rate` already."""
-        mels = self.log_mel.num_mels
-        is_max = max_indices(self.backbone, num_mels=mels, layers=self.layers, pooling=self.pooling)
+        parts = [part for sizes in self._statistics for part in sizes.items()]
+        is_max = [name == "max" for name, length in parts for _ in range(length)]
         with evaluating(self):
             vectors = embed_windows(
                 self.statistics,
                 waveforms,
                 self.window_cutter(),
-                is_max=is_max,
+                is_max=torch.tensor(is_max, device="cpu"),
                 batch_seconds=batch_seconds,
                 precision=self.precision,
             )
@@ -350,6 +351,16 @@ class Encoder(nn.Module):
         return WindowCutter(self.backbone, self.log_mel, seconds=self.window_seconds, level=level)
 
 
+def check_pooling(backbone: Backbone, *, pooling: str, layers: str) -> None:
+    """Refuse what this backbone does not have.
+
+    Raises:
+        ValueError: for an unknown pooling or layers, or "cls" without class tokens.
+    """
+    backbone.blocks_of(layers)
+    backbone.check_pooling(pooling)
+
+
 def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Encoder:
     """An encoder, on the CPU and in eval mode.
 
@@ -368,9 +379,9 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
 
     source = Path(path) if Path(path).suffix == ".safetensors" else find_folder(str(path))
     if source.is_file() or is_published(source):
-        encoder = _published_encoder(source)
+        encoder = Encoder(**read_published(source))
         encoder.precision = precision
-        return encoder
+        return encoder.eval()
     config, weights = read_folder(source)
     check_config(config, folder=weights.parent)
     ours = config["ssmast"]
@@ -392,17 +403,4 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
             f"encoder of this version ({reason})"
         ) from error
     encoder.precision = precision
-    return encoder.eval()
-
-
-def _published_encoder(source: Path) -> Encoder:
-    """An AST from elsewhere: its vector is what its head sees."""
-    published = read_published(source)
-    encoder = Encoder(
-        published.backbone,
-        published.log_mel,
-        pooling="cls",
-        window_seconds=window_seconds_of(published),
-        info=published.info,
-    )
     return encoder.eval()

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssmast.audio import LogMel
+from ssmast.audio.mel import ProductMel
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
 from ssmast.encoder.windows import evaluating
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
-OPSET = 18
+OPSET = 20  # the first with GELU as one operation
 # How far onnxruntime may be from PyTorch in any number of an embedding.
 TOLERANCE = 1e-4
 
@@ -36,6 +38,9 @@ class _Graph(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = head_sizes(encoder)
+        front = encoder.log_mel
+        self.log_mel = front if type(front) is not LogMel else ProductMel(**front.settings())
+        self.log_mel.to(encoder.device)
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         """Embeddings (B, D), and probabilities (B, C) where there are classes."""
@@ -43,7 +48,8 @@ class _Graph(nn.Module):
         # Takes the first sample, so that a clip of none is refused, as PyTorch does, and is not
         # embedded as silence.
         waveform = waveform + 0 * waveform.select(1, 0).unsqueeze(1)
-        log_mel = encoder.log_mel(waveform)
+        front = self.log_mel if torch.compiler.is_exporting() else encoder.log_mel
+        log_mel = front(waveform)
         if not self.heads:
             return (encoder.pool(log_mel),)
         embeddings = encoder.statistics(log_mel)
@@ -157,8 +163,8 @@ def onnx_model(encoder: Encoder) -> bytes:
 def quantized(encoder: Encoder, model: bytes) -> bytes:
     """An ONNX model with the weights of its matrix products in int8.
 
-    Activations are scaled dynamically. The mel filters stay in float32: in 8 bits they would be
-    other filters.
+    Activations are scaled dynamically. The front end stays in float32: in 8 bits its filters would
+    be others.
 
     Args:
         encoder: that the model is of.
@@ -169,12 +175,12 @@ def quantized(encoder: Encoder, model: bytes) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     proto = onnx.load_from_string(model)
-    filters = {
+    front = {
         tensor.name
         for tensor in proto.graph.initializer
-        if encoder.log_mel.n_fft // 2 + 1 in tensor.dims
+        if "log_mel." in tensor.name or encoder.log_mel.n_fft // 2 + 1 in tensor.dims
     }
-    spared = [node.name for node in proto.graph.node if filters & set(node.input)]
+    spared = [node.name for node in proto.graph.node if front & set(node.input)]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
         whole.write_bytes(model)

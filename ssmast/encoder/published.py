@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,20 +19,6 @@ _KIND = "audio-spectrogram-transformer"
 _AUDIOSET_CLASSES = 527
 
 
-class Published(NamedTuple):
-    """A published AST.
-
-    Attributes:
-        backbone: with its weights and, where the file has one, its head.
-        log_mel: front end that it was trained with.
-        info: of the encoder: the classes of its head, as a fine-tuned folder's.
-    """
-
-    backbone: AST
-    log_mel: KaldiMel
-    info: dict[str, Any]
-
-
 def is_published(folder: Path) -> bool:
     """Whether a folder holds an AST as transformers writes it."""
     try:
@@ -41,8 +27,10 @@ def is_published(folder: Path) -> bool:
         return False
 
 
-def read_published(source: Path) -> Published:
-    """The AST in a folder (config.json, model.safetensors) or a file of weights.
+def read_published(source: Path) -> dict[str, Any]:
+    """Arguments of an `Encoder`: the AST in a folder (config.json, model.safetensors) or a file.
+
+    Its vector is what its head sees; longer clips are cut to what the model has positions for.
 
     preprocessor_config.json beside the weights states the front end; without it, it is AudioSet's.
     A file on its own must have a position table of a published size.
@@ -72,7 +60,15 @@ def read_published(source: Path) -> Published:
     backbone = create_model(name, **numbers, num_classes=classes)
     assert isinstance(backbone, AST)
     load_ast_state_dict(backbone, tensors, source_grid=backbone.train_grid[:])
-    return Published(backbone.eval(), log_mel, _info(config, classes, frames=log_mel.pad_frames))
+    frames = backbone.train_grid.time * backbone.patch_embed.stride[1]
+    return {
+        "backbone": backbone,
+        "log_mel": log_mel,
+        "pooling": "cls",
+        "window_seconds": math.floor(1000 * frames * log_mel.hop_length / log_mel.sample_rate)
+        / 1000,
+        "info": _info(config, classes, frames=log_mel.pad_frames),
+    }
 
 
 def _configured(folder: Path) -> dict[str, Any]:
@@ -144,10 +140,3 @@ def _info(config: Mapping[str, Any], classes: int, *, frames: int) -> dict[str, 
         "heads": [head], "multi_label": several, "frames": frames, "max_windows": 0,
     }  # fmt: skip
     return info
-
-
-def window_seconds_of(published: Published) -> float:
-    """Longest window of an embedding: the columns of patches that the model has positions for."""
-    front, net = published.log_mel, published.backbone
-    frames = net.train_grid.time * net.patch_embed.stride[1]
-    return math.floor(1000 * frames * front.hop_length / front.sample_rate) / 1000

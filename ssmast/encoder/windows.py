@@ -4,6 +4,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.model import Backbone, Grid
+
+Clips = Sequence[Tensor | LongSound]
 
 
 class Window(NamedTuple):
@@ -117,9 +120,7 @@ class WindowCutter:
             windows.append(Window(clip, start * self.stride, end - start * self.stride))
         return windows
 
-    def log_mels(
-        self, waveforms: Sequence[Tensor | LongSound], windows: Sequence[Window]
-    ) -> tuple[Tensor, Tensor | None]:
+    def log_mels(self, waveforms: Clips, windows: Sequence[Window]) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mels (B, 1, F, T) of windows: the same frames as those of whole clips.
 
         The windows of a long sound must come from front to back. The second value holds the frames
@@ -145,6 +146,24 @@ class WindowCutter:
         lengths = lengths.clamp(min=front.pad_frames)
         return log_mel, None if int(lengths.min()) == log_mel.shape[3] else lengths
 
+    def batches(
+        self, clips: Clips, windows: Sequence[Window], *, batch_seconds: float
+    ) -> Iterator[tuple[list[Window], Tensor, Tensor | None]]:
+        """Batches of windows with their `log_mels`.
+
+        A thread decodes and transforms the next batch while one goes through the network: files,
+        FFTs and the network's products all run without Python's lock.
+        """
+        most = self.frames_in(batch_seconds)
+        made = (
+            (batch, *self.log_mels(clips, batch)) for batch in batches(windows, most_frames=most)
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="log-mel") as thread:
+            following = thread.submit(next, made, None)
+            while (batch := following.result()) is not None:
+                following = thread.submit(next, made, None)
+                yield batch
+
 
 def batches(windows: Sequence[Window], *, most_frames: float) -> Iterator[list[Window]]:
     """Windows of similar length together, each batch of at most `most_frames` with padding.
@@ -168,8 +187,6 @@ def batches(windows: Sequence[Window], *, most_frames: float) -> Iterator[list[W
     if batch:
         yield batch
 
-
-Clips = Sequence[Tensor | LongSound]
 
 # Networks that are in use now: by how many threads, and the modes from before the first.
 _EVALUATED: dict[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = {}
@@ -249,8 +266,7 @@ def embed_windows(
     maxima = torch.full_like(means, -math.inf)
     totals = [cutter.frames(len(clip)) for clip in clips]
     windows = [window for clip, total in enumerate(totals) for window in cutter.cut(clip, total)]
-    for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
-        log_mel, lengths = cutter.log_mels(clips, batch)
+    for batch, log_mel, lengths in cutter.batches(clips, windows, batch_seconds=batch_seconds):
         with arithmetic(log_mel.device, precision):
             vectors = network(log_mel, lengths)
         vectors = vectors.float().cpu()
@@ -296,8 +312,7 @@ def embed_columns(
     count = sum(cutter.columns(total - shift) for shift in passes)
     shape = (len(clips), count, cutter.column_dim)
     columns = torch.zeros(shape, dtype=torch.float32, device="cpu")
-    for batch in batches(windows, most_frames=cutter.frames_in(batch_seconds)):
-        log_mel, lengths = cutter.log_mels(clips, batch)
+    for batch, log_mel, lengths in cutter.batches(clips, windows, batch_seconds=batch_seconds):
         with arithmetic(log_mel.device, precision):
             tokens, grid, *_ = cutter.backbone.encode(
                 log_mel, lengths=lengths, stop=cutter.level + 1

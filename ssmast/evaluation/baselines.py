@@ -5,11 +5,10 @@ random convolution of it.
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +18,37 @@ from ssmast.audio import LongSound
 from ssmast.audio.mel import mel_filterbank
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import build_parts
-from ssmast.encoder.pooling import layers_to_try, poolings_to_try
-from ssmast.evaluation.embed import Embedder
 from ssmast.evaluation.foreign import (
+    ForeignEncoder,
     TimmEncoder,
     TransformersEncoder,
     foreign_variants,
     is_foreign,
     load_foreign,
 )
-from ssmast.evaluation.protocols import Protocol as ProbeProtocol
+from ssmast.evaluation.protocols import Protocol
+from ssmast.model import Backbone
+from ssmast.model.backbone import LAYERS
+from ssmast.model.pool import POOL_MODES
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
 BASELINES = ("true", "false", "all")
 
 
-class PooledEmbedder(Embedder, Protocol):
-    """What a probe scores: an `Encoder`, or a baseline that looks like one."""
+def poolings_to_try(backbone: Backbone) -> list[str]:
+    """What pooling=best chooses from."""
+    return [mode for mode in POOL_MODES if mode != "cls" or backbone.num_class_tokens]
 
-    @property
-    def pooling(self) -> str:
-        """How frames become one vector."""
-        ...
 
-    @property
-    def layers(self) -> str:
-        """Which layers are in it."""
-        ...
-
-    @property
-    def layer_dims(self) -> Sequence[int]:
-        """Lengths of the layers' vectors, which lie one after the other."""
-        ...
+def layers_to_try(backbone: Backbone) -> list[str]:
+    """What layers=best chooses from: each stage, all, all but the last, and all blocks."""
+    stages = len(backbone.stage_ends)
+    found = {tuple(backbone.blocks_of(layers)): layers for layers in reversed(LAYERS)}
+    if stages > 1:
+        for layers in (f"1-{stages - 1}", *map(str, range(1, stages))):
+            found.setdefault(tuple(backbone.blocks_of(layers)), layers)
+    return list(found.values())
 
 
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
@@ -129,7 +126,7 @@ class LogMelBaseline(nn.Module):
     ) -> Tensor:
         """One vector for each clip (S,) at 16 kHz, on the CPU."""
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.stack([self.summary(self._windows(clip)).float().cpu() for clip in waveforms])
+        return torch.stack([self.summary(self._windows(clip)).cpu() for clip in waveforms])
 
     def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
         """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
@@ -175,19 +172,16 @@ class LogMelStatistics(LogMelBaseline):
 
     def summary(self, windows: Iterator[Tensor]) -> Tensor:
         """Log-mel in windows -> (2 * num_mels,)."""
-        first, second = next(windows), next(windows, None)
-        if second is None:
-            return torch.cat([first.mean(dim=0), first.std(dim=0, correction=0)])
         mean = torch.zeros(self.num_mels, dtype=torch.float64)
         squares, total = torch.zeros_like(mean), 0  # squares are summed about the mean
-        for window in itertools.chain((first, second), windows):
+        for window in windows:
             window = window.cpu().double()
             total += len(window)
             shift = window.mean(dim=0) - mean
             squares += (window - window.mean(dim=0)).square().sum(dim=0)
             squares += shift.square() * ((total - len(window)) * len(window) / total)
             mean += shift * (len(window) / total)
-        return torch.cat([mean, (squares / total).sqrt()])
+        return torch.cat([mean, (squares / total).sqrt()]).float()
 
 
 class RandomConvolution(LogMelBaseline):
@@ -231,6 +225,10 @@ class RandomConvolution(LogMelBaseline):
 UNTRAINED = {"log_mel": LogMelStatistics, "random_conv": RandomConvolution}
 
 
+Scored = Encoder | LogMelBaseline | ForeignEncoder
+"""What a probe scores: an encoder, or a baseline that looks like one."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of the table; the hash of large weights is taken once.
@@ -245,7 +243,7 @@ class Column:
     """
 
     name: str
-    variants: Sequence[PooledEmbedder]
+    variants: Sequence[Scored]
     sha256: str
     trainable: Encoder | None = None
     is_twin: bool = False
@@ -254,7 +252,7 @@ class Column:
 def make_columns(
     encoder: str,
     *,
-    protocol: ProbeProtocol,
+    protocol: Protocol,
     pooling: str = "",
     layers: str = "",
     baselines: str = "true",
@@ -280,43 +278,30 @@ def make_columns(
     """
     if encoder in UNTRAINED:
         return [_without_weights(encoder, device)]
+    has_twin = baselines != "false"
     if is_foreign(encoder):
-        columns = _foreign_columns(
-            *(encoder, protocol, pooling, layers), twin=baselines != "false", seed=seed,
-            device=device,
-        )  # fmt: skip
+        foreign = load_foreign(encoder).to(device)
+        if not layers and isinstance(foreign, TransformersEncoder):
+            layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
+        columns = [Column("pretrained", foreign_variants(foreign, pooling, layers), foreign.sha256)]
+        # Itself untrained, where its class can be made anew.
+        if has_twin and isinstance(foreign, TimmEncoder | TransformersEncoder):
+            fresh = foreign.untrained(seed).to(device)
+            columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
     else:
         loaded = load_encoder(encoder, precision=precision).to(device).eval()
         wanted = pooling or protocol.pooling, layers or protocol.layers
         columns = [_column("pretrained", loaded, *wanted)]
-        if baselines != "false":
+        if has_twin:
             twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
             columns.append(replace(twin, is_twin=True))
-    if baselines != "false":
-        columns.append(_without_weights("log_mel", device))
-    if baselines == "all":
-        columns.append(_without_weights("random_conv", device))
-    return columns
+    names = {"true": ["log_mel"], "all": ["log_mel", "random_conv"]}.get(baselines, [])
+    return columns + [_without_weights(name, device) for name in names]
 
 
 def _without_weights(name: str, device: torch.device) -> Column:
     embedder = UNTRAINED[name]().to(device)
     return Column(name, [embedder], embedder.sha256)
-
-
-def _foreign_columns(
-    encoder: str, protocol: ProbeProtocol, pooling: str, layers: str, *, twin: bool, seed: int,
-    device: torch.device,
-) -> list[Column]:  # fmt: skip
-    """An encoder of another program, and itself untrained where its class can be made anew."""
-    loaded = load_foreign(encoder).to(device)
-    if not layers and isinstance(loaded, TransformersEncoder):
-        layers = "blocks" if protocol.layers in ("blocks", "stages") else "last"
-    columns = [Column("pretrained", foreign_variants(loaded, pooling, layers), loaded.sha256)]
-    if twin and isinstance(loaded, TimmEncoder | TransformersEncoder):
-        fresh = loaded.untrained(seed).to(device)
-        columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
-    return columns
 
 
 def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:

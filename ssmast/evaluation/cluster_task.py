@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ssmast.evaluation import clusters
 from ssmast.evaluation.baselines import BASELINES, UNTRAINED, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
-from ssmast.evaluation.embed import SetEmbeddings, embed_corpus, rejected_clips
+from ssmast.evaluation.embed import embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state, scoring_seconds
 from ssmast.evaluation.protocols import LINEAR
@@ -40,12 +39,9 @@ from ssmast.evaluation.results import (
 from ssmast.files import check_output, write_atomic
 from ssmast.html import markdown_table
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
-    WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
-    parse,
+    command,
     require,
     setting,
     wants_dry_run,
@@ -114,7 +110,7 @@ def _spread_text(column: dict[str, Any], key: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(Settings):
+class ClusterConfig(SoundSettings):
     """`ssmast cluster`: a frozen encoder and classes to scores and a map."""
 
     encoder: str = setting(
@@ -154,23 +150,11 @@ class ClusterConfig(Settings):
     )
     out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(ClusterConfig, "ssmast cluster", dry_run=True, positional="task")
+def main(config: ClusterConfig, argv: list[str]) -> int:
     """`ssmast cluster`: parse, run, print the table."""
-    config = parse(
-        ClusterConfig,
-        argv,
-        command="ssmast cluster",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="task",
-    )
-    if config is None:
-        return 0
     if config.encoder in UNTRAINED:
         raise UsageError(
             f"encoder= must be an encoder folder or a Hub name, got {config.encoder}; it stands "
@@ -230,15 +214,12 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     ]
     if not process_state().is_main:
         return None
-    unread = dict(rejected_clips(labelled, corpus, [SetEmbeddings(one) for one in found]))
+    unread = dict(rejected_clips(labelled, corpus, found))
     readable = np.array([clip not in unread for clip in labelled.clips])
     taken = _taken(labelled, config)
     positions = taken[readable[taken]]
     rows = labelled.rows[positions]
-    features = {
-        column.name: one.values[torch.from_numpy(np.searchsorted(one.rows, rows))]
-        for column, one in zip(columns, found, strict=True)
-    }
+    features = {column.name: one.of(rows) for column, one in zip(columns, found, strict=True)}
     labels = [labelled.labels[position] for position in positions]
     names, numbers = np.unique(labels, return_inverse=True)
     scores: dict[str, dict[str, Any]] = {}

@@ -116,24 +116,15 @@ def normalise(features: Tensor, how: str) -> Tensor:
     return ((features.double() - mean) / std).float()
 
 
-def kmeans(
-    features: Tensor, num_clusters: int, *, seed: int, max_iterations: int = 50
-) -> Clustering:
-    """Lloyd's k-means with k-means++ seeding, by faiss.
-
-    Args:
-        features: float32 (n, D).
-        num_clusters: K.
-        seed: of the k-means++ seeding.
-        max_iterations: of Lloyd's algorithm; it stops before where nothing moves.
-    """
+def kmeans(features: Tensor, num_clusters: int, *, seed: int) -> Clustering:
+    """Lloyd's k-means with k-means++ seeding of features (n, D), by faiss; at most 50 rounds."""
     import faiss
 
     points = np.ascontiguousarray(features.cpu().numpy())
     # Distances lose digits to a common offset; clusters do not change without it.
     points = points - points.mean(axis=0, keepdims=True)
     settings = faiss.ClusteringParameters()
-    settings.seed, settings.niter = seed, max_iterations
+    settings.seed, settings.niter = seed, 50
     settings.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     settings.early_stop_threshold = 0.0
     # faiss would draw a sample, and warn of few points; every clip counts here.

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -156,7 +155,21 @@ def embed_corpus(
         parts = (
             None if cache is None else PartialEmbeddings(cache / f"{key}.parts", state, kept=found)
         )
-        found = _embed(embedder, corpus, title, workers, batch_seconds, state, crop, parts)
+        # What was done before, by whichever process, lies with the first one.
+        made, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
+        mine = list(rest)[state.rank :: state.size]
+        rate = embedder.sample_rate
+        if mine and state.is_main and isinstance(embedder, Encoder):
+            if (key := (corpus.listing_hash, str(embedder.log_mel.settings()))) not in _heard:
+                warn_of_lost_energy(corpus, embedder.log_mel)
+            _heard.add(key)
+        with Progress(title, total=len(mine), enabled=state.is_main) as progress:
+            for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
+                made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
+                if parts is not None:
+                    parts.add(made[-1], seen=[row for row, _ in batch])
+                progress.advance(len(batch))
+        found = _gather(joined(made, dim=embedder.dim), state)
         if file is not None and parts is not None and state.is_main:
             store(file, found)
             parts.remove()
@@ -180,32 +193,6 @@ def cache_key(
         "version": VERSION,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _embed(
-    embedder: Embedder,
-    corpus: Corpus,
-    title: str,
-    workers: int,
-    batch_seconds: float,
-    state: Processes,
-    crop: Crop | None,
-    parts: PartialEmbeddings | None,
-) -> Embeddings:
-    # What was done before, by whichever process, lies with the first one.
-    found, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
-    mine = list(rest)[state.rank :: state.size]
-    if mine and state.is_main and isinstance(embedder, Encoder):
-        if (key := (corpus.listing_hash, str(embedder.log_mel.settings()))) not in _heard:
-            warn_of_lost_energy(corpus, embedder.log_mel)
-        _heard.add(key)
-    with Progress(title, total=len(mine), enabled=state.is_main) as progress:
-        for batch in read_batches(corpus, mine, embedder.sample_rate, workers, crop, stream=True):
-            found.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
-            if parts is not None:
-                parts.add(found[-1], seen=[row for row, _ in batch])
-            progress.advance(len(batch))
-    return _gather(joined(found, dim=embedder.dim), state)
 
 
 def embed_batch(
@@ -246,7 +233,7 @@ def embed_batch(
 
 
 def measured_whitening(
-    encoder: Encoder, corpus: Corpus, *, directions: int, seed: int, workers: int = 0
+    encoder: Encoder, corpus: Corpus, *, directions: int, seed: int
 ) -> Whitening | None:
     """The whitening of an encoder's vectors, of at most 4,000 clips, 5 s of each.
 
@@ -255,7 +242,6 @@ def measured_whitening(
         corpus: of what it was trained on.
         directions: see `Whitening.of`.
         seed: of the choice of clips.
-        workers: threads that decode; 0 for one a core, at most 8.
 
     Returns:
         None, and a warning, where too few clips can be read.
@@ -265,7 +251,7 @@ def measured_whitening(
     rows = np.random.default_rng(seed).permutation(len(corpus))[:_WHITENING_CLIPS]
     most, found = round(_WHITENING_SECONDS * encoder.sample_rate), []
     with Progress("whitening", total=len(rows)) as progress:
-        for batch in read_batches(corpus, np.sort(rows).tolist(), encoder.sample_rate, workers):
+        for batch in read_batches(corpus, np.sort(rows).tolist(), encoder.sample_rate):
             clips = [clip[:most] for _, clip in batch if isinstance(clip, Tensor) and len(clip)]
             if clips:
                 found.append(plain.embed_clips(clips))
@@ -359,28 +345,13 @@ def _gather(mine: Embeddings, state: Processes) -> Embeddings:
     )
 
 
-@dataclass(frozen=True)
-class SetEmbeddings:
-    """Embeddings of a set's corpus: to train and validate on, and to test on where that differs."""
-
-    train: Embeddings
-    test: Embeddings | None = None
-
-    def of(self, labelled: LabelledSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Features (n, D) of the clips of a set, which all were embedded."""
-        return _picked(self.train, labelled, device), (
-            None if self.test is None else _picked(self.test, labelled, device)
-        )
-
-
 def rejected_clips(
-    labelled: LabelledSet, corpus: Corpus, embedded: Sequence[SetEmbeddings]
+    labelled: LabelledSet, corpus: Corpus, found: Sequence[Embeddings]
 ) -> list[tuple[str, str]]:
     """Clips that one of several embedders could not embed, with the reason, by name.
 
     Whatever is compared is scored on the others, so that all are scored on the same clips.
     """
-    found = [part for one in embedded for part in (one.train, one.test) if part is not None]
     good = set.intersection(*(set(part.rows.tolist()) for part in found))
     reasons = {name: why for part in found for name, why in part.rejected}
     rejected = sorted(
@@ -394,8 +365,3 @@ def rejected_clips(
             *(labelled.spec, len(rejected), rejected[0][1]),
         )
     return rejected
-
-
-def _picked(embeddings: Embeddings, labelled: LabelledSet, device: torch.device) -> Tensor:
-    where = torch.from_numpy(embeddings.rows)
-    return embeddings.values[torch.searchsorted(where, torch.from_numpy(labelled.rows))].to(device)

@@ -36,6 +36,10 @@ class Embeddings:
     seen: list[int] = field(default_factory=list)
     spans: NDArray[np.float64] | None = None
 
+    def of(self, rows: NDArray[np.int64]) -> Tensor:
+        """Vectors (m, D) of rows of the corpus, all of which were embedded."""
+        return self.values[torch.from_numpy(np.searchsorted(self.rows, rows))]
+
 
 def joined(parts: Sequence[Embeddings], *, dim: int) -> Embeddings:
     """Several put together, in the order of the corpus; none give no vectors (0, `dim`)."""

@@ -51,12 +51,10 @@ from ssmast.events import Event, EventScores, merged, score_events
 from ssmast.files import check_output, write_json
 from ssmast.report import write_report
 from ssmast.settings import (
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
-    WORKERS,
-    Settings,
-    parse,
+    SoundSettings,
+    command,
     setting,
     to_dict,
     to_words,
@@ -69,7 +67,7 @@ PROTOCOL = "fine-tuned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Settings):
+class EvaluateConfig(SoundSettings):
     """`ssmast evaluate`: a fine-tuned encoder to scores, class by class."""
 
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
@@ -100,12 +98,7 @@ class EvaluateConfig(Settings):
         range="(0, inf)",
     )
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
-    channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(
-        0.0, "seconds of audio scored at once; 0: 20, on a GPU 600", range="[0, inf)"
-    )
 
 
 class PartScores(NamedTuple):
@@ -224,13 +217,9 @@ def result_of(
     )
 
 
-def main(argv: list[str]) -> int:
+@command(EvaluateConfig, "ssmast evaluate", dry_run=True)
+def main(config: EvaluateConfig, argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
-    config = parse(
-        EvaluateConfig, argv, command="ssmast evaluate", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     check_output(_out(config), folder=True)
     labelled, classifier = _open(config)
     positions = labelled.split(config.fold).parts()[config.part]

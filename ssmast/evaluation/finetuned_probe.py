@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from ssmast.progress import Progress
 logger = logging.getLogger(__name__)
 
 Rejected = list[tuple[str, str]]
+_BATCH_SIZE = 32  # clips a step
 
 
 def run_finetuned_probe(
@@ -43,7 +45,6 @@ def run_finetuned_probe(
     num_seeds: int = 1,
     seed: int = 0,
     lr: float = 1e-3,
-    batch_size: int = 32,
     title: str = "fine-tuning",
     workers: int = 0,
 ) -> tuple[Score, Rejected]:
@@ -59,7 +60,6 @@ def run_finetuned_probe(
         num_seeds: repetitions, which differ in the head's weights, the order and the crops.
         seed: the first of them.
         lr: Adam's rate, constant.
-        batch_size: clips a step.
         title: for the progress line.
         workers: threads that decode audio.
 
@@ -79,8 +79,9 @@ def run_finetuned_probe(
         prepared = PreparedSplit(positions, labelled, split, standardise=False)
         runs = [
             _Run(
-                encoder, corpus, labelled, prepared, metric=metric, seconds=seconds, lr=lr,
-                batch_size=batch_size, seed=seed + index, workers=workers,
+                encoder=encoder, corpus=corpus, labelled=labelled, prepared=prepared, metric=metric,
+                seconds=seconds, lr=lr,
+                seed=seed + index, workers=workers,
             )
             for index in range(num_seeds)
         ]  # fmt: skip
@@ -97,6 +98,7 @@ def run_finetuned_probe(
     return tally.score(seed=seed, seconds=time.monotonic() - started), rejected
 
 
+@dataclass(kw_only=True)
 class _Run:
     """One network under training, and the weights of its best epoch.
 
@@ -105,55 +107,51 @@ class _Run:
         epoch: passes after which they were kept.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        corpus: Corpus,
-        labelled: LabelledSet,
-        prepared: PreparedSplit,
-        *,
-        metric: Metric,
-        seconds: float,
-        lr: float,
-        batch_size: int,
-        seed: int,
-        workers: int,
-    ) -> None:
-        self._corpus, self._labelled = corpus, labelled
-        self._prepared, self._metric = prepared, metric
-        self._seconds, self._batch_size, self._workers = seconds, batch_size, workers
-        self._seed, self.best, self.epoch = seed, -math.inf, 0
-        self._encoder = copy.deepcopy(encoder)
+    encoder: Encoder
+    corpus: Corpus
+    labelled: LabelledSet
+    prepared: PreparedSplit
+    metric: Metric
+    seconds: float
+    lr: float
+    seed: int
+    workers: int
+    best: float = -math.inf
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.encoder = copy.deepcopy(self.encoder)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self._head = nn.Linear(encoder.dim, len(prepared.classes)).to(encoder.device)
-        self._net = nn.ModuleList([self._encoder.backbone, self._head])
-        self._adam = torch.optim.Adam(self._net.parameters(), lr=lr)
+            torch.manual_seed(self.seed)
+            head = nn.Linear(self.encoder.dim, len(self.prepared.classes))
+            self._head = head.to(self.encoder.device)
+        self._net = nn.ModuleList([self.encoder.backbone, self._head])
+        self._adam = torch.optim.Adam(self._net.parameters(), lr=self.lr)
         self._kept = copy.deepcopy(self._net.state_dict())
 
     def train_(self, *, num_epochs: int, title: str) -> None:
         """Train; afterwards the network has the weights of its best epoch."""
         positions, targets = self._part("train")
-        generator, device = np.random.default_rng(self._seed), self._encoder.device
+        generator, device = np.random.default_rng(self.seed), self.encoder.device
         own = [device] if device.type == "cuda" else []  # no other GPU is touched
         with (
             torch.random.fork_rng(devices=own),
             Progress(title, total=num_epochs * len(positions)) as progress,
         ):
-            torch.manual_seed(self._seed)  # drop-path
+            torch.manual_seed(self.seed)  # drop-path
             for epoch in range(1, num_epochs + 1):
                 self._net.train()
                 order = generator.permutation(len(positions))
-                crop = Crop(self._seconds, "random", self._seed * num_epochs + epoch)
+                crop = Crop(self.seconds, "random", self.seed * num_epochs + epoch)
                 done = 0
                 for waveforms in self._batches(positions[order], crop):
-                    truth = targets[order[done : done + len(waveforms)]].to(self._encoder.device)
+                    truth = targets[order[done : done + len(waveforms)]].to(self.encoder.device)
                     self._adam.zero_grad()
                     probe_loss(self._logits(waveforms), truth).backward()
                     self._adam.step()
                     done += len(waveforms)
                     progress.advance(len(waveforms))
-                score = float(self._metric.score(self.scores("valid"), self._part("valid")[1]))
+                score = float(self.metric.score(self.scores("valid"), self._part("valid")[1]))
                 logger.info("%s: epoch %d of %d, valid %.3f", title, epoch, num_epochs, score)
                 if score > self.best:
                     self.best, self.epoch = score, epoch
@@ -164,31 +162,29 @@ class _Run:
     def scores(self, part: str) -> Tensor:
         """Class scores (n, C) of a part, on the CPU."""
         self._net.eval()
-        crop = Crop(self._seconds, "head")
+        crop = Crop(self.seconds, "head")
         batches = self._batches(self._part(part)[0], crop)
         return torch.cat([self._logits(waveforms).cpu() for waveforms in batches])
 
     def _part(self, name: str) -> tuple[NDArray[np.int64], Tensor]:
         """Positions of a part's clips in the set, and their targets."""
-        positions, targets = self._prepared.part(name)
+        positions, targets = self.prepared.part(name)
         return positions[:, 0].long().numpy(), targets
 
     def _logits(self, waveforms: Tensor) -> Tensor:
-        log_mel = self._encoder.log_mel(waveforms.to(self._encoder.device))
-        tokens = self._encoder.backbone.encode(log_mel)
-        return self._head(pool_tokens(tokens, mode=self._encoder.pooling))
+        log_mel = self.encoder.log_mel(waveforms.to(self.encoder.device))
+        tokens = self.encoder.backbone.encode(log_mel)
+        return self._head(pool_tokens(tokens, mode=self.encoder.pooling))
 
     def _batches(self, positions: NDArray[np.int64], crop: Crop) -> Iterator[Tensor]:
         """Waveforms (b, S) of clips in the order given."""
-        rows, batch = self._labelled.rows[positions].tolist(), []
-        for found in read_batches(
-            self._corpus, rows, self._encoder.sample_rate, self._workers, crop
-        ):
+        rows, batch = self.labelled.rows[positions].tolist(), []
+        for found in read_batches(self.corpus, rows, self.encoder.sample_rate, self.workers, crop):
             for row, audio in found:
                 if isinstance(audio, str):
-                    raise ValueError(f"clip {self._corpus.name(row)} cannot be read now: {audio}")
+                    raise ValueError(f"clip {self.corpus.name(row)} cannot be read now: {audio}")
                 batch.append(audio)
-                if len(batch) == self._batch_size:
+                if len(batch) == _BATCH_SIZE:
                     yield torch.stack(batch)
                     batch = []
         if batch:

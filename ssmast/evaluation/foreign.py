@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,11 +27,10 @@ from ssmast.audio import LogMel, LongSound
 from ssmast.files import sha256_of
 
 Sound = Tensor | LongSound
-_SEPARATOR = ":"
 
 
 class ForeignEncoder(nn.Module):
-    """What a probe asks of an encoder, of another program's; see `PooledEmbedder`.
+    """What a probe asks of an encoder, of another program's; see `Embedder`.
 
     A clip of more than `window_seconds` is cut into windows of equal length. Of their vectors the
     mean by length is taken, of the numbers in `is_max` the largest.
@@ -51,17 +51,20 @@ class ForeignEncoder(nn.Module):
     window_seconds = 30.0
     shortest_seconds = 0.1
 
+    model: Any
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self._sha256 = ""
 
     @property
     def sha256(self) -> str:
         """Hash of the weights, or of what decides the vectors in their place."""
-        if not self._sha256:
-            self._sha256 = self.identity()
-        return self._sha256
+        return self._weights_sha256
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        return _weights_sha256(self.model)
 
     @property
     def layer_dims(self) -> Sequence[int]:
@@ -72,10 +75,6 @@ class ForeignEncoder(nn.Module):
     def is_max(self) -> Tensor | None:
         """Bool (dim,): numbers of which windows give their maximum; None for none."""
         return None
-
-    def identity(self) -> str:
-        """See `sha256`."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """What besides the weights decides a vector."""
@@ -164,14 +163,14 @@ class HearEncoder(ForeignEncoder):
     """
 
     def __init__(self, name: str, *rest: str) -> None:
-        super().__init__(f"hear:{_SEPARATOR.join((name, *rest))}")
+        super().__init__(f"hear:{':'.join((name, *rest))}")
         self._module = _package(name, install="give the name of a module", wanted_by=self.name)
         for wanted in ("load_model", "get_scene_embeddings"):
             if not hasattr(self._module, wanted):
                 raise ValueError(
                     f"{self.name} has no {wanted}; wanted a module of the HEAR interface"
                 )
-        self._weights = _SEPARATOR.join(rest)
+        self._weights = ":".join(rest)
         try:
             self.model = self._module.load_model(*[self._weights] * bool(rest))
         except Exception as error:  # whatever the module of someone else raises
@@ -179,8 +178,9 @@ class HearEncoder(ForeignEncoder):
         self.sample_rate = int(self.model.sample_rate)
         self.dim = int(self.model.scene_embedding_size)
 
-    def identity(self) -> str:
-        """Of the module's file, the weights' file and the weights."""
+    @property
+    def sha256(self) -> str:
+        """Hash of the module's file, the weights' file and the weights."""
         files = [getattr(self._module, "__file__", None), self._weights]
         parts = [sha256_of(file) for file in files if file and Path(file).is_file()]
         if isinstance(self.model, nn.Module):
@@ -212,7 +212,7 @@ class TimmEncoder(ForeignEncoder):
 
     def __init__(self, name: str, weights: str = "", *, seed: int = 0) -> None:
         super().__init__(f"timm:{name}" + f":{weights}" * bool(weights))
-        self._parts = name, weights
+        self._architecture = name
         timm = _package("timm", install="pip install timm", wanted_by=self.name)
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.partition('.')[0]}*")[:5]
@@ -222,7 +222,7 @@ class TimmEncoder(ForeignEncoder):
         if weights != "untrained":
             from safetensors.torch import load_file
 
-            state = load_file(weights) if weights else load_file(_cached_timm_weights(timm, name))
+            state = load_file(weights or _cached_timm_weights(timm, name))
             wanted |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -236,17 +236,13 @@ class TimmEncoder(ForeignEncoder):
             blank = torch.zeros(1, 1, *(self._size or (self.log_mel.num_mels, width)))
             self.dim = self.model(blank).shape[1]
 
-    def identity(self) -> str:
-        """Of the weights."""
-        return _weights_sha256(self.model)
-
     def settings(self) -> dict[str, Any]:
         """What besides the weights decides a vector."""
         return {**super().settings(), "front_end": self.log_mel.settings()}
 
     def untrained(self, seed: int) -> "TimmEncoder":
         """The same with random weights."""
-        return TimmEncoder(self._parts[0], "untrained", seed=seed)
+        return TimmEncoder(self._architecture, "untrained", seed=seed)
 
     def vectors(self, waveforms: Tensor) -> Tensor:
         """(B, S) -> (B, `dim`)."""
@@ -290,7 +286,7 @@ class TransformersEncoder(ForeignEncoder):
     pooling = "mean+max over time"
 
     def __init__(self, *path: str, layers: str = "last", model: nn.Module | None = None) -> None:
-        folder = _SEPARATOR.join(path)
+        folder = ":".join(path)
         super().__init__(f"transformers:{folder}")
         if layers not in ("last", "blocks"):
             raise ValueError(f"layers of {self.name} must be last or blocks, got {layers}")
@@ -331,10 +327,6 @@ class TransformersEncoder(ForeignEncoder):
     def is_max(self) -> Tensor:
         """The second half of each layer."""
         return torch.cat([torch.arange(2 * width) >= width for width in self._widths])
-
-    def identity(self) -> str:
-        """Of the weights."""
-        return _weights_sha256(self.model)
 
     def settings(self) -> dict[str, Any]:
         """What besides the weights decides a vector."""
@@ -379,10 +371,9 @@ def _longest_input(extractor: Any) -> tuple[float, bool]:
     """
     if hasattr(extractor, "chunk_length"):  # Whisper: seconds
         return float(extractor.chunk_length), True
-    if hasattr(extractor, "num_mel_bins") and isinstance(
-        getattr(extractor, "max_length", None), int
-    ):
-        return extractor.max_length / 100, False  # AST: frames of 10 ms
+    frames = getattr(extractor, "max_length", None)
+    if hasattr(extractor, "num_mel_bins") and isinstance(frames, int):
+        return frames / 100, False  # AST: frames of 10 ms
     return 30.0, False
 
 
@@ -409,8 +400,9 @@ class OpenSmileEncoder(ForeignEncoder):
         self._version = smile.__version__
         self.dim = len(self._smile.feature_names)
 
-    def identity(self) -> str:
-        """Of the name and the version: there are no weights."""
+    @property
+    def sha256(self) -> str:
+        """Hash of the name and the version: there are no weights."""
         return hashlib.sha256(json.dumps([self.name, self._version]).encode()).hexdigest()
 
     def vectors(self, waveforms: Tensor) -> Tensor:
@@ -433,7 +425,7 @@ NAMES = "hear:MODULE, timm:NAME, transformers:FOLDER, opensmile:SET"
 
 def is_foreign(encoder: str) -> bool:
     """Whether `encoder=` names an encoder of another program."""
-    return encoder.partition(_SEPARATOR)[0] in FOREIGN and _SEPARATOR in encoder
+    return ":" in encoder and encoder.partition(":")[0] in FOREIGN
 
 
 def load_foreign(encoder: str) -> ForeignEncoder:
@@ -442,7 +434,7 @@ def load_foreign(encoder: str) -> ForeignEncoder:
     Raises:
         ValueError, FileNotFoundError: if there is none, or its package is not installed.
     """
-    kind, *parts = encoder.split(_SEPARATOR)
+    kind, *parts = encoder.split(":")
     if not parts[0]:
         raise ValueError(f"encoder={encoder} names nothing; give one of {NAMES}")
     try:

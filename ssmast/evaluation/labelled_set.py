@@ -7,11 +7,11 @@ What probes, fine-tuning, clustering, `ssmast evaluate` and the scores while tra
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmast.audio import Corpus, open_corpus
+from ssmast.evaluation.task_spec import TaskSpec
 from ssmast.splits import (
     Split,
     hold_out,
@@ -26,52 +27,14 @@ from ssmast.splits import (
     label_set,
     look_alikes,
     name_hash,
-    quoted,
-    trained_labels,
 )
 
 logger = logging.getLogger(__name__)
 
-TASK_KEYS = ("label", "split", "fold", "protocol", "group", "multi_label", "separator")
+T = TypeVar("T")
+
 # Of each class of a sample: one clip to train on, one to choose by, one to score.
 _LEAST_PER_CLASS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSpec:
-    """What to learn from which columns of which labelled set.
-
-    Attributes:
-        name: folder of the set.
-        label: column with the classes.
-        split: column of train, valid, test.
-        fold: column of folds, used when the split column is empty or `protocol` is "folds".
-        protocol: "auto", "split", "folds" or "leave_one_out:COLUMN".
-        group: column that validation clips held out of the training part must not share with
-            it, such as the speaker; empty for none.
-        multi_label: "true" where the label column holds several, "false" where it does not; empty
-            for what the task.json of the set says of that column.
-        separator: between the labels of a clip.
-    """
-
-    name: str
-    label: str = "label"
-    split: str = "split"
-    fold: str = "fold"
-    protocol: str = "auto"
-    group: str = ""
-    multi_label: str = ""
-    separator: str = ";"
-
-    def __str__(self) -> str:
-        """The spec as text, only what differs from the defaults; `parse_task` reads it back."""
-        defaults = TaskSpec(name=self.name)
-        options = ",".join(
-            f"{key}={quoted(value) if key != 'protocol' or ',' in value else value}"
-            for key in TASK_KEYS
-            if (value := getattr(self, key)) != getattr(defaults, key)
-        )
-        return f"{quoted(self.name)}:{options}" if options else quoted(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,52 +124,55 @@ class LabelledSet:
         """
         unseen = 0
         for split in self.splits:
-            is_unseen = np.zeros(len(self.clips), dtype=bool)
-            for own in self.label_sets:
-                trained = {label for position in split.train for label in own[position]}
-                for position in split.test:
-                    is_unseen[position] |= not trained.issuperset(own[position])
-            unseen += int(is_unseen.sum())
+            trained = self.labels_of(split.train)
+            unseen += sum(
+                any(not names.issuperset(own[p]) for names, own in self._each(trained))
+                for p in split.test
+            )
         return unseen
 
     @cached_property
     def untrained(self) -> dict[str, int]:
         """Classes without a training clip in some split -> test clips of them in those splits."""
         found: Counter[str] = Counter()
-        for head, own in zip(self.heads, self.label_sets, strict=True):
-            for split in self.splits:
-                trained = {label for position in split.train for label in own[position]}
+        for split in self.splits:
+            trained = self.labels_of(split.train)
+            for head, names, own in zip(self.heads, trained, self.label_sets, strict=True):
                 tested = Counter(label for position in split.test for label in own[position])
-                gone = {*head.classes, *tested} - trained
+                gone = {*head.classes, *tested} - names
                 found.update({self._named(head, name): tested[name] for name in gone})
         return dict(sorted(found.items()))
 
     @cached_property
     def untested(self) -> list[str]:
         """Classes without a test clip in any split."""
-        everywhere = np.concatenate([split.test for split in self.splits])
-        return self.missing_from(everywhere)
+        return self.missing_from(np.concatenate([split.test for split in self.splits]))
 
     def missing_from(self, positions: NDArray[np.int64]) -> list[str]:
         """Classes of the heads that none of some clips has."""
         return [
             self._named(head, name)
-            for head, own in zip(self.heads, self.label_sets, strict=True)
-            for name in sorted(set(head.classes) - {n for p in positions for n in own[p]})
+            for head, names in zip(self.heads, self.labels_of(positions), strict=True)
+            for name in sorted(set(head.classes) - names)
         ]
 
     def unknown_in(self, positions: NDArray[np.int64]) -> dict[str, int]:
         """Labels of some clips that the heads lack -> how many of these clips have them."""
-        return dict(
-            sorted(
-                Counter(
-                    self._named(head, name)
-                    for head, own in zip(self.heads, self.label_sets, strict=True)
-                    for position in positions
-                    for name in set(own[position]).difference(head.classes)
-                ).items()
-            )
+        found = Counter(
+            self._named(head, name)
+            for head, own in self._each(self.heads)
+            for position in positions
+            for name in set(own[position]).difference(head.classes)
         )
+        return dict(sorted(found.items()))
+
+    def labels_of(self, positions: NDArray[np.int64]) -> list[set[str]]:
+        """Of each head, the labels that some clips have."""
+        return [{name for p in positions for name in own[p]} for own in self.label_sets]
+
+    def _each(self, of_heads: Sequence[T]) -> Iterator[tuple[T, list[tuple[str, ...]]]]:
+        """Something of each head, and the labels of every clip."""
+        return zip(of_heads, self.label_sets, strict=True)
 
     def _named(self, head: Head, name: str) -> str:
         return f"{head.name} {name}" if len(self.heads) > 1 else name
@@ -283,30 +249,21 @@ class LabelledSet:
         return total
 
 
-def class_names(found: Collection[str], column: str, origin: dict[str, Any]) -> list[str]:
-    """The official classes in their order, where task.json has those of the column; else sorted.
-
-    Args:
-        found: names that clips have.
-        column: of the labels.
-        origin: what the task.json of the set says.
-    """
-    official = origin.get("classes") if column == origin.get("label", column) else None
-    if isinstance(official, list) and set(found) <= set(official):
-        return [str(name) for name in official]
-    return sorted(found)
-
-
 def with_class_names(labelled: LabelledSet) -> LabelledSet:
-    """The set with the classes that its clips have (or the official ones) as those of its heads."""
-    heads = [
-        replace(
-            head,
-            classes=class_names({n for names in own for n in names}, head.name, labelled.origin),
-        )
-        for head, own in zip(labelled.heads, labelled.label_sets, strict=True)
-    ]
-    return replace(labelled, heads=heads)
+    """The set with the classes that its clips have as those of its heads, sorted.
+
+    Where its task.json has the official classes of a column, those in their order.
+    """
+    origin, classes = labelled.origin, []
+    for head, names in zip(
+        labelled.heads, labelled.labels_of(np.arange(len(labelled.clips))), strict=True
+    ):
+        official = origin.get("classes") if head.name == origin.get("label", head.name) else None
+        if isinstance(official, list) and names <= set(official):
+            classes.append([str(name) for name in official])
+        else:
+            classes.append(sorted(names))
+    return _with_classes(labelled, classes)
 
 
 def with_trained_classes(labelled: LabelledSet, split: Split) -> LabelledSet:
@@ -314,11 +271,14 @@ def with_trained_classes(labelled: LabelledSet, split: Split) -> LabelledSet:
 
     An output that is never trained would be predicted by chance.
     """
-    heads = []
-    for head, own in zip(labelled.heads, labelled.label_sets, strict=True):
-        trained = {label for position in split.train for label in own[position]}
-        heads.append(replace(head, classes=[name for name in head.classes if name in trained]))
-    return replace(labelled, heads=heads)
+    trained = labelled.labels_of(split.train)
+    kept = zip(labelled.heads, trained, strict=True)
+    return _with_classes(labelled, [[n for n in head.classes if n in own] for head, own in kept])
+
+
+def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSet:
+    pairs = zip(labelled.heads, classes, strict=True)
+    return replace(labelled, heads=[replace(head, classes=own) for head, own in pairs])
 
 
 def check_splits(labelled: LabelledSet) -> None:
@@ -328,14 +288,24 @@ def check_splits(labelled: LabelledSet) -> None:
         ValueError: if a part is empty, there are too few classes to train on, or no class of the
             training part is validated and tested.
     """
-    for head, own in zip(labelled.heads, labelled.label_sets, strict=True):
-        name = f"task {str(labelled.spec)!r}"
-        if len(labelled.heads) > 1 or head.name != labelled.spec.label:
-            name += f", column {head.name!r}"
-        for split in labelled.splits:
-            trained = trained_labels(split, own, name=name, least=2 - labelled.multi_label)
-            for part, indices in (("valid", split.valid), ("test", split.test)):
-                if not any(trained.intersection(own[index]) for index in indices):
+    least = 2 - labelled.multi_label
+    for split in labelled.splits:
+        parts = {part: labelled.labels_of(where) for part, where in split.parts().items()}
+        for number, head in enumerate(labelled.heads):
+            name = f"task {str(labelled.spec)!r}"
+            if len(labelled.heads) > 1 or head.name != labelled.spec.label:
+                name += f", column {head.name!r}"
+            for part, where in split.parts().items():
+                if not len(where):
+                    raise ValueError(f"{name}: no clip in the {part} part of {split.name}")
+            trained = parts["train"][number]
+            if len(trained) < least:
+                raise ValueError(
+                    f"{name}: trains on {len(trained)} class in {split.name}; wanted at least "
+                    f"{least}"
+                )
+            for part in ("valid", "test"):
+                if not trained & parts[part][number]:
                     raise ValueError(
                         f"{name}: no class of the {part} part of {split.name} is in its "
                         "training part, so nothing can be scored"

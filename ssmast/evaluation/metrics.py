@@ -219,8 +219,8 @@ def confusion_matrix(predictions: Tensor, targets: Tensor, *, num_classes: int) 
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def t_interval(values: list[float], *, confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half-width of Student's t interval of the mean; None for a single value.
+def t_interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half-width of Student's 95 % interval of the mean; None for a single value.
 
     >>> mean, half = t_interval([0.8, 0.9, 1.0])
     >>> round(mean, 3), round(half, 3)
@@ -233,14 +233,12 @@ def t_interval(values: list[float], *, confidence: float = 0.95) -> tuple[float,
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, None
-    half_width = t.ppf(0.5 + confidence / 2, len(values) - 1) * np.std(values, ddof=1)
+    half_width = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)
     return mean, float(half_width) / math.sqrt(len(values))
 
 
-def bootstrap_interval(
-    right: Tensor, *, seed: int, num_draws: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Ends of the percentile bootstrap interval of a mean over clips, by scipy.
+def bootstrap_interval(right: Tensor, *, seed: int) -> tuple[float, float]:
+    """Ends of the 95 % percentile bootstrap interval of a mean over clips, by scipy.
 
     How far a fresh test set might move it. Clips of one speaker or recording are not independent,
     so the truth is wider still.
@@ -248,8 +246,6 @@ def bootstrap_interval(
     Args:
         right: (n,) score of each clip, e.g. the fraction of seeds that were right.
         seed: of the resampling.
-        num_draws: resampled test sets.
-        confidence: fraction of them between the two ends.
     """
     from scipy.stats import bootstrap
 
@@ -257,7 +253,7 @@ def bootstrap_interval(
     if len(values) == 1:  # nothing to resample
         return float(values[0]), float(values[0])
     found = bootstrap(
-        (values,), np.mean, n_resamples=num_draws, confidence_level=confidence,
-        method="percentile", batch=100, rng=np.random.default_rng(seed),
+        (values,), np.mean, n_resamples=2000, method="percentile", batch=100,
+        rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -2,24 +2,21 @@
 
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
-    no table          a folder a class, see `class_folders.py`
-    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/layouts.py`
+    no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
+    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
     audio.tar         or the audio files themselves, named by `path`
 
-A task names a set and, where wanted, other columns:
-`fsdd`, `speech:label=speaker,split=split_speaker`, `fsdd:protocol=leave_one_out:speaker`,
-`events:multi_label=true` where the label column holds several labels a clip, `dog;rain`.
-What is left open comes from a `task.json` beside metadata.csv, as `ssmast prepare task=` writes it,
-or from the layout. Where nothing says what tests, a fifth of each class does, by a hash of the
-names; with `group=`, whole groups of a column, or of what the brackets of a pattern take of each
-path, such as `group='(.*)_'`.
+A task (`task_spec.py`) names a set and, where wanted, other columns. What is left open comes from a
+`task.json` beside metadata.csv, as `ssmast prepare task=` writes it, or from the layout. Where
+nothing says what tests, a fifth of each class does, by a hash of the names; with `group=`, whole
+groups of a column, or of what the brackets of a pattern take of each path, such as `group='(.*)_'`.
 """
 
 import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssmast.audio import open_corpus
+from ssmast.audio import Corpus, open_corpus
 from ssmast.audio.corpus.open import MANIFEST, layout_of
 from ssmast.audio.corpus.table import (
     METADATA,
@@ -38,15 +35,8 @@ from ssmast.audio.corpus.table import (
     read_task_file,
     said_of,
 )
-from ssmast.evaluation.class_folders import has_class_folders, read_class_folders
-from ssmast.evaluation.labelled_set import (
-    TASK_KEYS,
-    Head,
-    LabelledSet,
-    TaskSpec,
-    check_splits,
-    with_class_names,
-)
+from ssmast.evaluation.labelled_set import Head, LabelledSet, check_splits, with_class_names
+from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
 from ssmast.splits import (
     HELD_OUT,
     few_names,
@@ -57,8 +47,6 @@ from ssmast.splits import (
     named_parts,
     part_of,
     rarest_labels,
-    split_words,
-    unquoted,
     with_test_part,
 )
 
@@ -66,74 +54,12 @@ logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
 _NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
-# What a task.json may decide; whether a clip has several labels belongs to its label column.
-_FROM_FILE = TASK_KEYS[:5]
+
+Table = dict[str, list[str]]
+"""Columns by name, a value a row."""
 
 
-def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
-    """The spec with what the user left open taken from the task.json of the set.
-
-    Args:
-        spec: as asked for.
-        facts: from `read_task_file`.
-
-    >>> filled(TaskSpec(name="a"), {"label": "class", "protocol": "folds"}).label
-    'class'
-    """
-    usual = TaskSpec(name=spec.name)
-    left_open = [key for key in _FROM_FILE if getattr(spec, key) == getattr(usual, key)]
-    if not {"split", "fold"} <= set(left_open) and "protocol" in left_open:
-        left_open.remove("protocol")  # another column was asked for: it decides
-    return replace(spec, **{key: str(facts[key]) for key in left_open if facts.get(key)})
-
-
-def split_names(text: str) -> list[str]:
-    """Task names in `[a,b:label=speaker,split=c]`, `a,b` or `a`; `'a,b'` is one.
-
-    >>> split_names("[a, b:label=speaker,split=c, d]")
-    ['a', 'b:label=speaker,split=c', 'd']
-    """
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    names: list[str] = []
-    for word in map(unquoted, split_words(text)):
-        # A word such as `split=c` belongs to the task before it.
-        if names and re.match(rf"({'|'.join(TASK_KEYS)})=", word):
-            names[-1] += "," + word
-        elif word:
-            names.append(word)
-    return names
-
-
-def parse_task(text: str) -> TaskSpec:
-    """A task from `name` or `name:key=value,key=value`; in quotes, all marks are letters.
-
-    >>> str(parse_task("'a, b':label='x:y'"))
-    "'a, b':label='x:y'"
-
-    Raises:
-        ValueError: if a key is unknown or the name is missing.
-    """
-    name, *rest = split_words(text, ":")
-    name = unquoted(name)
-    if not name:
-        raise ValueError(f"a task needs the name of a labelled set before ':', got {text!r}")
-    options: dict[str, str] = {}
-    for word in filter(None, split_words(":".join(rest))):
-        key, equals, value = word.partition("=")
-        value = unquoted(value)
-        if key not in TASK_KEYS or not equals:
-            raise ValueError(
-                f"task {text!r}: after ':' come key=value pairs with the keys "
-                f"{', '.join(TASK_KEYS)}, got {word!r}"
-            )
-        if key == "multi_label" and value not in ("true", "false"):
-            raise ValueError(f"task {text!r}: multi_label must be true or false, got {value!r}")
-        if key == "separator" and not value:
-            raise ValueError(f"task {text!r}: separator must not be empty")
-        options[key] = value
-    return TaskSpec(name=name, **options)
+# -- which sets there are --------------------------------------------------------------------------
 
 
 def find_sets(data: str | Path) -> list[str]:
@@ -148,24 +74,18 @@ def find_sets(data: str | Path) -> list[str]:
     data = Path(data)
     if not data.exists():
         raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
-    if has_layout(data):
+    if _is_set(data):
+        if not has_layout(data) and find_table(data) is not None:
+            _check_columns(read_header(_table_of(data)), TaskSpec(name=set_name(data)), data)
         return [set_name(data)]
     if not data.is_dir():
         raise FileNotFoundError(
             f"{data} is no labelled set; give data=FOLDER, or a table with labels"
         )
-    if find_table(data) is not None:
-        _check_columns(read_header(_table_of(data)), TaskSpec(name=data.resolve().name), data)
-        return [data.resolve().name]
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
-    others = [name for name, table in tables.items() if table is None and _may_be_set(data / name)]
-    if not columns and has_class_folders(data):
-        others = [name for name in others if (data / name).is_dir() or is_table(data / name)]
-        if not others:
-            return [data.resolve().name]
-    names += others
+    names += [name for name, table in tables.items() if not table and _may_be_set(data / name)]
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -179,21 +99,38 @@ def find_sets(data: str | Path) -> list[str]:
     return sorted(names)
 
 
+def _is_set(place: Path) -> bool:
+    """Whether a path is a set: a table, another program's layout, or a folder a class."""
+    if not place.exists():
+        return False
+    if find_table(place) is not None or has_layout(place):
+        return True
+    if not place.is_dir() or any(
+        find_table(one) or ((one.is_dir() or _is_table(one)) and _may_be_set(one))
+        for one in place.iterdir()
+    ):
+        return False
+    try:
+        corpus = open_corpus(place)
+    except ValueError:  # no sound
+        return False
+    return len(set(filter(None, _class_folders(place, corpus)["label"]))) > 1
+
+
 def has_layout(place: Path) -> bool:
     """Whether a path has a layout of another program, or is a tar or table that may have labels."""
-    if place.is_file() and (is_table(place) or place.suffix.lower() == ".tar"):
+    if _is_table(place) or (place.is_file() and place.suffix.lower() == ".tar"):
         return True
     return layout_of(place) is not None or _is_of_tars(place)
 
 
-def is_table(place: Path) -> bool:
-    """Whether a path is a CSV file by its name."""
+def _is_table(place: Path) -> bool:
     return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
 
 
 def _may_be_set(place: Path) -> bool:
     """Whether what lies in a folder is a set of its own, and no table of something else."""
-    if not is_table(place) or layout_of(place) is not None:
+    if not _is_table(place) or layout_of(place) is not None:
         return has_layout(place)
     columns = read_header(place)
     return all(find_column(columns, usual) in columns for usual in ("path", "label"))
@@ -224,9 +161,36 @@ def _other_tables(folder: Path) -> str:
     return f"; found {shown}: save the table with the labels as {METADATA}" if found else ""
 
 
-def _table_of(folder: Path) -> Path:
-    """The table of a set, or the folder itself where its sub-folders are the classes."""
-    return find_table(folder) or folder
+def _find_folder(data: Path, name: str) -> Path:
+    """The folder of one labelled set, in a folder of them or that folder itself.
+
+    Raises:
+        FileNotFoundError: naming the sets that are there.
+    """
+    for folder in (data / name, data if set_name(data) == name else None):
+        if folder is not None and _is_set(folder):
+            return folder
+    found = ", ".join(find_sets(data))
+    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
+
+
+def _asked(data: Path, task: TaskSpec | str) -> TaskSpec:
+    """The task that is meant; where none is named, the only set."""
+    if isinstance(task, TaskSpec):
+        return task
+    if not task:
+        # Which of its columns are labels may be said elsewhere.
+        names = [set_name(data)] if _is_set(data) else find_sets(data)
+        if len(names) > 1:
+            raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
+        return TaskSpec(name=names[0])
+    # A set that is called exactly so is meant, whatever its name looks like.
+    folders = [one for one in sorted(data.iterdir()) if one.is_dir()] if data.is_dir() else []
+    named = {set_name(place) for place in (data, *folders) if place.exists()}
+    return TaskSpec(name=task) if task in named else parse_task(task)
+
+
+# -- one set --------------------------------------------------------------------------------------
 
 
 def load_set(
@@ -253,18 +217,16 @@ def load_set(
         ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
             empty, or several columns are asked to hold several labels a clip.
     """
-    task = task or _only_set(data)
-    if isinstance(task, str):
-        # A set that is called exactly so is meant, whatever its name looks like.
-        is_name = task in (name for name, _ in _named_sets(Path(data)))
-        task = TaskSpec(name=task) if is_name else parse_task(task)
-    asked = replace(task, group=group) if group else task
+    asked = _asked(Path(data), task)
+    asked = replace(asked, group=group) if group else asked
     folder = _find_folder(Path(data), asked.name)
+    where = _table_of(folder)
     table, said = _read_columns(folder)
     origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
+    path = find_column(list(table), "path")
     if spec.group and spec.group not in table and "(" in spec.group:
-        table[spec.group] = _groups_by(spec.group, table[find_column(list(table), "path")])
+        table[spec.group] = _groups_by(spec.group, table[path])
     meant = {
         key: find_column(list(table), name)
         for key in ("label", "split", "fold", "group")
@@ -287,17 +249,16 @@ def load_set(
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
     if left_out:
         counts = ", ".join(f"{count} ({why})" for why, count in left_out.items())
-        logger.info("%s: rows left out: %s", _table_of(folder), counts)
-    clips = [table[find_column(list(table), "path")][index] for index in kept]
+        logger.info("%s: rows left out: %s", where, counts)
+    table = {name: [own[index] for index in kept] for name, own in table.items()}
+    clips, values, cells = table[path], table[column], [table[name] for name in columns]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
     counts = Counter(posixpath.normpath(clip) for clip in clips)
     repeated = next((clip for clip, count in counts.items() if count > 1), None)
     if repeated is not None:
-        raise ValueError(f"{_table_of(folder)} lists {repeated!r} twice; keep one row a clip")
-    cells = [[table[name][index] for index in kept] for name in columns]
-    _warn_of_odd_labels(cells, separator, folder)
-    values = [table[column][index] for index in kept]
-    groups = [table[spec.group][index] for index in kept] if spec.group else None
+        raise ValueError(f"{where} lists {repeated!r} twice; keep one row a clip")
+    _warn_of_odd_labels(cells, separator, where)
+    groups = table[spec.group] if spec.group else None
     strata = rarest_labels(cells[0], separator) if separator else cells[0]
     try:
         if kind == "split":
@@ -305,10 +266,7 @@ def load_set(
         else:
             splits = (group_folds if kind == "folds" else leave_one_out)(values)
     except ValueError as error:  # among twenty sets, which one?
-        raise ValueError(f"{_table_of(folder)}, column {column!r}: {error}") from error
-    where = _table_of(folder)
-    for name, own in ((spec.group, groups), (column, values if kind == "leave_one_out" else None)):
-        _warn_of_look_alikes(own or (), f"{where}, column {name!r}")
+        raise ValueError(f"{where}, column {column!r}: {error}") from error
     labelled = with_class_names(
         LabelledSet(
             spec=asked,
@@ -324,67 +282,23 @@ def load_set(
             origin=origin,
         )
     )
-    for head in labelled.heads:
-        _warn_of_look_alikes(head.classes, f"{where}, column {head.name!r}")
+    for name, own in (
+        (spec.group, groups or ()),
+        (column, values if kind == "leave_one_out" else ()),
+        *((head.name, head.classes) for head in labelled.heads),
+    ):
+        _warn_of_look_alikes(own, f"{where}, column {name!r}")
     check_splits(labelled)
     _warn_of_absent_classes(labelled)
     return labelled
 
 
-def _warn_of_absent_classes(labelled: LabelledSet) -> None:
-    """Name the classes that clips have, but none to train on or none to test on."""
-    several = " of some fold" if len(labelled.splits) > 1 else ""
-    for names, part in (
-        ([name for name, tested in labelled.untrained.items() if tested], f"training{several}"),
-        (set(labelled.untested).difference(labelled.untrained), "test"),
-    ):
-        if names:
-            logger.warning(
-                "%s: classes without a clip in the %s part: %s",
-                *(labelled.spec, part, few_names(sorted(names))),
-            )
+def _table_of(folder: Path) -> Path:
+    """The table of a set, or the folder itself where its sub-folders are the classes."""
+    return find_table(folder) or folder
 
 
-def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
-    groups = look_alikes(names)
-    if groups:
-        shown = few_names([", ".join(map(repr, group)) for group in groups], between="; ")
-        logger.warning(
-            "%s: names that look like one are taken as different ones: %s; write each in one way",
-            *(where, shown),
-        )
-
-
-def _named_sets(data: Path) -> Iterator[tuple[str, Path]]:
-    """Name and place of each folder that may be a set: `data`, and what lies in it."""
-    for place in (data, *(sorted(data.iterdir()) if data.is_dir() else ())):
-        if place.is_dir() or (place == data and place.exists()):
-            yield set_name(place), place
-
-
-def _is_set(folder: Path) -> bool:
-    if not folder.exists() or find_table(folder) is not None:
-        return folder.exists()
-    if has_layout(folder) or not folder.is_dir():
-        return has_layout(folder)
-    try:
-        return find_sets(folder) == [set_name(folder)]
-    except FileNotFoundError:
-        return False
-
-
-def _only_set(data: str | Path) -> str:
-    if _is_set(Path(data)):  # which of its columns are labels may be said elsewhere
-        return set_name(Path(data))
-    names = find_sets(data)
-    if len(names) > 1:
-        raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
-    return names[0]
-
-
-def _complete_rows(
-    table: dict[str, list[str]], columns: Sequence[str]
-) -> tuple[list[int], dict[str, int]]:
+def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dict[str, int]]:
     """Rows that have a value in every column, and how many were left out for which column."""
     left_out: Counter[str] = Counter()
     kept: list[int] = []
@@ -397,9 +311,8 @@ def _complete_rows(
     return kept, dict(left_out)
 
 
-def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -> None:
+def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    where = _table_of(folder)
     missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
     if missing:
         logger.warning(
@@ -432,31 +345,41 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, folder: Path) -
         )
 
 
-def _find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set.
-
-    Args:
-        data: folder of labelled sets, or the set itself.
-        name: of the set's folder.
-
-    Raises:
-        FileNotFoundError: naming the sets that are there.
-    """
-    for folder in (data / name, data if set_name(data) == name else None):
-        if folder is not None and _is_set(folder):
-            return folder
-    found = ", ".join(find_sets(data))
-    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
+def _warn_of_absent_classes(labelled: LabelledSet) -> None:
+    """Name the classes that clips have, but none to train on or none to test on."""
+    several = " of some fold" if len(labelled.splits) > 1 else ""
+    for names, part in (
+        ([name for name, tested in labelled.untrained.items() if tested], f"training{several}"),
+        (set(labelled.untested).difference(labelled.untrained), "test"),
+    ):
+        if names:
+            logger.warning(
+                "%s: classes without a clip in the %s part: %s",
+                *(labelled.spec, part, few_names(sorted(names))),
+            )
 
 
-def _read_columns(place: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Columns of a set by name, a value a row, without the space around it; and what it says.
+def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
+    groups = look_alikes(names)
+    if groups:
+        shown = few_names([", ".join(map(repr, group)) for group in groups], between="; ")
+        logger.warning(
+            "%s: names that look like one are taken as different ones: %s; write each in one way",
+            *(where, shown),
+        )
+
+
+def _read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
+    """Columns of a set, without the space around their values; and what it says of itself.
 
     Raises:
         ValueError: if there is no row.
     """
     if _are_class_folders(place):
-        return read_class_folders(place), {}
+        table = _class_folders(place, open_corpus(place))
+        if "test" in table.get("split", ()):
+            logger.info("%s: parts and classes are its folders", place)
+        return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(_table_of(place))
         if not len(table):
@@ -470,15 +393,46 @@ def _read_columns(place: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
         )
     columns = _stripped(corpus.table)
     columns.pop(find_column(list(columns), "path"), None)
-    names = [corpus.name(i) for i in range(len(corpus))]
-    return {"path": names, **columns}, said_of(corpus.table)
+    return {"path": _names(corpus), **columns}, said_of(corpus.table)
 
 
 def _are_class_folders(place: Path) -> bool:
     return place.is_dir() and find_table(place) is None and not has_layout(place)
 
 
-def _stripped(table: pa.Table) -> dict[str, list[str]]:
+def _class_folders(folder: Path, corpus: Corpus) -> Table:
+    """Path, label and, where folders say it, split of sounds whose folders are their classes.
+
+    Sounds that lie in no class folder have an empty label.
+
+    Raises:
+        ValueError: if some folders are parts and others are not.
+    """
+    paths = _names(corpus)
+    levels = [path.split("/")[:-1] for path in paths]
+    tops = sorted({above[0] for above in levels if above})
+    parts = [top for top in tops if part_of(top)]
+    others = [top for top in tops if not part_of(top)]
+    # A class may be called train, but hardly one train and another test.
+    if others and {"train", "test"} <= set(map(part_of, parts)):
+        raise ValueError(
+            f"{folder} holds the parts {', '.join(parts)} and beside them {few_names(others)}: "
+            "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
+            "path,label,split"
+        )
+    has_parts = not others and any(len(above) > 1 for above in levels)
+    first = [[*above, "", ""][:2] for above in levels]
+    if not has_parts:
+        return {"path": paths, "label": [top for top, _ in first]}
+    split = [part_of(top) for top, _ in first]
+    return {"path": paths, "label": [below for _, below in first], "split": split}
+
+
+def _names(corpus: Corpus) -> list[str]:
+    return [corpus.name(i) for i in range(len(corpus))]
+
+
+def _stripped(table: pa.Table) -> Table:
     return {
         name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
     }
@@ -505,9 +459,7 @@ def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
     return groups
 
 
-def _with_drawn_parts(
-    table: dict[str, list[str]], spec: TaskSpec, separator: str, place: Path
-) -> dict[str, list[str]]:
+def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path) -> Table:
     """The table with a test part that a hash of the names, or of the groups, draws."""
     clips = table[find_column(list(table), "path")]
     labels = table[spec.label]
@@ -551,14 +503,15 @@ def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
-                    f"labels=[COLUMN] to fine-tune, else task={spec.name}:label=COLUMN"
+                    "labels=[COLUMN] to fine-tune, else task="
+                    f"{spec.name}:label=COLUMN"
                 )
             raise ValueError(
                 f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"
             )
 
 
-def _protocol_of(table: dict[str, list[str]], spec: TaskSpec, folder: Path) -> tuple[str, str]:
+def _protocol_of(table: Table, spec: TaskSpec, folder: Path) -> tuple[str, str]:
     """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
     if spec.protocol.startswith("leave_one_out:"):
         column = spec.protocol.partition(":")[2]

@@ -16,7 +16,7 @@ import numpy as np
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import write_json
 from ssmast.html import markdown_table
-from ssmast.splits import Split, few_names, other_copies
+from ssmast.splits import few_names, other_copies
 from ssmast.version import __version__
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "copies")
@@ -231,14 +231,9 @@ class ClusterResult(About):
     kind: str = "clusters"
 
 
-def set_facts(labelled: LabelledSet, splits: list[Split] | None = None) -> dict[str, Any]:
-    """What results say of the labelled set; arguments of `Result`.
-
-    Args:
-        labelled: the set without the clips that could not be read.
-        splits: those that were scored; None for all of the set.
-    """
-    splits = labelled.splits if splits is None else splits
+def set_facts(labelled: LabelledSet) -> dict[str, Any]:
+    """What results say of the labelled set, less clips that could not be read; for `Result`."""
+    splits = labelled.splits
     counts = [{f"n_{part}": len(rows) for part, rows in split.parts().items()} for split in splits]
     return {
         "task": str(labelled.spec),

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssmast.audio import AudioError, Corpus, read_audio
+from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.baselines import (
     BASELINES,
     BEST,
     UNTRAINED,
     Column,
-    PooledEmbedder,
+    Scored,
     make_columns,
 )
 from ssmast.evaluation.embed import (
     NOT_FINITE,
     Crop,
     Embeddings,
-    SetEmbeddings,
     embed_corpus,
     rejected_clips,
 )
@@ -35,12 +35,9 @@ from ssmast.evaluation.processes import Processes, process_state, scoring_second
 from ssmast.evaluation.protocols import LINEAR, PROTOCOLS, Protocol, slots_of
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
-    WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
     setting,
 )
@@ -50,12 +47,14 @@ from ssmast.weights import DEFAULT
 logger = logging.getLogger(__name__)
 
 # Part of what decides whether a result still stands: raise it when a probe would give another.
-VERSION = 4
+VERSION = 5
 Rejected = list[tuple[str, str]]
+Vectors = list[Embeddings]
+"""Of a set's corpus: to train and validate on, and to test on where these differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(Settings):
+class ProbeConfig(SoundSettings):
     """`ssmast probe`: a frozen encoder to scores."""
 
     encoder: str = setting(
@@ -111,11 +110,8 @@ class ProbeConfig(Settings):
         "length of the crops of evar_strict and lape_finetune; 0: the published one",
         range="[0, inf)",
     )
-    channel: str = setting("mean", CHANNEL)
     epochs: int = setting(100, "epochs of lape_finetune", range="[1, inf)")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     cache: str = setting("", "folder where embeddings are kept; empty: embeddings/ in out")
 
     def __post_init__(self) -> None:
@@ -276,7 +272,7 @@ class Scorer:
 
     def _probed(
         self, job: Job
-    ) -> tuple[dict[str, Score], Rejected, list[PooledEmbedder], list[dict[str, Any]] | None]:
+    ) -> tuple[dict[str, Score], Rejected, list[Scored], list[dict[str, Any]] | None]:
         """Scores by column, clips left out, the variant of each column, and what was tried."""
         main, *others = self.columns
         tried = [self._embed(job, main, embedder) for embedder in main.variants]
@@ -290,7 +286,7 @@ class Scorer:
         found = [tried[best]]
         found += [self._embed(job, *pair) for pair in zip(others, chosen[1:], strict=True)]
         readable, rejected = self._readable(job, found)
-        whitening = getattr(chosen[0], "whitening", None)
+        whitening = chosen[0].whitening if isinstance(chosen[0], Encoder) else None
         scores = {
             column.name: self._probe(
                 *(job, readable, column, embedder, vectors),
@@ -300,7 +296,7 @@ class Scorer:
         }
         return scores, rejected, chosen, candidates
 
-    def _candidates(self, job: Job, tried: list[SetEmbeddings]) -> list[dict[str, Any]]:
+    def _candidates(self, job: Job, tried: list[Vectors]) -> list[dict[str, Any]]:
         """Each variant of the first column with its validation score."""
         readable, _ = self._readable(job, tried)
         candidates, main = [], self.columns[0]
@@ -311,9 +307,10 @@ class Scorer:
             logger.info("%s: %s", readable.spec, candidates[-1])
         return candidates
 
-    def _readable(self, job: Job, found: Sequence[SetEmbeddings]) -> tuple[LabelledSet, Rejected]:
+    def _readable(self, job: Job, found: Sequence[Vectors]) -> tuple[LabelledSet, Rejected]:
         """The set less the clips that any column could not embed: all are scored on the same."""
-        rejected = rejected_clips(job.labelled, job.corpus, found)
+        parts = [part for vectors in found for part in vectors]
+        rejected = rejected_clips(job.labelled, job.corpus, parts)
         return without(job.labelled, [clip for clip, _ in rejected]), rejected
 
     def _probe(
@@ -321,38 +318,47 @@ class Scorer:
         job: Job,
         labelled: LabelledSet,
         column: Column,
-        embedder: PooledEmbedder,
-        vectors: SetEmbeddings,
+        embedder: Scored,
+        vectors: Vectors,
         *,
         whitening: Whitening | None = None,
         protocol: Protocol | None = None,
     ) -> Score:
-        features, test_features = vectors.of(labelled, process_state().device)
+        found = [one.of(labelled.rows).to(process_state().device) for one in vectors]
+        features, test_features = found[0], found[1] if len(found) > 1 else None
+        ways = [(features, test_features)]
         if whitening is not None:
             own = Whitening.of(features, directions=len(whitening.factors))
-            features = own(features)
-            test_features = None if test_features is None else own(test_features)
-        score = run_probe(
-            features,
-            labelled,
-            protocol=protocol or self.protocol,
-            metric=job.metric,
-            num_seeds=0 if protocol else self.config.seeds,
-            seed=self.config.seed,
-            test_features=test_features,
-            widths=embedder.layer_dims,
-            lr=self.config.lr,
-            slots=slots_of(embedder.pooling),
-        )
+            ways.append((own(features), None if test_features is None else own(test_features)))
+        scores = [
+            run_probe(
+                features,
+                labelled,
+                protocol=protocol or self.protocol,
+                metric=job.metric,
+                num_seeds=0 if protocol else self.config.seeds,
+                seed=self.config.seed,
+                test_features=test_features,
+                widths=embedder.layer_dims,
+                lr=self.config.lr,
+                slots=slots_of(embedder.pooling),
+            )
+            for features, test_features in ways
+        ]
+        # An untrained network is whitened where its validation part gains: some lose by it.
+        score = max(scores, key=lambda score: score.valid or 0.0)
+        if whitening is not None:
+            facts = {"whitened": score is scores[-1]}
+            score = replace(score, chosen=[{**one, **facts} for one in score.chosen])
         return self._of_column(job, column, embedder, score)
 
     def _embed(
         self,
         job: Job,
         column: Column,
-        embedder: PooledEmbedder,
+        embedder: Scored,
         processes: Processes | None = None,
-    ) -> SetEmbeddings:
+    ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
         alone = Processes(rank=0, size=1, device=process_state().device)
 
@@ -370,9 +376,9 @@ class Scorer:
             )
 
         if not job.crop_seconds:
-            return SetEmbeddings(embedded(None))
+            return [embedded(None)]
         train = embedded(Crop(job.crop_seconds, "random", self.config.seed))
-        return SetEmbeddings(train, embedded(Crop(job.crop_seconds, "head")))
+        return [train, embedded(Crop(job.crop_seconds, "head"))]
 
     # -- encoders that are trained too -----------------------------------------------------------
 
@@ -409,6 +415,6 @@ class Scorer:
             scores[column.name] = self._of_column(job, column, embedder, score)
         return scores, rejected
 
-    def _of_column(self, job: Job, column: Column, embedder: PooledEmbedder, score: Score) -> Score:
+    def _of_column(self, job: Job, column: Column, embedder: Scored, score: Score) -> Score:
         logger.info("%s, %s: %.1f %%", job.labelled.spec, column.name, 100 * score.mean)
         return replace(score, encoder_sha256=column.sha256, dim=embedder.dim)

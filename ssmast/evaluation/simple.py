@@ -16,46 +16,44 @@ from torch.nn import functional as F
 
 from ssmast.evaluation.fitting import Fitted, Problem, mean_and_std
 
+_MOST_STEPS = 1000  # of L-BFGS
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
 
-def fit_logreg(of: Problem, *, c_grid: tuple[float, ...] = C_GRID, max_iter: int = 1000) -> Fitted:
+def fit_logreg(of: Problem) -> Fitted:
     """scikit-learn's LogisticRegression, its C chosen on `valid`, fitted on `train` alone.
 
-    Args:
-        of: standardised features; the stronger regularisation wins ties. Where a clip has several
-            labels, every class is fitted against the rest.
-        c_grid: inverse strengths of the L2 penalty to try.
-        max_iter: steps of L-BFGS.
+    Features are standardised; the stronger regularisation wins ties. Where a clip has several
+    labels, every class is fitted against the rest.
     """
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
 
     models, values = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `chosen`
-        for c in c_grid:
-
-            def regression(c: float = c) -> LogisticRegression:
-                return LogisticRegression(C=c, max_iter=max_iter)
-
-            model = (_OneByOne if of.multi_label else _AllAtOnce)(of, regression)
-            models.append(model)
-            values.append(float(of.metric.score(model(of.valid[0]), of.valid[1])))
+        for c in C_GRID:
+            models.append((_OneByOne if of.multi_label else _AllAtOnce)(of, c))
+            values.append(float(of.metric.score(models[-1](of.valid[0]), of.valid[1])))
     index = values.index(max(values))
     best = models[index]
     return Fitted(
         scores=best,
-        chosen={"C": c_grid[index], "converged": best.steps < max_iter},
+        chosen={"C": C_GRID[index], "converged": best.steps < _MOST_STEPS},
         valid=[values[index]],
     )
+
+
+def _regression(c: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=_MOST_STEPS)
 
 
 class _AllAtOnce:
     """One multinomial regression; features (n, D) -> (1, n, C)."""
 
-    def __init__(self, of: Problem, regression: Callable[[], Any]) -> None:
-        self._model = regression().fit(of.train[0].cpu().numpy(), of.train[1].cpu().numpy())
+    def __init__(self, of: Problem, c: float) -> None:
+        self._model = _regression(c).fit(of.train[0].cpu().numpy(), of.train[1].cpu().numpy())
         self.steps = int(max(self._model.n_iter_))
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -71,11 +69,11 @@ class _OneByOne:
     A class that all training clips have, or none, has nothing to be fitted to: its score is 0.
     """
 
-    def __init__(self, of: Problem, regression: Callable[[], Any]) -> None:
+    def __init__(self, of: Problem, c: float) -> None:
         features, truth = of.train[0].cpu().numpy(), of.train[1].cpu().numpy()
         self._num_classes = of.num_classes
-        varied = [c for c in range(of.num_classes) if 0 < truth[:, c].sum() < len(truth)]
-        self._models = {c: regression().fit(features, truth[:, c] > 0) for c in varied}
+        varied = [k for k in range(of.num_classes) if 0 < truth[:, k].sum() < len(truth)]
+        self._models = {k: _regression(c).fit(features, truth[:, k] > 0) for k in varied}
         self.steps = max((int(max(model.n_iter_)) for model in self._models.values()), default=0)
 
     def __call__(self, features: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.evaluation.read_set import find_sets, load_set
 from ssmast.evaluation.results import (
     Result,
     beside,
@@ -25,24 +25,20 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.evaluation.scorer import ProbeConfig, Scorer
+from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.report.paper_tables import filled_table
-from ssmast.report.published_scores import POSTER_TABLE
-from ssmast.settings import UsageError, parse, wants_dry_run
+from ssmast.report.published_scores import POSTER_TABLE, filled_table
+from ssmast.settings import UsageError, command, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
 POSTER = "poster"
 
 
-def main(argv: list[str]) -> int:
+@command(ProbeConfig, "ssmast probe", dry_run=True)
+def main(config: ProbeConfig, argv: list[str]) -> int:
     """`ssmast probe`: parse, run, print the table."""
-    config = parse(
-        ProbeConfig, argv, command="ssmast probe", description=__doc__ or "", dry_run=True
-    )
-    if config is None:
-        return 0
     _check_outputs(config)
     if wants_dry_run(argv):
         for labelled in load_sets(config):

@@ -196,7 +196,7 @@ def _at_best_point(
     return [tried[best], *(train_one(points[best], seed) for seed in seeds[1:])], points[best]
 
 
-def fit_hear(of: Problem, *, num_points: int = 8, num_epochs: int = 500) -> Fitted:
+def fit_hear(of: Problem, *, num_epochs: int = 500) -> Fitted:
     """One or two hidden layers of 1024; 8 of 16 points of a grid tried, the best by validation.
 
     Number of layers, initialisation and rate are drawn with the first seed, as HEAR draws them with
@@ -221,7 +221,7 @@ def fit_hear(of: Problem, *, num_points: int = 8, num_epochs: int = 500) -> Fitt
             seed=seed,
         )
 
-    models, (layers, init, lr) = _at_best_point(train_one, points[:num_points], of.seeds)
+    models, (layers, init, lr) = _at_best_point(train_one, points[:8], of.seeds)
     return _fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
 
 

@@ -8,12 +8,11 @@ occurs at the training length, in units of the smaller of the two strides.
 Letters: B clips, H heads, N queries, K keys (K = f x t, row by row), D channels of a head.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssmast.model.patch import Grid
 from ssmast.model.tiled import TiledAttention
 
 PATHS = ("auto", "reference", "mask", "augmented", "tiled")
@@ -160,31 +159,42 @@ def _augmented(
     freq, time, dim = bias_freq.shape[-1], bias_time.shape[-1], q.shape[-1]
     size = _head_size(dim, freq, time)
     spare = size - dim - freq - time
-    plain = k.is_cuda and not torch.is_inference_mode_enabled()
-    make = _kept_codes if plain and not torch.compiler.is_compiling() else _codes
-    codes = make(freq, time, spare, k.dtype, k.device).expand(*k.shape[:3], -1)
+    # In the type that the product is in: joined before the cast, they would be copied one by one.
+    dtype = product_type(q)
+    scaled, k, v, bias_freq, bias_time = (
+        part.to(dtype) for part in (q * dim**-0.5, k, v, bias_freq, bias_time)
+    )
+    codes = Grid(freq, time).once(_codes, spare, dtype, k.device).expand(*k.shape[:3], -1)
     if key_mask is not None:
         # Finite in every float type, and far below any logit: exp of it is exactly zero.
-        closed = (~key_mask).to(k.dtype)[:, None, :, None] * -3e4
+        closed = (~key_mask).to(dtype)[:, None, :, None] * -3e4
         codes = torch.cat([codes[..., :-1], closed.expand(*k.shape[:3], 1)], dim=-1)
-    queries = torch.cat(
-        [q * dim**-0.5, bias_freq, bias_time, q.new_ones(*q.shape[:3], spare)], dim=-1
-    )
+    ones = Grid(1, spare).once(_filled, 1.0, dtype, k.device).expand(*q.shape[:3], -1)
+    queries = torch.cat([scaled, bias_freq, bias_time, ones], dim=-1)
     keys = torch.cat([k, codes], dim=-1)
-    values = F.pad(v, (0, size - dim))  # fused kernels want one head size for all three
+    # Fused kernels want one head size for all three.
+    zeros = Grid(1, size - dim).once(_filled, 0.0, dtype, k.device).expand(*v.shape[:3], -1)
+    values = torch.cat([v, zeros], dim=-1)
     return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :dim]
 
 
-def _codes(freq: int, time: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def product_type(x: Tensor) -> torch.dtype:
+    """Type that a product with `x` is computed in: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _codes(grid: Grid, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One-hot row and column of each key, and zeros: (freq x time, freq + time + spare)."""
+    freq, time = grid
     rows = torch.eye(freq, device=device, dtype=dtype)[:, None].expand(-1, time, -1).flatten(0, 1)
     columns = torch.eye(time, device=device, dtype=dtype).repeat(freq, 1)
     empty = torch.zeros(freq * time, spare, device=device, dtype=dtype)
     return torch.cat([rows, columns, empty], dim=-1)
 
 
-# On a GPU the kernels that make them are as many as the attention itself has; a few shapes occur.
-_kept_codes = functools.lru_cache(maxsize=64)(_codes)
+def _filled(grid: Grid, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(tuple(grid), value, dtype=dtype, device=device)
 
 
 def table_length(size: int, stride_q: int, stride_k: int) -> int:
@@ -200,9 +210,9 @@ def zero_index(size: int, stride_q: int, stride_k: int) -> int:
 
 def relative_rows(
     table: Tensor,
-    positions: Tensor,
+    grid: Grid,
     *,
-    size: int,
+    axis: int,
     train_size: int,
     stride_q: int,
     stride_k: int,
@@ -216,8 +226,8 @@ def relative_rows(
 
     Args:
         table: (L, D).
-        positions: of the block's input cells, int64 (n,); gaps where structured patch-drop removed.
-        size: cells of the whole input, the removed ones included.
+        grid: of the block's input cells; with gaps where structured patch-drop removed some.
+        axis: 0 for rows, 1 for columns.
         train_size: cells of the training input, for which the table was made.
         stride_q: of the queries, in cells.
         stride_k: of the keys, in cells.
@@ -232,17 +242,37 @@ def relative_rows(
     Differs from the released code: odd lengths are exact, as positions come from strides and not
     from the ratio of the pooled lengths; and any length is accepted.
     """
-    unit = min(stride_q, stride_k)
-    zero = zero_index(train_size, stride_q, stride_k)
-    distance = (positions[::stride_q, None] - positions[None, ::stride_k]) // unit  # (Q, K)
+    zero, device = zero_index(train_size, stride_q, stride_k), table.device
     if stretch is None:
-        return F.embedding((distance + zero).clamp(0, len(table) - 1), table)
-    reach = (size - 1) // unit
+        index = grid.once(_table_rows, axis, stride_q, stride_k, zero, len(table), device)
+        return F.embedding(index, table)
+    distance = _distances(grid, axis, stride_q, stride_k, device)
+    reach = (grid.full[axis] - 1) // min(stride_q, stride_k)
     reachable = torch.arange(-reach, reach + 1, device=table.device)
     if isinstance(stretch, Tensor) and stretch.ndim:
         stretch = stretch[:, None]  # (B, 1): a table for each clip
     rows = read_rows(table, zero + reachable.to(exact_dtype(table.device)) / stretch)
     return rows[..., distance + reach, :]  # (..., 2 reach + 1, D) -> (..., Q, K, D)
+
+
+def _distances(grid: Grid, axis: int, stride_q: int, stride_k: int, device: torch.device) -> Tensor:
+    """From each key to each query, int64 (Q, K), in units of the smaller stride."""
+    positions = grid.positions(axis, device)
+    away = positions[::stride_q, None] - positions[None, ::stride_k]
+    return away // min(stride_q, stride_k)
+
+
+def _table_rows(
+    grid: Grid,
+    axis: int,
+    stride_q: int,
+    stride_k: int,
+    zero: int,
+    length: int,
+    device: torch.device,
+) -> Tensor:
+    """Row of a table of `length` rows for each (query, key), int64 (Q, K)."""
+    return (_distances(grid, axis, stride_q, stride_k, device) + zero).clamp(0, length - 1)
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

@@ -110,8 +110,8 @@ class PoolingAttention(nn.Module):
         table = (self.rel_pos_freq, self.rel_pos_time)[axis]
         return relative_rows(
             table,
-            grid.positions(axis, table.device),
-            size=grid.full[axis],
+            grid,
+            axis=axis,
             train_size=self.train_grid[axis],
             stride_q=self.stride_q[axis],
             stride_k=self.stride_kv[axis],

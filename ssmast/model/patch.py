@@ -1,8 +1,9 @@
 """Log-mel spectrogram -> tokens on a grid of frequency rows and time columns, and patch-drop."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ class Grid(NamedTuple):
         # Counted as convolutions count, so that torch.export sees one expression.
         return Grid((self.freq - 1) // stride[0] + 1, (self.time - 1) // stride[1] + 1)
 
+    def once(self, make: Callable[..., Tensor], *key: Hashable) -> Tensor:
+        """`make(self, *key)`: made once, and kept for all grids of this size.
+
+        Blocks ask for the same few tables of places, each of which is several kernels of a GPU.
+        """
+        return make(self, *key) if _is_traced() else _made_once(make, self, key)
+
 
 class KeptGrid(Grid):
     """What structured patch-drop left of a grid: close ranks, original positions.
@@ -44,11 +52,12 @@ class KeptGrid(Grid):
     _rows: Tensor
     _columns: Tensor
     _full: Grid
+    _made: dict[Hashable, Any]
 
     def __new__(cls, rows: Tensor, columns: Tensor, full: Grid) -> "KeptGrid":
         """Grid of the kept `rows` and `columns` (increasing positions) of `full`."""
         grid = super().__new__(cls, len(rows), len(columns))
-        grid._rows, grid._columns, grid._full = rows, columns, full
+        grid._rows, grid._columns, grid._full, grid._made = rows, columns, full, {}
         return grid
 
     def __getnewargs__(self):  # for copy.deepcopy
@@ -65,9 +74,35 @@ class KeptGrid(Grid):
 
     def pool(self, stride: tuple[int, int]) -> "KeptGrid":
         """Pooled grid; whole stride cells were kept, so a cell's first position stands for it."""
-        rows = self._rows[:: stride[0]] // stride[0]
-        columns = self._columns[:: stride[1]] // stride[1]
-        return KeptGrid(rows, columns, self._full.pool(stride))
+        return self if stride == (1, 1) else self._once(_pooled, stride)
+
+    def once(self, make: Callable[..., Tensor], *key: Hashable) -> Tensor:
+        """`make(self, *key)`: made once, and kept for this grid."""
+        return self._once(make, *key)
+
+    def _once(self, make: Callable[..., Any], *key: Hashable) -> Any:
+        if _is_traced():
+            return make(self, *key)
+        if (make, key) not in self._made:
+            self._made[make, key] = make(self, *key)
+        return self._made[make, key]
+
+
+def _pooled(grid: KeptGrid, stride: tuple[int, int]) -> KeptGrid:
+    rows, columns = (grid.positions(axis)[:: stride[axis]] // stride[axis] for axis in (0, 1))
+    return KeptGrid(rows, columns, grid.full.pool(stride))
+
+
+def _is_traced() -> bool:
+    """Whether a graph is being made, which holds what makes a tensor and not the tensor."""
+    is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return is_traced or torch.compiler.is_compiling()
+
+
+@functools.lru_cache(maxsize=256)
+def _made_once(make: Callable[..., Tensor], grid: Grid, key: tuple[Hashable, ...]) -> Tensor:
+    with torch.inference_mode(False):  # a later call may train
+        return make(grid, *key)
 
 
 class Tokens(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.files import check_output
-from ssmast.settings import CHANNEL, Settings, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, parse, setting, to_dict, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
-    """Prepare as the settings say.
-
-    Raises:
-        ValueError, OSError: one sentence saying what to change.
-    """
+    """Prepare as the settings say."""
     from ssmast.audio import open_corpus
     from ssmast.prepare import prepare_corpus
     from ssmast.prepare.page import write_page
@@ -83,21 +79,11 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     if dry_run:
         return
     out = Path(config.out)
-    about = prepare_corpus(
-        corpus,
-        out,
-        sample_rate=config.sample_rate,
-        segment_seconds=config.segment_seconds,
-        min_seconds=config.min_seconds,
-        min_peak=config.min_peak,
-        codec=config.codec,
-        near_duplicates=config.near_duplicates,
-        shard_bytes=config.shard_mb << 20,
-        max_bad_fraction=config.max_bad_fraction,
-        engine=config.engine,
-        workers=config.workers,
-        ray_address=config.ray_address,
-    )
+    keywords = to_dict(config)
+    for key in ("src", "out", "channel"):
+        del keywords[key]
+    keywords["shard_bytes"] = keywords.pop("shard_mb") << 20
+    about = prepare_corpus(corpus, out, **keywords)
     page = write_page(out)
     left_out = ", ".join(f"{count} {kind}" for kind, count in about["rejected"].items())
     logger.info("%.2f hours in %d clips, %s", about["seconds"] / 3600, about["clips"], out)

@@ -31,9 +31,6 @@ def fingerprint(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
     Args:
         log_mel: (F, T), natural logarithm.
-
-    Returns:
-        (512,)
     """
     pooled = _pooled(log_mel)
     return _whole_numbers(pooled - pooled.mean())
@@ -44,12 +41,6 @@ def changes(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 
     A steady background, which all pieces of a recording share, is not in it; its chance
     fluctuations are, and copies have them in common. All zeros where nothing changes.
-
-    Args:
-        log_mel: (F, T), natural logarithm.
-
-    Returns:
-        (512,)
     """
     pooled = _pooled(log_mel)
     moving = pooled - pooled.mean(dim=1, keepdim=True)
@@ -72,12 +63,8 @@ def _whole_numbers(values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
 def exact_duplicates(hashes: list[bytes]) -> np.ndarray:
     """For each clip, the number of the first one with the same samples; -1 for a first one."""
     first: dict[bytes, int] = {}
-    of = np.full(len(hashes), -1, dtype=np.int64)
-    for i, digest in enumerate(hashes):
-        earlier = first.setdefault(digest, i)
-        if earlier != i:
-            of[i] = earlier
-    return of
+    of = np.array([first.setdefault(digest, i) for i, digest in enumerate(hashes)], dtype=np.int64)
+    return np.where(of < np.arange(len(of)), of, -1)
 
 
 def near_duplicates(
@@ -114,7 +101,9 @@ def near_duplicates(
     for start in range(0, len(fingerprints), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(fingerprints)))
         vectors = joint[rows].astype(np.float32)
-        nearest = _nearest(index, vectors)  # (B, K) in kept
+        nearest = np.full((len(rows), 1), -1, dtype=np.int64)
+        if index.ntotal:
+            _, nearest = index.search(vectors, min(_NEIGHBOURS, index.ntotal))  # (B, K) in kept
         before = kept[nearest] if len(kept) else np.zeros((len(rows), 0), dtype=np.int64)
 
         def alike(
@@ -158,10 +147,3 @@ def _index(fingerprints: np.ndarray) -> Any:
     index.nprobe = 16
     index.train(sample)
     return index
-
-
-def _nearest(index: Any, block: np.ndarray) -> np.ndarray:
-    if not index.ntotal:
-        return np.full((len(block), 1), -1, dtype=np.int64)
-    _, found = index.search(block, min(_NEIGHBOURS, index.ntotal))
-    return found

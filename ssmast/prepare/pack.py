@@ -1,9 +1,9 @@
 """From the clips of all jobs to the finished corpus: duplicates out, shards, manifest, index."""
 
 import csv
-import hashlib
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from ssmast.audio.corpus.open import CORPUS_FILE, INDEX, MANIFEST
 from ssmast.audio.corpus.shards import TarReader
 from ssmast.files import replacing, sha256_of, write_atomic, write_json
 from ssmast.prepare.duplicates import exact_duplicates, near_duplicates
-from ssmast.prepare.job import BLOCK, Rejected, end_tar, front_end, read_rejected, write_member
-from ssmast.prepare.plan import Plan, write_table
+from ssmast.prepare.job import (
+    BLOCK,
+    Plan,
+    Rejected,
+    end_tar,
+    front_end,
+    read_rejected,
+    write_member,
+    write_table,
+)
 
 REJECTED = "rejected.csv"
 
@@ -34,45 +42,36 @@ def pack(
 ) -> dict[str, Any]:
     """Write the finished corpus; resumes an interrupted call.
 
-    Args:
-        plan: all of whose jobs are done.
-        source: corpus it was made for, whose table goes into the manifest.
-        out: folder.
-        shard_bytes: a shard ends where the next clip would pass this.
-        near: smallest cosine of near duplicates; 0 to keep them.
-        settings: for the record.
+    All jobs of the plan are done; the table of the source goes into the manifest. A shard ends
+    where the next clip would pass `shard_bytes`; `near` is the smallest cosine of near duplicates,
+    0 to keep them.
 
     Returns:
-        What `corpus.json` holds.
+        What `corpus.json` holds, the settings among it.
 
     Raises:
         ValueError: if no clip is left.
     """
     jobs = range(len(plan.ends))
     rejected = [row for job in jobs for row in read_rejected(plan, job)]
-    facts = pa.concat_tables([pq.read_table(plan.facts_of(job)) for job in jobs])
-    job_of = np.repeat(jobs, [pq.read_metadata(plan.facts_of(u)).num_rows for u in jobs])
-    facts = facts.append_column("job", pa.array(job_of, type=pa.int64()))
+    tables = [pq.read_table(plan.file_of(job, "parquet")) for job in jobs]
+    job_of = np.repeat(jobs, [table.num_rows for table in tables])
+    facts = pa.concat_tables(tables).append_column("job", pa.array(job_of, type=pa.int64()))
     facts, duplicates = _without_duplicates(facts, near)
     rejected += duplicates
     if not facts.num_rows:
         reason = f"; the first: {rejected[0][2]}" if rejected else ""
         raise ValueError(f"nothing in {source.root} can be used{reason}")
-    shard, offset, names = _locations(plan, facts, shard_bytes)
-    shards = [f"shard-{number:06d}.tar" for number in range(int(shard[-1]) + 1)]
-    _write_shards(plan, facts, out, shard, names, shards)
-    manifest = _manifest(plan, facts, shard, offset, names, shards, source.table)
-    write_table(out / MANIFEST, manifest)
+    facts = _placed(plan, facts, shard_bytes)
+    names, number = facts["name"].to_pylist(), facts["shard"].to_numpy()
+    shards = [f"shard-{shard:06d}.tar" for shard in range(int(number[-1]) + 1)]
+    _write_shards(plan, facts, out, shards)
+    write_table(out / MANIFEST, _manifest(plan, facts, shards, source.table))
     _write_rejected(out / REJECTED, rejected)
-    digest = hashlib.sha256()
-    for name, size in zip(names, facts["size"].to_pylist(), strict=True):
-        digest.update(f"{name}\t{size}\n".encode())
-    write_index(
-        out / INDEX,
-        ArrayEntries.of(names, facts["size"].to_numpy(), shard, offset),
-        shards=shards,
-        listing_hash=digest.hexdigest(),
-    )
+    sizes, places = facts["size"].to_numpy(), facts["place"].to_numpy()
+    entries = ArrayEntries.of(names, sizes, number, places)
+    listing_hash = Corpus(root=out, entries=entries).listing_hash
+    write_index(out / INDEX, entries, shards=shards, listing_hash=listing_hash)
     about = _about(plan, facts, rejected, len(shards), out, settings)
     write_json(out / CORPUS_FILE, about)
     return about
@@ -104,61 +103,45 @@ def _without_duplicates(facts: pa.Table, near: float) -> tuple[pa.Table, Rejecte
     return facts.take(pa.array(rows)), rejected
 
 
-def _locations(
-    plan: Plan, facts: pa.Table, shard_bytes: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Shard, offset of the data and name of every clip."""
-    shard, offset = np.zeros(facts.num_rows, np.int32), np.zeros(facts.num_rows, np.int64)
+def _placed(plan: Plan, facts: pa.Table, shard_bytes: int) -> pa.Table:
+    """The clips with the number of their shard, the offset of the data in it, and their name."""
+    shard, place = np.zeros(facts.num_rows, np.int32), np.zeros(facts.num_rows, np.int64)
     number = at = 0
     for i, size in enumerate(facts["size"].to_pylist()):
         length = BLOCK + size + -size % BLOCK
         if at and at + length > shard_bytes:
             number, at = number + 1, 0
-        shard[i], offset[i] = number, at + BLOCK
+        shard[i], place[i] = number, at + BLOCK
         at += length
     names = [
         f"{source:09d}-{number:05d}.{plan.cut.codec}"
         for source, number in zip(*_lists(facts, "source_clip", "number"), strict=True)
     ]
-    return shard, offset, names
+    for column, values in (("shard", shard), ("place", place), ("name", names)):
+        facts = facts.append_column(column, pa.array(values))
+    return facts
 
 
-def _write_shards(
-    plan: Plan,
-    facts: pa.Table,
-    out: Path,
-    shard: np.ndarray,
-    names: list[str],
-    shards: list[str],
-) -> None:
+def _write_shards(plan: Plan, facts: pa.Table, out: Path, shards: list[str]) -> None:
     """Copy clips out of the tars of the jobs; a shard that exists is whole."""
-    reader = TarReader([plan.tar_of(job) for job in range(len(plan.ends))])
-    jobs, offsets, sizes = _lists(facts, "job", "offset", "size")
-    ends = np.searchsorted(shard, np.arange(len(shards)), side="right")
-    for number, name in enumerate(shards):
-        if (out / name).is_file():
+    reader = TarReader([plan.file_of(job, "tar") for job in range(len(plan.ends))])
+    rows = list(zip(*_lists(facts, "job", "offset", "size", "name"), strict=True))
+    ends = np.searchsorted(facts["shard"].to_numpy(), np.arange(len(shards)), side="right")
+    for begin, end, shard in zip([0, *ends[:-1]], ends, shards, strict=True):
+        if (out / shard).is_file():
             continue
-        with replacing(out / name) as partial, partial.open("wb") as file:
-            for i in range(int(ends[number - 1]) if number else 0, int(ends[number])):
-                data = reader.read(jobs[i], offsets[i], sizes[i], names[i])
-                write_member(file, names[i], data)
+        with replacing(out / shard) as partial, partial.open("wb") as file:
+            for job, offset, size, name in rows[begin:end]:
+                write_member(file, name, reader.read(job, offset, size, name))
             end_tar(file)
 
 
-def _manifest(
-    plan: Plan,
-    facts: pa.Table,
-    shard: np.ndarray,
-    offset: np.ndarray,
-    names: list[str],
-    shards: list[str],
-    table: pa.Table | None,
-) -> pa.Table:
+def _manifest(plan: Plan, facts: pa.Table, shards: list[str], table: pa.Table | None) -> pa.Table:
     """One row a clip, with the columns of its source clip."""
     columns: dict[str, Any] = {
-        "key": [name.rpartition(".")[0] for name in names],
-        "shard": pa.array(shards).take(pa.array(shard)),
-        "offset": offset,
+        "key": [name.rpartition(".")[0] for name in facts["name"].to_pylist()],
+        "shard": pa.array(shards).take(facts["shard"].combine_chunks()),
+        "offset": facts["place"],
         "size": facts["size"],
         "samples": facts["samples"],
         "rate": pa.array(np.full(facts.num_rows, plan.cut.sample_rate, np.int32)),
@@ -191,11 +174,11 @@ def _about(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The corpus in a few numbers. Sums are in the order of the clips, so they always agree."""
-    cells, sum_, squares = (math.fsum(facts[k].to_pylist()) for k in _SUMS)
+    cells, sum_, squares = (
+        math.fsum(facts[k].to_pylist()) for k in ("cells", "sum", "sum_of_squares")
+    )
     mean = sum_ / cells
-    kinds: dict[str, int] = {}
-    for _, kind, _ in rejected:
-        kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter(kind for _, kind, _ in rejected)
     samples = int(facts["samples"].to_numpy().sum())
     return {
         "clips": facts.num_rows,
@@ -211,9 +194,6 @@ def _about(
         "manifest_sha256": sha256_of(out / MANIFEST),
         "index_sha256": sha256_of(out / INDEX),
     }
-
-
-_SUMS = ("cells", "sum", "sum_of_squares")
 
 
 def _lists(facts: pa.Table, *columns: str) -> list[list[Any]]:

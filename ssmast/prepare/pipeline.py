@@ -3,20 +3,14 @@
 Jobs run in this process, in a pool of processes, or on Ray; the bytes are the same.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
-import importlib
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,102 +18,25 @@ from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
 from ssmast.audio.stats import warn_of_lost_energy
-from ssmast.command import may_start, num_cores
-from ssmast.prepare.job import Rejected, front_end, read_rejected, run_job
+from ssmast.command import num_cores
+from ssmast.engine import run_jobs
+from ssmast.prepare.job import (
+    FORMAT,
+    Cut,
+    Plan,
+    Rejected,
+    front_end,
+    read_plan,
+    read_rejected,
+    run_job,
+    write_plan,
+)
 from ssmast.prepare.pack import pack
-from ssmast.prepare.plan import FORMAT, Cut, Plan, read_plan, write_plan
 from ssmast.progress import Progress
-
-
-def run_jobs(
-    work: Path, jobs: Sequence[int], *, engine: str, workers: int, address: str = ""
-) -> Iterator[tuple[int, Rejected]]:
-    """Run jobs; yields each with the source clips it rejected as it finishes.
-
-    One worker means this process where the engine is local; the machines of a Ray cluster must all
-    see `work`, and without an address one is started here.
-
-    Raises:
-        ValueError: if the engine is unknown or not installed.
-        ChildProcessError: if a worker died.
-    """
-    if engine == "ray":
-        yield from _ray(work, jobs, workers=workers, address=address)
-    elif engine != "local":
-        raise ValueError(f"engine must be local or ray, got {engine!r}")
-    elif workers == 1 or not may_start(workers):
-        yield from ((job, run_job(work, job)) for job in jobs)
-    else:
-        yield from _pool(work, jobs, workers=workers)
-
-
-def _pool(work: Path, jobs: Sequence[int], *, workers: int) -> Iterator[tuple[int, Rejected]]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent
-    ) as pool:
-        try:
-            futures = {pool.submit(run_job, work, job): job for job in jobs}
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a worker of prepare died, perhaps out of memory; run the same command again to "
-                "resume, with fewer workers= if need be"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the main process dies: it would wait for jobs for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _ray(
-    work: Path, jobs: Sequence[int], *, workers: int, address: str
-) -> Iterator[tuple[int, Rejected]]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError(
-            "engine=ray needs Ray; pip install 'ssmast[ray]', or use engine=local"
-        ) from error
-    started = not ray.is_initialized()
-    if started:
-        here: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
-        ray.init(**({"address": address} if address else here), log_to_driver=False)
-    try:
-        remote = ray.remote(num_cpus=1)(run_job)
-        todo = list(reversed(jobs))
-        running: dict[Any, int] = {}
-        while todo or running:
-            # Twice what can run at once, so that a cluster's queue stays short.
-            while todo and len(running) < 2 * max(workers, int(ray.cluster_resources()["CPU"])):
-                job = todo.pop()
-                running[remote.remote(work, job)] = job
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                yield running.pop(reference), ray.get(reference)
-    finally:
-        if started:
-            ray.shutdown()
-
 
 _log = logging.getLogger(__name__)
 
 WORK = ".work"
-BAD = ("unreadable", "wild")
-"""Kinds of rejected clips that count as bad; short, silent and duplicate ones do not."""
 
 
 def prepare_corpus(
@@ -130,7 +47,6 @@ def prepare_corpus(
     segment_seconds: float = 10.0,
     min_seconds: float = 0.1,
     min_peak: float = 1e-4,
-    max_abs: float = 100.0,
     codec: str = "flac",
     near_duplicates: float = 0.99,
     shard_bytes: int = 256 << 20,
@@ -151,7 +67,6 @@ def prepare_corpus(
         segment_seconds: length of a clip; 0 to keep source clips whole.
         min_seconds: shorter source clips are left out; a shorter rest is joined to the clip before.
         min_peak: clips that swing less than this about their middle are left out as silent.
-        max_abs: source clips with a larger sample are bad.
         codec: flac (16 bits, lossless from there) or opus.
         near_duplicates: cosine of two fingerprints from which the later clip is left out; 0 keeps
             all but exact copies.
@@ -176,7 +91,6 @@ def prepare_corpus(
         segment_seconds=segment_seconds,
         min_seconds=min_seconds,
         min_peak=min_peak,
-        max_abs=max_abs,
         codec=codec,
         channel=source.channel,
     )
@@ -216,37 +130,32 @@ def _run_jobs(plan: Plan, *, engine: str, workers: int, address: str, most_bad: 
     quarantine = Quarantine(bad, corpus_size=len(plan.corpus), max_fraction=most_bad)
     todo: list[int] = []
     for job in range(len(plan.ends)):
-        if plan.facts_of(job).is_file():
+        if plan.is_done(job):
             quarantine.add(_bad(read_rejected(plan, job)))
         else:
             todo.append(job)
-    if not todo:
-        return
-    if len(todo) < len(plan.ends):
+    if 0 < len(todo) < len(plan.ends):
         _log.info("%d of %d jobs are done already", len(plan.ends) - len(todo), len(plan.ends))
     with Progress("preparing", total=sum(len(plan.sources_of(job)) for job in todo)) as progress:
-        for job, rejected in run_jobs(
-            plan.work, todo, engine=engine, workers=workers, address=address
-        ):
+        call = partial(run_job, plan.work)
+        for job, rejected in run_jobs(call, todo, engine=engine, workers=workers, address=address):
             quarantine.add(_bad(rejected))
             progress.advance(len(plan.sources_of(job)))
 
 
 def _bad(rejected: Rejected) -> list[tuple[str, str]]:
-    return [(name, reason) for name, kind, reason in rejected if kind in BAD]
+    """Short, silent and duplicate clips are not bad."""
+    return [(name, reason) for name, kind, reason in rejected if kind == "unreadable"]
 
 
 def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The facts of a finished folder, unless it was made with other settings."""
     about: dict[str, Any] = json.loads((out / CORPUS_FILE).read_text(encoding="utf-8"))
-    for key, value in settings.items():
-        if about["settings"].get(key) != value:
-            if key == "source":
-                raise ValueError(f"{out} holds a corpus of other audio; choose another out=")
-            raise ValueError(
-                f"{out} holds a corpus made with {key}={about['settings'].get(key)}, now {value}; "
-                f"choose another out="
-            )
+    made = about["settings"]
+    for key in (key for key, value in settings.items() if made.get(key) != value):
+        what = f"made with {key}={made.get(key)}, now {settings[key]}"
+        what = "of other audio" if key == "source" else what
+        raise ValueError(f"{out} holds a corpus {what}; choose another out=")
     if work.is_dir():  # killed during its removal
         shutil.rmtree(work)
     _log.info("%s is finished", out)
@@ -257,20 +166,17 @@ def _finished(source: Corpus, out: Path, work: Path, settings: dict[str, Any]) -
 def _warn_of_newer_files(source: Corpus, out: Path) -> None:
     """Warn of files written since: samples may change and leave names and sizes as they were."""
     made = (out / CORPUS_FILE).stat().st_mtime
-    newer = [file for file in source.files() if isinstance(file, Path) and _written(file) > made]
+    newer = [
+        file
+        for file in source.files()
+        if isinstance(file, Path) and file.is_file() and file.stat().st_mtime > made
+    ]
     if newer:
         _log.warning(
             "%d files in %s were written after %s was finished, the first is %s; if their samples "
             "have changed, delete %s and prepare again",
             *(len(newer), source.root, out, newer[0], out),
         )
-
-
-def _written(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _check_folder(out: Path, root: Path | str) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 # Stand-ins that matplotlib writes into the SVG and the page's own colours then replace.
 _TEXT, _LINE = "#010203", "#040506"
-_SERIES = {"#070809": "accent", "#0a0b0c": "fourth", "#0d0e0f": "fifth", "#101112": "sixth"}
+_SERIES = {
+    "#070809": "accent", "#0a0b0c": "fourth", "#0d0e0f": "fifth", "#101112": "sixth",
+    "#131415": "second",
+}  # fmt: skip
+SERIES_STYLES = ("c0", "c3", "c4", "c5", "c1")
+"""Classes of page.css that have the colours of the series."""
 _COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)"} | {
     stand_in: f"var(--{name})" for stand_in, name in _SERIES.items()
 }
@@ -91,7 +96,7 @@ def curves(
         if points:
             levels = _levels(rows, key, points)
             series = [points, *(_points(other, key) for other in others[: MOST_RUNS - 1])]
-            pictures.append((_title(key, objective), _curve(key, series, levels), key in first))
+            pictures.append((_title(key, objective), curve(key, series, levels), key in first))
     return pictures
 
 
@@ -132,8 +137,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _curve(key: str, series: list[list[tuple[float, float]]], levels: dict[str, float]) -> str:
-    """The SVG of one number; the first series lies on top."""
+def curve(
+    key: str,
+    series: list[list[tuple[float, float]]],
+    levels: dict[str, float],
+    *,
+    along: str = "step",
+) -> str:
+    """The SVG of one number; the first series lies on top.
+
+    Args:
+        key: of the number; seeds the names inside the SVG.
+        series: points (x, y) of up to `MOST_RUNS` runs.
+        levels: name -> height of lines to compare with.
+        along: what x is.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -169,7 +187,7 @@ def _curve(key: str, series: list[list[tuple[float, float]]], levels: dict[str, 
                 name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom"
             )
         axes.grid(axis="y", linewidth=0.5, alpha=0.6)
-        axes.set_xlabel("step")
+        axes.set_xlabel(along)
         axes.margins(x=0.01)
         buffer = io.StringIO()
         figure.patch.set_visible(False)

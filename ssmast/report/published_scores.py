@@ -1,39 +1,44 @@
 """Published scores, as data with their sources: what readers know the numbers of.
 
-None of them was measured by this protocol on these clips; each row says how it was.
+None of them was measured by this protocol on these clips; each row says how it was. Published
+tables are shown with one's own rows below, as Markdown and on the page.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ssmast.evaluation.results import Result
+from ssmast.html import details, markdown_table, section, table, text
+from ssmast.report.sources import Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(NamedTuple):
     """One published number.
 
     Attributes:
         task: data set, as `ssmast prepare task=` calls it.
         name: encoder.
-        value: in the units of the metric, 0 to 1.
-        reach: half-width of its 95 % interval; None if none was published.
-        metric: accuracy or map.
+        percent: the score.
+        reach: half-width of its 95 % interval, in percent; None if none was published.
         protocol: how it was measured.
         source: where it was read.
+        metric: accuracy or map.
     """
 
     task: str
     name: str
-    value: float
-    reach: float | None = None
-    metric: str = "accuracy"
+    percent: float
+    reach: float | None
     protocol: str
     source: str
+    metric: str = "accuracy"
 
 
 _POSTER = "Ghosh et al. 2023 (arXiv 2211.01515), poster"
 _TUNED = "encoder fine-tuned"
 _LINEAR = "frozen, EVAR's linear layer"
 _EVAR, _M2D = "EVAR's README", "M2D-CLAP, table 3"
-_XARES = "frozen, X-ARES's linear layer"
+_XARES, _SUPERB = "frozen, X-ARES's linear layer", "frozen, SUPERB's weighted layers"
 
 # The poster's table: its rows, and task -> its numbers in %, one a row.
 POSTER_ROWS = (
@@ -58,8 +63,7 @@ POSTER = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedTable:
+class PublishedTable(NamedTuple):
     """A published table, in %.
 
     Attributes:
@@ -119,90 +123,125 @@ _SHOWN = (
 )
 
 
-def _row(
-    task: str,
-    name: str,
-    percent: float,
-    reach: float | None,
-    protocol: str,
-    source: str,
-    metric: str = "accuracy",
-) -> Published:
-    return Published(
-        task=task,
-        name=name,
-        value=percent / 100,
-        reach=None if reach is None else reach / 100,
-        protocol=protocol,
-        source=source,
-        metric=metric,
-    )
-
-
 PUBLISHED: tuple[Published, ...] = (
     *(
-        _row(task, name, percent, None, _TUNED, _POSTER)
+        Published(task, name, percent, None, _TUNED, _POSTER)
         for task, numbers in POSTER.items()
         for name, percent in zip(POSTER_ROWS, numbers, strict=True)
         if name in _SHOWN
     ),
     *(
-        _row(task, name, number, None, _TUNED, "Zhu & Omar 2023, tables 2 to 5", metric)
+        Published(task, name, number, None, _TUNED, "Zhu & Omar 2023, tables 2 to 5", metric)
         for n, (_, task, metric) in enumerate(MAST_TABLE.columns)
         if metric in ("accuracy", "action_accuracy", "map")  # what a fine-tuned result is of
         for name, numbers in MAST_TABLE.rows.items()
         if (number := numbers[n]) is not None
     ),
-    _row("speech_commands_v1", "Dasheng", 96.9, None, _XARES, "X-ARES's README"),
-    _row("speech_commands_v2", "M2D/0.6", 96.2, 0.1, _LINEAR, _M2D),
-    _row("speech_commands_v2", "Dasheng 1.2B", 97.6, None, _LINEAR, _EVAR),
-    _row("voxceleb1", "M2D/0.6", 75.0, 0.3, _LINEAR, _M2D),
-    _row("voxceleb1", "Dasheng 1.2B", 77.8, 0.7, _LINEAR, _EVAR),
-    _row("iemocap", "M2D-S", 66.4, None, "frozen, SUPERB's weighted layers", "m2d/speech's README"),
-    _row("voxforge", "ATST-Frame", 98.8, None, _LINEAR, _EVAR),
-    _row("voxforge", "M2D", 98.3, None, _LINEAR, _EVAR),
-    _row("nsynth_family", "M2D/0.6", 76.1, None, _LINEAR, _M2D),
-    _row("nsynth_family", "CLAP 2023", 80.5, 0.1, _LINEAR, _M2D),
-    _row("urbansound8k", "M2D", 87.6, 0.2, _LINEAR, "m2d/audioset, table V"),
-    _row("urbansound8k", "M2D-AS (labels)", 89.8, 0.2, _LINEAR, "m2d/audioset, table V"),
-    _row("esc50", "M2D/0.6", 91.6, None, _LINEAR, _M2D),
-    _row("esc50", "M2D-CLAP 2025", 97.9, 0.5, _LINEAR, _EVAR),
-    _row("fsd50k", "MW-MAE-B", 51.2, None, "frozen, HEAR's MLP", "MW-MAE's README", "map"),
-    _row("fsd50k", "Dasheng", 40.9, None, _XARES, "X-ARES's README", "map"),
+    Published("speech_commands_v1", "Dasheng", 96.9, None, _XARES, "X-ARES's README"),
+    Published("speech_commands_v2", "M2D/0.6", 96.2, 0.1, _LINEAR, _M2D),
+    Published("speech_commands_v2", "Dasheng 1.2B", 97.6, None, _LINEAR, _EVAR),
+    Published("voxceleb1", "M2D/0.6", 75.0, 0.3, _LINEAR, _M2D),
+    Published("voxceleb1", "Dasheng 1.2B", 77.8, 0.7, _LINEAR, _EVAR),
+    Published("iemocap", "M2D-S", 66.4, None, _SUPERB, "m2d/speech's README"),
+    Published("voxforge", "ATST-Frame", 98.8, None, _LINEAR, _EVAR),
+    Published("voxforge", "M2D", 98.3, None, _LINEAR, _EVAR),
+    Published("nsynth_family", "M2D/0.6", 76.1, None, _LINEAR, _M2D),
+    Published("nsynth_family", "CLAP 2023", 80.5, 0.1, _LINEAR, _M2D),
+    Published("urbansound8k", "M2D", 87.6, 0.2, _LINEAR, "m2d/audioset, table V"),
+    Published("urbansound8k", "M2D-AS (labels)", 89.8, 0.2, _LINEAR, "m2d/audioset, table V"),
+    Published("esc50", "M2D/0.6", 91.6, None, _LINEAR, _M2D),
+    Published("esc50", "M2D-CLAP 2025", 97.9, 0.5, _LINEAR, _EVAR),
+    Published("fsd50k", "MW-MAE-B", 51.2, None, "frozen, HEAR's MLP", "MW-MAE's README", "map"),
+    Published("fsd50k", "Dasheng", 40.9, None, _XARES, "X-ARES's README", "map"),
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedClusters:
-    """A published row of cluster scores; normalisation, distance and labels were not stated."""
-
-    task: str
-    name: str
-    silhouette: float
-    adjusted_rand: float
-    homogeneity: float
-    source: str = "Zhu & Omar 2023 (arXiv 2303.10757), table 6; fine-tuned on the set"
-
-
-PUBLISHED_CLUSTERS: tuple[PublishedClusters, ...] = (
-    PublishedClusters(
-        task="vggsound", name="AST", silhouette=0.343, adjusted_rand=0.292, homogeneity=0.695
-    ),
-    PublishedClusters(
-        task="vggsound", name="MAST", silhouette=0.527, adjusted_rand=0.375, homogeneity=0.720
-    ),
+# Task, encoder, silhouette, adjusted Rand index, homogeneity; normalisation, distance and labels
+# were not stated.
+PUBLISHED_CLUSTERS = (
+    ("vggsound", "AST", 0.343, 0.292, 0.695),
+    ("vggsound", "MAST", 0.527, 0.375, 0.720),
 )
+CLUSTERS_SOURCE = "Zhu & Omar 2023 (arXiv 2303.10757), table 6; fine-tuned on the set"
+
+
+def _set_of(task: str, built: str) -> str:
+    """The published set that a task is of; another label column than its own is of none.
+
+    Args:
+        task: as it was asked for.
+        built: the data set it was prepared from; empty for one made by hand, whose name counts.
+    """
+    name, _, options = task.partition(":")
+    return "" if "label=" in options else built or name
 
 
 def published_of(task: str, built: str, metric: str) -> list[Published]:
-    """The rows to show beside a result.
+    """The rows to show beside a result of a task by a metric, see `_set_of`."""
+    return [r for r in PUBLISHED if (r.task, r.metric) == (_set_of(task, built), metric)]
+
+
+ABSENT = "absent"
+"""What stands in the cell of a set that is not there."""
+
+
+def filled_table(published: PublishedTable, own: Mapping[str, Sequence[Result]]) -> str:
+    """Markdown: the published rows, then one's own.
 
     Args:
-        task: as it was asked for; another label column than the set's own has no published row.
-        built: the data set it was prepared from; empty for one made by hand, whose name counts.
-        metric: rows of another one are left out.
+        published: the table.
+        own: name of each own row -> its results; sets of the table without one are absent.
     """
-    name, _, options = task.partition(":")
-    if "label=" in options:
-        return []
-    return [row for row in PUBLISHED if row.task == (built or name) and row.metric == metric]
+    heads = ["", *(header for header, _, _ in published.columns)]
+    filled = markdown_table(heads, _rows(published, own), numbers=len(published.columns))
+    return f"{filled}\nIn %. Published rows: {published.source}. {_said(own)}\n"
+
+
+def paper_tables(sources: Sequence[Source]) -> str:
+    """Section of the page: the published tables that some result belongs to."""
+    parts = []
+    for published in (POSTER_TABLE, MAST_TABLE):
+        own = {source.name or "this": source.probes for source in sources}
+        own = {name: found for name, found in own.items() if _has_any(published, found)}
+        if own:
+            heads = ["", *(header for header, _, _ in published.columns)]
+            body = table(
+                _rows(published, own), head=heads, first_is_head=True, name=published.title
+            )
+            note = f'<p class="soft">{text(f"In %. {published.source}. {_said(own)}")}</p>'
+            parts.append(details(published.title, note + body))
+    return section("Published tables", *parts)
+
+
+def _rows(published: PublishedTable, own: Mapping[str, Sequence[Result]]) -> list[list[str]]:
+    rows = [
+        [name, *("" if number is None else f"{number:.1f}" for number in numbers)]
+        for name, numbers in published.rows.items()
+    ]
+    for name, results in own.items():
+        cells = [_cell(results, task, metric) for _, task, metric in published.columns]
+        rows.append([name, *cells])
+    return rows
+
+
+def _cell(results: Sequence[Result], task: str, metric: str) -> str:
+    """`74.8 ± 0.3` of the result of a task, of whichever protocol; or that there is none."""
+    for result in results:
+        if _set_of(result.task, str(result.built.get("task") or "")) == task:
+            if result.metric == metric:
+                return result.text
+            number = (result.numbers or {}).get(metric)
+            return "" if number is None else f"{100 * number:.1f}"
+    return ABSENT
+
+
+def _has_any(published: PublishedTable, results: Sequence[Result]) -> bool:
+    cells = (_cell(results, task, metric) for _, task, metric in published.columns)
+    return any(cell not in ("", ABSENT) for cell in cells)
+
+
+def _said(own: Mapping[str, Sequence[Result]]) -> str:
+    """How one's own rows were measured, and what is not there."""
+    protocols = dict.fromkeys(one.protocol for results in own.values() for one in results)
+    how = f"Own rows: protocol {', '.join(protocols)}. " if protocols else ""
+    return f"{how}{ABSENT}: no such set was there."

@@ -8,10 +8,10 @@ from typing import Any
 from ssmast.evaluation.baselines import UNTRAINED
 from ssmast.evaluation.foreign import is_foreign
 from ssmast.evaluation.results import TITLES, Result
+from ssmast.evaluation.task_spec import quoted
 from ssmast.html import details, key_table, picture, section, table, text
-from ssmast.report.curves import MOST_RUNS, curves
+from ssmast.report.curves import MOST_RUNS, SERIES_STYLES, curves
 from ssmast.report.sources import Source
-from ssmast.splits import quoted
 
 # By objective, as config.yaml names it; another one is called by that name.
 _OBJECTIVES = {
@@ -62,6 +62,16 @@ def headline(source: Source) -> dict[str, str]:
     return shown
 
 
+# What keys of facts.json are called on the page.
+_FACTS = {
+    "corpus": "SHA-256 of the listing",
+    "mean": "log-mel mean",
+    "std": "log-mel standard deviation",
+    "segments": "segments a clip",
+    "version": "version of ssmast",
+}
+
+
 def _chosen_step(result: Result | None) -> Any:
     """The step whose weights fine-tuning kept; None where that is not known."""
     return result.chosen[0].get("step") if result is not None and result.chosen else None
@@ -84,7 +94,7 @@ def about(source: Source) -> str:
             f"<p>The weights of step {step}{same} were kept: best by {text(tuned.metric_title)} on "
             f"the {tuned.n_valid} clips of the validation part.</p>"
         )
-    parts.append(key_table(facts))
+    parts.append(key_table({_FACTS.get(key, key): value for key, value in facts.items()}))
     parts.append(details("All settings", key_table(config)))
     return section("Setup", *parts)
 
@@ -112,7 +122,7 @@ def learnt(sources: Sequence[Source]) -> list[str]:
     more = "".join(_figure(name, svg) for name, svg, is_main in pictures if not is_main)
     key = "".join(
         f'<span class="{colour}"><b>\u2501</b> {text(source.name)}</span>'
-        for colour, (source, _) in zip(("c0", "c3", "c4", "c5"), logged, strict=False)
+        for colour, (source, _) in zip(SERIES_STYLES, logged, strict=False)
     )
     return [
         *(_alarms(rows, "" if len(sources) < 2 else source.name) for source, rows in logged),

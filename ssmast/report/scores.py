@@ -1,8 +1,7 @@
 """Scores on the page: dots with whiskers beside baselines, other runs and published rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssmast.evaluation.results import TITLES, Result, Score, result_notes
 from ssmast.html import details, section, table, text
@@ -12,8 +11,7 @@ from ssmast.report.sources import Source
 _COLOURS = {"pretrained": "c0", "untrained": "c1", "log_mel": "c2", "random_conv": "c6"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dot:
+class Dot(NamedTuple):
     """One dot: name, value and half-width in percent, colour class, and what to say of it."""
 
     name: str
@@ -22,6 +20,11 @@ class Dot:
     shown: str
     colour: str
     note: str = ""
+
+    @classmethod
+    def of(cls, name: str, score: Score, *, colour: str, note: str = "") -> "Dot":
+        """The dot of a score."""
+        return cls(name, 100 * score.mean, 100 * (score.ci95 or 0.0), score.text, colour, note)
 
 
 def scores(sources: Sequence[Source]) -> str:
@@ -69,36 +72,22 @@ def _task(key: tuple[str, str, str, str], sources: Sequence[Source]) -> str:
             title = TITLES.get(name, name)
             if len(sources) > 1 and not is_shared:
                 title = source.name if name == result.column else f"{source.name}, {title}"
-            rows.append(
-                Dot(
-                    name=title,
-                    mean=100 * score.mean,
-                    reach=100 * (score.ci95 or 0.0),
-                    shown=score.text,
-                    colour=_COLOURS.get(name, "c0") if not position else f"c{2 + min(position, 4)}",
-                    note=_note(score, other_clips=other),
-                )
-            )
+            colour = _COLOURS.get(name, "c0") if not position else f"c{2 + min(position, 4)}"
+            rows.append(Dot.of(title, score, colour=colour, note=_note(score, other_clips=other)))
     for row in published_of(first.task, str(first.built.get("task", "")), first.metric):
-        reach = row.reach or 0.0
-        rows.append(
-            Dot(
-                name=row.name,
-                mean=100 * row.value,
-                reach=100 * reach,
-                shown=f"{100 * row.value:.1f}" + (f" ± {100 * reach:.1f}" if reach else ""),
-                colour="published",
-                note=f"{row.protocol}; {row.source}",
-            )
-        )
-    mark = "" if first.chance is None else f'<s style="left:{100 * first.chance:.2f}%"></s>'
+        reach = None if row.reach is None else row.reach / 100
+        score, note = Score(mean=row.percent / 100, ci95=reach), f"{row.protocol}; {row.source}"
+        rows.append(Dot.of(row.name, score, colour="published", note=note))
     facts = [f"{_counts(first)}; {first.metric_title}, protocol {first.protocol}"]
-    facts += result_notes(first)
+    return task_box(first.task, [*facts, *result_notes(first)], rows, chance=first.chance)
+
+
+def task_box(title: str, facts: Sequence[str], dots: Sequence[Dot], *, chance: float | None) -> str:
+    """What is known of one task, and the dots of its scores, with a mark at chance."""
+    mark = "" if chance is None else f'<s style="left:{100 * chance:.2f}%"></s>'
     said = "".join(f'<p class="soft">{text(fact)}</p>' for fact in facts)
-    return (
-        f'<div class="task"><h3>{text(first.task)}</h3>'
-        f"{said}{''.join(dot(row, mark) for row in rows)}</div>"
-    )
+    drawn = "".join(dot(row, mark) for row in dots)
+    return f'<div class="task"><h3>{text(title)}</h3>{said}{drawn}</div>'
 
 
 def _note(score: Score, *, other_clips: bool) -> str:
@@ -169,22 +158,18 @@ def _matrix_row(index: int, name: str, row: list[int]) -> str:
     return f"<tr><th>{index + 1} {text(name)}</th>{cells}</tr>"
 
 
-def worst_pairs(
-    confusion: list[list[int]], classes: list[str], *, limit: int = 8
-) -> list[dict[str, Any]]:
-    """The most frequent mistakes, worst first: true, predicted, count, rate in the true class."""
-    pairs = []
-    for true, row in enumerate(confusion):
-        total = max(sum(row), 1)
-        pairs += [
-            {
-                "true": classes[true],
-                "predicted": classes[column],
-                "count": int(count),
-                "rate": count / total,
-            }
-            for column, count in enumerate(row)
-            if column != true and count > 0
-        ]
+def worst_pairs(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
+    """The eight worst mistakes, worst first: true, predicted, count, rate in the true class."""
+    pairs = [
+        {
+            "true": classes[true],
+            "predicted": classes[column],
+            "count": int(count),
+            "rate": count / max(sum(row), 1),
+        }
+        for true, row in enumerate(confusion)
+        for column, count in enumerate(row)
+        if column != true and count > 0
+    ]
     pairs.sort(key=lambda pair: (-pair["rate"], -pair["count"], pair["true"], pair["predicted"]))
-    return pairs[:limit]
+    return pairs[:8]

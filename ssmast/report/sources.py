@@ -34,6 +34,12 @@ class Source:
     probes: list[Result] = field(default_factory=list)
     clusters: list[ClusterResult] = field(default_factory=list)
 
+    def add(self, result: Result | ClusterResult) -> None:
+        """Put a result where it belongs, once."""
+        own: list[Any] = self.probes if isinstance(result, Result) else self.clusters
+        if result not in own:
+            own.append(result)
+
     def read_mapping(self, name: str) -> dict[str, Any]:
         """A JSON or YAML file of the run; empty where there is none."""
         file = None if self.run is None else self.run / name
@@ -89,16 +95,16 @@ class Source:
 
 def run_source(run: Path | None, probes: list[Result] | None = None) -> Source:
     """A run with the results that lie in it; `probes` take the place of those in probe/."""
-    if run is None:
-        return Source(name="", probes=probes or [])
-    results = [one for name in ("", *_RESULT_FOLDERS) for one in read_results(run / name)]
-    found = [one for one in results if isinstance(one, Result)]
-    return Source(
-        name=run.resolve().name,
-        run=run,
-        probes=found if probes is None else probes,
-        clusters=[one for one in results if isinstance(one, ClusterResult)],
-    )
+    source = Source(name="" if run is None else run.resolve().name, run=run)
+    for result in [] if run is None else _results_in(run):
+        source.add(result)
+    if probes is not None:
+        source.probes = probes
+    return source
+
+
+def _results_in(path: Path) -> list[Result | ClusterResult]:
+    return [one for name in ("", *_RESULT_FOLDERS) for one in read_results(path / name)]
 
 
 def read_sources(paths: list[Path]) -> list[Source]:
@@ -114,25 +120,18 @@ def read_sources(paths: list[Path]) -> list[Source]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"there is no run or result at {path}")
-        if path.is_dir() and any((path / name).is_file() for name in _RUN_FILES):
-            sources.setdefault(str(path.resolve()), Source(name="", run=path)).run = path
-            found = run_source(path)
-            key, results = str(path.resolve()), [*found.probes, *found.clusters]
-        else:
-            key = ""
-            results = [one for name in ("", *_RESULT_FOLDERS) for one in read_results(path / name)]
-            if not results:
-                raise FileNotFoundError(
-                    f"{path} holds neither a run (config.yaml, metrics.jsonl) nor a result of "
-                    "`ssmast probe` or `ssmast cluster` (*.json)"
-                )
+        is_run = path.is_dir() and any((path / name).is_file() for name in _RUN_FILES)
+        if is_run:
+            sources.setdefault(str(path.resolve()), Source(name="")).run = path
+        results = _results_in(path)
+        if not is_run and not results:
+            raise FileNotFoundError(
+                f"{path} holds neither a run (config.yaml, metrics.jsonl) nor a result of "
+                "`ssmast probe` or `ssmast cluster` (*.json)"
+            )
         for result in results:
-            home = key or _home(result)
-            source = sources.setdefault(home, Source(name=""))
-            if isinstance(result, Result) and result not in source.probes:
-                source.probes.append(result)
-            if isinstance(result, ClusterResult) and result not in source.clusters:
-                source.clusters.append(result)
+            home = str(path.resolve()) if is_run else _home(result)
+            sources.setdefault(home, Source(name="")).add(result)
     for home, source in sources.items():
         source.name = Path(home).name if home.startswith("/") else home
     _make_names_unique(sources)

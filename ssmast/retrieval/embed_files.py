@@ -4,6 +4,8 @@
 
     ssmast embed RECORDINGS encoder=DIR window=5 hop=2.5 format=raven    a vector a window
 
+    ssmast embed RECORDINGS engine=ray ray_address=HOST:6379    on all cores of a Ray cluster
+
 An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name, reason) and
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
 embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
@@ -12,13 +14,15 @@ FILE#t=START,STOP in seconds; with `format` the folder OUT.tables gets a table o
 file, which Raven or Audacity opens, their labels the numbers of the rows.
 """
 
+import functools
 import json
 import logging
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,9 @@ from torch import Tensor
 from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
+from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.engine import run_jobs
 from ssmast.evaluation.embed import Batch, cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
@@ -37,16 +43,12 @@ from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
     WORKERS,
-    Settings,
+    SoundSettings,
     UsageError,
-    in_home,
-    named_files,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
@@ -58,25 +60,50 @@ FORMATS = (".npz", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Settings):
-    """`ssmast embed`: files to embeddings."""
+class WindowSettings(SoundSettings):
+    """What `ssmast embed`, `index` and `map` have in common."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
     encoder: str = setting(
         DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
     )
-    out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
-    channel: str = setting("mean", CHANNEL)
-    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
     window: float = setting(
         0.0,
-        "seconds of the windows that get a vector each; 0: a vector for each clip",
+        "seconds of the windows that clips are cut into; 0: each clip as a whole",
         range="[0, inf)",
     )
     hop: float = setting(
         0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a hop without windows."""
+        super().__post_init__()
+        if self.hop and not self.window:
+            raise UsageError("hop= is about windows; give window=SECONDS too")
+
+    def to_embed(self, out: Path) -> "EmbedConfig":
+        """The same for `embed_in_parts`, whose parts lie beside `out`."""
+        common = {field.name: getattr(self, field.name) for field in fields(WindowSettings)}
+        return EmbedConfig(out=str(out), **common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(WindowSettings):
+    """`ssmast embed`: files to embeddings."""
+
+    out: str = setting("embeddings.npz", "file to write: .npz or .parquet")
+    precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
+    workers: int = setting(
+        0, f"{WORKERS}; with engine=ray: processes, 0: one for each core", range="[0, inf)"
+    )
+    engine: str = setting(
+        "local",
+        "local (this process, or those of `accelerate launch`) or ray (a process a CPU core)",
+        choices=("local", "ray"),
+    )
+    ray_address: str = setting(
+        "", "running Ray cluster that can read the files and write out; empty: start one here"
     )
     format: str = setting(
         "",
@@ -95,22 +122,15 @@ class EmbedConfig(Settings):
         super().__post_init__()
         if not self.out.endswith(FORMATS):
             raise UsageError(f"out must end in .npz or .parquet, got {self.out!r}")
-        if (self.hop or self.format) and not self.window:
-            raise UsageError("hop= and format= are about windows; give window=SECONDS too")
+        if self.format and not self.window:
+            raise UsageError("format= is about windows; give window=SECONDS too")
+        if self.ray_address and self.engine != "ray":
+            raise UsageError("ray_address= needs engine=ray")
 
 
-def main(argv: list[str]) -> int:
+@command(EmbedConfig, "ssmast embed", dry_run=True, positional="data", several=True)
+def main(config: EmbedConfig, argv: list[str]) -> int:
     """`ssmast embed`: parse, embed, write."""
-    config = parse(
-        EmbedConfig,
-        join_files(argv, EmbedConfig),
-        command="ssmast embed",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     check_output(config.out)
     if Path(config.out).exists() and not _holds_embeddings(Path(config.out)):
         raise FileExistsError(
@@ -143,15 +163,6 @@ def open_files(data: str) -> Corpus:
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 
 
-def join_files(argv: list[str], schema: type) -> list[str]:
-    """Several files as one word, `data=`; whatever is a key of the schema or a flag stays."""
-    files = named_files(argv, schema)
-    if not files:
-        return argv
-    named = "\n".join(map(in_home, files))
-    return [f"data={named}", *(word for word in argv if word not in files)]
-
-
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
     """Embed a corpus a part at a time, each kept on disk until all are done.
 
@@ -162,31 +173,43 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
         ValueError: if no clip could be read, or too many could not.
     """
     out, state = Path(config.out), process_state()
-    how = f"-{config.window:g}-{config.hop:g}" if config.window else ""
-    kept = out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+    if config.engine == "ray" and state.size > 1:
+        raise ValueError(
+            f"engine=ray starts its processes itself, and {state.size} of `accelerate launch` run "
+            "already; use one of the two"
+        )
     starts = range(0, len(corpus), config.part)
-    files = [kept / f"{config.part}-{start:09d}.safetensors" for start in starts]
+    folder = _parts_folder(encoder, corpus, config)
+    files = [_part_file(folder, start, config) for start in starts]
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
     quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
-    mine = list(zip(starts, files, strict=True))[state.rank :: state.size]
-    total = sum(min(config.part, len(corpus) - start) for start, _ in mine)
+    mine = list(starts)[state.rank :: state.size]
+    sizes = {start: min(config.part, len(corpus) - start) for start in mine}
+    todo = []
     if state.is_main:
         warn_of_lost_energy(corpus, encoder.log_mel)
-    with Progress("embedding", total=total, enabled=state.is_main) as progress:
-        for start, file in mine:
-            rows = range(start, min(start + config.part, len(corpus)))
-            part = load(file)
-            if part is None:
-                part = _embed_rows(encoder, corpus, rows, config)
-                store(file, part)
-            quarantine.add(part.rejected)
-            progress.advance(len(rows))
+    with Progress("embedding", total=sum(sizes.values()), enabled=state.is_main) as progress:
+        for start in mine:
+            kept = load(_part_file(folder, start, config))
+            if kept is None:
+                todo.append(start)
+                continue
+            quarantine.add(kept.rejected)
+            progress.advance(sizes[start])
+        for start, rejected in _run_parts(encoder, corpus, config, todo):
+            quarantine.add(rejected)
+            progress.advance(sizes[start])
     _wait(state)
     if not state.is_main:
         return None
     parts = [part for part in map(load, files) if part is not None]
+    if len(parts) < len(files):
+        raise ValueError(
+            f"{len(files) - len(parts)} of {len(files)} parts are missing from {folder}: other "
+            "machines must see the same encoder, sounds and out= under the same paths"
+        )
     found = joined(parts, dim=encoder.dim)
     quarantine.add(found.rejected)
     if not len(found.rows):
@@ -197,6 +220,64 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     for name, reason in found.rejected[:10]:
         logger.warning("left out: %s (%s)", name, reason)
     return found
+
+
+def _parts_folder(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Path:
+    """Where finished parts are kept until all are."""
+    out = Path(config.out)
+    how = f"-{config.window:g}-{config.hop:g}" if config.window else ""
+    return out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+
+
+def _part_file(folder: Path, start: int, config: EmbedConfig) -> Path:
+    return folder / f"{config.part}-{start:09d}.safetensors"
+
+
+Rejected = list[tuple[str, str]]
+
+
+def _run_parts(
+    encoder: Encoder, corpus: Corpus, config: EmbedConfig, starts: Sequence[int]
+) -> Iterator[tuple[int, Rejected]]:
+    """Embed and keep the parts that begin at these rows; yields each with what it left out."""
+    folder = _parts_folder(encoder, corpus, config)
+    call, workers = partial(_embed_part, encoder, corpus, folder, config), 1
+    if config.engine == "ray":
+        named = [os.path.abspath(p) if os.path.exists(p) else p for p in config.data.split("\n")]
+        given = config.encoder
+        there = replace(
+            config,
+            data="\n".join(named),
+            encoder=os.path.abspath(given) if os.path.exists(given) else given,
+            out=os.path.abspath(config.out),
+            workers=1,  # thread that decodes
+        )
+        call, workers = partial(_embed_part_elsewhere, there), config.workers or num_cores()
+    yield from run_jobs(
+        call, starts, engine=config.engine, workers=workers, address=config.ray_address
+    )
+
+
+def _embed_part(
+    encoder: Encoder, corpus: Corpus, folder: Path, config: EmbedConfig, start: int
+) -> Rejected:
+    part = _embed_rows(encoder, corpus, range(start, min(start + config.part, len(corpus))), config)
+    store(_part_file(folder, start, config), part)
+    return part.rejected
+
+
+def _embed_part_elsewhere(config: EmbedConfig, start: int) -> Rejected:
+    """`_embed_part` in a process that has only the settings."""
+    return _embed_part(*_opened(config), config, start)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, Path]:
+    """What the settings name, and the folder of the parts; a process embeds many of them."""
+    torch.set_num_threads(1)
+    encoder = load_encoder(config.encoder, precision=config.precision)
+    corpus = open_files(config.data).with_channel(config.channel)
+    return encoder, corpus, _parts_folder(encoder, corpus, config)
 
 
 def _embed_rows(

@@ -23,27 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.evaluation.processes import process_state
 from ssmast.files import check_output, new_folder, sha256_of, write_json
 from ssmast.retrieval.embed_files import (
-    EmbedConfig,
+    WindowSettings,
     embed_in_parts,
-    join_files,
     names_of,
     open_files,
     read_embeddings,
 )
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
-    WORKERS,
-    Settings,
     UsageError,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
-from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +49,11 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(Settings):
+class IndexConfig(WindowSettings):
     """`ssmast index`: sounds or embeddings to an index."""
 
     data: str = setting("", "file, folder, list, CSV or tar(s) of audio")
     embeddings: str = setting("", "in place of data: what `ssmast embed` wrote, .npz or .parquet")
-    encoder: str = setting(
-        DEFAULT,
-        "encoder folder or Hub name, which queries are embedded with too; default: the one that "
-        "comes with the package",
-    )
     out: str = setting("", "folder to write", required=True)
     kind: str = setting(
         "auto",
@@ -74,31 +63,11 @@ class IndexConfig(Settings):
     probes: int = setting(
         16, "cells that a query visits with ivfpq; more is slower and finds more", range="[1, inf)"
     )
-    window: float = setting(
-        0.0,
-        "seconds of the windows that get a vector each; 0: a vector for each clip",
-        range="[0, inf)",
-    )
-    hop: float = setting(
-        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
-    )
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(IndexConfig, "ssmast index", dry_run=True, positional="data", several=True)
+def main(config: IndexConfig, argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
-    config = parse(
-        IndexConfig,
-        join_files(argv, IndexConfig),
-        command="ssmast index",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
     check_output(config.out, folder=True)
@@ -153,15 +122,7 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
             )
         return names, values
     corpus = open_files(config.data).with_channel(config.channel)
-    settings = EmbedConfig(
-        data=config.data,
-        out=str(_embeddings_of(config)),
-        window=config.window,
-        hop=config.hop,
-        workers=config.workers,
-        batch_seconds=config.batch_seconds or scoring_seconds(),
-    )
-    found = embed_in_parts(encoder, corpus, settings)
+    found = embed_in_parts(encoder, corpus, config.to_embed(_embeddings_of(config)))
     if found is None:
         return None
     left_out = Path(f"{_embeddings_of(config)}.quarantine.csv")

@@ -25,43 +25,27 @@ from ssmast.evaluation.processes import process_state
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_map
 from ssmast.retrieval.embed_files import (
-    EmbedConfig,
+    WindowSettings,
     embed_in_parts,
     event_of,
-    join_files,
     names_of,
     open_files,
 )
 from ssmast.settings import (
-    BATCH_SECONDS,
-    CHANNEL,
-    WORKERS,
-    Settings,
     UsageError,
-    parse,
+    command,
     setting,
     wants_dry_run,
 )
-from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig(Settings):
+class MapConfig(WindowSettings):
     """`ssmast map`: sounds to a page with a map of them."""
 
-    data: str = setting("", "file, folder, list, CSV or tar(s) of audio", required=True)
-    encoder: str = setting(
-        DEFAULT, "encoder folder or Hub name; default: the one that comes with the package"
-    )
     out: str = setting("map", "folder to write map.html and map.csv to")
-    window: float = setting(
-        0.0, "seconds of the windows that are points; 0: a point for each clip", range="[0, inf)"
-    )
-    hop: float = setting(
-        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
-    )
     groups: int = setting(8, "groups of k-means, the colours of the map", range="[1, 20]")
     points: int = setting(
         2000, "most sounds on the map; of more, a random sample is drawn", range="[4, inf)"
@@ -76,26 +60,12 @@ class MapConfig(Settings):
     audio_seconds: float = setting(
         5.0, "seconds of each sound put inside the page", range="(0, inf)"
     )
-    channel: str = setting("mean", CHANNEL)
-    workers: int = setting(0, WORKERS, range="[0, inf)")
-    batch_seconds: float = setting(0.0, BATCH_SECONDS, range="[0, inf)")
 
 
-def main(argv: list[str]) -> int:
+@command(MapConfig, "ssmast map", dry_run=True, positional="data", several=True)
+def main(config: MapConfig, argv: list[str]) -> int:
     """`ssmast map`: parse, embed, draw, write page and table."""
-    config = parse(
-        MapConfig,
-        join_files(argv, MapConfig),
-        command="ssmast map",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="data",
-    )
-    if config is None:
-        return 0
     check_output(config.out, folder=True)
-    if config.hop and not config.window:
-        raise UsageError("hop= is about windows; give window=SECONDS too")
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     corpus = open_files(config.data).with_channel(config.channel)
@@ -105,11 +75,7 @@ def main(argv: list[str]) -> int:
         return 0
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = EmbedConfig(
-        data=config.data, out=str(out / "map.npz"), window=config.window, hop=config.hop,
-        workers=config.workers, batch_seconds=config.batch_seconds,
-    )  # fmt: skip
-    found = embed_in_parts(encoder, corpus, settings)
+    found = embed_in_parts(encoder, corpus, config.to_embed(out / "map.npz"))
     if found is None:
         return 0
     drawn = map_of(found, corpus, config)

@@ -22,9 +22,9 @@ from ssmast.audio.read import Excerpt, read_audio, split_excerpt
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.events import raven_table
 from ssmast.files import check_output, write_atomic
-from ssmast.retrieval.embed_files import event_of, join_files
+from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
-from ssmast.settings import CHANNEL, Settings, UsageError, parse, setting, wants_dry_run
+from ssmast.settings import CHANNEL, Settings, UsageError, command, setting, wants_dry_run
 
 _COLUMNS = ("rank", "file", "start", "stop", "score", "like", "name")
 _ANSWERS = {"y": True, "yes": True, "1": True, "n": False, "no": False, "0": False}
@@ -52,22 +52,9 @@ class SearchConfig(Settings):
             raise UsageError(f"out must end in .csv or .txt, got {self.out!r}")
 
 
-def main(argv: list[str]) -> int:
-    """`ssmast search`: parse, embed the examples, print names and cosines."""
-    words = [
-        f"query={word.removeprefix('data=')}" if word.startswith("data=") else word
-        for word in join_files(argv, SearchConfig)
-    ]
-    config = parse(
-        SearchConfig,
-        words,
-        command="ssmast search",
-        description=__doc__ or "",
-        dry_run=True,
-        positional="query",
-    )
-    if config is None:
-        return 0
+@command(SearchConfig, "ssmast search", dry_run=True, positional="query", several=True)
+def main(config: SearchConfig, argv: list[str]) -> int:
+    """`ssmast search`: embed the examples, print names and cosines."""
     if config.out:
         check_output(config.out)
     index = Index.load(config.index)

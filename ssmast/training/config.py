@@ -358,6 +358,11 @@ class TrainConfig(Settings):
     deterministic: bool = setting(
         False, "the same command gives the same bits on a GPU too (on a CPU it always does); slower"
     )
+    cudnn_attention: bool = setting(
+        True,
+        "let PyTorch choose cuDNN's attention on a GPU; false: FlashAttention, or the "
+        "memory-efficient kernel where that does not fit",
+    )
     threads: int = setting(
         0, "CPU threads of a process; 0: its part of the cores", range="[0, inf)"
     )

@@ -33,6 +33,7 @@ def start_accelerator(
     threads: int,
     tf32: bool = False,
     deterministic: bool = False,
+    cudnn_attention: bool = True,
 ) -> Accelerator:
     """The accelerator of this process, once it is sure that the launch is the one asked for.
 
@@ -43,6 +44,7 @@ def start_accelerator(
             sets one thread, which would leave the other cores idle.
         tf32: float32 products and convolutions on a GPU may round their inputs to TF32.
         deterministic: the same command gives the same bits on a GPU too.
+        cudnn_attention: PyTorch may choose cuDNN's attention on a GPU.
 
     Raises:
         ValueError: if more processes were asked for than take part, or a precision that is not
@@ -68,6 +70,7 @@ def start_accelerator(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
     # Nothing here reads memory that nobody has written, and to fill it doubles the kernels.
     filled = sys.modules["torch.utils.deterministic"]
     filled.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

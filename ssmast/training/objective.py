@@ -6,7 +6,8 @@ accumulation and on several processes by construction, and a new one is one smal
 docs/objectives.md. All that such a file needs can be imported from here.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -21,13 +22,13 @@ from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
-from ssmast.encoder.pooling import check_pooling, layer_dims
+from ssmast.encoder.encoder import check_pooling
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.model import (
     Backbone,
     LoadReport,
-    PatchDrop,
     create_model,
+    pooled_dim,
 )
 from ssmast.report import write_report
 from ssmast.settings import UsageError, to_dict
@@ -40,19 +41,16 @@ from ssmast.training.init_weights import (
     write_init_json,
 )
 from ssmast.training.inputs import (
-    TwoViews,
-    ViewMaker,
     build_log_mel,
-    build_memory,
     check_enough,
     check_model,
     front_end_like,
     open_data,
     segments_of,
-    sent,
 )
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
-from ssmast.training.optim import decay_groups
+from ssmast.training.optim import PassWeights, decay_groups
+from ssmast.training.views import TwoViews, ViewMaker, build_memory, sent
 from ssmast.version import __version__
 
 # Student and teacher, with and without gradient, full and thinned views, short crops.
@@ -290,20 +288,30 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             drops: leave out the patches that are dropped.
             local: embed the short crops too, behind both views: (B, 2 + `views.local`, E).
         """
-        pairs: Iterable[tuple[Tensor, PatchDrop | None]]
-        pairs = zip(views.log_mels, views.drops if drops else (None, None), strict=True)
-        head = cast(PretrainConfig, self.config).head
-        pooled = [
-            self.embed_backbone(
-                backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
-            )
-            for log_mel, drop in pairs
-        ]
+        inputs = list(views.log_mels)
+        dropped = list(views.drops) if drops else [None, None]
+        if dropped == [None, None] and not torch.is_grad_enabled():  # in one pass, in half the time
+            inputs, dropped = [torch.cat(inputs)], [None]
         if local and views.local:  # of one length, so in one pass
-            crops = torch.cat(views.local)
-            more = self.embed_backbone(backbone, crops, layers=head.layers, pooling=head.pooling)
-            pooled += more.chunk(len(views.local))
-        return torch.stack(pooled, dim=1)
+            inputs.append(torch.cat(views.local))
+            dropped.append(None)
+        head = cast(PretrainConfig, self.config).head
+        rows: list[Tensor] = []
+        weights = self._weights_of_passes(backbone, len(inputs))
+        for log_mel, drop, own in zip(inputs, dropped, weights, strict=True):
+            with own:
+                pooled = self.embed_backbone(
+                    backbone, log_mel, layers=head.layers, pooling=head.pooling, patch_drop=drop
+                )
+            rows += pooled.split(len(views.raw))
+        return torch.stack(rows, dim=1)
+
+    def _weights_of_passes(self, network: nn.Module, passes: int) -> list[Any]:
+        """Contexts of the passes through a network: on a GPU, where kernels are many, and eager."""
+        if not self.log_mel.filterbank.is_cuda or self.embed_backbone is not _embed:
+            return [contextlib.nullcontext()] * passes
+        weights = PassWeights(network, passes)
+        return [weights.of(number) for number in range(passes)]
 
     def targets(self, views: Views) -> Any:
         """What a loss compares with and no gradient reaches: rows (B, ...), or None.
@@ -555,7 +563,8 @@ def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
 
 def _embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
     mels, head = config.front_end.num_mels, config.head
-    return sum(layer_dims(backbone, num_mels=mels, pooling=head.pooling, layers=head.layers))
+    sizes = backbone.layer_sizes(head.layers, num_mels=mels)
+    return sum(pooled_dim(head.pooling, *size) for size in sizes)
 
 
 def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:

@@ -25,7 +25,8 @@ from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.probe import chance, run_probe
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.protocols import KNN, LINEAR
-from ssmast.evaluation.read_set import find_sets, load_set, split_names
+from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.task_spec import split_names
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""Step -> learning rate, parameters -> optimiser, and gradients of several passes added up."""
+"""Step -> learning rate, parameters -> optimiser, and weights and gradients of several passes."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,8 @@ import torch.distributed
 from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import Tensor, nn
 
+from ssmast.model.attention import product_type
+from ssmast.model.block import PoolingAttention
 from ssmast.training.config import Optim
 
 
@@ -24,6 +27,109 @@ def learning_rate(optim: Optim, step: int, *, steps: int) -> float:
         warmup_steps=max(1, round(optim.warmup * steps)),
         warmup_start_value=0.0,
     )
+
+
+class PassWeights:
+    """A network's weights for several passes: cast once, and their gradients added at once.
+
+    Autocast casts weight by weight, those without a gradient again in each pass, and autograd adds
+    the gradients of two passes weight by weight: of a base model these are 1,400 kernels in a step,
+    here fifty. The numbers are the same, but for tables of positions, whose gradient is rounded to
+    the type of the products, as that of every other weight is.
+
+    Args:
+        network: whose weights.
+        passes: how many there will be.
+    """
+
+    def __init__(self, network: nn.Module, passes: int) -> None:
+        places = [
+            (module, name, weight)
+            for module in network.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None
+        ]
+        # Those that learn first: only they go through the graph.
+        self._places = sorted(places, key=lambda place: not place[2].requires_grad)
+        weights = [weight for *_, weight in self._places]
+        num = sum(weight.requires_grad for weight in weights)
+        types = [
+            product_type(weight) if isinstance(module, _IN_PRODUCTS) else weight.dtype
+            for module, _, weight in self._places
+        ]
+        fixed = _cast(weights[num:], types[num:])
+        handed = cast(Sequence[Tensor], _Handed.apply(passes, types[:num], *weights[:num]))
+        self._sets = [
+            [*handed[num * number : num * (number + 1)], *fixed] for number in range(passes)
+        ]
+
+    @contextlib.contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """Within it the network computes with the weights of that pass."""
+        # What torch.func.functional_call does, without its checks, which take milliseconds.
+        for (module, name, _), weight in zip(self._places, self._sets[number], strict=True):
+            module._parameters[name] = cast(nn.Parameter, weight)
+        try:
+            yield
+        finally:
+            for module, name, weight in self._places:
+                module._parameters[name] = weight
+
+
+_IN_PRODUCTS = (nn.Linear, nn.Conv2d, PoolingAttention)  # modules whose own weights autocast casts
+
+
+class _Handed(torch.autograd.Function):
+    """Weights -> those of each pass, cast; the gradients of all passes, added and cast back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, passes: int, types: list[torch.dtype], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.passes, ctx.types = passes, [weight.dtype for weight in weights]
+        ctx.set_materialize_grads(False)
+        ready = _cast(weights, types)
+        return tuple(weight.detach() for _ in range(passes) for weight in ready)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        num = len(ctx.types)
+        total = list(grads[:num])
+        for start in range(num, num * ctx.passes, num):
+            total = _added(total, grads[start : start + num])
+        found = [index for index, grad in enumerate(total) if grad is not None]
+        ready = _cast([cast(Tensor, total[i]) for i in found], [ctx.types[i] for i in found])
+        for index, grad in zip(found, ready, strict=True):
+            total[index] = grad
+        return None, None, *total
+
+
+def _cast(tensors: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
+    """Each in its type, all in a few kernels."""
+    ready = [
+        each.detach() if each.dtype == dtype else torch.empty_like(each, dtype=dtype)
+        for each, dtype in zip(tensors, types, strict=True)
+    ]
+    pairs = [(new, old) for new, old in zip(ready, tensors, strict=True) if new.dtype != old.dtype]
+    if pairs:
+        copy_ = cast(Any, torch)._foreach_copy_  # as torch's own optimisers call it
+        copy_([new for new, _ in pairs], [old.detach() for _, old in pairs])
+    return ready
+
+
+def _added(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums of two lists, those of a type in a few kernels; None is nothing."""
+    total: list[Tensor | None] = []
+    both: dict[torch.dtype, list[tuple[int, Tensor, Tensor]]] = {}
+    for place, (one, other) in enumerate(zip(first, second, strict=True)):
+        total.append(one if other is None else other)
+        if one is not None and other is not None:
+            both.setdefault(one.dtype, []).append((place, one, other))
+    for triples in both.values():
+        places, ones, others = zip(*triples, strict=True)
+        for place, value in zip(places, cast(Any, torch)._foreach_add(ones, others), strict=True):
+            total[place] = value
+    return total
 
 
 class GradientSum:

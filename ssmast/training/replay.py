@@ -20,8 +20,7 @@ from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import PretrainConfig, TrainConfig, stored_config
-from ssmast.training.finetune.config import FinetuneConfig
-from ssmast.training.finetune.setup import set_up, training_items
+from ssmast.training.finetune.setup import FinetuneConfig, set_up, training_items
 from ssmast.training.inputs import build_log_mel, decoded, open_data, segments_of
 from ssmast.training.run_folder import RunFolder, read_skipped
 

@@ -91,6 +91,7 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
         threads=config.threads,
         tf32=config.tf32,
         deterministic=config.deterministic,
+        cudnn_attention=config.cudnn_attention,
     )
     with StopRequest() as stop, ExitStack() as stack:
         opened: list[_Opened] = []

@@ -25,14 +25,13 @@ from ssmast.model import PatchDrop
 from ssmast.settings import UsageError, parse, setting
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.inputs import (
-    TwoViews,
     build_log_mel,
     check_model,
     mean_and_std,
     open_data,
     segment_loader,
 )
-from ssmast.training.objective import Objective, Panel, RunFacts
+from ssmast.training.objective import Objective, Panel, RunFacts, TwoViews
 from ssmast.training.objectives import OBJECTIVES, objective_of
 from ssmast.training.run_folder import RunFolder
 

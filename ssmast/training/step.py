@@ -1,14 +1,7 @@
-"""One optimiser step of any objective, and the state that a checkpoint keeps.
+"""One optimiser step of any objective."""
 
-A checkpoint holds all that the next step depends on, and nothing else. Every process has the same
-state: the same weights, the same queues (they take in the clips of all processes), and no generator
-(every draw follows from seed and position). So one set of files serves any number of processes.
-"""
-
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,18 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ssmast.audio.segments import SegmentBatch
-from ssmast.settings import to_dict
-from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
 from ssmast.training.objective import Objective, Step, StepLoss
 from ssmast.training.optim import (
     GradientSum,
-    build_optimizer,
     learning_rate,
-    load_optimizer_,
-    optimizer_tensors,
 )
-from ssmast.training.run_folder import RunFolder, changed_settings
-from ssmast.version import __version__
+from ssmast.training.state import SavedState
+
+# A forward pass moves their buffers.
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +40,14 @@ class StepResult:
     rescaled: bool = False
 
 
-class TrainingState:
-    """An objective with its optimiser and its place in the run; `loop.run_loop` makes time pass.
-
-    Args:
-        objective: moved to the accelerator's device.
-        accelerator: device, processes, precision.
-
-    Attributes:
-        step: optimiser steps done, the run's only counter.
-    """
+class TrainingState(SavedState):
+    """`SavedState` that moves on, a step at a time; `loop.run_loop` makes time pass."""
 
     def __init__(self, objective: Objective[Any, Any, Any], accelerator: Accelerator) -> None:
-        self.objective, self.accelerator = objective.to(accelerator.device), accelerator
-        self.config = objective.config
-        self.steps, self.step = objective.run.steps, 0
-        if wants_compile(self.config.compile, accelerator.device):
-            objective.compile_()
-        self.optimizer = build_optimizer(objective.parameter_groups(), self.config.optim)
-        # With fp16 alone: small gradients would be zero there. `train_step` skips what the scaler
-        # would skip, and reads it once: both see the same gradients.
-        self.scaler: torch.amp.GradScaler | None = accelerator.scaler
-
-    # -- one step --------------------------------------------------------------------------------
+        super().__init__(objective, accelerator)
+        # Looked for once: each look goes through all modules, and a step has milliseconds.
+        self._parameters = list(objective.parameters())
+        self._norms = [part for part in objective.modules() if isinstance(part, _BATCH_NORMS)]
 
     def train_step(self, segments: SegmentBatch) -> StepResult:
         """One optimiser step on this process' share of the batch.
@@ -87,13 +62,13 @@ class TrainingState:
         objective.train()
         objective.before_step(views, step)
         self.optimizer.zero_grad(set_to_none=True)
-        statistics = _running_statistics(objective)
+        statistics = [(each, each.clone()) for norm in self._norms for each in norm.buffers()]
         run = self._per_clip if objective.per_clip else self._whole_batch
         loss = run(micros, views, step)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         limit = self.config.optim.max_grad_norm or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), limit)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         lr = learning_rate(self.config.optim, self.step, steps=self.steps)
         skipped = not bool(loss.loss.isfinite() & grad_norm.isfinite())
         if skipped:
@@ -136,13 +111,14 @@ class TrainingState:
 
         Source: Gao et al. 2021 (GradCache), section 3.2.
         """
+        targets = self._targets(views)  # first: what it needs is free before there is a graph
         # All but the last go without their graph; they run with gradient all the same, for it may
         # choose another attention kernel.
         pairs = list(zip(micros, views, strict=True))
         pieces = [self._embed(*pair).detach() for pair in pairs[:-1]]
         pieces.append(self._embed(*pairs[-1]))
         embeddings = self.gather(torch.cat(pieces).detach()).requires_grad_()
-        loss = self.objective.loss(embeddings, self._targets(views), step)
+        loss = self.objective.loss(embeddings, targets, step)
         self._backward(loss.loss)
         assert embeddings.grad is not None, "the loss must depend on the embeddings"
         if not self.accelerator.is_main_process:
@@ -150,7 +126,7 @@ class TrainingState:
         share = sum(len(piece) for piece in pieces)
         first = self.accelerator.process_index * share
         gradients = embeddings.grad[first : first + share].split([len(p) for p in pieces])
-        sums = GradientSum(self.objective.parameters())
+        sums = GradientSum(self._parameters)
         # The last piece first: it alone kept its graph, and no other is made before that is freed.
         for pair, gradient in zip(reversed(pairs), reversed(gradients), strict=True):
             piece = pieces.pop()
@@ -165,7 +141,7 @@ class TrainingState:
     def _per_clip(self, micros: list[SegmentBatch], views: list[Any], step: Step) -> StepLoss:
         """Mean loss of the clips, a micro-batch at a time, and its gradient."""
         objective, losses = self.objective, []
-        sums = GradientSum(objective.parameters())
+        sums = GradientSum(self._parameters)
         num = len(micros) * self.accelerator.num_processes
         for micro, view in zip(micros, views, strict=True):
             embeddings = self._embed(micro, view)
@@ -204,107 +180,6 @@ class TrainingState:
         if self.accelerator.num_processes == 1:
             return tensor
         return cast(Tensor, self.accelerator.gather(tensor))
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint; of one process alone."""
-        places = self.objective.encoder_places()
-        save_checkpoint(
-            folder.checkpoints,
-            self.step,
-            tensors=self.tensors(),
-            state={
-                **self._facts(),
-                "version": __version__,
-                "encoders": places,
-                "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            },
-            keep=self.config.keep_checkpoints,
-        )
-
-    def load_(self, path: Path) -> None:
-        """Resume from a checkpoint.
-
-        Raises:
-            ValueError: if it is damaged, of a run with other settings, or of another version.
-        """
-        state, tensors = load_checkpoint(path)
-        if "encoders" not in state:
-            raise ValueError(
-                f"checkpoint {path} was written by ssmast {state.get('version', '0.1.0')} and "
-                f"cannot be resumed by ssmast {__version__}; finish it with that version, or start "
-                "from its encoder with init= in another run="
-            )
-        check_state(state, self._facts(), path=path)
-        load_optimizer_(self.optimizer, self.objective, tensors.pop("optimizer", {}))
-        own = tensors.pop(_OWN, {})
-        named = {f"{child}.{n}": t for child, group in tensors.items() for n, t in group.items()}
-        try:
-            self.objective.load_state_dict({**own, **named})
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"checkpoint {path} does not fit the networks of this run: {reason}"
-            ) from error
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step = int(state["step"])
-
-    def tensors(self) -> Tensors:
-        """One group a child of the objective, and the optimiser's: name -> name -> tensor."""
-        groups: Tensors = {}
-        for name, tensor in self.objective.state_dict().items():
-            child, _, rest = name.partition(".")
-            groups.setdefault(child if rest else _OWN, {})[rest or name] = tensor
-        return {**groups, "optimizer": optimizer_tensors(self.optimizer, self.objective)}
-
-    def _facts(self) -> dict[str, Any]:
-        precision = self.accelerator.mixed_precision
-        settings = to_dict(self.config)
-        return {"steps": self.steps, "mixed_precision": precision, "settings": settings}
-
-
-_OWN = "objective"  # file of the tensors that the objective holds itself
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> None:
-    """Refuse a checkpoint that this run would not resume to the same bits.
-
-    Args:
-        state: of the checkpoint: `steps`, `mixed_precision`, `settings`.
-        now: the same of this run.
-        path: of the checkpoint, for the message.
-
-    Raises:
-        ValueError: naming every setting that differs.
-    """
-    changed = changed_settings(state["settings"], now["settings"])
-    changed += changed_settings({**state, "settings": 0}, {**now, "settings": 0})
-    if changed:
-        raise ValueError(
-            f"checkpoint {path} belongs to a run with other settings: {'; '.join(changed)}; "
-            "use those again or start afresh with resume=never in another run="
-        )
-
-
-def wants_compile(asked: str, device: torch.device) -> bool:
-    """Whether `compile=` comes to yes: "auto" where Triton makes kernels for the device."""
-    if asked == "auto":
-        has_triton = importlib.util.find_spec("triton") is not None
-        return (
-            device.type == "cuda"
-            and has_triton
-            and torch.cuda.get_device_capability(device) >= (7, 0)
-        )
-    return asked == "true"
-
-
-def _running_statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Buffers that a forward pass moves, those of BatchNorm, each with a copy."""
-    norms = [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
-    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 
 def _detached(loss: StepLoss, embeddings: Tensor | None = None) -> StepLoss:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchaudio
 
-from ssmast.audio.mel import _FRAMES_AT_ONCE, EPS, LogMel, mel_filterbank
+from ssmast.audio.mel import _FRAMES_AT_ONCE, EPS, LogMel, ProductMel, mel_filterbank
 
 
 def librosa_log_mel(waveform, mel):
@@ -178,6 +178,8 @@ def test_a_long_batch_is_worked_out_in_parts(monkeypatch):
     whole = mel(waveform)
     monkeypatch.setitem(_FRAMES_AT_ONCE, "cpu", 60)  # two clips at a time
     torch.testing.assert_close(mel(waveform), whole, atol=1e-6, rtol=0)
+    monkeypatch.setitem(_FRAMES_AT_ONCE, "cpu", 7)  # a clip in four parts
+    torch.testing.assert_close(mel(waveform), whole, atol=1e-6, rtol=0)
 
 
 def test_exports_with_any_batch_and_length():
@@ -223,3 +225,23 @@ def test_the_fast_transform_is_within_a_few_thousandths():
     assert fast.dtype == torch.float32
     torch.testing.assert_close(fast, exact, atol=1e-2, rtol=0)
     assert not torch.equal(fast, exact)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths"),
+    [
+        ({}, (32, 32)),
+        ({"n_fft": 400, "num_mels": 40}, (20, 20)),
+        ({"n_fft": 512, "hop_length": 128, "num_mels": 40}, (32, 16)),
+        ({"n_fft": 1001, "hop_length": 100, "num_mels": 40}, (1001, 1)),  # nothing to share
+    ],
+)
+def test_the_transform_by_products_equals_the_fourier_transform(settings, lengths):
+    mel, product = LogMel(**settings), ProductMel(**settings)
+    assert (product.a, product.b) == lengths
+    noise = 0.1 * torch.randn(2, 5003, generator=torch.Generator().manual_seed(0))
+    tone = 0.5 * torch.sin(torch.arange(5003) * 0.3)
+    for waveform in (noise, tone[None], torch.zeros(1, 1), noise[:, :161]):
+        found = product.log_mel(waveform)
+        torch.testing.assert_close(found, mel.log_mel(waveform), atol=2e-3, rtol=0)
+    torch.testing.assert_close(product(noise), mel(noise), atol=1e-4, rtol=0)

@@ -189,13 +189,14 @@ def test_nothing_but_bad_clips_ends_with_the_reason(folder):
         dataset_of(folder)[0]
 
 
-def test_a_silent_clip_is_rejected(folder):
+def test_a_silent_clip_is_rejected(folder, monkeypatch):
     soundfile.write(folder / "silent.wav", 5e-5 * np.sin(np.arange(8000)), RATE, subtype="FLOAT")
     dataset = dataset_of(folder)
     rejected = [pair for p in range(11) for pair in dataset[p]["rejected"]]
     assert [name for name, _ in rejected] == ["silent.wav"]
     assert "is silent: its peak of 5e-05 is below 0.0001" in rejected[0][1]
-    quiet = dataset_of(folder, min_peak=1e-5)
+    monkeypatch.setattr("ssmast.audio.segments.MIN_PEAK", 1e-5)
+    quiet = dataset_of(folder)
     assert not any(quiet[p]["rejected"] for p in range(11))
 
 

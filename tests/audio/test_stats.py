@@ -158,5 +158,5 @@ def test_what_is_lost_between_channels_is_not_called_energy_below(tmp_path, capl
 
 def test_a_constant_is_called_so(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full(16000, 0.25), 16000)
-    with pytest.raises(ValueError, match=r"a\.wav is silent or constant, with a peak of 0\.25"):
+    with pytest.raises(ValueError, match=r"a\.wav is silent or constant"):
         measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=8000, seed=0)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from ssmast.command import StoppedError
 from ssmast.compare import command, equal_minutes
 from ssmast.compare.config import CompareConfig, named_settings, variants_of
 from ssmast.encoder import load_encoder
+from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import run_suite
 from ssmast.files import write_json
@@ -48,6 +50,9 @@ class Trainer:
         each = _PACE[config.optim.lr] * (1.0 if "calibration" in config.run else self.slower)
         rows = [{"step": 1, "processor_seconds": each}]
         rows.append({"step": config.steps, "processor_seconds": each * (config.steps - 1)})
+        if "calibration" not in config.run and hasattr(config, "probe") and config.probe.data:
+            every = range(0, config.steps + 1, config.probe.every)
+            rows += [{"step": n, "probe/a/linear": n / 1e3, "probe/a/knn": 0.1} for n in every]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_json(folder / "settings.json", dataclasses.asdict(config))
         (folder / "report.html").write_text("")
@@ -116,7 +121,7 @@ def test_variants_get_equal_time_and_end_in_table_json_and_page(
     assert shown.startswith(f"**fast is better than slow by {gain} (over 2 tasks and 2 seeds).**")
     for name in ("fast", "slow", "untrained", "log-mel", "random convolution"):
         assert f"\n| {name} |" in shown
-    assert "| fast | 120 | 1 | 80.2 ± 2.5 | 80.2 ± 2.5 | 80.2 ± 2.5 | +30.2 ± 2.5 |" in shown
+    assert "| fast | 80.2 ± 2.5 | +30.2 ± 2.5 | 80.2 ± 2.5 | 80.2 ± 2.5 | 120 | 1 |" in shown
     assert "| fast minus slow | +10.2 ± 2.5 | 2 seeds | 0.012 | yes |" in shown
     found = json.loads((out / "compare.json").read_text())
     steps = {variant["name"]: variant["steps"] for variant in found["variants"]}
@@ -133,6 +138,46 @@ def test_variants_get_equal_time_and_end_in_table_json_and_page(
     for words_shown in ("fast \u2212 slow", "Task by task", "ssmast compare data=somewhere"):
         assert words_shown in html
     assert "run 1 of 4: fast, seed 0, 120 steps; at least 0:04:00 left in all" in caplog.text
+
+
+def test_quality_over_minutes_is_the_mean_of_the_sets_and_is_drawn(trainer, words, tmp_path):
+    assert main(["compare", *words, "scores_a_run=2"]) == 0
+    fast, slow = json.loads((tmp_path / "out" / "compare.json").read_text())["variants"]
+    assert fast["curves"]["0"] == [[0.0, 0.0], [0.5, 0.06], [1.0, 0.12]]
+    assert slow["curves"]["1"] == [[0.0, 0.0], [0.5, 0.12], [1.0, 0.24]]
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "While training" in html
+    assert "processor minutes" in html
+    assert main(["compare", *words, f"out={tmp_path / 'none'}", "scores_a_run=0"]) == 0
+    assert "While training" not in (tmp_path / "none" / "report.html").read_text()
+
+
+def test_the_untrained_network_of_a_whitened_encoder_takes_its_better_way(
+    trainer, prober, words, encoder_folder, tmp_path, monkeypatch
+):
+    encoder = load_encoder(encoder_folder)
+    vectors = torch.randn(40, encoder.dim, generator=torch.Generator().manual_seed(0))
+    encoder.whitening = Whitening.of(vectors, directions=2)
+    encoder.save(tmp_path / "white")
+    trainer.encoder = tmp_path / "white"
+    monkeypatch.setattr(command, "open_data", lambda *_, **__: None)
+    monkeypatch.setattr(command, "measured_whitening", lambda *_, **__: encoder.whitening)
+    seen = []
+
+    def probe(config):
+        found = prober(config)
+        is_twin = Path(config.out).name.startswith("untrained")
+        if is_twin and load_encoder(config.encoder).whitening is None:
+            seen.append(config.layers)
+            return [dataclasses.replace(one, mean=0.6, valid=0.7) for one in found]
+        return [dataclasses.replace(one, valid=0.65) for one in found]
+
+    monkeypatch.setattr(command, "run_suite", probe)
+    assert main(["compare", *words, "seeds=1"]) == 0
+    variant = json.loads((tmp_path / "out" / "compare.json").read_text())["variants"][0]
+    assert variant["untrained"]["0"] == {"tones": 0.6, "more": 0.6}  # whitened it had 0.5
+    assert seen == ["", "best"] * 2
+    assert "| untrained, its best layers |" in (tmp_path / "out" / "compare.md").read_text()
 
 
 def test_untrained_networks_differ_by_seed_and_are_shared_by_variants(trainer, words, tmp_path):
@@ -178,7 +223,7 @@ def test_what_is_scored_is_not_scored_again(trainer, words, monkeypatch, tmp_pat
     assert before["variants"][0]["scores"]["0"].keys() == {"tones"}
     with caplog.at_level(logging.INFO):
         assert main(["compare", *words]) == 0
-    assert caplog.text.count("done before") == 6  # two fixed, two variants, their twin twice
+    assert caplog.text.count("done before") == 8  # two fixed, two variants, their twin twice
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == before
 
 
@@ -215,7 +260,7 @@ def test_a_variant_that_fails_is_a_row_that_says_why_and_the_others_go_on(
     assert main(["compare", *words]) == 0
     _ran(trainer, *ALL)
     shown = capsys.readouterr().out
-    assert "\n| bad |  |  |  |  | failed: 5 steps in a row gave a non-finite loss |  |" in shown
+    assert "\n| bad | failed: 5 steps in a row gave a non-finite loss |  |  |  |  |  |" in shown
     assert "failed: 5 steps in a row" in (tmp_path / "out" / "report.html").read_text()
     assert "bad" not in json.loads((tmp_path / "out" / "compare.json").read_text())["means"]
 
@@ -342,7 +387,7 @@ def test_learning_from_labels_is_a_variant_of_the_same_minutes(
         trainer, "fast-calibration", "labels-calibration", "fast-0", "labels-0", "fast-1",
         "labels-1",
     )  # fmt: skip
-    assert "| labels | 120 | 1 |" in capsys.readouterr().out
+    assert re.search(r"\n\| labels \| .* \| 120 \| 1 \|\n", capsys.readouterr().out)
     settings = json.loads((tmp_path / "out" / "runs" / "labels-1" / "settings.json").read_text())
     assert (settings["init"], settings["steps"], settings["seed"]) == ("none", 120, 1)
     assert settings["data"] == str(sets / "tones")

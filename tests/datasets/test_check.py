@@ -41,7 +41,7 @@ def test_a_set_that_is_as_published_ends_with_status_0(mini, capsys, monkeypatch
     _, facts = mini.build("esc50", subset="esc10")
     from ssmast.datasets import published_counts
 
-    official = published_counts.Published(counts=facts["counts"], source="made here")
+    official = published_counts.Published("made here", counts=facts["counts"])
     monkeypatch.setitem(published_counts.PUBLISHED, "esc50,subset=esc10", official)
     assert main(["datasets", "check", f"data={mini.root.parent / 'out'}"]) == 0
     assert "as published" in capsys.readouterr().out

@@ -103,8 +103,8 @@ def test_what_lies_beside_class_folders_is_no_other_set_unless_it_has_labels(tmp
         caplog.text
     )
     (folder / "mine.csv").write_text("path,label\n" + "".join(f"{n},{n[-5]}\n" for n in names))
-    assert find_sets(folder) == ["mine.csv"]
-    assert load_set(folder).classes == list("01234")
+    assert "mine.csv" in find_sets(folder)
+    assert load_set(folder, "mine.csv").classes == list("01234")
 
 
 def test_a_class_may_be_called_train_but_parts_beside_classes_are_refused(tmp_path):

@@ -15,8 +15,9 @@ from ssmast.evaluation.class_scores import (
     score_part,
     top_k,
 )
-from ssmast.evaluation.labelled_set import Head, LabelledSet, TaskSpec, with_heads
+from ssmast.evaluation.labelled_set import Head, LabelledSet, with_heads
 from ssmast.evaluation.read_set import load_set
+from ssmast.evaluation.task_spec import TaskSpec
 from ssmast.splits import Split
 from tests.sets import write_set
 

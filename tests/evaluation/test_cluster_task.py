@@ -51,7 +51,7 @@ def test_embeddings_of_the_probe_are_used_again(sets, tmp_path, encoder_folder, 
                     out=str(tmp_path / "probe"), cache=str(cache))
     )  # fmt: skip
     before = sorted(cache.iterdir())
-    monkeypatch.setattr("ssmast.evaluation.embed._embed", None)  # nothing is embedded again
+    monkeypatch.setattr("ssmast.evaluation.embed.embed_batch", None)  # nothing is embedded again
     run_clusters(settings(sets, encoder_folder, tmp_path, part="test"))
     assert sorted(cache.iterdir()) == before
     assert len(before) == 3

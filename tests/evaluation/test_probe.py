@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from ssmast.evaluation.fitting import Problem
-from ssmast.evaluation.labelled_set import Head, LabelledSet, TaskSpec
+from ssmast.evaluation.labelled_set import Head, LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, t_interval
 from ssmast.evaluation.probe import metric_of, run_probe
 from ssmast.evaluation.protocols import PROTOCOLS
 from ssmast.evaluation.scorer import ProbeConfig
 from ssmast.evaluation.simple import fit_few_shot, fit_knn
+from ssmast.evaluation.task_spec import TaskSpec
 from ssmast.splits import group_folds, named_parts
 
 # Those that leave the encoder as it is; the slow ones have their tests in test_heads.py.

@@ -4,7 +4,6 @@ import pytest
 
 from ssmast.evaluation.labelled_set import (
     Head,
-    TaskSpec,
     random_validation,
     shuffled,
     with_heads,
@@ -12,8 +11,9 @@ from ssmast.evaluation.labelled_set import (
     without,
 )
 from ssmast.evaluation.probe import metric_of
-from ssmast.evaluation.read_set import find_sets, load_set, parse_task, split_names
+from ssmast.evaluation.read_set import find_sets, load_set
 from ssmast.evaluation.results import result_file
+from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
 from ssmast.splits import label_set
 
 

@@ -59,7 +59,8 @@ def build() -> Path:
     """
     if why := missing():
         raise RuntimeError(why)
-    content = b"".join((HERE / name).read_bytes() for name in SOURCES) + str(_headers()).encode()
+    content = b"".join((HERE / name).read_bytes() for name in (*SOURCES, Path(__file__).name))
+    content += str(_headers()).encode()
     folder = ROOT / "build" / "fakecuda" / hashlib.sha256(content).hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -75,8 +76,10 @@ def _compile(folder: Path, *, compiler: str, headers: str) -> None:
     folder.mkdir()
     words = [compiler, "-O1", "-shared", "-fPIC", "-std=gnu17", "-w", f"-I{headers}"]
     cuda, blas = folder / "libcuda.so.1", folder / "libfakeblas.so"
+    libraries = ["-lpthread", "-ldl"]
     for line in (
-        [*words, str(HERE / "fakecuda.c"), "-o", str(cuda), "-lpthread", "-ldl"],
+        # By a name of its own: the second library is to find it where the folder comes to lie.
+        [*words, str(HERE / "fakecuda.c"), "-o", str(cuda), f"-Wl,-soname,{cuda.name}", *libraries],
         [*words, str(HERE / "fakeblas.c"), "-o", str(blas), str(cuda)],
     ):
         done = subprocess.run(line, capture_output=True, text=True)

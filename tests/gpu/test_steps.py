@@ -15,14 +15,13 @@ from tests.sets import write_set
 
 pytestmark = pytest.mark.slow
 
-# Waits of the host in a step that does not log. The goal is 2 of every objective; what is above it
-# is to fall, never to rise.
+# Waits of the host in a step that does not log, at most 2 of every objective.
 WAITS = {
     "pretrain": 1,
     "pretrain, random drop": 1,
     "pretrain, AST": 1,
     "pretrain, SSAST": 2,
-    "finetune": 4,
+    "finetune": 1,
 }
 # Recipe -> words for a run of it here: the memory that its first lines state is that of one card.
 _SET = ("data=set", "batch_size=8", "scoring.every=9", "heads.probe=false", "init=none")
@@ -41,8 +40,8 @@ MEMORY = {
 }
 MEMORY |= {f"{name}_ast": words for name, words in MEMORY.items() if name.startswith("finetune_")}
 # Of ss_mast_base: micro-batches -> GiB allocated at most; before the graph of the last one was
-# freed first, two took 85.8.
-ALLOCATED = {1: 89.2, 4: 23.5}
+# freed first, two took 85.8; before targets came before the graph, one took 89.1.
+ALLOCATED = {1: 85.8, 4: 23.1}
 
 
 def steps_of(folder: Any, *words: str, **options: str) -> list[dict[str, Any]]:
@@ -85,9 +84,9 @@ def test_kernels_and_memory_of_a_base_model_stay_within_what_was_measured(
     *_, step = steps_of(tmp_path, "last=3", *words, compute="false")
     assert step["allocated_gib"] == pytest.approx(ALLOCATED[micro_batches], rel=0.02)
     if micro_batches == 1:
-        assert step["kernels"] <= 12_800
+        assert step["kernels"] <= 8_200
         # 111.0 without expandable segments, as the two sizes of structured drop take turns.
-        assert step["reserved_gib"] == pytest.approx(91.1, rel=0.02)
+        assert step["reserved_gib"] == pytest.approx(87.0, rel=0.02)
 
 
 def _stated_gib(recipe: str) -> float | None:

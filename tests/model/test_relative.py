@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ssmast.model.attention import read_rows, relative_rows, table_length, zero_index
+from ssmast.model.patch import Grid, KeptGrid
 
 # The strides of MViTv2's blocks: (query, key).
 STRIDES = [(1, 4), (2, 2), (1, 2), (2, 1), (1, 1)]
@@ -25,8 +26,8 @@ def test_rows_are_those_of_the_released_code_where_strides_divide_the_length(str
     assert len(table) == 2 * max(24 // stride_q, 24 // stride_k) - 1
     rows = relative_rows(
         table,
-        torch.arange(24),
-        size=24,
+        Grid(1, 24),
+        axis=1,
         train_size=24,
         stride_q=stride_q,
         stride_k=stride_k,
@@ -55,8 +56,8 @@ def test_rows_follow_the_definition_for_any_length(stride_q, stride_k, size):
     stretch = max(1.0, size / train_size)
     rows = relative_rows(
         table,
-        torch.arange(size),
-        size=size,
+        Grid(1, size),
+        axis=1,
         train_size=train_size,
         stride_q=stride_q,
         stride_k=stride_k,
@@ -73,30 +74,30 @@ def test_rows_follow_the_definition_for_any_length(stride_q, stride_k, size):
 
 def test_a_stretch_for_each_clip_gives_each_clip_its_own_rows():
     table = torch.randn(table_length(20, 1, 2), 4)
-    positions = torch.arange(50)
-    strides = {"size": 50, "train_size": 20, "stride_q": 1, "stride_k": 2}
+    grid = Grid(1, 50)
+    strides = {"axis": 1, "train_size": 20, "stride_q": 1, "stride_k": 2}
     stretch = torch.tensor([1.0, 2.5, 1.3], dtype=torch.float64)
-    together = relative_rows(table, positions, **strides, stretch=stretch)
+    together = relative_rows(table, grid, **strides, stretch=stretch)
     for rows, own in zip(together, stretch.tolist(), strict=True):
-        alone = relative_rows(table, positions, **strides, stretch=own)
+        alone = relative_rows(table, grid, **strides, stretch=own)
         assert torch.equal(rows, alone)
 
 
 def test_without_stretch_distances_beyond_the_table_use_its_last_row():
     table = torch.arange(table_length(4, 1, 1), dtype=torch.float32)[:, None]
-    rows = relative_rows(table, torch.arange(9), size=9, train_size=4, stride_q=1, stride_k=1)[
-        ..., 0
-    ]
+    rows = relative_rows(table, Grid(1, 9), axis=1, train_size=4, stride_q=1, stride_k=1)[..., 0]
     assert rows[0].tolist() == [3, 2, 1, 0, 0, 0, 0, 0, 0]
     assert rows[8].tolist() == [6, 6, 6, 6, 6, 6, 5, 4, 3]
 
 
 def test_removed_positions_leave_the_distances_of_the_others_alone():
     table = torch.randn(table_length(16, 1, 2), 4)
-    whole = {"size": 16, "train_size": 16, "stride_q": 1, "stride_k": 2}
-    rows = relative_rows(table, torch.arange(16), **whole)
+    whole = {"axis": 1, "train_size": 16, "stride_q": 1, "stride_k": 2}
+    rows = relative_rows(table, Grid(1, 16), **whole)
     kept = torch.tensor([0, 1, 2, 3, 12, 13, 14, 15])
-    assert torch.equal(relative_rows(table, kept, **whole), rows[kept][:, kept[::2] // 2])
+    grid = KeptGrid(torch.tensor([0]), kept, Grid(1, 16))
+    for _ in range(2):  # once made, and once as it was kept
+        assert torch.equal(relative_rows(table, grid, **whole), rows[kept][:, kept[::2] // 2])
 
 
 def test_rows_between_two_are_their_mixture_and_the_ends_hold():

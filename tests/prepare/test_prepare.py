@@ -19,8 +19,7 @@ import torch
 from ssmast.audio import LogMel, open_corpus, read_audio
 from ssmast.audio.encode import with_serial
 from ssmast.prepare import prepare_corpus
-from ssmast.prepare.job import clip_bounds, run_job
-from ssmast.prepare.plan import Cut, read_plan
+from ssmast.prepare.job import Cut, clip_bounds, read_plan, run_job
 from tests.prepare.conftest import RATE, tones
 
 SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_fraction": 0.5}
@@ -130,7 +129,7 @@ class _KilledError(BaseException):
 
 def test_a_kill_before_any_file_appears_changes_nothing(source, tmp_path, monkeypatch):
     """Killed at the k-th file that gets its name, for every k; and begun again each time."""
-    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 3)
+    monkeypatch.setattr("ssmast.prepare.job._JOB_CLIPS", 3)
     prepared(source, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     replace, done = os.replace, []
@@ -186,17 +185,17 @@ def test_a_finished_job_is_not_done_again(source, tmp_path, monkeypatch):
         prepared(source, tmp_path / "out")
     plan = read_plan((tmp_path / "out" / ".work").resolve())
     monkeypatch.setattr("ssmast.prepare.job._write_clips", lambda *a: done.append(a))
-    before = plan.tar_of(0).stat().st_ino
+    before = plan.file_of(0, "tar").stat().st_ino
     rejected = run_job(plan.work, 0)
     assert not done
-    assert plan.tar_of(0).stat().st_ino == before
+    assert plan.file_of(0, "tar").stat().st_ino == before
     assert ("text.wav", "unreadable") in {(name, kind) for name, kind, _ in rejected}
 
 
 @pytest.mark.parametrize("codec", ["flac", "opus"])
 def test_the_same_bytes_come_out_again(source, tmp_path, codec, monkeypatch):
     one = prepared(source, tmp_path / "one", codec=codec)
-    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 2)  # other jobs, same corpus
+    monkeypatch.setattr("ssmast.prepare.job._JOB_CLIPS", 2)  # other jobs, same corpus
     prepared(source, tmp_path / "two", codec=codec)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert one["clips"] == 13
@@ -324,7 +323,7 @@ def test_a_prepared_corpus_can_be_prepared_again(source, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 15999, 16000, 16001, 33500, 33600, 160000])
 def test_clips_cover_a_source_clip_without_a_gap(length):
-    cut = Cut(sample_rate=16000, segment_seconds=1.0, min_seconds=0.1, min_peak=1e-4, max_abs=100,
+    cut = Cut(sample_rate=16000, segment_seconds=1.0, min_seconds=0.1, min_peak=1e-4,
               codec="flac")  # fmt: skip
     bounds = clip_bounds(length, cut)
     assert bounds[0][0] == 0
@@ -360,7 +359,7 @@ def test_a_mixture_is_refused_since_it_has_no_listing_of_its_own(source, tmp_pat
 def test_engines_give_the_same_bytes(source, tmp_path, engine, monkeypatch):
     if engine == "ray":
         pytest.importorskip("ray", reason="needs the extra ray")
-    monkeypatch.setattr("ssmast.prepare.plan._JOB_CLIPS", 3)
+    monkeypatch.setattr("ssmast.prepare.job._JOB_CLIPS", 3)
     prepared(source, tmp_path / "one")
     prepared(source, tmp_path / "two", engine=engine, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -373,7 +372,7 @@ def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch)
         soundfile.write(source / f"more {number}.wav", tones(6, seed=200 + number), RATE)
     words = ["segment_seconds=2", "near_duplicates=0.99", "shard_mb=1", "max_bad_fraction=0.5"]
     code = (
-        "import sys; import ssmast.prepare.plan as plan; plan._JOB_CLIPS = 4;"
+        "import sys; import ssmast.prepare.job as plan; plan._JOB_CLIPS = 4;"
         "from ssmast.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "prepare", str(source), *words]

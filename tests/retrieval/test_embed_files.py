@@ -121,3 +121,37 @@ def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
     assert names == ["\\xff \\x85.wav", " a .wav"]
     with pytest.raises(FileNotFoundError, match=r"1 of 2 files .* not found.*nope\.wav"):
         main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_vectors_and_the_same_list_of_bad_files(
+    encoder_folder, tmp_path, monkeypatch
+):
+    pytest.importorskip("ray", reason="needs the extra ray")
+    monkeypatch.chdir(tmp_path)  # relative paths mean the same to the processes
+    write_set(tmp_path / "data", num_clips=9, bad=1)
+    words = ["data", f"encoder={encoder_folder}", "part=2"]
+    assert main([*words, "out=one.npz"]) == 0
+    assert main([*words, "out=ray.npz", "engine=ray", "workers=2"]) == 0
+    one, ray = (np.load(name) for name in ("one.npz", "ray.npz"))
+    assert ray["names"].tolist() == one["names"].tolist()
+    assert ray["rejected"].tolist() == one["rejected"].tolist() != []
+    np.testing.assert_allclose(ray["embeddings"], one["embeddings"], rtol=1e-5, atol=1e-6)
+    assert not (tmp_path / "ray.npz.parts").exists()
+
+
+def test_parts_that_other_machines_did_not_write_are_missed(encoder_folder, tmp_path, monkeypatch):
+    data = write_set(tmp_path / "data", num_clips=3)
+    monkeypatch.setattr(embed_files, "run_jobs", lambda *a, **k: iter(()))
+    with pytest.raises(ValueError, match=r"2 of 2 parts are missing from .* must see the same"):
+        main([str(data), f"encoder={encoder_folder}", f"out={tmp_path / 'e.npz'}", "part=2"])
+
+
+def test_engines_are_not_mixed(encoder_folder, tmp_path, monkeypatch):
+    words = [str(write_set(tmp_path / "data", num_clips=2)), f"out={tmp_path / 'e.npz'}"]
+    with pytest.raises(UsageError, match="ray_address= needs engine=ray"):
+        main([*words, "ray_address=host:6379"])
+    state = embed_files.process_state()._replace(size=2)
+    monkeypatch.setattr(embed_files, "process_state", lambda: state)
+    with pytest.raises(ValueError, match="2 of `accelerate launch` run already"):
+        main([*words, f"encoder={encoder_folder}", "engine=ray"])

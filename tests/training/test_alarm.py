@@ -7,10 +7,10 @@ import torch
 
 from ssmast.audio.segments import SegmentBatch
 from ssmast.contrastive import KeyQueue
-from ssmast.contrastive.monitors import chance_loss, effective_rank, feature_std
+from ssmast.contrastive.monitors import chance_loss, effective_rank, feature_std, queue_numbers
 from ssmast.training.alarm import WINDOW_STEPS, Alarm
 from ssmast.training.config import FrontEnd, Head, Loss, Optim, PretrainConfig, Views
-from ssmast.training.objectives.ss_mast import SSMAST, queue_numbers
+from ssmast.training.objectives.ss_mast import SSMAST
 from ssmast.training.step import TrainingState
 from tests.training.states import state_of
 

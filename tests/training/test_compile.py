@@ -5,7 +5,13 @@ import torch
 from torch._dynamo.utils import counters
 
 from ssmast.training.config import Optim, PatchDropConfig
-from ssmast.training.step import wants_compile
+from ssmast.training.metrics_log import read_metrics
+from ssmast.training.state import wants_compile
+from ssmast.training.step import TrainingState
+from tests.sets import write_set
+from tests.training.finetune.test_command import _run as finetune
+from tests.training.test_pretrain import _assert_same_state, _dies_at
+from tests.training.test_pretrain import _run as pretrain
 from tests.training.test_ss_mast import _batch, _config
 from tests.training.test_ss_mast import _trainer as ss_mast
 from tests.training.test_ssast import _batch as ssast_batch
@@ -66,6 +72,34 @@ def test_the_inductor_trains_the_same():
     found, found_names, _ = _losses("mast", "true", **gently)
     assert found == pytest.approx(wanted, rel=1e-3)
     assert found_names == names
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_run_is_resumed_to_the_same_bits(tmp_path, monkeypatch):
+    audio = write_set(tmp_path / "tones", num_clips=24)
+    words = ["compile=true", "steps=4", "checkpoint_every=2"]
+    assert pretrain(*words, audio=audio, run=tmp_path / "whole") == 0
+    step = TrainingState.train_step
+    monkeypatch.setattr(TrainingState, "train_step", _dies_at(step, 4))
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain(*words, audio=audio, run=tmp_path / "parts")
+    monkeypatch.setattr(TrainingState, "train_step", step)
+    assert pretrain(*words, "resume=auto", audio=audio, run=tmp_path / "parts") == 0
+    _assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_the_inductor_fine_tunes_the_same(tmp_path):
+    tones = write_set(tmp_path / "tones", num_clips=24)
+    losses = {}
+    for asked in ("false", "true"):
+        run = tmp_path / asked
+        assert finetune(f"compile={asked}", "optim.lr=1e-6", data=tones, run=run) == 0
+        losses[asked] = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    assert counters["stats"]["unique_graphs"] > 0
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
 
 
 def test_auto_compiles_where_triton_makes_kernels(monkeypatch):

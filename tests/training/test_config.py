@@ -134,6 +134,7 @@ _ELSEWHERE = {
     "probe.every": "test_online_probe", "probe.max_clips": "test_online_probe",
     "compile": "test_compile", "grad_checkpointing": "test_ss_mast",
     "tf32": "test_launch", "deterministic": "test_launch",
+    "cudnn_attention": "test_launch",
 }  # fmt: skip
 
 

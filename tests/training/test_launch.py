@@ -24,6 +24,7 @@ def flags_as_before():
     yield
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
     torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     torch.set_num_threads(threads)
     if workspace is None:
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
@@ -54,12 +55,14 @@ def test_fp16_without_a_gpu_is_refused():
 
 @pytest.mark.usefixtures("flags_as_before")
 @pytest.mark.parametrize("on", [False, True])
-def test_tf32_and_determinism_are_as_they_are_asked_for(on):
+def test_kernels_are_chosen_as_it_is_asked_for(on):
     AcceleratorState._reset_state(True)
-    start_accelerator(precision="fp32", processes=0, threads=1, tf32=on, deterministic=on)
+    asked = {"tf32": on, "deterministic": on, "cudnn_attention": on}
+    start_accelerator(precision="fp32", processes=0, threads=1, **asked)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic) == (on, on, on)
     assert torch.are_deterministic_algorithms_enabled() == on
+    assert torch.backends.cuda.cudnn_sdp_enabled() == on
 
 
 def _trained(trainer: TrainingState, batches: list[SegmentBatch], scale: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.cut import CutCorpus
 from ssmast.audio.corpus.shards import index_tar
-from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_long, read_audio, source_size
+from ssmast.audio.read import AudioError, Excerpt, first_bytes, open_audio, read_audio, source_size
 from ssmast.files import replacing
 from ssmast.progress import Progress
 
@@ -123,11 +123,10 @@ class _Decoded(IterableDataset[tuple[int, bytes]]):
         name = corpus.whole.name(row)
         try:
             source: Any = corpus.whole.sought(row)
-            sound = open_long(source, sample_rate=rate, name=name, channel=corpus.channel)
-            if sound is None:
-                sound = read_audio(Excerpt(source, channel=corpus.channel), sample_rate=rate)
+            whole = Excerpt(source, channel=corpus.channel)
+            sound = open_audio(whole, sample_rate=rate, name=name)
             for i in range(begin, end):
-                start, stop = corpus.source_samples(i, len(sound), rate)
+                start, stop = Excerpt(b"", *corpus.span(i)).samples(len(sound), rate)
                 yield i, self._wav(sound[start:stop]) if stop > start else b""
                 done = i + 1
         except AudioError as error:
@@ -156,15 +155,9 @@ class _TooLargeError(Exception):
     pass
 
 
-def _first(items: list[Any]) -> Any:
-    return items[0]
-
-
 def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers: int) -> bool:
     """Write the tar, whole or not at all; False if it would pass the limit."""
-    loader = DataLoader(
-        _Decoded(corpus, sample_rate), batch_size=1, num_workers=workers, collate_fn=_first
-    )
+    loader = DataLoader(_Decoded(corpus, sample_rate), batch_size=None, num_workers=workers)
     with contextlib.suppress(_TooLargeError), replacing(copy) as partial:
         with tarfile.open(partial, "w") as tar, Progress("decoding", total=len(corpus)) as progress:
             for i, data in loader:
@@ -182,4 +175,4 @@ def _opened(corpus: Corpus, copy: Path) -> Corpus:
     """The copy under the names of the original."""
     index = index_tar(copy)
     order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
-    return corpus.moved_to(copy, offsets=index.offsets[order], sizes=index.sizes[order])
+    return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])

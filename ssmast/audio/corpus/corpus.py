@@ -99,10 +99,6 @@ class Corpus:
         """Where clip i lies, to be read in parts: as `source`, its channels not chosen yet.
 
         A member of a tar here comes as a part of that file, and no byte of it is read.
-
-        Raises:
-            AudioError: as `source`.
-            RemoteError: if a URL cannot be reached.
         """
         entry = self.entries[self._checked(i)]
         tar = self._reader.paths[entry.shard] if entry.shard >= 0 else ""
@@ -112,11 +108,7 @@ class Corpus:
         return found.source if isinstance(found, Excerpt) and found.is_whole else found
 
     def with_channel(self, channel: str) -> "Corpus":
-        """The same clips, where one channel is made of several in this way, see `Excerpt`.
-
-        Raises:
-            ValueError: if there is no such way.
-        """
+        """The same clips, where one channel is made of several in this way, see `Excerpt`."""
         made = copy.copy(self)
         made.channel, made._files_hash = check_channel(channel), ""
         return made
@@ -198,20 +190,11 @@ class Corpus:
         return sample_at(position, size=len(self), seed=seed)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
-        """The clip itself, then others: a walk through all clips in an order of its own.
-
-        Args:
-            epoch: of the clip.
-            clip: that was drawn.
-            attempt: 0 for the clip itself, then counting the stand-ins.
-            seed: of the run.
-        """
+        """The clip itself (attempt 0), then others: a walk through all in an order of its own."""
         if attempt == 0:
             return clip
-        size = len(self)
-        place = epoch * size + (clip + attempt) % size
-        _, other = sample_at(place, size=size, seed=seed ^ _STAND_IN_SEED)
-        return other
+        place = epoch * len(self) + (clip + attempt) % len(self)
+        return sample_at(place, size=len(self), seed=seed ^ _STAND_IN_SEED)[1]
 
     def select(self, **equals: str) -> "Corpus":
         """The clips whose row of the table says so, in the same order: `select(split="train")`.
@@ -241,11 +224,7 @@ class Corpus:
         )
 
     def moved_to(self, tar: Path, *, offsets: np.ndarray, sizes: np.ndarray) -> "Corpus":
-        """The same clips, by name, table and hash, read from a tar that holds copies.
-
-        Raises:
-            ValueError: if there is not one copy for each clip.
-        """
+        """The same clips, by name, table and hash, read from a tar that holds copies."""
         if not len(offsets) == len(sizes) == len(self):
             raise ValueError(f"{tar} must hold {len(self)} clips, got {len(offsets)}")
         names = (self.name(i) for i in range(len(self)))
@@ -284,9 +263,8 @@ _FORM = "a list of `{path: FOLDER, weight: 1}`"
 def read_mixture(text: str) -> list[tuple[str, float]] | None:
     """Paths and weights of a mixture; None where a text names something else.
 
-    Args:
-        text: the YAML itself, beginning with `[`; or the path of a `.yaml` file, whose paths are
-            relative to its folder.
+    The text is the YAML itself, beginning with `[`, or the path of a `.yaml` file, whose paths are
+    relative to its folder.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -360,23 +338,23 @@ class Mixture(Corpus):
 
     def name(self, i: int) -> str:
         """Name of clip i, after the number of its corpus."""
-        which, clip = self._locate(i)
-        return f"{which}:{self._corpora[which].name(clip)}"
+        which, corpus, clip = self._locate(i)
+        return f"{which}:{corpus.name(clip)}"
 
     def reported(self, i: int) -> str:
         """What clip i is called where it cannot be used, after the number of its corpus."""
-        which, clip = self._locate(i)
-        return f"{which}:{self._corpora[which].reported(clip)}"
+        which, corpus, clip = self._locate(i)
+        return f"{which}:{corpus.reported(clip)}"
 
     def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i."""
-        which, clip = self._locate(i)
-        return self._corpora[which].source(clip)
+        _, corpus, clip = self._locate(i)
+        return corpus.source(clip)
 
-    @property
-    def table(self) -> None:
-        """None: the tables may have different columns."""
-        return None
+    def sought(self, i: int) -> Source | Excerpt:
+        """Where clip i lies."""
+        _, corpus, clip = self._locate(i)
+        return corpus.sought(clip)
 
     @property
     def listing_hash(self) -> str:
@@ -407,31 +385,14 @@ class Mixture(Corpus):
         return like(position, epoch, clip)
 
     def stand_in(self, epoch: int, clip: int, attempt: int, *, seed: int) -> int:
-        """The clip itself, then others of the same corpus.
+        """The clip itself, then others of the same corpus."""
+        which, corpus, inside = self._locate(clip)
+        return int(self._firsts[which]) + corpus.stand_in(epoch, inside, attempt, seed=seed)
 
-        Args:
-            epoch: of the clip.
-            clip: that was drawn.
-            attempt: 0 for the clip itself, then counting the stand-ins.
-            seed: of the run.
-        """
-        which, inside = self._locate(clip)
-        first = int(self._firsts[which])
-        return first + self._corpora[which].stand_in(epoch, inside, attempt, seed=seed)
-
-    def select(self, **equals: str) -> Corpus:
-        """Not for a mixture.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("clips of a mixture cannot be selected; select from its corpora")
-
-    def _locate(self, i: int) -> tuple[int, int]:
-        """Number of the corpus of clip i, and of the clip in it."""
-        i = self._checked(i)
-        which = int(np.searchsorted(self._ends, i, side="right"))
-        return which, i - int(self._firsts[which])
+    def _locate(self, i: int) -> tuple[int, Corpus, int]:
+        """Number of the corpus of clip i, the corpus, and the number of the clip in it."""
+        which = int(np.searchsorted(self._ends, self._checked(i), side="right"))
+        return which, self._corpora[which], i - int(self._firsts[which])
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

@@ -54,11 +54,8 @@ class CutCorpus(Corpus):
 
     def name(self, i: int) -> str:
         """Name of clip i: that of its file, and the seconds of it if it is a part."""
-        i = self._checked(i)
-        name, (start, stop) = self.whole.name(int(self.rows[i])), self.span(i)
-        if not start and stop == math.inf:
-            return name
-        return excerpt_name(name, start, stop)
+        name, (start, stop) = self.whole.name(int(self.rows[self._checked(i)])), self.span(i)
+        return name if not start and stop == math.inf else excerpt_name(name, start, stop)
 
     def span(self, i: int) -> tuple[float, float]:
         """First moment and end of clip i in its file, in seconds."""
@@ -66,17 +63,12 @@ class CutCorpus(Corpus):
 
     def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i; no more of a long file is read than that."""
-        i = self._checked(i)
-        row, (start, stop) = int(self.rows[i]), self.span(i)
+        row, (start, stop) = int(self.rows[self._checked(i)]), self.span(i)
         if not start and stop == math.inf:
             return self.whole.source(row)
         found = self.whole.sought(row)
         base = found.source if isinstance(found, Excerpt) else found
         return Excerpt(base, start, stop, channel=self.channel)
-
-    def source_samples(self, i: int, total: int, sample_rate: int) -> tuple[int, int]:
-        """First sample and end of clip i in its file of `total` samples."""
-        return Excerpt(b"", *self.span(i)).samples(total, sample_rate)
 
     def sought(self, i: int) -> Source | Excerpt:
         """As `source`."""
@@ -86,11 +78,6 @@ class CutCorpus(Corpus):
         """The same clips, with another channel."""
         whole = self.whole.with_channel(channel)
         return CutCorpus(whole, rows=self.rows, starts=self.starts, stops=self.stops)
-
-    @property
-    def table(self) -> None:
-        """None: its rows are of files."""
-        return None
 
     @property
     def listing_hash(self) -> str:

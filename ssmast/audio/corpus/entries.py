@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -48,26 +48,6 @@ class Entry(NamedTuple):
     shard: int
     offset: int
     size: int
-
-
-class Entries(Protocol):
-    """Clips by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Entry: ...
-
-    def suffixes(self) -> set[str]:
-        """Every extension that a name has, lower case."""
-        ...
-
-    def take(self, rows: np.ndarray) -> "Entries":
-        """Some of the clips, in the order of `rows`."""
-        ...
-
-    def used_shards(self) -> Iterable[int]:
-        """Numbers of the shards that hold a clip, ascending."""
-        ...
 
 
 class ArrayEntries:
@@ -119,9 +99,13 @@ class ArrayEntries:
         name = self.names[i].as_py()
         return Entry(name, int(self.shard[i]), int(self.offset[i]), int(self.sizes[i]))
 
+    def texts(self) -> list[str]:
+        """The names as text."""
+        return [os.fsdecode(name) for name in self.names.to_pylist()]
+
     def suffixes(self) -> set[str]:
         """Every extension that a name has, lower case."""
-        return {_suffix(name.as_py()) for name in self.names}
+        return {os.path.splitext(split_excerpt(name)[0])[1].lower() for name in self.texts()}
 
     def take(self, rows: np.ndarray) -> "ArrayEntries":
         """Some of the clips, in the order of `rows`."""
@@ -145,9 +129,6 @@ class IndexFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._open()
-
-    def _open(self) -> None:
         # Closed with this object, which lives as long as the corpus.
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         head = self._file.read(16)
@@ -166,12 +147,8 @@ class IndexFile:
         if size != wanted:
             raise ValueError(f"{self.path} must be {wanted} bytes, got {size}; run prepare again")
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path = state["path"]
-        self._open()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
 
     def __len__(self) -> int:
         return self._len
@@ -206,6 +183,10 @@ class IndexFile:
         return range(len(self.shards))
 
 
+Entries = ArrayEntries | IndexFile
+"""Clips by number."""
+
+
 def write_index(
     path: Path, entries: ArrayEntries, *, shards: Sequence[str], listing_hash: str
 ) -> None:
@@ -221,7 +202,3 @@ def write_index(
         file.write(rows.tobytes())
         for start in range(0, len(names), 1 << 16):
             file.write(b"".join(names[start : start + (1 << 16)].to_pylist()))
-
-
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(split_excerpt(os.fsdecode(name))[0])[1].lower()

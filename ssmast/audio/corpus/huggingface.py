@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import ArrayEntries
-from ssmast.audio.corpus.remote import Place
 from ssmast.audio.corpus.shards import (
     audio_column,
     features_of,
@@ -41,13 +40,10 @@ class _Batch(NamedTuple):
     columns: pa.Table
 
 
-def parquet_corpus(root: Place, files: Sequence[Place], splits: Sequence[str]) -> Corpus:
+def parquet_corpus(root: Path | str, files: Sequence[Path | str], splits: Sequence[str]) -> Corpus:
     """A corpus of the rows of Parquet files, whose sound is not read.
 
     `splits` names the part that each file is of, empty for none.
-
-    Raises:
-        ValueError: if a file is no Parquet, has no sound, or a row group is too large to be read.
     """
     batches = (one for number, path in enumerate(files) for one in _row_groups(number, path))
     return _corpus(root, files, splits, batches)
@@ -57,18 +53,15 @@ def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Co
     """A corpus of the rows of Arrow files, as `Dataset.save_to_disk` writes them.
 
     Each clip is a byte range; `splits` as of `parquet_corpus`.
-
-    Raises:
-        ValueError: if a file is no Arrow, has no sound, or is compressed inside.
     """
     batches = (one for number, path in enumerate(files) for one in _arrow_batches(number, path))
     return _corpus(root, files, splits, batches)
 
 
 def _corpus(
-    root: Place, files: Sequence[Place], splits: Sequence[str], batches: Iterable[_Batch]
+    root: Path | str, files: Sequence[Path | str], splits: Sequence[str], batches: Iterable[_Batch]
 ) -> Corpus:
-    found, features = Listing(), dict[str, Any]()
+    found, features = Listing(root), dict[str, Any]()
     places = list[_Batch]()
     for batch in batches:
         path = files[batch.shard]
@@ -119,7 +112,7 @@ def _said(found: Listing, features: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "classes": classes[label]} if label in classes else facts
 
 
-def _row_groups(number: int, path: Place) -> Iterator[_Batch]:
+def _row_groups(number: int, path: Path | str) -> Iterator[_Batch]:
     with open_parquet(path) as file:
         audio = audio_column(file.schema_arrow, path)
         other = [field.name for field in file.schema_arrow if _is_told(field.type)]
@@ -248,12 +241,7 @@ def _texts(column: pa.ChunkedArray, feature: object, path: Path | str, name: str
 
 
 def saved_corpus(root: Path) -> Corpus:
-    """A corpus of what `save_to_disk` of a Dataset or a DatasetDict wrote.
-
-    Raises:
-        ValueError: if a file of it is damaged or names one elsewhere.
-        FileNotFoundError: if a file that it names is gone.
-    """
+    """A corpus of what `save_to_disk` of a Dataset or a DatasetDict wrote."""
     if (root / "state.json").is_file():
         shards = _saved_shards(root)
         return arrow_corpus(root, shards, [""] * len(shards))

@@ -19,9 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.named import of_listing
-from ssmast.audio.corpus.remote import Place
 from ssmast.audio.corpus.shards import TarReader, index_tar
 from ssmast.audio.corpus.table import (
     LABELS_BETWEEN,
@@ -64,17 +61,13 @@ def _json(text: str, what: object) -> Any:
 # -- Kaldi -----------------------------------------------------------------------------------------
 
 
-def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
-    """A corpus of the utterances of Kaldi's folders.
+def list_kaldi(root: Path, folders: Sequence[Path]) -> Listing:
+    """The utterances of Kaldi's folders.
 
     Columns are utterance, speaker, text, and one for each other `utt2...` file; the split is the
     name of the folder, where it says one.
-
-    Raises:
-        ValueError: if an entry is a command, which is never run, or a line cannot be read.
-        FileNotFoundError: if a recording is not there.
     """
-    found = Listing()
+    found = Listing(folders[0] / WAV_SCP)
     for folder in folders:
         utterances = recordings = _recordings(folder / WAV_SCP, root)
         if (folder / "segments").is_file():
@@ -91,7 +84,8 @@ def of_kaldi(root: Path, folders: Sequence[Path]) -> Corpus:
             own["split"] = [split_word(folder.name)] * len(utterances)
         found.add(list(utterances.values()), own)
     label = next((one for one in ("speaker", "text") if one in found.columns), "")
-    return of_listing(folders[0] / WAV_SCP, found, root, {"label": label} if label else {})
+    found.said = {"label": label} if label else {}
+    return found
 
 
 def _pairs(path: Path) -> dict[str, str]:
@@ -151,17 +145,13 @@ def is_json_list(path: Path) -> bool:
     return head.lstrip().startswith(b"{") and b'"data"' in head and b'"wav"' in head
 
 
-def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
-    """A corpus of the clips of AST's JSON lists; the split is what the name of a list says.
+def list_json(files: Sequence[Path]) -> Listing:
+    """The clips of AST's JSON lists; the split is what the name of a list says.
 
     Labels are the display names of class_labels_indices.csv, in the folder of the list or the one
     above, where there is one; else as the list writes them.
-
-    Raises:
-        ValueError: if a list is damaged, or a label is none of the classes.
-        FileNotFoundError: if a clip is not there.
     """
-    found = Listing()
+    found = Listing(files[0])
     classes: dict[str, str] = {}
     for path in files:
         classes = classes or _classes_beside(path)
@@ -180,10 +170,10 @@ def of_json_lists(root: Path, files: Sequence[Path]) -> Corpus:
     if not any(found.columns["split"]):
         del found.columns["split"]
     several = any(LABELS_BETWEEN in cell for cell in found.columns["label"])
-    said = {"label": "label", "multi_label": several, "label_separator": LABELS_BETWEEN}
+    found.said = {"label": "label", "multi_label": several, "label_separator": LABELS_BETWEEN}
     if classes:
-        said["classes"] = list(classes.values())
-    return of_listing(files[0], found, root, said)
+        found.said["classes"] = list(classes.values())
+    return found
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -225,18 +215,12 @@ def audio_folder_tables(root: Path) -> list[Path]:
     return found if len({path.parent for path in found}) == len(found) else []
 
 
-def of_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Corpus:
-    """A corpus of the rows of an AudioFolder's metadata.
-
-    Raises:
-        ValueError: if a table is damaged, or lacks the column.
-        FileNotFoundError: if a file is not there.
-    """
-    found = Listing()
-    said: dict[str, Any] = {}
+def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listing:
+    """The rows of an AudioFolder's metadata."""
+    found = Listing(tables[0])
     for path in tables:
         table = _read_json_lines(path) if path.suffix == ".jsonl" else read_table(path)
-        said |= said_of(table)
+        found.said |= said_of(table)
         above = os.path.relpath(path.parent, root)
         names = column_of(table, column, path)
         cells = {name: table[name].to_pylist() for name in table.column_names}
@@ -245,7 +229,7 @@ def of_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Corpus:
             names = [f"{above}/{name}" for name in names]
             cells.setdefault("split", [split_word(above)] * len(names))
         found.add(names, cells)
-    return of_listing(tables[0], found, root, said)
+    return found
 
 
 def _read_json_lines(path: Path) -> pa.Table:
@@ -265,7 +249,7 @@ def _read_json_lines(path: Path) -> pa.Table:
     return table_of(columns, said if label in lists else {})
 
 
-def _cells(row: dict[str, Any], path: Place, lists: set[str]) -> dict[str, str]:
+def _cells(row: dict[str, Any], path: Path | str, lists: set[str]) -> dict[str, str]:
     """JSON values as the text of cells: lists of words joined, and noted; nested ones left out."""
     cells = {}
     for name, value in row.items():
@@ -293,17 +277,13 @@ def key_of(name: str) -> str:
     return os.path.join(folder, file.split(".")[0])
 
 
-def read_labels(tars: Sequence[Place]) -> pa.Table | None:
+def read_labels(tars: Sequence[Path | str]) -> pa.Table | None:
     """What stands beside the sounds of some tars, a row a sound, in their order; None for nothing.
 
     The column `label` is what .cls holds, else what `label` in .json says, else what .txt holds;
     other values in .json are columns of their own. A number in .cls stays a number, since nothing
     in a tar names the classes. With a word such as train in the names of the tars there is a column
     `split`.
-
-    Raises:
-        ValueError: if a .json is none, or a member is not UTF-8.
-        AudioError, RemoteError: if a tar cannot be read.
     """
     rows: list[dict[str, str]] = []
     lists: set[str] = set()
@@ -314,7 +294,7 @@ def read_labels(tars: Sequence[Place]) -> pa.Table | None:
         about: dict[str, dict[str, str]] = {}
         beside = index_tar(tar, endings=_BESIDE)
         for member, offset, size in zip(
-            beside.texts(), beside.offsets.tolist(), beside.sizes.tolist(), strict=True
+            beside.texts(), beside.offset.tolist(), beside.sizes.tolist(), strict=True
         ):
             if size > _LARGEST:
                 num_large += 1

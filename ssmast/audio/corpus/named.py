@@ -7,9 +7,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,18 +16,13 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
-from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_url, walk
+from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_sound, is_url, walk
 from ssmast.audio.corpus.shards import index_tar, safe_member_name
 from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
-from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
+from ssmast.audio.read import split_excerpt
 from ssmast.settings import in_home
 
 _log = logging.getLogger(__name__)
-
-
-def is_sound(name: str) -> bool:
-    """Whether a name has the ending of a sound file."""
-    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
 # What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
@@ -112,13 +106,9 @@ def of_files(path: Place, names: list[str], table: pa.Table | None, root: Place)
     return Corpus(root=root, entries=ArrayEntries.of(names, sizes, shard), table=table)
 
 
-def of_listing(path: Path, found: Listing, root: Path, said: Mapping[str, Any]) -> Corpus:
-    """A corpus of the files that other programs' lists name.
-
-    Raises:
-        FileNotFoundError, ValueError: as `of_files`.
-    """
-    return of_files(path, found.names, table_of(found.columns, said), root)
+def of_listing(found: Listing, root: Path) -> Corpus:
+    """A corpus of the files that a layout of another program lists, relative to a folder."""
+    return of_files(found.path, found.names, table_of(found.columns, found.said), root)
 
 
 def _size(file: Path) -> int | None:
@@ -132,28 +122,25 @@ def of_members(path: Place, names: list[str], shards: list[str], table: pa.Table
     """Clips of a table that lie in tars, each row looked up in the index of its own."""
     if not names:
         raise ValueError(f"{path} names no clip; wanted one row each")
-    used = sorted(set(shards))
+    used = {shard: number for number, shard in enumerate(sorted(set(shards)))}
     tars = [below(folder_of(path), safe_path(path, shard)) for shard in used]
-    indexes = [index_tar(tar) for tar in tars]
-    where = [{name: i for i, name in enumerate(index.texts())} for index in indexes]
-    number = {shard: i for i, shard in enumerate(used)}
-    tar = np.array([number[shard] for shard in shards], dtype=np.int32)
-    row = np.full(len(names), -1, dtype=np.int64)
-    for i, name in enumerate(names):
-        row[i] = where[tar[i]].get(safe_member_name(safe_path(path, name)) or "", -1)
-    missing = np.flatnonzero(row < 0).tolist()
-    for number_of_tar in sorted({int(tar[i]) for i in missing}):
-        mine = [i for i in missing if tar[i] == number_of_tar]
-        finder, shown = _FileFinder(where[number_of_tar]), f" in {used[number_of_tar]}"
-        names = _otherwise_written(path, names, mine, finder, shown)
-        row[mine] = [where[number_of_tar][names[i]] for i in mine]
+    index = ArrayEntries.joined([index_tar(tar, number=i) for i, tar in enumerate(tars)])
+    where: dict[str, dict[str, int]] = {shard: {} for shard in used}  # row of each member
+    order = list(used)
+    for row, (name, number) in enumerate(zip(index.texts(), index.shard.tolist(), strict=True)):
+        where[order[number]][name] = row
+    rows = np.full(len(names), -1, dtype=np.int64)
+    for i, (name, shard) in enumerate(zip(names, shards, strict=True)):
+        rows[i] = where[shard].get(safe_member_name(safe_path(path, name)) or "", -1)
+    missing = np.flatnonzero(rows < 0).tolist()
+    for shard in sorted({shards[i] for i in missing}):
+        mine, there = [i for i in missing if shards[i] == shard], where[shard]
+        names = _otherwise_written(path, names, mine, _FileFinder(there), f" in {shard}")
+        rows[mine] = [there[names[i]] for i in mine]
     if len(tars) > 1:
         names = [f"{shard}/{name}" for shard, name in zip(shards, names, strict=True)]
-    sizes, offsets = (
-        np.array([getattr(indexes[t], what)[r] for t, r in zip(tar, row, strict=True)], np.int64)
-        for what in ("sizes", "offsets")
-    )
-    entries = ArrayEntries.of(names, sizes, tar, offsets)
+    found = index.take(rows)
+    entries = ArrayEntries.of(names, found.sizes, found.shard, found.offset)
     return Corpus(root=folder_of(path), entries=entries, shards=tars, table=table)
 
 
@@ -162,10 +149,7 @@ class _FileFinder:
 
     Windows' separators and drives, another folder above, a folder more or less, `%20` and `&amp;`,
     quotes, another case or Unicode form, an ending left out: what is meant is found if it can be
-    one file alone.
-
-    Args:
-        names: of the files there are, relative, with /.
+    one file alone of those there are, whose names are relative, with /.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -239,12 +223,7 @@ def safe_path(path: Place, name: str) -> str:
 def _otherwise_written(
     path: Place, names: list[str], missing: list[int], finder: _FileFinder, where: str
 ) -> list[str]:
-    """The names with those that are not there replaced by the files that they can only mean.
-
-    Raises:
-        FileNotFoundError: if some name means no file, or could mean several.
-        ValueError: if two names would be one file.
-    """
+    """The names with those that are not there replaced by the files that they can only mean."""
     found = list(names)
     lost: list[str] = []
     for i in missing:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
 from ssmast.audio.corpus.entries import ArrayEntries, IndexFile
@@ -24,16 +23,15 @@ from ssmast.audio.corpus.listings import (
     WAV_SCP,
     audio_folder_tables,
     is_json_list,
-    of_audio_folder,
-    of_json_lists,
-    of_kaldi,
+    list_audio_folder,
+    list_json,
+    list_kaldi,
     read_labels,
 )
 from ssmast.audio.corpus.named import (
-    is_sound,
     of_files,
+    of_listing,
     of_members,
-    say_once,
     say_unnamed,
     say_unused,
 )
@@ -44,16 +42,18 @@ from ssmast.audio.corpus.remote import (
     folder_of,
     is_file,
     is_hidden,
+    is_sound,
     is_url,
     list_files,
     read_whole,
     walk,
 )
 from ssmast.audio.corpus.shards import index_tar, names_of_tars, names_several
-from ssmast.audio.corpus.spans import kind_of_spans, of_spans, tables_of_spans
+from ssmast.audio.corpus.spans import kind_of_spans, list_spans, tables_of_spans
 from ssmast.audio.corpus.table import (
     METADATA,
     TASK_FILE,
+    Listing,
     audio_root,
     column_of,
     find_table,
@@ -143,11 +143,7 @@ def _recordings(corpus: Corpus) -> Corpus:
 
 
 def corpus_of_files(files: Sequence[str]) -> Corpus:
-    """A corpus of sound files named one by one, in their order.
-
-    Raises:
-        FileNotFoundError: if one does not exist.
-    """
+    """A corpus of sound files named one by one, in their order."""
     names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
     return of_files(Path("the command line"), names, None, Path())
 
@@ -213,16 +209,12 @@ def _of_tars(
     """
     entries = [ArrayEntries.of([name for name, _ in loose], np.array([size for _, size in loose]))]
     for number, tar in enumerate(tars):
-        index = index_tar(tar)
-        if index.num_ignored:
-            say_once(f"{tar}: {index.num_ignored} members are not used as sound")
-        names = index.names
+        index = index_tar(tar, number=number)
         if len(tars) > 1:
             prefix = f"{tar}".removeprefix(f"{root}/")
-            full = [os.fsencode(f"{prefix}/") + name.as_py() for name in names]
-            names = pa.array(full, type=pa.large_binary())
-        shard = np.full(len(names), number, dtype=np.int32)
-        entries.append(ArrayEntries(names, index.sizes, shard, index.offsets))
+            names = (f"{prefix}/{name}" for name in index.texts())
+            index = ArrayEntries.of(names, index.sizes, index.shard, index.offset)
+        entries.append(index)
     joined = ArrayEntries.joined(entries)
     if not len(joined):
         known = " ".join(sorted(SOUND_EXTENSIONS))
@@ -312,7 +304,7 @@ def _shards(root: Place, names: list[str]) -> list[Place]:
 # -- layouts of other programs ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """What a path is, and what opens it.
 
@@ -329,12 +321,7 @@ class Layout:
 
 
 def layout_of(path: Path, *, column: str = "path") -> Layout | None:
-    """The layout of another program that a path has; None for none.
-
-    Raises:
-        ValueError: if it has one and a file of it is damaged.
-        FileNotFoundError: if a file that it names is gone.
-    """
+    """The layout of another program that a path has; None for none."""
     return _of_folder(path, column) if path.is_dir() else _of_file(path, column)
 
 
@@ -344,62 +331,50 @@ def _of_folder(path: Path, column: str) -> Layout | None:
     if table := find_table(path):
         return None if (path / TASK_FILE).is_file() else _of_file(table, column)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return Layout(
-            name="a folder of datasets' save_to_disk (Arrow)", open=lambda: saved_corpus(path)
-        )
+        name = "a folder of datasets' save_to_disk (Arrow)"
+        return Layout(name, lambda: saved_corpus(path))
     if tables := audio_folder_tables(path):
         name = f"an AudioFolder with {tables[0].relative_to(path)}"
-        return Layout(name=name, open=lambda: of_audio_folder(path, tables, column))
+        return _listed(name, path, list_audio_folder, path, tables, column)
     folders = [path] if (path / WAV_SCP).is_file() else []
     folders = folders or [one.parent for one in sorted(path.glob(f"*/{WAV_SCP}"))]
     if folders and (folders == [path] or all(split_word(one.name) for one in folders)):
-        return Layout(name="a folder of Kaldi (wav.scp)", open=lambda: of_kaldi(path, folders))
+        return _listed("a folder of Kaldi (wav.scp)", path, list_kaldi, path, folders)
     if shards := _parquet_in(path):
-        return Layout(
-            name=f"Parquet shards with the sound in them ({len(shards)} files)",
-            open=lambda: _of_parquet(path, shards),
-        )
+        name = f"Parquet shards with the sound in them ({len(shards)} files)"
+        return Layout(name, lambda: _of_parquet(path, shards))
     if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
-        return Layout(name="JSON lists of AST", open=lambda: of_json_lists(path, lists))
+        return _listed("JSON lists of AST", path, list_json, lists)
     if spans := tables_of_spans(path):
-        kinds = sorted({kind_of_spans(path / name) for name in spans})
-        return Layout(
-            name=f"recordings with annotations ({', '.join(kinds)})",
-            open=lambda: of_spans(path, spans),
-            spans="beside",
-        )
+        kinds = ", ".join(sorted({kind_of_spans(path / name) for name in spans}))
+        name = f"recordings with annotations ({kinds})"
+        return _listed(name, path, list_spans, path, spans, spans="beside")
     return None
 
 
 def _of_file(path: Path, column: str) -> Layout | None:
-    ending = path.suffix.lower()
+    root, ending = path.parent, path.suffix.lower()
     if ending == ".parquet" and path.name != MANIFEST:
-        return Layout(
-            name="a Parquet file with the sound in it", open=lambda: _open_file(path, column)
-        )
+        return Layout("a Parquet file with the sound in it", lambda: _open_file(path, column))
     if ending == ".arrow":
-        return Layout(
-            name="an Arrow file of datasets",
-            open=lambda: arrow_corpus(path.parent, [path], [""]),
-        )
+        return Layout("an Arrow file of datasets", lambda: arrow_corpus(root, [path], [""]))
     if ending == ".scp":
-        return Layout(
-            name="a list of Kaldi (wav.scp)", open=lambda: of_kaldi(path.parent, [path.parent])
-        )
+        return _listed("a list of Kaldi (wav.scp)", root, list_kaldi, root, [root])
     if ending == ".jsonl":
-        return Layout(
-            name="a table of JSON lines",
-            open=lambda: of_audio_folder(path.parent, [path], column),
-        )
+        return _listed("a table of JSON lines", root, list_audio_folder, root, [path], column)
     if ending == ".json":
-        return Layout(name="a JSON list of AST", open=lambda: of_json_lists(path.parent, [path]))
+        return _listed("a JSON list of AST", root, list_json, [path])
     if column == "path" and (kind := kind_of_spans(path)) and not _has_clips(path):
-        return Layout(
-            name=f"annotated recordings ({kind})",
-            open=lambda: of_spans(path.parent, [path.name]),
-            spans="named",
-        )
+        name = f"annotated recordings ({kind})"
+        return _listed(name, root, list_spans, root, [path.name], spans="named")
     return None
+
+
+def _listed(
+    name: str, root: Path, read: Callable[..., Listing], *args: Any, spans: str = ""
+) -> Layout:
+    """A layout whose clips are files below a folder, listed by `read(*args)`."""
+    return Layout(name, lambda: of_listing(read(*args), root), spans)
 
 
 def _has_clips(path: Path) -> bool:

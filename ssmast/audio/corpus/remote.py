@@ -1,6 +1,8 @@
 """Places: a path here, or a URL as text; whose files are read, looked up and listed alike.
 
-URLs are read through fsspec, whole or by byte range, with retries.
+URLs are read through fsspec, whole or by byte range, with retries. What is not there is a
+FileNotFoundError, a clip that is not there an AudioError, and a URL that cannot be reached a
+RemoteError.
 """
 
 import logging
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssmast.audio.source import AudioError, SlicedFile
+from ssmast.audio.source import SOUND_EXTENSIONS, AudioError, SlicedFile
 
 _log = logging.getLogger(__name__)
 
@@ -72,24 +74,14 @@ def folder_of(file: Place) -> Place:
 
 
 def read_whole(file: Place) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        AudioError: if there is no such file at a URL.
-        OSError: if it cannot be read; `RemoteError` if a URL cannot be reached.
-    """
+    """All bytes of a file."""
     if isinstance(file, Path):
         return file.read_bytes()
     return _clip(file, lambda system, path: system.cat_file(path))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size) of a file.
-
-    Raises:
-        AudioError: if there is no such file.
-        RemoteError: if it cannot be reached, or the server gives more than it was asked for.
-    """
+    """Bytes [offset, offset + size) of a file."""
     data = _clip(url, lambda system, path: system.cat_file(path, start=offset, end=offset + size))
     if len(data) > size:
         raise RemoteError(f"{url} is on a server that gives no byte ranges; copy the file here")
@@ -97,12 +89,7 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 
 def list_files(url: str) -> list[tuple[str, int]]:
-    """Relative path and size of every file below a folder, sorted.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        RemoteError: if it cannot be reached.
-    """
+    """Relative path and size of every file below a folder, sorted."""
 
     def find(system: Any, path: str) -> list[tuple[str, int]]:
         found = system.find(path, detail=True)
@@ -117,11 +104,7 @@ def list_files(url: str) -> list[tuple[str, int]]:
 
 
 def is_file(file: Place) -> bool:
-    """Whether there is a file.
-
-    Raises:
-        RemoteError: if a URL cannot be reached.
-    """
+    """Whether there is a file."""
     if isinstance(file, Path):
         return file.is_file()
     try:
@@ -171,6 +154,11 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
     return iter(sorted(found))
 
 
+def is_sound(name: str) -> bool:
+    """Whether a name has the ending of a sound file."""
+    return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
+
+
 def is_hidden(name: str) -> bool:
     """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
     return any(part.startswith(".") for part in name.split("/"))
@@ -197,12 +185,7 @@ class _RemoteBytes:
 
 
 class RemoteFile(SlicedFile):
-    """A file at a URL that seeks, and reads at least 256 kB at a time.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        RemoteError: if it cannot be reached, now or while reading.
-    """
+    """A file at a URL that seeks, and reads at least 256 kB at a time."""
 
     def __init__(self, url: str) -> None:
         super().__init__(_RemoteBytes(url))

@@ -11,7 +11,6 @@ import os
 import re
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssmast.audio.corpus.entries import ArrayEntries
 from ssmast.audio.corpus.remote import (
     Place,
     RemoteError,
@@ -48,11 +48,7 @@ def names_several(text: str) -> bool:
 
 
 def names_of_tars(text: str) -> Iterator[str]:
-    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards.
-
-    Raises:
-        ValueError: if they are more than a million.
-    """
+    """`a-{000..127}.tar` as 128 names; WebDataset's way to name shards."""
     found = _RANGE.search(text)
     if found is None:
         yield text
@@ -66,37 +62,14 @@ def names_of_tars(text: str) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TarIndex:
-    """The sound files inside one tar, in its order.
-
-    Args:
-        path: of the tar, or its URL.
-        names: of the members, binary (UTF-8, undecodable bytes kept).
-        offsets: of the first byte of each member, int64.
-        sizes: of the members in bytes, int64.
-        num_ignored: regular files that are no sound file by name.
-        num_refused: links, devices, sparse files and names that lead out of the archive.
-        complete: whether the archive ends as it should.
-    """
-
-    path: Place
-    names: pa.Array
-    offsets: np.ndarray
-    sizes: np.ndarray
-    num_ignored: int
-    num_refused: int
-    complete: bool
-
-    def texts(self) -> list[str]:
-        """Names of the members as text."""
-        return [os.fsdecode(name) for name in self.names.to_pylist()]
-
-
-def index_tar(path: Place, *, endings: Collection[str] = SOUND_EXTENSIONS) -> TarIndex:
-    """Index the sound files of an uncompressed tar by reading its headers only.
+def index_tar(
+    path: Place, *, number: int = 0, endings: Collection[str] = SOUND_EXTENSIONS
+) -> ArrayEntries:
+    """The sound files in an uncompressed tar, in its order, found by reading its headers only.
 
     Of a truncated or damaged archive, the whole members are indexed, and the damage is logged.
+
+    `number` is that of the tar among the shards of a corpus; endings are lower case.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -119,21 +92,23 @@ def index_tar(path: Place, *, endings: Collection[str] = SOUND_EXTENSIONS) -> Ta
         file.seek(0)
         try:
             with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
-                return _walk(path, tar, cast(BinaryIO, file), length, endings)
+                found = _members(path, tar, cast(BinaryIO, file), length, endings)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not a tar archive: {error}") from error
+    names, offsets, sizes = zip(*found, strict=True) if found else ([], [], [])
+    shard = np.full(len(found), number, dtype=np.int32)
+    return ArrayEntries.of(names, np.array(sizes), shard, np.array(offsets, dtype=np.int64))
 
 
-def _walk(
+def _members(
     path: Place,
     tar: tarfile.TarFile,
     file: BinaryIO,
     length: int,
     endings: Collection[str],
-) -> TarIndex:
-    names: list[bytes] = []
-    offsets: list[int] = []
-    sizes: list[int] = []
+) -> list[tuple[str, int, int]]:
+    """Name, offset and size of the members with some endings."""
+    found: list[tuple[str, int, int]] = []
     num_ignored = num_refused = 0
     end, problem = 0, ""
     while True:
@@ -165,23 +140,15 @@ def _walk(
         elif PurePosixPath(name).suffix.lower() not in endings or is_hidden(name):
             num_ignored += 1
         else:
-            names.append(os.fsencode(name))
-            offsets.append(member.offset_data)
-            sizes.append(member.size)
+            found.append((name, member.offset_data, member.size))
     problem = problem or _damage_at(file, tar.offset)
     if problem:
-        _log.warning("%s is damaged, %d sound files kept: %s", path, len(names), problem)
+        _log.warning("%s is damaged, %d sound files kept: %s", path, len(found), problem)
     if num_refused:
         _log.warning("%s: ignored %d links, devices or unsafe names", path, num_refused)
-    return TarIndex(
-        path=path,
-        names=pa.array(names, type=pa.large_binary()),
-        offsets=np.array(offsets, dtype=np.int64),
-        sizes=np.array(sizes, dtype=np.int64),
-        num_ignored=num_ignored,
-        num_refused=num_refused,
-        complete=not problem,
-    )
+    if num_ignored and endings is SOUND_EXTENSIONS:
+        _log.info("%s: %d members are not used as sound", path, num_ignored)
+    return found
 
 
 def _damage_at(file: BinaryIO, offset: int) -> str:
@@ -223,20 +190,11 @@ class TarReader:
         self.paths = paths
         self._handles: dict[int, _Handle] = {}
 
-    def __getstate__(self) -> dict[str, list[Place]]:
-        return {"paths": self.paths}
-
-    def __setstate__(self, state: dict[str, list[Place]]) -> None:
-        self.paths = state["paths"]
-        self._handles = {}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.paths,)
 
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
-        """Bytes [offset, offset + size) of a tar.
-
-        Raises:
-            AudioError: if the tar is gone, cannot be read, or has become shorter.
-            RemoteError: if a URL cannot be reached.
-        """
+        """Bytes [offset, offset + size) of a tar."""
         path = self.paths[tar]
         if isinstance(path, str):
             data = read_range(path, offset, size)
@@ -278,16 +236,8 @@ class RowGroupReader(TarReader):
         super().__init__(paths)
         self._last: tuple[tuple[int, int], pa.ChunkedArray] | None = None
 
-    def __setstate__(self, state: dict[str, list[Place]]) -> None:
-        super().__setstate__(state)
-        self._last = None
-
     def read(self, tar: int, offset: int, size: int, name: str) -> bytes:
-        """Bytes of the sound of one row.
-
-        Raises:
-            AudioError: if the file is gone or damaged, or the row holds no bytes.
-        """
+        """Bytes of the sound of one row."""
         path = self.paths[tar]
         group, row = offset >> _ROW_BITS, offset & ((1 << _ROW_BITS) - 1)
         last = self._last
@@ -318,11 +268,7 @@ def place_of(group: int, rows: int) -> np.ndarray:
 
 
 def open_parquet(path: Place) -> pq.ParquetFile:
-    """An open Parquet file, here or at a URL.
-
-    Raises:
-        ValueError: if it is none.
-    """
+    """An open Parquet file, here or at a URL."""
     try:
         return pq.ParquetFile(RemoteFile(path) if isinstance(path, str) else path)
     except pa.ArrowInvalid as error:
@@ -339,11 +285,7 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def audio_column(schema: pa.Schema, path: Place) -> str:
-    """The column with the bytes of sounds: `audio.bytes`, or a binary column of its own.
-
-    Raises:
-        ValueError: if there is none, or several.
-    """
+    """The column with the bytes of sounds: `audio.bytes`, or a binary column of its own."""
     structs = [
         f"{field.name}.bytes"
         for field in schema

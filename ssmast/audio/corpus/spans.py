@@ -17,13 +17,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from ssmast.audio.corpus.corpus import Corpus
-from ssmast.audio.corpus.named import is_sound, of_listing
-from ssmast.audio.corpus.remote import walk
+from ssmast.audio.corpus.remote import is_sound, walk
 from ssmast.audio.corpus.table import (
     LABELS_BETWEEN,
     Listing,
@@ -92,13 +89,8 @@ def tables_of_spans(folder: Path) -> list[str]:
     return [name for name in found if kind_of_spans(folder / name)]
 
 
-def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
-    """A corpus of the spans that tables below the folder of the recordings name, in their order.
-
-    Raises:
-        FileNotFoundError: if a recording is not there.
-        ValueError: if a table is damaged, does not say of which recording it is, or has no span.
-    """
+def list_spans(root: Path, tables: Sequence[str]) -> Listing:
+    """The spans that tables below the folder of the recordings name, in their order."""
     sounds = [name for name, _ in walk(root) if is_sound(name)]
     what = root / tables[0] if len(tables) == 1 else root
     rows: dict[str, list[dict[str, str]]] = {}  # of the spans with the same bounds
@@ -121,7 +113,7 @@ def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
         _log.warning("%s: %d spans end where they begin, left out", what, without_length)
     if not rows:
         raise ValueError(f"{what} names no span; wanted rows with a start and a later end")
-    found = Listing()
+    found = Listing(what)
     found.add(list(rows), columns_of([own[0] for own in rows.values()]))
     labels = [list(dict.fromkeys(row.get(label, "") for row in own)) for own in rows.values()]
     if label in found.columns:  # spans of the same bounds are one clip, with the labels of all
@@ -139,8 +131,10 @@ def of_spans(root: Path, tables: Sequence[str]) -> Corpus:
             what,
         )
     several = any(len(own) > 1 for own in labels)
-    said: dict[str, Any] = {"multi_label": several, "label_separator": LABELS_BETWEEN}
-    return of_listing(what, found, root, {**said, "label": label} if label else said)
+    found.said = {"multi_label": several, "label_separator": LABELS_BETWEEN}
+    if label:
+        found.said["label"] = label
+    return found
 
 
 def _read(root: Path, name: str, sounds: Sequence[str]) -> tuple[str, list[_Span]]:

@@ -115,23 +115,13 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
 
 
 def read_header(path: str | PathLike[str]) -> list[str]:
-    """Names of the columns of a CSV file, as `read_table` finds them; none of an empty file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8.
-    """
+    """Names of the columns of a CSV file, as `read_table` finds them; none of an empty file."""
     with _rows_of(path, header_alone=True) as (columns, _):
         return [name for name in columns if name]
 
 
 def read_columns(path: Path | str) -> pa.Table:
-    """Read a Parquet file, such as the manifest of a prepared corpus.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no Parquet file.
-    """
+    """Read a Parquet file, such as the manifest of a prepared corpus."""
     import pyarrow.parquet as pq
 
     if isinstance(path, Path) and not path.is_file():
@@ -160,11 +150,20 @@ def columns_of(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 class Listing:
-    """Clips by the names of their files, and what is known of each, by column."""
+    """Clips by the names of their files: what every layout of other programs is read to.
 
-    def __init__(self) -> None:
+    Attributes:
+        path: of the list, for messages.
+        names: of the files, or of excerpts of them.
+        columns: what is known of each clip.
+        said: what the layout says of the labels, in the words of a task.json.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
         self.names: list[str] = []
         self.columns: dict[str, list[str]] = {}
+        self.said: dict[str, Any] = {}
 
     def add(self, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
         """Add clips; a column that only some have is empty for the others."""
@@ -180,11 +179,7 @@ def said_of(table: pa.Table) -> dict[str, Any]:
 
 
 def joined(labels: Iterable[str], path: Path | str) -> str:
-    """Several labels as the text of one cell.
-
-    Raises:
-        ValueError: if one holds the separator.
-    """
+    """Several labels as the text of one cell."""
     found = list(dict.fromkeys(filter(None, labels)))
     for label in found:
         if LABELS_BETWEEN in label and len(found) > 1:
@@ -292,12 +287,7 @@ def read_task_file(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def audio_root(folder: Path) -> Path:
-    """The folder that relative paths in a labelled set start from.
-
-    Raises:
-        ValueError: if task.json names something that is no path.
-        FileNotFoundError: if the folder it names is gone.
-    """
+    """The folder that relative paths in a labelled set start from."""
     named = read_task_file(folder).get("audio", ".")
     if not isinstance(named, str) or not named.strip() or "\x00" in named:
         raise ValueError(f"{folder / TASK_FILE} must name a folder as `audio`, got {named!r}")

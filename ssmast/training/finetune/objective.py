@@ -105,6 +105,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         )
         self.network.set_grad_checkpointing(config.grad_checkpointing)
         self.features_of, self.classification_loss = features_of, classification_loss
+        self._was_frozen: bool | None = None
         averaged = bool(config.optim.ema)
         self.ema = copy.deepcopy(self.network).requires_grad_(False) if averaged else None
         self.kept = KeptWeights(
@@ -164,6 +165,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             fewest=self.network.fewest_frames,
             fast=True,
         )
+        lengths = None if lengths is None else self.sent(lengths)
         draws = keyed_uniform(
             self.config.seed,
             segments.epoch.numpy(),
@@ -186,8 +188,10 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
         frozen = self._is_frozen(step.number)
         self.network.train(not frozen)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(not frozen or name.startswith(HEAD_PARTS))
+        if frozen is not self._was_frozen:
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_(not frozen or name.startswith(HEAD_PARTS))
+            self._was_frozen = frozen
         if self.config.heads.standardize and not self.layers.is_calibrated:
             self._calibrate_(views, step)
 

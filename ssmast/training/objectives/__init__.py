@@ -4,9 +4,7 @@ from typing import Any
 
 from ssmast.settings import UsageError
 from ssmast.training.objective import Objective
-from ssmast.training.objectives.mosaic import Mosaic
-from ssmast.training.objectives.prototypes import DINO, SwAV
-from ssmast.training.objectives.redundancy import BarlowTwins, VICReg
+from ssmast.training.objectives.of_lightly import DINO, BarlowTwins, Mosaic, SwAV, VICReg
 from ssmast.training.objectives.ss_mast import SSMAST
 from ssmast.training.objectives.ssast import SSAST
 

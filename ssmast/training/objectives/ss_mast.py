@@ -18,7 +18,7 @@ from ssmast.contrastive.monitors import (
     alignment,
     chance_loss,
     effective_rank,
-    feature_std,
+    queue_numbers,
     relative_distance,
     uniformity,
 )
@@ -90,7 +90,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
     @torch.no_grad()
     def targets(self, views: TwoViews) -> Tensor:
         """The teacher's embeddings (B, 2, E)."""
-        self.teacher.eval()
         drops = self.config.patch_drop.teacher
         return self.embed_views(self.teacher.branch.backbone, views, drops=drops, local=False)
 
@@ -161,26 +160,6 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
             "teacher_distance": relative_distance(student.parameters(), teacher.parameters()),
             "momentum": self.momentum(step - 1),
         }
-
-
-@torch.no_grad()
-def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, float]:
-    """Whether the queue takes keys in, and how they are spread.
-
-    Args:
-        queue: after the keys were enqueued.
-        keys: (N, P) of the step.
-        step: optimiser steps done.
-    """
-    newest = keys[-min(len(keys), queue.size) :][[0, -1]] if queue.size else keys[:0]
-    held, _ = queue.snapshot()
-    return {
-        "queue_fill": len(queue) / queue.size if queue.size else 0.0,
-        "queue_age": queue.mean_age(step),
-        "queue_newest": queue.holds(newest),
-        "queue_std": feature_std(held) if len(held) > 1 else 0.0,
-        "key_std": feature_std(keys),
-    }
 
 
 def build_student(config: PretrainConfig) -> Student:

@@ -8,7 +8,7 @@ import pytest
 
 from ssmast.audio.corpus.open import open_corpus, read_table
 from ssmast.audio.read import AudioError, read_audio
-from ssmast.retrieval.embed_files import EmbedConfig, join_files, open_files
+from ssmast.retrieval.embed_files import EmbedConfig, open_files
 from ssmast.settings import parse
 from tests.audio.files import names_of, value_of, wav_bytes, write_tar
 
@@ -332,8 +332,8 @@ def test_what_exists_under_exactly_that_name_is_taken(tmp_path, name, monkeypatc
     corpus = open_corpus(name)
     assert names_of(corpus) == ["1, [2]=~.wav"]
     assert value_of(corpus, 0) == 3
-    words = join_files([name, "encoder=e"], EmbedConfig)
-    assert words == [f"data={name}", "encoder=e"]
+    config = parse(EmbedConfig, [name, "encoder=e"], command="", positional="data", several=True)
+    assert (config.data, config.encoder) == (name, "e")
     assert names_of(open_files(name)) == ["1, [2]=~.wav"]
     (tmp_path / "mix.yaml").write_text(json.dumps([{"path": name}]))
     assert value_of(open_corpus("mix.yaml"), 0) == 3

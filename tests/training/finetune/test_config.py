@@ -54,6 +54,7 @@ _ELSEWHERE = {
     "scoring.batch_seconds": "below", "grad_checkpointing": "below",
     "scoring.precision": "below",
     "compile": "test_compile", "tf32": "test_launch", "deterministic": "test_launch",
+    "cudnn_attention": "test_launch",
     "optim.wise_ft_alphas": "below",
 }  # fmt: skip
 

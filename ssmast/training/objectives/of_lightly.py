@@ -1,4 +1,9 @@
-"""Objectives that sort views into learnt classes: SwAV and DINO, of lightly's parts."""
+"""Objectives of lightly's losses and heads: SS-MAST mosaic, VICReg, Barlow Twins, SwAV, DINO.
+
+Mosaic contrasts clips, VICReg and Barlow Twins keep dimensions apart in place of clips, SwAV and
+DINO sort views into learnt classes. The loss sees all clips of the step already, so lightly's own
+gathering stays off.
+"""
 
 import copy
 import math
@@ -6,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from lightly.loss import DINOLoss, SwaVLoss
+from lightly.loss import BarlowTwinsLoss, DINOLoss, NTXentLoss, SwaVLoss, VICRegLoss
 from lightly.models.modules.heads import DINOProjectionHead, SwaVPrototypes
 from lightly.models.utils import deactivate_requires_grad
 from torch import Tensor, nn
@@ -16,6 +21,70 @@ from ssmast.contrastive import ema_update_
 from ssmast.contrastive.monitors import matched_fraction, relative_distance
 from ssmast.model import Backbone
 from ssmast.training.objective import Objective, PretrainConfig, RunFacts, Step, StepLoss, TwoViews
+
+
+class _TwoProjections(Objective[PretrainConfig, TwoViews, StepLoss]):
+    """One encoder, a projector, and a loss of the projections of both views."""
+
+    criterion: nn.Module
+
+    def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        self.backbone = self.build_backbone()
+        self.projector = self.build_projector()
+
+    def loss(self, embeddings: Tensor, targets: None, step: Step) -> StepLoss:
+        """The criterion of (G, P) and (G, P); a clip's other view is looked for to report it."""
+        z_1, z_2 = (self.projector(view) for view in embeddings.unbind(1))
+        return StepLoss(loss=self.criterion(z_1, z_2), accuracy=matched_fraction(z_1, z_2))
+
+
+class Mosaic(_TwoProjections):
+    """View 1 lost time columns, view 2 frequency rows; NT-Xent over the batch.
+
+    Source: Chen et al. 2020 (SimCLR), section 2.1, for the loss.
+    """
+
+    def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        self.contrast = NTXentLoss(temperature=config.loss.temperature)
+
+    def loss(self, embeddings: Tensor, targets: None, step: Step) -> StepLoss:
+        """Each of the 2G views picks its clip's other one among all the rest, which are 2G - 1.
+
+        The projector sees both views at once, as the loss does.
+        """
+        z_1, z_2 = self.projector(embeddings.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return StepLoss(
+            loss=self.contrast(z_1, z_2),
+            accuracy=matched_fraction(z_1, z_2),
+            chance_loss=torch.tensor(math.log(2 * len(z_1) - 1), dtype=torch.float64),
+        )
+
+
+class VICReg(_TwoProjections):
+    """Both views alike, every dimension spread, no two dimensions the same.
+
+    Source: Bardes et al. 2022 (VICReg), section 4.1.
+    """
+
+    def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        own = config.vicreg
+        self.criterion = VICRegLoss(
+            lambda_param=own.invariance, mu_param=own.variance, nu_param=own.covariance
+        )
+
+
+class BarlowTwins(_TwoProjections):
+    """The cross-correlation of both views is to be the identity.
+
+    Source: Zbontar et al. 2021 (Barlow Twins), eq. 1.
+    """
+
+    def __init__(self, config: PretrainConfig, run: RunFacts) -> None:
+        super().__init__(config, run)
+        self.criterion = BarlowTwinsLoss(lambda_param=config.barlow_twins.redundancy)
 
 
 class SwAV(Objective[PretrainConfig, TwoViews, StepLoss]):

@@ -1,0 +1,132 @@
+"""A training step of mast_nano against the same step put together from timm and lightly.
+
+    python benchmarks/step.py                          # real_nano: batch 96, 0.95 s, one core
+    python benchmarks/step.py batch_size=32 rounds=3 threads=2
+
+The other side is what a person would write: timm's MViTv2 with our numbers (its square assertion
+passed by; the same weights), lightly's MoCo heads, momentum update and NTXentLoss with a memory
+bank, AdamW, the same clips in memory through the same log-mel, and no augmentation. Ours is
+`train_step` of the recipe, with its augmentation: without patch-drop as theirs, and with the
+recipe's. The sides take turns in one process. The share of the peak counts every product of a step
+against a 2048 x 2048 product.
+
+Prints Markdown; writes every number as JSON where `out` says.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from accelerate import Accelerator
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import MoCoProjectionHead
+from lightly.models.utils import update_momentum
+from rivals import timm_twin
+from timing import take_turns, turns_table
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssmast import create_model
+from ssmast.audio import LogMel
+from ssmast.audio.segments import SegmentBatch
+from ssmast.command import run_command
+from ssmast.settings import Settings, parse, setting
+from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.objective import RunFacts
+from ssmast.training.objectives.ss_mast import SSMAST
+from ssmast.training.step import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
+    """Keys of this benchmark."""
+
+    batch_size: int = setting(96, "clips, two segments of each")
+    rounds: int = setting(5, "turns after one to warm up; the median counts")
+    threads: int = setting(1, "of PyTorch")
+    out: str = setting("", "JSON file of every number")
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print."""
+    keys = parse(Keys, argv, command="benchmarks/step.py", description=__doc__ or "")
+    if keys is None:
+        return 0
+    torch.set_num_threads(keys.threads)
+    log_mel = LogMel(num_mels=64, mean=-8.0, std=4.5)
+    ids = torch.arange(keys.batch_size)
+    segments = SegmentBatch(
+        waveform=0.1 * torch.randn(keys.batch_size, 2, log_mel.samples(96)),
+        clip=ids, epoch=torch.zeros_like(ids), position=ids,
+    )  # fmt: skip
+    sides = {
+        "ssmast": _ours(log_mel, segments, drop=0.0),
+        "ssmast, patch-drop 20 %": _ours(log_mel, segments, drop=0.2),
+        "timm and lightly": _theirs(log_mel, segments),
+    }
+    take_turns(sides, rounds=1)
+    found = take_turns(sides, rounds=keys.rounds)
+    print(f"batch {keys.batch_size}, {keys.threads} threads; seconds a step\n")
+    print(turns_table(found, against="timm and lightly"))
+    left = torch.randn(2048, 2048)
+    product = take_turns({"": lambda: left @ left}, rounds=10)[""]["cpu"]
+    peak, shares = 2048**3 / median(product) * keys.threads, {}
+    for name, step in sides.items():
+        # The counter knows products; it does not know the CPU's fused attention.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            step()
+        # Of CPU time: a neighbour on the cores does not count.
+        seconds = median(found[name]["cpu"]) / keys.threads
+        shares[name] = counter.get_total_flops() / 2 / seconds / peak
+        rate = keys.batch_size / seconds
+        print(f"\n{name}: {rate:.1f} clips/s, {shares[name]:.0%} of the matrix peak", end="")
+    print(f"\n\npeak: {peak / 1e9:.0f} G multiplications (with addition) a second")
+    if keys.out:
+        facts = {"settings": asdict(keys), "peak": peak, "shares": shares, "seconds": found}
+        Path(keys.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _ours(log_mel: LogMel, segments: SegmentBatch, *, drop: float) -> Callable[[], object]:
+    words = ["recipe=real_nano", f"batch_size={len(segments)}", f"patch_drop.rate={drop}"]
+    config = parse(PretrainConfig, words, command="ssmast pretrain", recipes=RECIPES)
+    assert config is not None
+    run = RunFacts(log_mel=log_mel, num_clips=10_000, steps=1000)
+    state = TrainingState(SSMAST(config, run), Accelerator(cpu=True))
+    return lambda: state.train_step(segments)
+
+
+def _theirs(log_mel: LogMel, segments: SegmentBatch) -> Callable[[], object]:
+    backbone = timm_twin(create_model("mast_nano", input_size=(64, 96)))
+    backbone.reset_classifier(0)
+    projector = MoCoProjectionHead(backbone.num_features, 1024, 256, num_layers=3, batch_norm=True)
+    student = nn.Sequential(backbone, projector)
+    predictor = MoCoProjectionHead(256, 1024, 256, num_layers=2, batch_norm=True)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    criterion = NTXentLoss(temperature=0.2, memory_bank_size=(576, 256))
+    parameters = [*student.parameters(), *predictor.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        update_momentum(student, teacher, m=0.99)
+        views = [log_mel(segments.waveform[:, k]) for k in (0, 1)]
+        queries = [predictor(student(view)) for view in views]
+        with torch.no_grad():
+            keys = [teacher(view) for view in views]
+        loss = criterion(queries[0], keys[1]) + criterion(queries[1], keys[0])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:], name="benchmarks/step.py"))

@@ -1,0 +1,215 @@
+"""Segments -> what the networks are fed: two augmented views, less what the student loses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmast.audio import LogMel, MixupMemory, ViewAugment, keyed_uniform
+from ssmast.audio.augment import ResizedCrop
+from ssmast.audio.segments import SegmentBatch
+from ssmast.model import Backbone, PatchDrop, patch_drop_draws
+from ssmast.training.config import PretrainConfig
+
+# Streams of keyed random numbers; distinct numbers keep them apart.
+_VIEW_STREAM, _DROP_STREAM, _LOCAL_STREAM = 0, 100, 300
+
+Drops = tuple[PatchDrop | None, PatchDrop | None]
+
+
+@dataclass(kw_only=True)
+class TwoViews:
+    """What the networks get of a micro-batch.
+
+    Attributes:
+        log_mels: both views, normalised, (B, 1, F, T) each.
+        drops: patches that the student does not see of each.
+        raw: (B, 1, F, T), the first segment before augmentation, for the mixup memory.
+        local: short crops for the student alone, normalised, (B, 1, F, T // 3) each.
+    """
+
+    log_mels: tuple[Tensor, Tensor]
+    drops: Drops
+    raw: Tensor
+    local: tuple[Tensor, ...] = ()
+
+
+class ViewMaker:
+    """Makes views whose every draw follows from (seed, epoch, clip, view) alone.
+
+    Args:
+        config: settings of the run.
+        log_mel: front end with the corpus' mean and std; the views are made where it is.
+        memory: log-mels of earlier steps, for mixup.
+    """
+
+    def __init__(self, config: PretrainConfig, *, log_mel: LogMel, memory: MixupMemory) -> None:
+        self.config, self.log_mel, self.memory = config, log_mel, memory
+        self.augment = build_augment(config)
+
+    @torch.no_grad()
+    def __call__(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> TwoViews:
+        """Waveforms (B, 2, S) -> two augmented, normalised views and their drops.
+
+        Args:
+            segments: of a micro-batch.
+            step: optimiser steps done.
+            backbone: whose grid patches are dropped from.
+        """
+        waveform = segments.waveform.to(self._device, non_blocking=True)
+        raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
+        return TwoViews(
+            log_mels=(self._view(raw[0], segments, 0), self._view(raw[1], segments, 1)),
+            drops=self._drops(segments, step=step, backbone=backbone),
+            raw=raw[0],
+            local=tuple(self._local(raw, segments, k) for k in range(self.config.views.local)),
+        )
+
+    def _drops(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> Drops:
+        """Columns of view 1 and rows of view 2 where they are to be lost, or what `drop` gives."""
+        columns, rows = self.config.lost_lines
+        if columns or rows:
+            return (
+                self.drop_lines(0, columns=columns, step=step, backbone=backbone),
+                self.drop_lines(1, rows=rows, step=step, backbone=backbone),
+            )
+        return (
+            self.drop(segments, 0, step=step, backbone=backbone),
+            self.drop(segments, 1, step=step, backbone=backbone),
+        )
+
+    def drop(
+        self,
+        segments: SegmentBatch,
+        view: int,
+        *,
+        step: int,
+        backbone: Backbone,
+        mode: str | None = None,
+    ) -> PatchDrop | None:
+        """Patches to drop of a view at `patch_drop.rate`; None where that is 0.
+
+        Args:
+            segments: of a micro-batch.
+            view: 0 or 1.
+            step: optimiser steps done.
+            backbone: whose grid patches are dropped from.
+            mode: in place of `patch_drop.mode`.
+        """
+        rate, mode = self.config.patch_drop.rate, mode or self.config.patch_drop.mode
+        if rate == 0:
+            return None
+        mels, frames = self.config.front_end.num_mels, self.config.views.frames
+        size = backbone.grid_of(mels, frames)[0]
+        batch, group = len(segments), backbone.drop_group
+        num = patch_drop_draws(size, mode=mode, batch=batch, group=group)[-1]
+        if mode == "random":  # every clip its own patches
+            uniforms = self._uniform(segments, _DROP_STREAM + view, num)
+        else:
+            uniforms = self._uniform_of_step(step, _DROP_STREAM + view, num)
+        drop = backbone.draw_patch_drop(
+            mels, frames, rate=rate, mode=mode, batch=batch, uniforms=uniforms
+        )
+        return self._placed(drop)
+
+    def drop_lines(
+        self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
+    ) -> PatchDrop:
+        """Whole frequency rows and time columns to drop, in groups of the encoder's stride.
+
+        The kept ones close ranks, so the encoder computes less; one pattern a step and view.
+
+        Args:
+            view: 0 or 1.
+            step: optimiser steps done.
+            backbone: whose grid they are dropped from.
+            rows: fraction of the groups of rows, 0 to below 1; at least one group is kept.
+            columns: fraction of the groups of columns.
+        """
+        grid = backbone.grid_of(self.config.front_end.num_mels, self.config.views.frames)[0]
+        groups = grid.pool(backbone.drop_group)
+        draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]))
+        kept = []
+        for draw, size, length, rate in zip(
+            draws.split(list(groups[:])), backbone.drop_group, grid[:], (rows, columns), strict=True
+        ):
+            num = max(1, round((1 - rate) * len(draw)))
+            chosen = draw.argsort()[:num].sort().values
+            members = (chosen[:, None] * size + torch.arange(size)).flatten()
+            kept.append(members[members < length])
+        return self._placed(PatchDrop(grid, rows=kept[0], columns=kept[1]))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.log_mel.filterbank.device
+
+    def _view(self, raw: Tensor, segments: SegmentBatch, view: int) -> Tensor:
+        draws = self._uniform(segments, _VIEW_STREAM + view, self.augment.num_draws + 1)
+        return self._augmented(raw, draws[:, :-1], self.memory.pick(draws[:, -1]))
+
+    def _local(self, raw: list[Tensor], segments: SegmentBatch, number: int) -> Tensor:
+        """A third of either segment, from anywhere in it, augmented like a view."""
+        num, length = raw[0].shape[3], raw[0].shape[3] // 3
+        draws = self._uniform(segments, _LOCAL_STREAM + number, self.augment.num_draws + 3)
+        own, (pick, which, place) = draws[:, :-3], draws[:, -3:].unbind(1)
+        start = (place * (num - length + 1)).long().clamp_max(num - length)
+        frames = start[:, None] + torch.arange(length, device=self._device)  # (B, T // 3)
+
+        def cut(log_mel: Tensor) -> Tensor:
+            index = frames[:, None, None, :].expand(-1, *log_mel.shape[1:3], -1)
+            return log_mel.gather(3, index)
+
+        segment = torch.where((which < 0.5)[:, None, None, None], raw[0], raw[1])
+        background = self.memory.pick(pick)
+        return self._augmented(cut(segment), own, None if background is None else cut(background))
+
+    def _augmented(self, raw: Tensor, draws: Tensor, background: Tensor | None) -> Tensor:
+        return self.augment(
+            raw,
+            draws=draws,
+            background=background,
+            mean=self.log_mel.mean,
+            std=self.log_mel.std,
+        )
+
+    def _uniform(self, segments: SegmentBatch, stream: int, num: int) -> Tensor:
+        """Draws (B, num), one row a clip."""
+        epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
+        draws: np.ndarray = keyed_uniform(self.config.seed, epoch, clip, stream, num)
+        return sent(torch.from_numpy(draws), self._device)
+
+    def _uniform_of_step(self, step: int, stream: int, num: int) -> Tensor:
+        """Draws (num,) on the CPU, the same on every process: sizes follow from them."""
+        return torch.from_numpy(keyed_uniform(self.config.seed, 0, step, stream, num))
+
+    def _placed(self, drop: PatchDrop) -> PatchDrop:
+        """The drop's tensors on the device of the views."""
+        rows, columns = drop.rows, drop.columns
+        if rows is None or columns is None:
+            return drop
+        rows, columns = sent(rows, self._device), sent(columns, self._device)
+        return drop._replace(rows=rows, columns=columns)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from page-locked memory, so that the host need not wait for the GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def build_augment(config: PretrainConfig) -> ViewAugment:
+    """The batched part of the augmentation."""
+    views = config.views
+    (low_freq, high_freq), (low_time, high_time) = views.crop_freq, views.crop_time
+    crop = ResizedCrop(freq=(low_freq, high_freq), time=(low_time, high_time))
+    return ViewAugment(crop, mixup_rate=views.mixup_rate)
+
+
+def build_memory(config: PretrainConfig) -> MixupMemory:
+    """Log-mels of earlier steps, for mixup; empty for good where there is none."""
+    return MixupMemory(
+        size=config.views.mixup_memory if config.views.mixup_rate > 0 else 0,
+        shape=(config.front_end.num_mels, config.views.frames),
+    )
