@@ -31,7 +31,7 @@ PARTS := frozen,few_shot$(if $(SPEED),$(COMMA)speed)
 results: $(READY)
 	$(BIN)/python benchmarks/results.py data="$(DATA)" tasks="$(TASKS)" parts="[$(PARTS)]" $(if $(DATA),page=RESULTS.md)
 
-# What HEAR's and X-ARES' own tools say of an encoder folder: make harnesses ENCODER=runs/demo/encoder
+# What HEAR's, X-ARES', mteb's and timm's own tools and tests say of an encoder folder: make harnesses ENCODER=runs/demo/encoder
 HARNESSES := .venv-harnesses
 
 harnesses: $(HARNESSES)/.ready
@@ -44,6 +44,7 @@ $(HARNESSES)/.ready: $(READY) tests/acceptance/requirements.txt tests/acceptance
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(HARNESSES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
 	$(HARNESSES)/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r tests/acceptance/requirements_only.txt
 	$(HARNESSES)/bin/python -m pip install --quiet --constraint constraints.txt -r tests/acceptance/requirements.txt
+	$(HARNESSES)/bin/python -m pip download --quiet --no-deps --no-binary timm --dest $(HARNESSES)/sdist timm==$$($(BIN)/python -c 'import timm; print(timm.__version__)')
 	@touch $@
 
 check: lint test

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import multiprocessing
 import os
 import select
 import signal
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ssmast.settings import UsageError
+
+_log = logging.getLogger(__name__)
 
 
 class StoppedError(BaseException):
@@ -28,6 +31,14 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def may_start(workers: int) -> int:
+    """How many worker processes may be started: none by a daemonic one, as in a Pool."""
+    if workers and multiprocessing.current_process().daemon:
+        _log.warning("a daemonic process may start no others: its work is done in one process")
+        return 0
+    return workers
 
 
 def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from ssmast.command import may_start
+
 T = TypeVar("T")
 
 
@@ -40,7 +42,7 @@ def run_jobs(
         return
     if engine == "ray":
         yield from _ray(call, jobs, workers=workers, address=address)
-    elif workers == 1:
+    elif workers == 1 or not may_start(workers):
         yield from ((job, call(job)) for job in jobs)
     else:
         yield from _pool(call, jobs, workers=workers)

@@ -3,6 +3,8 @@
 What cannot be read as text or YAML is refused in one sentence.
 """
 
+import codecs
+import errno
 import hashlib
 import json
 import os
@@ -69,6 +71,22 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
     write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
+_NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+
+
+@contextmanager
+def _oserror_if_full(path: Path) -> Iterator[None]:
+    """Say it as everywhere that a disk is full: safetensors and faiss have errors of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if any(text in str(error) for text in _NO_ROOM):
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
@@ -79,7 +97,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
+        with _oserror_if_full(path):
+            yield partial
         flush(partial)
         os.replace(partial, path)
     finally:
@@ -99,7 +118,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     )
     try:
         partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the owner alone
-        yield partial
+        with _oserror_if_full(folder):
+            yield partial
         for file in partial.rglob("*"):
             flush(file)
         replace_folder(partial, folder)
@@ -139,15 +159,24 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins so: UTF-16, as spreadsheets save it, says itself.
+
+    >>> encoding_of("a".encode("utf-16")), encoding_of(b"a")
+    ('utf-16', 'utf-8-sig')
+    """
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def as_text(data: bytes, what: object) -> str:
-    """UTF-8 as text, without a byte order mark.
+    """UTF-8, or UTF-16 that says so, as text without a byte order mark.
 
     Raises:
-        ValueError: if `what` is no UTF-8.
+        ValueError: if `what` is neither.
     """
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        return data.decode(encoding_of(data))
+    except UnicodeError as error:
         raise ValueError(f"{what} is not UTF-8 text; save it as UTF-8") from error
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import ssmast
+from ssmast.audio import open_corpus
 from ssmast.command import run_command
+from ssmast.prepare import prepare_corpus
 from ssmast.settings import UsageError
 from ssmast.training import pretrain
 from tests.training.processes import SMALL, write_tones
@@ -123,3 +126,14 @@ def test_training_in_a_thread_leaves_signals_alone(tmp_path, caplog):
     assert (run / "encoder" / "checksums.json").is_file()
     assert "training in a thread" in caplog.text
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_daemonic_process_does_the_work_of_its_workers_itself(tmp_path, monkeypatch, caplog):
+    """As in a Pool of multiprocessing, whose workers may start no others."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    data = write_tones(tmp_path / "audio")
+    words = [*SMALL, f"data={data}", f"run={tmp_path / 'run'}", "steps=1", "workers=1"]
+    assert run_command(pretrain.main, words, name="ssmast pretrain") == 0
+    assert "a daemonic process may start no others" in caplog.text
+    prepare_corpus(open_corpus(data), tmp_path / "out", workers=2)
+    assert (tmp_path / "out/corpus.json").is_file()

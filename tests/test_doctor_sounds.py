@@ -77,3 +77,12 @@ def test_energy_that_the_front_end_throws_away_is_noticed(tmp_path, rate, hertz,
 def test_a_folder_without_sound_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no sound file"):
         list(check_sounds(str(tmp_path)))
+
+
+def test_a_mixture_is_looked_at_part_by_part(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "1.wav", np.zeros(800), 8000)
+    mixture = f"[{{path: {tmp_path}/a, weight: 1}}, {{path: {tmp_path}/b, weight: 2}}]"
+    assert main([f"data={mixture}"]) == 0
+    assert "2 x 8000 Hz" in capsys.readouterr().out

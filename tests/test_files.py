@@ -1,6 +1,8 @@
 """Files that are there whole or not at all."""
 
+import errno
 import hashlib
+import os
 
 import pytest
 
@@ -19,6 +21,16 @@ def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_pat
         raise RuntimeError
     assert (tmp_path / "a.bin").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_full_disk_is_an_oserror_whoever_notices_it(tmp_path):
+    """As safetensors and faiss say it; other errors stay what they are."""
+    for writing in (replacing, new_folder):
+        with pytest.raises(OSError, match="x cannot be written: write"), writing(tmp_path / "x"):
+            raise RuntimeError(f"write error ({os.strerror(errno.ENOSPC)})")
+        with pytest.raises(RuntimeError, match="of another kind"), writing(tmp_path / "x"):
+            raise RuntimeError("of another kind")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path):

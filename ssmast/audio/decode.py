@@ -28,6 +28,8 @@ from ssmast.audio.source import (
 )
 
 _BLOCK_FRAMES = 1 << 16
+LEAST_HZ = 100
+"""A lower rate is a wrong one, such as one in kHz: a second would become minutes."""
 UNKNOWN_LENGTH = 1 << 48
 """Frames that no file has: FLAC written to a pipe reports 2**63 - 1."""
 
@@ -169,6 +171,8 @@ def opened(source: Source, label: str, channel: str = "mean") -> Iterator[Decode
             else:  # encoded by hand: soundfile would refuse a name that is not valid UTF-8
                 target = os.fsencode(source)
             file = stack.enter_context(Decoder(target))
+            if file.samplerate < LEAST_HZ:
+                raise AudioError(f"{label} says {file.samplerate} Hz, too low a rate for a sound")
             file.source, file.label = source, label
             file.divisor = _divisor(file)
             file.mixer = Mixer(file.channels, channel, label, lambda: _loudest(source, label))

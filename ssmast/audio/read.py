@@ -244,7 +244,7 @@ def hear(
         Samples (S,) of each, and their rate in Hz.
 
     Raises:
-        AudioError: if libsndfile cannot read it.
+        AudioError: if libsndfile cannot read it, or its channels cancel in their mean.
     """
     clip, label = _clip(source, name)
     with opened(streams_of(clip.source, label)[0], label, clip.channel) as file:
@@ -259,6 +259,7 @@ def hear(
             if start:
                 file.seek(start)
             found.append(decode(file, min(wanted, last - start)))
+        file.mixer.check()
         return found, rate
 
 

@@ -9,12 +9,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from ssmast.audio.corpus.corpus import Corpus
+from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.mel import LogMel
 from ssmast.audio.order import keyed_uniform
 from ssmast.audio.read import (
     MIN_PEAK,
     AudioError,
+    Excerpt,
     hear,
     read_audio,
     read_segments,
@@ -79,7 +80,7 @@ def measure_mean_std(
                 name=corpus.name(clip),
             )
             if swing(unpadded(waveform[0])) < MIN_PEAK:
-                raise AudioError(f"{corpus.name(clip)} is silent")
+                raise AudioError(f"{corpus.name(clip)} is silent or constant")
         except AudioError as error:
             num_bad, last = num_bad + 1, str(error)
         else:
@@ -122,12 +123,19 @@ def warn_of_lost_energy(corpus: Corpus, log_mel: LogMel) -> None:
 
     48 moments of 10 s are heard at their own rate.
     """
+    if isinstance(corpus, Mixture):
+        for one in corpus.corpora:
+            warn_of_lost_energy(one, log_mel)
+        return
     found: list[tuple[float, float]] = []
     chosen = np.linspace(0, len(corpus) - 1, min(_HEARD, len(corpus))).round().astype(int)
     for i in chosen.tolist():
         try:
+            source = corpus.sought(i)
+            if not isinstance(source, Excerpt):
+                source = Excerpt(source, channel=corpus.channel)
             sounds, rate = hear(
-                corpus.sought(i),
+                source,
                 seconds=_HEARD_SECONDS,
                 places=max(1, _HEARD // len(chosen)),
                 name=corpus.name(i),

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
 from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST, layout_of
-from ssmast.audio.corpus.table import find_table
+from ssmast.audio.corpus.table import find_table, read_header
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.stats import energy_outside, lost_energy
@@ -60,7 +60,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
     with _warnings_kept() as said:
         sets = _sets_in(folder) if folder.exists() else []
         several = bool(sets) and sets[0].folder != folder
-        corpora = [one.corpus() for one in sets] or [open_corpus(data)]
+        corpora = [one.corpus() for one in sets] or list(open_corpus(data).corpora)
     yield ok("layout", _layout(folder, sets, several=several))
     sizes = sum(corpus.entries[i].size for corpus in corpora for i in range(len(corpus)))
     names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
@@ -81,7 +81,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
         yield ok("splits", f"{prefix}{parts} clips train, validate and test{folds}")
         for why, count in one.left_out.items():
             yield note("problems", f"{prefix}{count} rows left out ({why})")
-    for message in said:
+    for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)
     yield ok("next", _next_command(data, folder, sets, looks, len(names)))
@@ -112,7 +112,8 @@ def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
         return f"a prepared corpus ({CORPUS_FILE})"
     table = find_table(folder)
     if table is not None:
-        return f"a table, {table.name}, without a column of labels"
+        columns = ", ".join(read_header(table))
+        return f"a table, {table.name}, without a column label: it has {columns}"
     return "a folder of sounds without labels" if folder.is_dir() else "a list, table or archive"
 
 
@@ -135,6 +136,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
                     sound = decode(file, frames)
+                    file.mixer.check()
                     share = energy_outside(sound, rate, front_end)
                     if share is None:
                         looks.silent += 1

@@ -31,6 +31,9 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS, WHITENING = (
 )
 
 
+MODEL_TYPE = "ssmast"
+"""By which transformers knows a config.json, see `ssmast.hf`."""
+
 EXTRACTOR = "preprocessor_config.json"
 """Front end of an AST that transformers wrote, see `published`."""
 
@@ -279,6 +282,7 @@ def config_of(
     front = settings["front_end"]
     kept = ("first_conv", "classifier", "license", "fixed_input_size")
     return {
+        "model_type": MODEL_TYPE,
         "architecture": architecture,
         "num_classes": backbone.num_classes,
         "num_features": backbone.num_features,

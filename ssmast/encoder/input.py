@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import LongSound, open_audio, scaled
+from ssmast.audio.decode import LEAST_HZ
 from ssmast.audio.read import Excerpt, mix
 from ssmast.audio.resample import finished
 
@@ -121,15 +122,15 @@ def _plain(clip: Samples) -> Samples:
 
 
 def _whole_hz(sample_rate: object) -> int:
-    """A whole number of Hz; a rate in kHz, or True, would stretch a second to minutes."""
+    """A whole number of Hz, and not True."""
     rate = math.nan
     if isinstance(sample_rate, np.ndarray | Tensor) and sample_rate.ndim == 0:
         sample_rate = sample_rate.item()  # of an .npz, or of a DataLoader
     if isinstance(sample_rate, int | float | np.integer | np.floating):
         rate = math.nan if isinstance(sample_rate, bool) else float(sample_rate)
-    if not rate >= 100 or not rate.is_integer():
+    if not rate >= LEAST_HZ or not rate.is_integer():
         raise ValueError(
-            "samples need their sample_rate, a whole number of Hz of at least 100, got "
+            f"samples need their sample_rate, a whole number of Hz of at least {LEAST_HZ}, got "
             f"{sample_rate!r}"
         )
     return int(rate)
@@ -149,6 +150,8 @@ def _single(item: Clip, sample_rate: int | None, wanted: int, channel: str) -> T
 
 def _rows(samples: Samples) -> Samples:
     """Samples (S,) or (B, S) of any number type -> finite float32 (B, S)."""
+    if np.ma.is_masked(samples):
+        raise ValueError("waveform must not be masked; leave out or fill what the mask hides")
     samples = np.asarray(samples)  # a row of np.matrix would stay a matrix
     if samples.ndim not in (1, 2):
         raise ValueError(f"waveform must be (S,) or (B, S), got shape {samples.shape}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio, read_audio
+from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import FEWEST_CLIPS, Whitening
 from ssmast.evaluation.embedding_cache import Embeddings, PartialEmbeddings, joined, load, store
@@ -48,6 +49,8 @@ _BATCH_SAMPLES, _BATCH_CLIPS = 8_000_000, 512
 
 # Enough for 256 directions of 2,240 numbers: 5,000 gave the same scores.
 _WHITENING_CLIPS, _WHITENING_SECONDS = 4000, 5.0
+
+_heard: set[tuple[str, str]] = set()  # a run probes the same clips again and again
 
 # Rows of a corpus, each with its waveform (S,) or the reason why it has none.
 Sound = Tensor | LongSound
@@ -156,6 +159,10 @@ def embed_corpus(
         made, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
         mine = list(rest)[state.rank :: state.size]
         rate = embedder.sample_rate
+        if mine and state.is_main and isinstance(embedder, Encoder):
+            if (key := (corpus.listing_hash, str(embedder.log_mel.settings()))) not in _heard:
+                warn_of_lost_energy(corpus, embedder.log_mel)
+            _heard.add(key)
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
                 made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))

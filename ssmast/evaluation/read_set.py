@@ -53,6 +53,9 @@ from ssmast.splits import (
 
 logger = logging.getLogger(__name__)
 
+# What programs and people write into an empty cell.
+_NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+
 Table = dict[str, list[str]]
 """Columns by name, a value a row."""
 
@@ -83,7 +86,7 @@ def find_sets(data: str | Path) -> list[str]:
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
-    names += [name for name, table in tables.items() if table is None and has_layout(data / name)]
+    names += [name for name, table in tables.items() if not table and _may_be_set(data / name)]
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -103,7 +106,10 @@ def _is_set(place: Path) -> bool:
         return False
     if find_table(place) is not None or has_layout(place):
         return True
-    if not place.is_dir() or any(find_table(one) or has_layout(one) for one in place.iterdir()):
+    if not place.is_dir() or any(
+        find_table(one) or ((one.is_dir() or _is_table(one)) and _may_be_set(one))
+        for one in place.iterdir()
+    ):
         return False
     try:
         corpus = open_corpus(place)
@@ -114,9 +120,21 @@ def _is_set(place: Path) -> bool:
 
 def has_layout(place: Path) -> bool:
     """Whether a path has a layout of another program, or is a tar or table that may have labels."""
-    if place.is_file() and re.search(r"\.(csv|tsv|tar)$", place.name.lower()):
+    if _is_table(place) or (place.is_file() and place.suffix.lower() == ".tar"):
         return True
     return layout_of(place) is not None or _is_of_tars(place)
+
+
+def _is_table(place: Path) -> bool:
+    return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
+
+
+def _may_be_set(place: Path) -> bool:
+    """Whether what lies in a folder is a set of its own, and no table of something else."""
+    if not _is_table(place) or layout_of(place) is not None:
+        return has_layout(place)
+    columns = read_header(place)
+    return all(find_column(columns, usual) in columns for usual in ("path", "label"))
 
 
 def _is_of_tars(place: Path) -> bool:
@@ -230,6 +248,9 @@ def load_set(
         kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
     # With several labels a clip, an empty cell is a clip with none of the classes.
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
+    if left_out:
+        counts = ", ".join(f"{count} ({why})" for why, count in left_out.items())
+        logger.info("%s: rows left out: %s", where, counts)
     table = {name: [own[index] for index in kept] for name, own in table.items()}
     clips, values, cells = table[path], table[column], [table[name] for name in columns]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
@@ -293,12 +314,24 @@ def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dic
 
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    missing = sum(cell.lower() == "nan" for cells in labels for cell in cells)
+    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
     if missing:
         logger.warning(
-            "%s: %d labels are the word nan, taken as a class; leave the cell empty where none is "
+            "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
             "known",
-            *(where, missing),
+            *(where, missing.total(), few_names(list(missing), between=" or ")),
+        )
+    names = {cell for cells in labels for cell in cells}
+    several = [
+        repr(name)
+        for name in sorted(names)
+        if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
+    ]
+    if several and not separator:
+        logger.warning(
+            "%s: %s taken as one class each, though its parts are classes too; multi_label=true "
+            "makes several labels of a cell",
+            *(where, few_names(several)),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
     if unlabelled:
@@ -471,8 +504,8 @@ def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
-                    "labels=[COLUMN] to fine-tune, task="
-                    f"{spec.name}:label=COLUMN to cluster"
+                    "labels=[COLUMN] to fine-tune, else task="
+                    f"{spec.name}:label=COLUMN"
                 )
             raise ValueError(
                 f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"

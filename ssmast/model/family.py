@@ -13,6 +13,7 @@ from torch import Tensor
 from ssmast.model.ast import AST
 from ssmast.model.mast import MAST
 from ssmast.model.pretrained import (
+    fit_ast_state_dict,
     fit_timm_state_dict,
     is_timm_state_dict,
     load_mast_state_dict,
@@ -71,12 +72,26 @@ default_cfgs |= generate_default_cfgs(
 )
 
 
-def _from_imagenet(state_dict: dict[str, Tensor], model: MAST) -> dict[str, Tensor]:
-    """Timm's hook for checkpoints: converts MViTv2's weights, leaves those of a MAST or AST."""
-    if not is_timm_state_dict(state_dict):
+def _fitting(state_dict: dict[str, Tensor], model: MAST | AST) -> dict[str, Tensor]:
+    """Timm's hook for checkpoints: converts MViTv2's, DeiT's and AST's, leaves our own.
+
+    Raises:
+        ValueError: if a tensor is missing, which timm would leave random for another head's sake.
+    """
+    own = [name for name in model.state_dict() if not name.startswith(("head.", "attn_pool."))]
+    missing = [name for name in own if name not in state_dict]
+    if isinstance(model, MAST) and is_timm_state_dict(state_dict):
+        fitted, report = fit_timm_state_dict(state_dict, model)
+    elif isinstance(model, AST) and (missing or "head_dist.weight" in state_dict):
+        fitted, report = fit_ast_state_dict(state_dict, model)
+    elif missing:
+        raise ValueError(
+            f"the weights must hold every tensor of {type(model).__name__}, got none for "
+            f"{len(missing)} ({', '.join(missing[:3])}, ...)"
+        )
+    else:
         return state_dict
-    fitted, report = fit_timm_state_dict(state_dict, model)
-    logger.info("weights of timm's MViTv2: %s", report)
+    logger.info("weights of another program: %s", report)
     return fitted
 
 
@@ -105,7 +120,7 @@ def _create(
             variant,
             pretrained,
             pretrained_cfg_overlay=overlay,
-            pretrained_filter_fn=_from_imagenet,
+            pretrained_filter_fn=_fitting,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **numbers,
         )

@@ -340,18 +340,26 @@ def load_ast_state_dict(
 
     Source: Gong et al. 2021 (AST), section 2.2.
     """
-    if source_grid is None:
-        source_grid = _find_grid(model, state_dict)
-    grid = source_grid
+    fitted, report = fit_ast_state_dict(state_dict, model, skip=skip, source_grid=source_grid)
+    model.load_state_dict(fitted)
+    return report
+
+
+def fit_ast_state_dict(
+    state_dict: Mapping[str, Tensor],
+    model: AST,
+    *,
+    skip: Sequence[str] = (),
+    source_grid: tuple[int, int] | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """A complete state dict for `model`, as `load_ast_state_dict` loads it."""
+    grid = _find_grid(model, state_dict) if source_grid is None else source_grid
 
     def positions(name: str, table: Tensor, own: Tensor) -> tuple[Tensor, str] | None:
         is_table = name == "pos_embed" and table.ndim == 3 and table.shape[2] == own.shape[2]
         return _fit_positions(model, table, grid) if is_table else None
 
-    entries = _in_our_names(state_dict)
-    fitted, report = _fitted(model, entries, positions=positions, skip=skip)
-    model.load_state_dict(fitted)
-    return report
+    return _fitted(model, _in_our_names(state_dict), positions=positions, skip=skip)
 
 
 def load_ast_file(

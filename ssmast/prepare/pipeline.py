@@ -99,6 +99,10 @@ def prepare_corpus(
     work = out / WORK
     if (out / CORPUS_FILE).is_file():
         return _finished(source, out, work, settings)
+    if len(source.corpora) > 1:
+        raise ValueError(
+            "a mixture cannot be prepared as one; prepare each of its parts, and mix what comes out"
+        )
     _check_folder(out, source.root)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):

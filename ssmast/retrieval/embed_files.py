@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
+from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.engine import run_jobs
@@ -187,6 +188,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     mine = list(starts)[state.rank :: state.size]
     sizes = {start: min(config.part, len(corpus) - start) for start in mine}
     todo = []
+    if state.is_main:
+        warn_of_lost_energy(corpus, encoder.log_mel)
     with Progress("embedding", total=sum(sizes.values()), enabled=state.is_main) as progress:
         for start in mine:
             kept = load(_part_file(folder, start, config))

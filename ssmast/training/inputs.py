@@ -23,7 +23,7 @@ from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.cut import cut_long, seconds_of
 from ssmast.audio.mel import front_end_of
 from ssmast.audio.stats import known_mean_std, measure_mean_std, warn_of_lost_energy
-from ssmast.command import num_cores
+from ssmast.command import may_start, num_cores
 from ssmast.model import list_models
 from ssmast.settings import UsageError, flatten, load_recipe, require, to_dict
 from ssmast.training.config import RECIPES, FrontEnd, PretrainConfig, TrainConfig
@@ -171,7 +171,7 @@ def decoded(config: TrainConfig, corpus: Corpus, *, runs: Path) -> Corpus:
         where,
         sample_rate=config.front_end.sample_rate,
         max_bytes=8 << 30 if config.cache == "auto" else None,
-        workers=num_cores(),  # nothing else runs yet
+        workers=may_start(num_cores()),  # nothing else runs yet
     )
 
 
@@ -203,14 +203,15 @@ def segment_loader(
         rank=rank,
         num_ranks=num_ranks,
     )
+    workers = may_start(config.workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=config.workers,
+        num_workers=workers,
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if config.workers else None,
+        prefetch_factor=4 if workers else None,
     )
 
 

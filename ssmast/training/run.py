@@ -252,6 +252,9 @@ def _train(
     known |= {"steps": plan.steps, "seconds": seconds}
     objective.finish(folder.path, known, is_main=is_main)
     if is_main:
+        if num_bad := len(instruments.quarantine):
+            bad = folder.quarantine_file
+            logger.warning("%d of %d clips were left out, see %s", num_bad, len(clips), bad)
         logger.info("encoder: %s", folder.encoder)
         logger.info("report:  %s", folder.report)
     on_main(accelerator, lambda: None)  # all leave together, however long the report takes

@@ -2,7 +2,8 @@
 
     make harnesses ENCODER=FOLDER
 
-makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3, xares 0.1.3 and mteb 2.26.24
+runs timm's own tests/test_models.py, from its source distribution, on the models registered here;
+it makes an environment with hearvalidator 2021.0.6, heareval 2021.1.3, xares 0.1.3 and mteb 2.26.24
 beside ssmast and runs `python tests/acceptance/harnesses.py FOLDER` in it. Exit status 1 if one of
 them is not content.
 
@@ -17,6 +18,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -50,11 +52,41 @@ def main(encoder: str) -> int:
             "X-ARES check_audio_encoder": lambda: _xares(encoder, environment),
             "mteb.evaluate": lambda: _mteb(encoder, environment),
             "heareval": lambda: _heareval(encoder, root, environment),
+            "timm's tests/test_models.py": lambda: _timm(root, environment),
         }
         content = {name: check() for name, check in checks.items()}
     for name, good in content.items():
         logger.info("%s: %s", name, "passed" if good else "FAILED")
     return 0 if all(content.values()) else 1
+
+
+# What timm's tests ask for and these models do not give, by part of the test's name.
+TIMM_SKIPPED = {
+    "torchscript": "TorchScript is deprecated; docs/use.md exports by ONNX and torch.export",
+    "_fx": "sizes are read from the input, which symbolic tracing does not follow",
+    "forward_features and (mast or frame)": "the two axes have reductions of their own, timm one",
+}
+
+
+def _timm(root: Path, environment: dict[str, str]) -> bool:
+    found = sorted(Path(sys.prefix).glob("sdist/timm-*.tar.gz"))
+    if not found:
+        logger.info("timm: no source distribution in %s/sdist", sys.prefix)
+        return False
+    with tarfile.open(found[0]) as archive:
+        for name in ("test_models.py", "conftest.py"):
+            member = archive.extractfile(f"{found[0].name.removesuffix('.tar.gz')}/tests/{name}")
+            assert member is not None
+            text = member.read().decode()
+            # The models whose intermediate features are tested are chosen by their module.
+            text = text.replace("FEAT_INTER_FILTERS = [", "FEAT_INTER_FILTERS = ['family',")
+            (root / name).write_text(text)
+    chosen = "(ast_nano or frame_nano)"
+    for part, why in TIMM_SKIPPED.items():
+        logger.info("timm: tests of %r are skipped: %s", part, why)
+        chosen += f" and not ({part})"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "ssmast.model", "test_models.py"]
+    return subprocess.run([*command, "-k", chosen], cwd=root, env=environment).returncode == 0
 
 
 def _validator(encoder: str, environment: dict[str, str]) -> bool:

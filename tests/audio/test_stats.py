@@ -141,3 +141,22 @@ def test_lost_energy_below_is_told_and_prepare_says_it_too(tmp_path, caplog):
     _two_tones(tmp_path / "audio" / "a.wav", 1000, 20, share=0.75, rate=16000)
     prepare_corpus(open_corpus(tmp_path / "audio"), tmp_path / "out", workers=1)
     assert "75% of the energy lies below front_end.f_min=60 Hz" in caplog.text
+
+
+def test_what_is_lost_between_channels_is_not_called_energy_below(tmp_path, caplog):
+    wave = _two_tones(tmp_path / "a.wav", 1000, 20, share=0.75, rate=16000)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, -0.999 * wave], axis=1), 16000)
+    warn_of_lost_energy(open_corpus(tmp_path), LogMel())
+    assert caplog.text == ""
+    warn_of_lost_energy(open_corpus(tmp_path).with_channel("left"), LogMel())
+    assert "75% of the energy lies below" in caplog.text
+    caplog.clear()
+    mixture = f"[{{path: {tmp_path}, weight: 1}}, {{path: {tmp_path}, weight: 2}}]"
+    warn_of_lost_energy(open_corpus(mixture).with_channel("left"), LogMel())
+    assert caplog.text.count("75% of the energy lies below") == 2
+
+
+def test_a_constant_is_called_so(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(16000, 0.25), 16000)
+    with pytest.raises(ValueError, match=r"a\.wav is silent or constant"):
+        measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=8000, seed=0)

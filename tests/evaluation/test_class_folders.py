@@ -1,6 +1,9 @@
 import logging
+import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -81,6 +84,27 @@ def test_a_test_part_that_is_missing_is_drawn_and_a_loose_sound_is_left_out(tmp_
     found = load_set(sounds(tmp_path / "s", [*names, "train/loose.wav"]))
     assert [len(part) for part in found.splits[0].parts().values()] == [8, 10, 2]
     assert found.left_out == {"empty label": 1}
+
+
+def test_what_lies_beside_class_folders_is_no_other_set_unless_it_has_labels(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = [f"{label}/{i}.wav" for label in ("frog", "rain") for i in range(5)]
+    folder = sounds(tmp_path / "set", names)
+    (folder / "notes.csv").write_text("x,y\n1,2\n")
+    (folder / "e.quarantine.csv").write_text("path,reason\n")
+    soundfile.write(folder / "frog/x.flac", np.zeros(9), 16000)
+    pq.write_table(pa.table({"name": ["a"], "embedding": [[0.0]]}), folder / "e.parquet")
+    with tarfile.open(folder / "old.tar", "w"):
+        pass
+    (folder / "again").symlink_to(folder / "frog")
+    assert find_sets(folder) == ["set"]
+    assert load_set(folder).classes == load_set(tmp_path, "set").classes == ["again", "rain"]
+    assert "4 files are not used: 2 .csv, 1 .parquet, 1 links to folders that are here" in (
+        caplog.text
+    )
+    (folder / "mine.csv").write_text("path,label\n" + "".join(f"{n},{n[-5]}\n" for n in names))
+    assert "mine.csv" in find_sets(folder)
+    assert load_set(folder, "mine.csv").classes == list("01234")
 
 
 def test_a_class_may_be_called_train_but_parts_beside_classes_are_refused(tmp_path):

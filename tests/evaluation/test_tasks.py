@@ -84,7 +84,7 @@ def test_a_table_of_another_encoding_is_named(sets, tmp_path):
         "path,label\na,hoch\nb,größer\n".encode("latin-1")
     )
     (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("utf-16"))
+    (tmp_path / "t" / "metadata.csv").write_bytes("path,größe\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"t/metadata\.csv is not UTF-8 text; save it as UTF-8"):
         find_sets(tmp_path)
     with pytest.raises(ValueError, match=r"s/metadata\.csv is not UTF-8 text; save it as UTF-8"):
@@ -96,12 +96,14 @@ def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     write(tmp_path / "s", "path,label,split\n" + rows)
     assert "nan" in load_set(tmp_path, "s").classes
     assert "1 labels are the word nan, taken as a class" in caplog.text
+    assert "'x|y' taken as one class each, though its parts are classes too" in caplog.text
     assert "separator" not in caplog.text
     load_set(tmp_path, "s:multi_label=true")
     assert "no clip has more than one label by the separator ';'" in caplog.text
     caplog.clear()
     assert load_set(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
     assert "the separator" not in caplog.text
+    assert "taken as one class" not in caplog.text
 
 
 def test_columns_choose_what_is_learnt(sets):
@@ -131,13 +133,15 @@ def test_wrong_columns_are_named(sets, spec, sentence):
         load_set(sets, spec)
 
 
-def test_rows_without_label_or_split_are_left_out_and_counted(tmp_path):
+def test_rows_without_label_or_split_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     rows = ["a.wav,x,train", "b.wav,y,train", "c.wav,,train", "d.wav,x,valid", "e.wav,x,test"]
     write(tmp_path / "s", "path,label,split\n" + "\n".join([*rows, "f.wav,y,", ""]))
     task = load_set(tmp_path, "s")
     assert task.clips == ["a.wav", "b.wav", "d.wav", "e.wav"]
     assert task.rows.tolist() == [0, 1, 3, 4]
     assert task.left_out == {"empty label": 1, "empty split": 1}
+    assert "rows left out: 1 (empty label), 1 (empty split)" in caplog.text
 
 
 def test_classes_not_trained_on_are_counted(tmp_path):

@@ -35,6 +35,29 @@ def test_a_file_that_transformers_wrote_is_read(tmp_path):
         close(ours(x), oracle(x[:, 0].transpose(1, 2)).logits)
 
 
+@pytest.mark.parametrize("num_classes", [7, 5, 0])
+def test_timms_overlay_of_a_file_leaves_no_weight_unloaded(tmp_path, num_classes):
+    """With another number of classes timm loads what fits by name, and of the rest nothing."""
+    oracle = oracle_of(128, 96)
+    oracle.save_pretrained(tmp_path)
+    numbers = {"num_classes": num_classes, "input_size": (128, 96), "norm_eps": 1e-12}
+    file = {"file": str(tmp_path / "model.safetensors")}
+    net = create_model("ast_nano", pretrained=True, pretrained_cfg_overlay=file, **numbers).eval()
+    x = torch.randn(2, 1, 128, 96)
+    with torch.no_grad():
+        theirs = oracle.audio_spectrogram_transformer(x[:, 0].transpose(1, 2)).pooler_output
+        close(net.forward_head(net.forward_features(x), pre_logits=True), theirs)
+    for name, state in (
+        ("ast_nano", {"cls_token": torch.zeros(1, 1, 128)}),
+        ("mast_nano", {"stages.0.nothing": torch.zeros(1)}),
+    ):
+        save_file(state, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=r"must hold every tensor of M?AST, got none for"):
+            create_model(
+                name, pretrained=True, pretrained_cfg_overlay=file, num_classes=num_classes
+            )
+
+
 def test_the_base_model_of_transformers_is_read_too():
     oracle = oracle_of(128, 96).audio_spectrogram_transformer
     ours = nano(norm_eps=1e-12)

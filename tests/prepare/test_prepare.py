@@ -349,6 +349,11 @@ def test_impossible_settings_are_refused(source, tmp_path, settings, reason):
         prepared(source, tmp_path / "out", **settings)
 
 
+def test_a_mixture_is_refused_since_it_has_no_listing_of_its_own(source, tmp_path):
+    with pytest.raises(ValueError, match="a mixture cannot be prepared as one"):
+        prepared(f"[{{path: {source}, weight: 1}}, {{path: {source}, weight: 1}}]", tmp_path / "o")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_engines_give_the_same_bytes(source, tmp_path, engine, monkeypatch):

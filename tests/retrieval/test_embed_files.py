@@ -3,8 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
+from ssmast.audio import open_corpus
 from ssmast.encoder import load_encoder
+from ssmast.evaluation.embed import embed_corpus
 from ssmast.retrieval import embed_files
 from ssmast.retrieval.embed_files import main, read_embeddings
 from ssmast.settings import UsageError
@@ -23,6 +26,16 @@ def test_a_folder_of_sound_becomes_one_file(encoder_folder, tmp_path, caplog):
         embedding = load_encoder(encoder_folder).embed(data / "003.wav")
         np.testing.assert_allclose(found["embeddings"][3:4], embedding, atol=1e-5, rtol=1e-4)
     assert "left out: 005.wav" in caplog.text
+
+
+def test_sound_above_what_the_encoder_hears_is_said(encoder_folder, tmp_path, caplog):
+    calls = 0.3 * np.sin(2 * np.pi * 45000 / 192000 * np.arange(19200))
+    soundfile.write(tmp_path / "bat.wav", calls, 192000)
+    corpus = open_corpus(tmp_path)
+    main([f"{tmp_path}", f"encoder={encoder_folder}", f"out={tmp_path}/e.npz"])
+    for _ in range(2):  # a run probes the same clips again and again
+        embed_corpus(load_encoder(encoder_folder), corpus)
+    assert caplog.text.count("100% of the energy lies above front_end.f_max=") == 2
 
 
 def test_missing_words_are_usage_errors(encoder_folder, tmp_path):

@@ -284,7 +284,7 @@ def test_an_empty_folder_and_one_of_broken_files_are_refused(audio, tmp_path, ca
     assert "could be used" in capsys.readouterr().err
 
 
-def test_a_few_broken_files_are_listed_and_skipped(audio, tmp_path):
+def test_a_few_broken_files_are_listed_and_skipped(audio, tmp_path, caplog):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for i, file in enumerate(sorted(audio.rglob("*.wav"))):
@@ -292,6 +292,7 @@ def test_a_few_broken_files_are_listed_and_skipped(audio, tmp_path):
     (mixed / "bad.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
     (mixed / "nan.wav").write_bytes(b"")
     assert _run("steps=8", audio=mixed, run=tmp_path / "run") == 0
+    assert " clips were left out, see " in caplog.text
     listed = (tmp_path / "run" / "quarantine.csv").read_text()
     assert "bad.wav" in listed
     assert "nan.wav" in listed

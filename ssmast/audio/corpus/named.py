@@ -33,16 +33,23 @@ _said: set[str] = set()  # a command opens a folder more than once
 def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -> None:
     """Count what a folder holds and nothing is made of, by kind, once a process.
 
-    `others` are hidden files and folders, and links to nothing.
+    `others` are hidden files and folders, links to nothing, and with a / at the end to folders.
     """
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
     for name in others:
-        kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+        if name.endswith("/"):
+            kinds["links to folders that are here already"] += 1
+        else:
+            kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
     if not kinds:
         return
     first = [*unused, *others][0]
     shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    message = f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}"
+    say_once(f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}")
+
+
+def say_once(message: str) -> None:
+    """Log a line that a process has not logged before."""
     if message not in _said:
         _said.add(message)
         _log.info("%s", message)

@@ -381,8 +381,7 @@ def _has_clips(path: Path) -> bool:
     """Whether the rows of a table with a start and an end are clips already: excerpts, members."""
     if (path.parent / "audio.tar").is_file():
         return True
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.read(4096)
+    head = as_text(path.read_bytes(), path)[:4096]
     return "#t=" in head or "shard" in {plain_name(name) for name in read_header(path)}
 
 
@@ -391,7 +390,7 @@ def _parquet_in(folder: Path) -> list[Path]:
     places = [folder, folder / "data"]
     places += [one for one in sorted(folder.iterdir()) if one.is_dir() and split_word(one.name)]
     found = [file for place in places for file in sorted(place.glob("*.parquet"))]
-    if not found or any(is_sound(one.name) for one in folder.iterdir()):
+    if not found or any(is_sound(one.name) for one in folder.rglob("*")):
         return []  # beside sounds, such as the embeddings of a folder
     return found
 

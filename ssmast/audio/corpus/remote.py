@@ -118,7 +118,7 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
 
     Links to folders are followed. A folder that was already seen, by device and inode, is not
     entered again, so a link to a parent ends there. `others` gets the names of what is left out:
-    hidden files and folders, links to nothing.
+    hidden files and folders, links to nothing, and with a / at the end to folders seen before.
     """
     others = [] if others is None else others
     found: list[tuple[str, int]] = []
@@ -130,6 +130,7 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
         try:
             info = os.stat(folder)
             if (info.st_dev, info.st_ino) in seen:
+                others.append(f"{below}/")
                 continue
             seen.add((info.st_dev, info.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)

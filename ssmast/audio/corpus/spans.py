@@ -30,6 +30,7 @@ from ssmast.audio.corpus.table import (
     read_table,
 )
 from ssmast.audio.read import excerpt_name, split_excerpt
+from ssmast.files import as_text, encoding_of
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +68,11 @@ def kind_of_spans(path: Path) -> str:
     if path.suffix.lower() not in _TABLES:
         return ""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
+            encoding = encoding_of(file.read(2))
+        with path.open(encoding=encoding) as file:
             first = next((line for line in file if line.strip()), "")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeError):
         return ""
     if _AUDACITY.match(first) and path.suffix.lower() == ".txt":
         return "Audacity label track"
@@ -164,7 +167,7 @@ def _read(root: Path, name: str, sounds: Sequence[str]) -> tuple[str, list[_Span
 
 def _read_audacity(path: Path, recording: str) -> list[_Span]:
     spans = list[_Span]()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(as_text(path.read_bytes(), path).splitlines(), start=1):
         if not line.strip() or line.startswith("\\"):  # frequencies of the line above
             continue
         start, *rest = line.split("\t")

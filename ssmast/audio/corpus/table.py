@@ -13,6 +13,7 @@ scored. The builders in `ssmast.datasets` write it; a set made by hand needs non
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from ssmast.audio.corpus.remote import is_url, read_whole
+from ssmast.files import encoding_of
 from ssmast.settings import in_home
 
 METADATA = "metadata.csv"
@@ -212,14 +214,17 @@ def _rows_of(
         raise FileNotFoundError(f"{path} does not exist; a CSV file with a header was wanted")
     try:
         with _opened(path, header_alone) as file:
-            header = file.readline()
+            lines = itertools.dropwhile(lambda line: not line.strip(), file)
+            header = next(lines, "")
             said = re.fullmatch(r'"?sep=(.)"?\s*', header)  # as spreadsheets write it
+            if "\0" in header:
+                raise ValueError(f"{path} holds zero bytes, so it is no text; save it as CSV")
             if said is None:
-                file.seek(0)
+                lines = itertools.chain([header], lines)
             delimiter = said[1] if said else max(_DELIMITERS, key=header.count)
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
             yield [name.strip() for name in next(rows, [])], rows
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     except csv.Error as error:
         raise ValueError(f"{path} is no valid CSV file: {error}") from error
@@ -227,11 +232,15 @@ def _rows_of(
 
 def _opened(path: Path | str, header_alone: bool) -> TextIO:
     raw = io.BytesIO(read_whole(path)) if isinstance(path, str) else path.open("rb")
-    if header_alone:  # what is wrong further down is said where the rows are read
+    encoding = encoding_of(raw.read(2))
+    raw.seek(0)
+    if header_alone and encoding != "utf-16":  # what is wrong below is said where rows are read
         with raw:
-            first = raw.readline()
-            raw = io.BytesIO(first + (raw.readline() if b"sep=" in first[:9] else b""))
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+            lines = [raw.readline()]
+            while lines[-1] and (not lines[-1].strip() or b"sep=" in lines[-1][:9]):
+                lines.append(raw.readline())
+            raw = io.BytesIO(b"".join(lines))
+    return io.TextIOWrapper(raw, encoding=encoding, newline="")
 
 
 def _check_header(path: str | PathLike[str], columns: list[str]) -> None:

@@ -169,6 +169,8 @@ def test_a_broken_table_says_what_is_wrong(tmp_path):
         (b"a,b\n1\n", "has 1 fields in line 2"),
         (b"a,a\n1,2\n", "names a column twice in its header: a"),
         (b"a,b\n\xff,2\n", "is not UTF-8 text"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "holds zero bytes, so it is no text"),
+        (b"PK\3\4\0\0", "holds zero bytes, so it is no text"),
         (b'a,b\n"1,2\n', "is no valid CSV file"),
     ]:
         path.write_bytes(data)
@@ -305,12 +307,14 @@ def test_a_path_that_can_mean_several_files_or_none_is_refused(tmp_path, caplog)
         "File Name,label,,\n1.wav,x,,\n,,,\n",
         "\ufeff,file_name,label\n0,1.wav,x\n",
         "FILEPATH\tlabel\n1.wav\tx\n",
+        " \n\nsep=|\npath|label\n1.wav|x\n",
     ],
 )
-def test_what_spreadsheets_do_to_a_table_is_read(tmp_path, name, text):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_spreadsheets_do_to_a_table_is_read(tmp_path, name, text, encoding):
     (tmp_path / "1.wav").write_bytes(wav_bytes(1))
     (tmp_path / "2.wav").write_bytes(wav_bytes(2))
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text.removeprefix("\ufeff" * (encoding == "utf-16")), encoding)
     corpus = open_corpus(tmp_path)
     assert names_of(corpus) == ["1.wav"]
     assert corpus.table[corpus.table.column_names[-1]].to_pylist() == ["x"]
@@ -371,15 +375,17 @@ def test_what_a_folder_holds_beside_sound_is_counted_and_named_once(tmp_path, ca
     for name in ("notes.txt", "b/more.TXT", "b/picture.jpg", "README"):
         (tmp_path / name).write_text("x")
     (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "b/again").symlink_to(tmp_path)
     for _ in range(3):
         assert names_of(open_corpus(tmp_path)) == ["1.wav", "b/2.wav"]
-    said = "7 files are not used: 2 .txt, 2 hidden, 1 without an ending, 1 .jpg, 1 links to nothing"
+    said = "8 files are not used: 2 .txt, 2 hidden, 1 without an ending, 1 .jpg, 1 links to nothing"
+    said += ", 1 links to folders that are here already"
     assert caplog.text.count("files are not used") == 1
     assert f"{tmp_path}: {said}; the first is 'README'" in caplog.text
     (tmp_path / "metadata.csv").write_text("path\nb/2.wav\n")
     caplog.clear()
     open_corpus(tmp_path)
-    assert "8 files are not used: 2 .txt, 2 hidden, 1 .wav, " in caplog.text
+    assert "9 files are not used: 2 .txt, 2 hidden, 1 .wav, " in caplog.text
     write_tar(tmp_path / "b/c.tar", [("a.wav", wav_bytes(0)), ("a.json", b"{}")])
     caplog.clear()
     open_corpus(tmp_path / "b")

@@ -1,0 +1,128 @@
+"""An encoder folder as a model of transformers: `import ssmast.hf`, then its Auto classes open it.
+
+    import ssmast.hf
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    ssmast.hf.EncoderModel.from_pretrained("runs/mine/encoder").save_pretrained("mine")
+    extractor = AutoFeatureExtractor.from_pretrained("mine")
+    model = AutoModel.from_pretrained("mine")
+    model(**extractor(waveform, sampling_rate=48000)).pooler_output     # those of Encoder.embed
+
+What is saved is an encoder folder still, with one file more. No code comes from the folder.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    BatchFeature,
+    FeatureExtractionMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.folder import EXTRACTOR, MODEL_TYPE
+from ssmast.encoder.input import Clip, read_clips
+
+
+class EncoderConfig(PreTrainedConfig):
+    """The config.json of an encoder folder."""
+
+    model_type = MODEL_TYPE
+
+
+class EncoderExtractor(FeatureExtractionMixin):
+    """Sound -> samples at the encoder's rate; the front end itself is a part of the model.
+
+    Args:
+        sampling_rate: of the encoder, in Hz.
+        kwargs: further settings, kept.
+    """
+
+    model_input_names = ("input_values", "attention_mask")
+
+    def __init__(self, sampling_rate: int = 16000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sampling_rate = sampling_rate
+
+    def __call__(
+        self,
+        raw_speech: Clip | Sequence[Clip],
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Clips of any length as (B, S), zeros after the shorter ones, and a mask of what is sound.
+
+        Args:
+            raw_speech: what `Encoder.embed` takes.
+            sampling_rate: Hz of the samples; files know their own.
+            return_tensors: "pt" or "np".
+        """
+        clips = read_clips(raw_speech, sampling_rate, wanted=self.sampling_rate)
+        length = max(map(len, clips))
+        values = np.zeros((len(clips), length), dtype=np.float32)
+        mask = np.zeros((len(clips), length), dtype=np.int64)
+        for row, clip in enumerate(clips):
+            values[row, : len(clip)], mask[row, : len(clip)] = np.asarray(clip[:]), 1
+        found = {"input_values": values, "attention_mask": mask}
+        return BatchFeature(found, tensor_type=return_tensors)
+
+
+class EncoderModel(PreTrainedModel):
+    """An encoder behind the interface of transformers.
+
+    Args:
+        config: not used; what decides lies in the encoder.
+        encoder: from `load_encoder`; by default the one that comes with the package.
+    """
+
+    config_class = EncoderConfig
+    main_input_name = "input_values"
+
+    def __init__(self, config: EncoderConfig, encoder: Encoder | None = None) -> None:
+        super().__init__(config)
+        self.encoder = encoder or load_encoder()
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *_: Any, **__: Any) -> "EncoderModel":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The encoder of a folder or of the Hub, as `load_encoder` reads and checks it."""
+        return cls(EncoderConfig(), load_encoder(os.fspath(path))).eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the encoder folder, and what AutoFeatureExtractor reads."""
+        extractor = EncoderExtractor(self.encoder.sample_rate).to_json_string().encode()
+        self.encoder.save(os.fspath(folder), extra={EXTRACTOR: extractor})
+
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
+        """Samples (B, S) -> `pooler_output` (B, D): in training differentiable and of one length.
+
+        Args:
+            input_values: at the encoder's rate.
+            attention_mask: (B, S), 1 where there is sound, from the first sample on.
+        """
+        if self.training:
+            vectors = self.encoder(input_values)
+        else:
+            lengths = [input_values.shape[1]] * len(input_values)
+            if attention_mask is not None:
+                lengths = attention_mask.sum(dim=1).tolist()
+            pairs = zip(input_values.float().cpu(), lengths, strict=True)
+            clips = [values[: int(length)] for values, length in pairs]
+            vectors = self.encoder.embed_clips(clips).to(input_values.device)
+        return BaseModelOutputWithPooling(pooler_output=cast(torch.FloatTensor, vectors))
+
+
+AutoConfig.register(MODEL_TYPE, EncoderConfig, exist_ok=True)
+AutoModel.register(EncoderConfig, EncoderModel, exist_ok=True)
+AutoFeatureExtractor.register(EncoderConfig, EncoderExtractor, exist_ok=True)

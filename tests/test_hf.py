@@ -1,0 +1,56 @@
+"""An encoder behind the Auto classes of transformers, and its card as the Hub reads it."""
+
+import json
+
+import pytest
+import torch
+
+import ssmast
+from tests.encoder.test_encoder import make_encoder
+
+pytest.importorskip("transformers", reason="needs the extra transformers")
+
+
+def test_auto_classes_open_what_was_saved_and_give_the_encoders_vectors(tmp_path):
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    import ssmast.hf
+
+    encoder = make_encoder()
+    encoder.save(tmp_path / "encoder")
+    ssmast.hf.EncoderModel.from_pretrained(tmp_path / "encoder").save_pretrained(tmp_path / "saved")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "saved")
+    assert type(extractor) is ssmast.hf.EncoderExtractor
+    clips = [0.1 * torch.randn(n) for n in (24000, 9000)]
+    inputs = extractor([clip.numpy() for clip in clips], sampling_rate=24000)
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [16000, 6000]
+    wanted = encoder.embed(clips, sample_rate=24000)
+    for folder in ("encoder", "saved"):
+        model = AutoModel.from_pretrained(tmp_path / folder)
+        assert type(model) is ssmast.hf.EncoderModel
+        found = model(**inputs).pooler_output
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    model.save_pretrained(tmp_path / "again")
+    again = ssmast.load_encoder(tmp_path / "again")  # still an encoder folder
+    assert again.sha256 == encoder.sha256
+    model.train()(inputs["input_values"]).pooler_output.sum().backward()
+    assert model.encoder.backbone.patch_embed.proj.weight.grad is not None
+
+
+def test_the_card_passes_the_hubs_own_checks_without_a_network(tmp_path):
+    from huggingface_hub import ModelCard
+
+    encoder = make_encoder()
+    encoder.save(tmp_path / "encoder")
+    for folder in (tmp_path / "encoder", ssmast.weights.FOLDER):
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        card = ModelCard(text, ignore_metadata_errors=False)
+        data = card.data.to_dict()
+        assert data["library_name"] == "ssmast"
+        assert data["pipeline_tag"] == "feature-extraction"
+        assert "model-index" in data or folder != ssmast.weights.FOLDER
+        for result in card.data.eval_results or []:
+            assert 0 <= result.metric_value <= 1 or result.metric_type != "accuracy"
+            assert " " not in result.dataset_type
+        assert ModelCard(str(card)).data.to_dict() == data
+        assert json.loads((folder / "config.json").read_text())["architecture"] == "mast_nano"
