@@ -97,7 +97,8 @@ def test_the_inductor_fine_tunes_the_same(tmp_path):
     for asked in ("false", "true"):
         run = tmp_path / asked
         assert finetune(f"compile={asked}", "optim.lr=1e-6", data=tones, run=run) == 0
-        losses[asked] = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+        rows = read_metrics(run / "metrics.jsonl")
+        losses[asked] = [row["loss"] for row in rows if "loss" in row]
     assert counters["stats"]["unique_graphs"] > 0
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
 
