@@ -139,8 +139,8 @@ def test_predict_decodes_a_long_file_once(folder, tmp_path, capsys, monkeypatch,
     soundfile.write(tmp_path / f"long.{kind}", noise, 22050)
     monkeypatch.setattr("ssmast.audio.long.LONG_SECONDS", 1.0)
     monkeypatch.setattr("ssmast.audio.long._SHORT_BYTES", 1)
-    blocks, begun = long.stream_blocks, []
-    monkeypatch.setattr(long, "stream_blocks", lambda *words: begun.append(words) or blocks(*words))
+    blocks, begun = long.file_blocks, []
+    monkeypatch.setattr(long, "file_blocks", lambda *words: begun.append(words) or blocks(*words))
     words = [str(tmp_path / f"long.{kind}"), f"encoder={folder}", "format=json"]
     assert run_command(predict, words, name="predict") == 0
     (found,) = json.loads(capsys.readouterr().out)

@@ -66,7 +66,7 @@ def headline(source: Source) -> dict[str, str]:
 _FACTS = {
     "corpus": "SHA-256 of the listing",
     "mean": "log-mel mean",
-    "std": "log-mel standard deviation",
+    "std": "log-mel std",
     "segments": "segments a clip",
     "version": "version of ssmast",
 }
