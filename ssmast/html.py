@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
@@ -21,7 +22,8 @@ def text(value: object) -> str:
 def section(title: str, *parts: str) -> str:
     """A heading and what is below it; nothing where there is nothing below."""
     body = "\n".join(part for part in parts if part)
-    return f"<section><h2>{text(title)}</h2>\n{body}\n</section>" if body else ""
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return f'<section id="{name}"><h2>{text(title)}</h2>\n{body}\n</section>' if body else ""
 
 
 def details(title: str, body: str, *, is_open: bool = False) -> str:
@@ -104,12 +106,15 @@ def page(title: str, *sections: str, scripts: Sequence[str] = ()) -> str:
         "media-src 'self' file: data:; base-uri 'none'; form-action 'none'"
     )
     code = "".join(f"<script>{script}</script>\n" for script in scripts)
+    named = re.findall(r'<section id="([^"]*)"><h2>(.*?)</h2>', "".join(sections))
+    links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading in named)
+    contents = f'<nav aria-label="Contents">{links}</nav>\n' if len(named) > 3 else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{_style()}</style></head>\n<body>\n"
-        f"<h1>{text(title)}</h1>\n"
+        f"<h1>{text(title)}</h1>\n{contents}"
         + "\n".join(filter(None, sections))
         + f"\n{code}</body></html>\n"
     )

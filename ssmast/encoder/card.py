@@ -107,10 +107,10 @@ def _head(config: dict[str, Any]) -> list[str]:
     several = (info.get("classifier") or {}).get("multi_label")
     scale = "logits" if several else "log-probabilities"
     embed = [
-        'encoder = ssmast.load_encoder("THIS FOLDER")      # or org/name on the Hugging Face Hub',
-        'encoder.embed("sound.wav")                        # float32 (1, D)',
-        "encoder.embed(waveform, sample_rate)              # numpy or torch, (S,) or (B, S)",
-        "encoder.embed_frames(waveform, sample_rate)       # (B, N, D), milliseconds (B, N)",
+        'encoder = ssmast.load_encoder("THIS FOLDER")  # or org/name on the Hugging Face Hub',
+        'encoder.embed("sound.wav")  # float32 (1, D)',
+        "encoder.embed(waveform, sample_rate)  # numpy or torch, (S,) or (B, S)",
+        "encoder.embed_frames(waveform, sample_rate)  # (B, N, D), milliseconds (B, N)",
     ]
     if not info.get("classifier"):
         return [

@@ -133,7 +133,8 @@ def learnt(sources: Sequence[Source]) -> list[str]:
 
 
 def _figure(name: str, svg: str) -> str:
-    return f"<figure><figcaption>{text(name)}</figcaption>{svg}</figure>"
+    named = svg.replace("<svg", f'<svg role="img" aria-label="{text(name)}"', 1)
+    return f"<figure><figcaption>{text(name)}</figcaption>{named}</figure>"
 
 
 def _alarms(metrics: list[dict[str, Any]], name: str) -> str:
