@@ -151,13 +151,15 @@ class WindowCutter:
     ) -> Iterator[tuple[list[Window], Tensor, Tensor | None]]:
         """Batches of windows with their `log_mels`.
 
-        A thread decodes and transforms the next batch while one goes through the network: files,
-        FFTs and the network's products all run without Python's lock.
+        On a CPU a thread decodes and transforms the next batch while one goes through the network:
+        files, FFTs and the network's products all run without Python's lock. A card is used by the
+        calling thread alone.
         """
-        most = self.frames_in(batch_seconds)
-        made = (
-            (batch, *self.log_mels(clips, batch)) for batch in batches(windows, most_frames=most)
-        )
+        groups = list(batches(windows, most_frames=self.frames_in(batch_seconds)))
+        made = ((group, *self.log_mels(clips, group)) for group in groups)
+        if len(groups) < 2 or self._log_mel.filterbank.device.type != "cpu":
+            yield from made
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="log-mel") as thread:
             following = thread.submit(next, made, None)
             while (batch := following.result()) is not None:
