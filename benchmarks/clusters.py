@@ -65,13 +65,13 @@ def main(argv: list[str]) -> int:
         other = (f"{theirs[0]:.1f}", f"{theirs[1]:.5g}") if theirs else ("", "")
         print(f"| {name} | {seconds:.1f} | {other[0]} | {value:.5g} | {other[1]} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"\nadjusted Rand index {scores.kmeans['adjusted_rand']:.3f}; homogeneity "
-          f"{scores.kmeans['homogeneity']:.3f}, by chance {scores.random['homogeneity']:.3f}; "
+    print(f"\nadjusted Rand index {scores['kmeans']['adjusted_rand']:.3f}; homogeneity "
+          f"{scores['kmeans']['homogeneity']:.3f}, by chance {scores['random']['homogeneity']:.3f}; "
           f"most memory {memory:,.0f} MB")  # fmt: skip
     if settings.out:
         facts = {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__}
         content = {"settings": vars(settings), **facts, "seconds": total, "steps": rows,
-                   "rivals": rivals, "scores": scores.to_dict()}  # fmt: skip
+                   "rivals": rivals, "scores": scores}  # fmt: skip
         Path(settings.out).write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
