@@ -9,6 +9,7 @@ import torch
 import ssmast
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.whitening import Whitening
+from ssmast.files import sha256_of
 
 RATE = 16000
 
@@ -117,3 +118,20 @@ def test_a_folder_without_its_whitening_is_refused(tmp_path):
     (tmp_path / "e" / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
     with pytest.raises(ValueError, match=r"whitening.safetensors is missing"):
         load_encoder(tmp_path / "e")
+
+
+def test_a_folder_whose_whitening_had_a_floor_loads_and_embeds_alike(tmp_path):
+    plain = _encoder()
+    clips = [_clip(RATE, i) for i in range(8)]
+    encoder = _encoder(Whitening.of(plain.embed(clips, RATE), directions=2))
+    encoder.save(tmp_path / "e")
+    config = json.loads((tmp_path / "e" / "config.json").read_text(encoding="utf-8"))
+    config["ssmast"]["whitening"] = {"directions": 2, "floor": 3.0, "clips": 8}
+    (tmp_path / "e" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sums = json.loads((tmp_path / "e" / "checksums.json").read_text(encoding="utf-8"))
+    sums["config.json"] = sha256_of(tmp_path / "e" / "config.json")
+    (tmp_path / "e" / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
+    found = load_encoder(tmp_path / "e")
+    assert torch.equal(found.embed(clips, RATE), encoder.embed(clips, RATE))
+    assert found.whitening is not None
+    assert found.whitening.settings() == {"directions": 2, "floor": 3.0, "clips": 8}
