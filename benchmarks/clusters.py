@@ -65,8 +65,9 @@ def main(argv: list[str]) -> int:
         other = (f"{theirs[0]:.1f}", f"{theirs[1]:.5g}") if theirs else ("", "")
         print(f"| {name} | {seconds:.1f} | {other[0]} | {value:.5g} | {other[1]} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"\nadjusted Rand index {scores['kmeans']['adjusted_rand']:.3f}; homogeneity "
-          f"{scores['kmeans']['homogeneity']:.3f}, by chance {scores['random']['homogeneity']:.3f}; "
+    found, chance = scores["kmeans"], scores["random"]["homogeneity"]
+    print(f"\nadjusted Rand index {found['adjusted_rand']:.3f}; homogeneity "
+          f"{found['homogeneity']:.3f}, by chance {chance:.3f}; "
           f"most memory {memory:,.0f} MB")  # fmt: skip
     if settings.out:
         facts = {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__}
