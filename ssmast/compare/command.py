@@ -129,21 +129,25 @@ def _twins(config: CompareConfig, variant: Variant, encoder: Path, seed: int) ->
     Variants of one architecture share them.
     """
     trained = load_encoder(encoder)
-    found = [random_twin(trained, seed=seed)]
-    if trained.whitening is not None:
-        assert isinstance(variant.config, PretrainConfig), "classifiers are not whitened"
+    twin = random_twin(trained, seed=seed)
+    words = json.dumps(twin.config(), sort_keys=True)
+    plain = Path(config.out) / RUNS / f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    if not _is_saved(plain):
+        twin.save(plain)
+    if trained.whitening is None:
+        return [plain]
+    assert isinstance(variant.config, PretrainConfig), "classifiers are not whitened"
+    count = len(trained.whitening.factors)
+    whitened = plain.with_name(f"{plain.name}-whitened-{count}")
+    if not _is_saved(whitened):  # thousands of clips are embedded for it
         clips = open_data(variant.config, runs=Path(config.out) / RUNS)
-        count = len(trained.whitening.factors)
-        found.append(random_twin(trained, seed=seed))
-        found[1].whitening = measured_whitening(found[1], clips, directions=count, seed=seed)
-    folders = []
-    for twin in found:
-        words = json.dumps(twin.config(), sort_keys=True)
-        name = f"untrained-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-        folders.append(Path(config.out) / RUNS / name)
-        if not (folders[-1] / "checksums.json").is_file():  # written with the folder, at once
-            twin.save(folders[-1])
-    return folders
+        twin.whitening = measured_whitening(twin, clips, directions=count, seed=seed)
+        twin.save(whitened)
+    return [plain, whitened]
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "checksums.json").is_file()  # written with the folder, at once
 
 
 def _probe(config: CompareConfig, *, encoder: str, name: str = "", layers: str = "") -> ProbeConfig:

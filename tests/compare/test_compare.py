@@ -161,7 +161,13 @@ def test_the_untrained_network_of_a_whitened_encoder_takes_its_better_way(
     encoder.save(tmp_path / "white")
     trainer.encoder = tmp_path / "white"
     monkeypatch.setattr(command, "open_data", lambda *_, **__: None)
-    monkeypatch.setattr(command, "measured_whitening", lambda *_, **__: encoder.whitening)
+    measured = []
+
+    def measure(*_, **__):
+        measured.append(True)
+        return encoder.whitening
+
+    monkeypatch.setattr(command, "measured_whitening", measure)
     seen = []
 
     def probe(config):
@@ -178,6 +184,7 @@ def test_the_untrained_network_of_a_whitened_encoder_takes_its_better_way(
     assert variant["untrained"]["0"] == {"tones": 0.6, "more": 0.6}  # whitened it had 0.5
     assert seen == ["", "best"] * 2
     assert "| untrained, its best layers |" in (tmp_path / "out" / "compare.md").read_text()
+    assert measured == [True]  # the variants share it, and a resumed comparison has it
 
 
 def test_untrained_networks_differ_by_seed_and_are_shared_by_variants(trainer, words, tmp_path):
