@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.windows import arithmetic, evaluating
+from ssmast.encoder.windows import arithmetic, evaluating, window_starts
 
 
 class Head(NamedTuple):
@@ -235,8 +235,7 @@ class Classifier:
         hop = round(hop_seconds * self.sample_rate) or length
         if hop < 1:
             raise ValueError(f"hop must be above 0 s, got {hop_seconds}")
-        slack = max(0, samples - length)
-        return [*range(0, slack, hop), slack]
+        return window_starts(samples, size=length, hop=hop)
 
     def _starts(self, samples: int) -> list[int]:
         """First sample of each window of a clip."""

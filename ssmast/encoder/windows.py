@@ -167,6 +167,12 @@ class WindowCutter:
                 yield batch
 
 
+def window_starts(samples: int, *, size: int, hop: int) -> list[int]:
+    """First sample of each window of `size` samples along a clip; the last ends where that ends."""
+    slack = max(0, samples - size)
+    return [*range(0, slack, hop), slack]
+
+
 def batches(windows: Sequence[Window], *, most_frames: float) -> Iterator[list[Window]]:
     """Windows of similar length together, each batch of at most `most_frames` with padding.
 

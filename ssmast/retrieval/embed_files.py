@@ -35,6 +35,7 @@ from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.windows import window_starts
 from ssmast.engine import run_jobs
 from ssmast.evaluation.embed import Batch, cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
@@ -309,9 +310,7 @@ def _embed_windows(
             yield joined([embed_batch(encoder, corpus, [(row, clip)], batch_seconds=0)],
                          dim=encoder.dim)  # fmt: skip
             continue
-        # The last window ends where the clip ends.
-        slack = max(0, len(clip) - size)
-        starts = [*range(0, slack, max(hop, 1)), slack]
+        starts = window_starts(len(clip), size=size, hop=max(hop, 1))
         at_once = max(1, int(batch_seconds / config.window))
         try:
             for first in range(0, len(starts), at_once):
