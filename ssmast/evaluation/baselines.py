@@ -34,6 +34,10 @@ from ssmast.model.pool import POOL_MODES
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
 BASELINES = ("true", "false", "all")
+BASELINES_HELP = (
+    "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
+    "fixed random convolution too"
+)
 
 
 def poolings_to_try(backbone: Backbone) -> list[str]:

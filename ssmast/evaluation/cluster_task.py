@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmast.evaluation import clusters
-from ssmast.evaluation.baselines import BASELINES, UNTRAINED, make_columns
+from ssmast.evaluation.baselines import BASELINES, BASELINES_HELP, UNTRAINED, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
 from ssmast.evaluation.embed import embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import LabelledSet
@@ -134,12 +134,7 @@ class ClusterConfig(SoundSettings):
     normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
     seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
     seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
-    baselines: str = setting(
-        "true",
-        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
-        "fixed random convolution too",
-        choices=BASELINES,
-    )
+    baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     umap: str = setting(
         "auto",
         "draw the map; auto: if umap-learn is installed",

@@ -160,9 +160,10 @@ def embed_corpus(
         mine = list(rest)[state.rank :: state.size]
         rate = embedder.sample_rate
         if mine and state.is_main and isinstance(embedder, Encoder):
-            if (key := (corpus.listing_hash, str(embedder.log_mel.settings()))) not in _heard:
+            heard = (corpus.listing_hash, str(embedder.log_mel.settings()))
+            if heard not in _heard:
                 warn_of_lost_energy(corpus, embedder.log_mel)
-            _heard.add(key)
+            _heard.add(heard)
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
                 made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))

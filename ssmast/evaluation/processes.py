@@ -57,7 +57,7 @@ def set_tf32(allowed: bool) -> None:
 
 @functools.cache
 def _patient_group() -> Any:
-    """The processes once more, over gloo, for waits that may last for days.
+    """A second group of all processes, over gloo, for waits that may last for days.
 
     One process decodes, downloads or fits while the others wait: NCCL's collectives end a run after
     ten minutes of that. Over gloo a process that dies ends the wait of the others at once.

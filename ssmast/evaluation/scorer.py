@@ -13,6 +13,7 @@ from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.baselines import (
     BASELINES,
+    BASELINES_HELP,
     BEST,
     UNTRAINED,
     Column,
@@ -80,12 +81,7 @@ class ProbeConfig(SoundSettings):
     )
     seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
     seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
-    baselines: str = setting(
-        "true",
-        "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
-        "fixed random convolution too",
-        choices=BASELINES,
-    )
+    baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     shuffled: bool = setting(
         False, "permute the labels, as a control: scores must then be at chance"
     )
