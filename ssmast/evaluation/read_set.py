@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 # What programs and people write into an empty cell.
 _NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
+# What people call the one folder that holds those of the classes.
+_AROUND = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
 
@@ -423,9 +425,10 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     """
     paths = _names(corpus)
     levels = [path.split("/")[:-1] for path in paths]
-    if not _other_tables(folder):  # beside a table, folders are hardly the classes
-        while all(above[1:] for above in levels) and len({above[0] for above in levels}) == 1:
-            levels = [above[1:] for above in levels]
+    around = {above[0].lower() if above[1:] else "" for above in levels}
+    # Beside a table, folders are hardly the classes.
+    if len(around) == 1 and around <= _AROUND and not _other_tables(folder):
+        levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     parts = [top for top in tops if part_of(top)]
     others = [top for top in tops if not part_of(top)]
