@@ -21,8 +21,16 @@ from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FIL
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import sound_sets, speech_sets, video_sets
 from ssmast.datasets.download import Progress, fetch
-from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import Build, DatasetFiles, DataTask, Row
+from ssmast.datasets.task import (
+    COPIES,
+    Build,
+    DatasetFiles,
+    DataTask,
+    Published,
+    Row,
+    data_task,
+    published_of,
+)
 from ssmast.files import replacing, sha256_of, write_json
 from ssmast.settings import UsageError
 from ssmast.splits import (
@@ -114,7 +122,7 @@ def facts_of(definition: DataTask, root: Path, out: Path, stats: SetStatistics) 
         "missing": {name: stats.missing[name] for name in ordered_parts(stats.missing)},
         "left_out": dict(built.left_out),
         "published": published.to_dict() if published else {},
-        "copies": copies_of(definition.name),
+        "copies": COPIES.get(definition.name, {}),
         "differences": _differences(published, stats),
         "notes": notes,
         "ids_sha256": stats.ids_sha256,
@@ -142,9 +150,8 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
     return lines
 
 
-TASKS: dict[str, DataTask] = {
-    task.name: task for task in (*speech_sets.TASKS, *sound_sets.TASKS, *video_sets.TASKS)
-}
+_BUILDERS = speech_sets.BUILDERS | sound_sets.BUILDERS | video_sets.BUILDERS
+TASKS = {name: data_task(name, build) for name, build in _BUILDERS.items()}
 """By name, in the order of the papers."""
 
 

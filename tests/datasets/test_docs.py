@@ -7,7 +7,7 @@ import pytest
 
 from ssmast.datasets import PUBLISHED, TASKS
 from ssmast.datasets.command import main
-from ssmast.datasets.published_counts import COPIES
+from ssmast.datasets.task import COPIES
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets"
 PAGES = sorted({task.page for task in TASKS.values()})
