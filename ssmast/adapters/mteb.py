@@ -21,12 +21,7 @@ from ssmast.encoder.input import mixed, read_clips
 
 
 class MtebEncoder:
-    """mteb's encoder protocol over an encoder folder.
-
-    Args:
-        path: encoder folder or Hub name.
-        device: where to embed.
-    """
+    """mteb's encoder protocol over an encoder folder or Hub name."""
 
     def __init__(self, path: str | Path, *, device: str = "cpu") -> None:
         self.encoder = load_encoder(path).to(device)

@@ -36,12 +36,7 @@ class SsmastEncoder(nn.Module):
 
 
 def xares_encoder(path: str | Path, *, hop_ms: float | None = HOP_MS) -> type[SsmastEncoder]:
-    """A class bound to one folder, which X-ARES can make by itself.
-
-    Args:
-        path: encoder folder or Hub name.
-        hop_ms: longest time between frames; None for the network's own.
-    """
+    """A class bound to one folder, which X-ARES can make by itself."""
 
     class BoundEncoder(SsmastEncoder):
         """An encoder of one folder."""

@@ -129,15 +129,6 @@ def part_scores(
 ) -> PartScores:
     """Score some clips of a set; processes divide the work and all get the whole.
 
-    Args:
-        classifier: with the heads of the set.
-        labelled: the set.
-        corpus: of the set's folder.
-        positions: of the clips in the set (n,).
-        title: for the progress line.
-        workers: threads that decode.
-        batch_seconds: audio scored at once.
-
     Raises:
         ValueError: if no clip could be read.
     """
@@ -164,15 +155,6 @@ def result_of(
     part: str = "test",
 ) -> Result:
     """The result of a scored part, in the form of a probe's, so that a report can show it.
-
-    Args:
-        labelled: the set, with the classifier's heads.
-        scored: what was scored.
-        fold: of the set; empty for the first.
-        metric: number that leads.
-        encoder: what was scored.
-        sha256: of its weights.
-        part: that was scored.
 
     Raises:
         ValueError: if the clips do not decide the metric.
@@ -272,13 +254,6 @@ def evaluate_events(
     config: EvaluateConfig,
 ) -> EventScores:
     """Onset and offset scores of the recordings that some clips are spans of.
-
-    Args:
-        classifier: with the heads of the set.
-        labelled: the set, whose clips are spans.
-        corpus: of the set's folder.
-        positions: of the clips in the set (n,).
-        config: window hop, threshold, background classes, collar.
 
     Raises:
         ValueError: if a clip is no span, or spans of one recording are in other parts too.

@@ -139,14 +139,7 @@ _SHAPES = (("circle", "●"), ("triangle", "▲"), ("square", "■"), ("diamond"
 def clusters(
     sources: Sequence[Source], *, page: Path, audio_bytes: int, audio_seconds: float
 ) -> tuple[str, bool]:
-    """The section about clusters, and whether it needs scripts.
-
-    Args:
-        sources: with results of `ssmast cluster`.
-        page: where the page will lie.
-        audio_bytes: of sound to put inside the page, over all scatters.
-        audio_seconds: of each clip.
-    """
+    """The section about clusters, and whether it needs scripts."""
     results = [(source, result) for source in sources for result in source.clusters]
     pictures = [result for _, result in results if result.picture is not None]
     parts, drawn = [], 0
