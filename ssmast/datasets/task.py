@@ -379,25 +379,25 @@ class Published:
         return asdict(self)
 
 
-_FACTS: dict[str, dict[str, Any]] = yaml.safe_load(
+FACTS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
 )
 PUBLISHED = {
     f"{task},{option}".rstrip(","): Published(**counts)
-    for task, facts in _FACTS.items()
+    for task, facts in FACTS.items()
     for option, counts in facts.pop("published").items()
 }
 """By task, and where its counts depend on an option, by "task,option=value"."""
 
 COPIES: dict[str, dict[str, dict[str, int]]] = {
-    task: facts.pop("copies") for task, facts in _FACTS.items() if "copies" in facts
+    task: facts.pop("copies") for task, facts in FACTS.items() if "copies" in facts
 }
 """Task -> paper -> clips of each part in its copy of the set."""
 
 
 def data_task(name: str, build: Builder) -> DataTask:
     """The task that tasks.yaml describes, with what makes its rows."""
-    facts = dict(_FACTS[name])
+    facts = dict(FACTS[name])
     downloads = tuple(Remote(**one) for one in facts.pop("downloads", ()))
     options = {
         key: Option(one["default"], one["help"], tuple(one.get("allowed", ())))
