@@ -170,10 +170,6 @@ def ordered_parts(parts: Iterable[str]) -> list[str]:
 def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Where the copy of a set is not that of a paper, a sentence each.
 
-    Args:
-        here: clips of each part.
-        copies: the same of each paper's.
-
     >>> other_copies({"train": 9, "test": 2}, {"A 2023": {"train": 10, "test": 2}})
     ['A 2023 had train 10 (here 9, -1)']
     """

@@ -182,15 +182,6 @@ def result_of(
 ) -> Result:
     """The result of a scored part, in the form of a probe's, so that a report can show it.
 
-    Args:
-        labelled: the set, with the classifier's heads.
-        scored: what was scored.
-        fold: of the set; empty for the first.
-        metric: number that leads.
-        encoder: what was scored.
-        sha256: of its weights.
-        part: that was scored.
-
     Raises:
         ValueError: if the clips do not decide the metric.
     """

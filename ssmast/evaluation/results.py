@@ -328,11 +328,7 @@ def result_file(out: Path, labelled: LabelledSet, protocol: str) -> Path:
 
 
 def results_table(results: list[Result]) -> str:
-    """Markdown: one row a task, then the average with the differences to the first column.
-
-    Args:
-        results: what `run_suite` returns, all with the same columns.
-    """
+    """Markdown: one row a task, then the average with the differences to the first column."""
     if not results:
         return "no results\n"
     first = results[0]
