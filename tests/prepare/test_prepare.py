@@ -453,6 +453,6 @@ def test_six_hours_in_one_file_take_little_memory(tmp_path):
     with soundfile.SoundFile(folder / "night.wav", "w", rate, 1, "PCM_16") as file:
         for number in range(6 * 60):
             file.write(np.roll(block, 997 * number))
-    assert _peak_of_preparing(folder) < 1.5
+    assert _peak_of_preparing(folder, "near_duplicates=0") < 1.5  # all of it is alike
     rows = pq.read_table(tmp_path / "night-out" / "manifest.parquet").to_pylist()
     assert sum(row["samples"] for row in rows) == 6 * 3600 * 16000
