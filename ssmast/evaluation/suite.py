@@ -13,9 +13,10 @@ import logging
 import sys
 from pathlib import Path
 
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     Result,
     beside,
