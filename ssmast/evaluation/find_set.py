@@ -1,10 +1,12 @@
 """Which folders and files are labelled sets, and the columns that they hold.
 
-metadata.csv      path,label,split,...   split is train, valid or test
-metadata.csv      path,label,fold,...    one score a fold
-no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
-other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
-audio.tar         or the audio files themselves, named by `path`
+    metadata.csv      path,label,split,...   split is train, valid or test
+    metadata.csv      path,label,fold,...    one score a fold
+    no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
+    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
+    audio.tar         or the audio files themselves, named by `path`
+
+`read_set.py` makes clips, labels and splits of them.
 """
 
 import logging
@@ -145,10 +147,13 @@ def _may_be_set(place: Path) -> bool:
 
 
 def _is_of_tars(place: Path) -> bool:
-    """Whether a folder holds tars and neither sounds nor folders."""
+    """Whether a folder holds tars and neither sounds nor folders but those of its parts."""
     if not place.is_dir() or (place / MANIFEST).is_file():
         return False
-    kinds = {one.suffix.lower() for one in place.iterdir() if not one.name.startswith(".")}
+    found = [one for one in place.iterdir() if not one.name.startswith(".")]
+    parts = [one for one in found if one.is_dir() and part_of(one.name)]
+    found = [one for one in found if one not in parts] + [o for p in parts for o in p.iterdir()]
+    kinds = {"/" if one.is_dir() else one.suffix.lower() for one in found}
     return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
 
 
@@ -161,7 +166,8 @@ def _other_tables(folder: Path) -> str:
         if file.suffix.lower() in kinds and not file.name.startswith(".")
     ]
     shown = few_names(found)
-    return f"; found {shown}: save the table with the labels as {METADATA}" if found else ""
+    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
+    return f"; found {shown}: {cure}" if found else ""
 
 
 def table_of(folder: Path) -> Path:
@@ -211,6 +217,9 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     """
     paths = _names(corpus)
     levels = [path.split("/")[:-1] for path in paths]
+    if not _other_tables(folder):  # beside a table, folders are hardly the classes
+        while all(above[1:] for above in levels) and len({above[0] for above in levels}) == 1:
+            levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     parts = [top for top in tops if part_of(top)]
     others = [top for top in tops if not part_of(top)]

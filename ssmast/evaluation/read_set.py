@@ -22,6 +22,7 @@ from ssmast.audio.corpus.table import (
     find_table,
     read_task_file,
 )
+from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (
     Table,
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
 _NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+
+_RECORDING = "the recording"
+_FEWEST_RECORDINGS = 5
 
 
 def load_set(
@@ -102,6 +106,9 @@ def load_set(
     for name in columns:
         check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
+    if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
+        table[_RECORDING] = recordings
+        spec = replace(spec, group=_RECORDING)
     if kind == "drawn":
         asked_of = replace(spec, label=columns[0])
         kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
@@ -243,6 +250,27 @@ def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
             "the first brackets of the pattern take"
         )
     return groups
+
+
+def _recordings_of(clips: Sequence[str], parts: Sequence[str] | None, where: Path) -> list[str]:
+    """The recording of each clip that is a span of one; empty where parts may be drawn by clip.
+
+    Spans of one recording are alike, so that one part has them all: else a test flatters.
+    """
+    spans = [split_excerpt(clip) for clip in clips]
+    files = [file for file, span in spans if span is not None]
+    values = [part_of(value) for value in parts or [""] * len(clips)]
+    if len(files) < len(clips) or len(set(files)) == len(files) or {"valid", "test"} <= {*values}:
+        return []
+    drawn_from = {file for file, part in zip(files, values, strict=True) if part in ("", "train")}
+    if len(drawn_from) >= _FEWEST_RECORDINGS:
+        return files
+    logger.warning(
+        "%s: parts are drawn among the spans of %d recordings, so that spans of one recording are "
+        "in several parts, which flatters a score; from %d recordings on each is in one part",
+        *(where, len(drawn_from), _FEWEST_RECORDINGS),
+    )
+    return []
 
 
 def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path) -> Table:

@@ -172,6 +172,7 @@ class Result(About, Score):
         numbers: every metric of a classifier; None for one that is infinite or undefined.
         heads: name and number of classes of each of its heads.
         per_class: scores of each class.
+        events: `EventScores` of the recordings that the clips are spans of.
         init: weights that fine-tuning started from.
     """
 
@@ -197,6 +198,7 @@ class Result(About, Score):
     numbers: dict[str, float | None] | None = None
     heads: list[dict[str, Any]] | None = None
     per_class: list[dict[str, Any]] | None = None
+    events: dict[str, Any] | None = None
     init: str | None = None
 
     @property
