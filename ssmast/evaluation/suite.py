@@ -29,7 +29,7 @@ from ssmast.evaluation.scorer import ProbeConfig, Scorer
 from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.report.published_scores import POSTER_TABLE, filled_table
+from ssmast.report.scores import POSTER_TABLE, filled_table
 from ssmast.settings import UsageError, command, wants_dry_run
 
 logger = logging.getLogger(__name__)
