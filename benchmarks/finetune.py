@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.command import run_command
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.metrics import t_interval
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.task_spec import split_names
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES

@@ -23,7 +23,7 @@ from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.files import write_atomic
-from ssmast.report.published_scores import POSTER_TABLE
+from ssmast.report.scores import POSTER_TABLE
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.init_weights import find_weights, load_backbone_, read_weights
 

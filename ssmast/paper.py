@@ -19,7 +19,7 @@ from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.report.published_scores import MAST_TABLE, filled_table
+from ssmast.report.scores import MAST_TABLE, filled_table
 from ssmast.settings import Settings, UsageError, command, parse, setting, wants_dry_run
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import read_result, run

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -40,11 +39,6 @@ class Progress:
         """The bar is shown already."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the bar."""
         self._bar.close()

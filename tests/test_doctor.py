@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssmast.doctor import CHECKS, CURES, findings, machine, main, selftest
+from ssmast.doctor import CHECKS, CURES, findings, machine, main
 from ssmast.doctor.finding import cures
 from ssmast.settings import UsageError
 from ssmast.training import show_views
 
-DOCTOR = Path(selftest.__file__).parent
+DOCTOR = Path(machine.__file__).parent
 DOC = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 Usage = namedtuple("Usage", "total used free")
 real_import, real_version = importlib.import_module, metadata.version
@@ -97,7 +97,7 @@ def decoder_missing(monkeypatch, tmp_path):
     from ssmast.audio import encode as formats
 
     monkeypatch.setitem(formats._WRITTEN, "mp3", ("MP3", "NO_SUCH_CODING"))
-    return selftest.check_decoders
+    return machine.check_decoders
 
 
 def codecs_broken(monkeypatch, tmp_path):
@@ -189,8 +189,8 @@ def selftest_failed(monkeypatch, tmp_path):
 
     whole = LogMel._log_mel
     monkeypatch.setattr(LogMel, "_log_mel", lambda *args: whole(*args) + 0.01)
-    monkeypatch.setattr(selftest, "SELF_TESTS", {"log-mel": selftest.log_mel_of_a_sine})
-    return selftest.check_self_tests
+    monkeypatch.setattr(machine, "SELF_TESTS", {"log-mel": machine.log_mel_of_a_sine})
+    return machine.check_self_tests
 
 
 def refuse_files_in(folder, monkeypatch):
@@ -261,9 +261,9 @@ def test_a_wheel_names_no_file_of_the_checkout():
 
 def test_pretraining_that_fails_is_a_problem(monkeypatch):
     """As it was on every GPU: drawing the views failed before step 1."""
-    monkeypatch.setattr(selftest, "SELF_TESTS", {"pretraining": selftest.pretraining})
+    monkeypatch.setattr(machine, "SELF_TESTS", {"pretraining": machine.pretraining})
     monkeypatch.setattr(show_views, "draw_panels", lambda *args, **words: 1 / 0)
-    (found,) = selftest.check_self_tests()
+    (found,) = machine.check_self_tests()
     assert found.code == "selftest_failed"
     assert found.text == "pretraining failed: ZeroDivisionError: division by zero"
 

@@ -12,7 +12,7 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation import suite
 from ssmast.model import create_model
-from ssmast.report.published_scores import POSTER_TABLE
+from ssmast.report.scores import POSTER_TABLE
 from tests.scripts import load_script
 from tests.sets import write_set
 

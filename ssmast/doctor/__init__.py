@@ -19,15 +19,16 @@ from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import (
     check_caches,
     check_cores,
+    check_decoders,
     check_extras,
     check_folders,
     check_gpus,
     check_memory,
     check_packages,
     check_python,
+    check_self_tests,
     check_torch_family,
 )
-from ssmast.doctor.selftest import check_decoders, check_self_tests
 from ssmast.settings import Settings, command, setting
 
 __all__ = ["CHECKS", "CURES", "Finding", "main"]

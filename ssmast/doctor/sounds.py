@@ -18,8 +18,9 @@ from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.stats import energy_outside, lost_energy
 from ssmast.doctor.finding import Finding, note, ok
+from ssmast.evaluation.find_set import find_sets, has_layout
 from ssmast.evaluation.labelled_set import LabelledSet
-from ssmast.evaluation.read_set import find_sets, has_layout, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.splits import few_names
 
 # Headers looked at, and files whose sound is: enough for a share of one in a hundred.

@@ -26,7 +26,7 @@ from ssmast.evaluation.foreign import (
     is_foreign,
     load_foreign,
 )
-from ssmast.evaluation.protocols import Protocol
+from ssmast.evaluation.probe import Protocol
 from ssmast.model import Backbone
 from ssmast.model.backbone import LAYERS
 from ssmast.model.pool import POOL_MODES

@@ -25,8 +25,8 @@ from ssmast.evaluation.baselines import BASELINES, BASELINES_HELP, UNTRAINED, ma
 from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
 from ssmast.evaluation.embed import embed_corpus, rejected_clips
 from ssmast.evaluation.labelled_set import LabelledSet
+from ssmast.evaluation.probe import LINEAR
 from ssmast.evaluation.processes import process_state, scoring_seconds
-from ssmast.evaluation.protocols import LINEAR
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     TITLES,

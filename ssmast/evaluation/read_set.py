@@ -1,16 +1,9 @@
-"""Read a labelled set: a folder with `metadata.csv` becomes clips, labels and honest splits.
-
-    metadata.csv      path,label,split,...   split is train, valid or test
-    metadata.csv      path,label,fold,...    one score a fold
-    no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
-    other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
-    audio.tar         or the audio files themselves, named by `path`
+"""Read a labelled set: the columns of a table become clips, labels and honest splits.
 
 A task (`task_spec.py`) names a set and, where wanted, other columns. What is left open comes from a
 `task.json` beside metadata.csv, as `ssmast prepare task=` writes it, or from the layout. Where
 nothing says what tests, a fifth of each class does, by a hash of the names; with `group=`, whole
 groups of a column, or of what the brackets of a pattern take of each path, such as `group='(.*)_'`.
-Spans of five or more recordings are drawn in whole recordings.
 """
 
 import logging
@@ -23,23 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from ssmast.audio import Corpus, open_corpus
-from ssmast.audio.corpus.open import MANIFEST, layout_of
 from ssmast.audio.corpus.table import (
-    METADATA,
     find_column,
     find_table,
-    read_header,
-    read_table,
     read_task_file,
-    said_of,
 )
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
+from ssmast.evaluation.find_set import (
+    Table,
+    are_class_folders,
+    asked_task,
+    check_columns,
+    find_folder,
+    read_columns,
+    table_of,
+)
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
-from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
+from ssmast.evaluation.task_spec import TaskSpec, filled
 from ssmast.splits import (
     HELD_OUT,
     few_names,
@@ -58,151 +53,8 @@ logger = logging.getLogger(__name__)
 # What programs and people write into an empty cell.
 _NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
-# What people call the one folder that holds those of the classes.
-_AROUND = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
-
-Table = dict[str, list[str]]
-"""Columns by name, a value a row."""
-
-
-# -- which sets there are --------------------------------------------------------------------------
-
-
-def find_sets(data: str | Path) -> list[str]:
-    """Names of the labelled sets in `data`: sub-folders whose metadata.csv has a label column.
-
-    If `data` is such a set itself, the answer is its own name.
-
-    Raises:
-        FileNotFoundError: if `data` is no folder or holds no labelled set.
-        ValueError: if a metadata.csv is not UTF-8, or has no label column where there is no other.
-    """
-    data = Path(data)
-    if not data.exists():
-        raise FileNotFoundError(f"no folder of labelled sets at {data}; give data=FOLDER")
-    if _is_set(data):
-        if not has_layout(data) and find_table(data) is not None:
-            _check_columns(read_header(_table_of(data)), TaskSpec(name=set_name(data)), data)
-        return [set_name(data)]
-    if not data.is_dir():
-        raise FileNotFoundError(
-            f"{data} is no labelled set; give data=FOLDER, or a table with labels"
-        )
-    tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
-    columns = {name: read_header(table) for name, table in tables.items() if table is not None}
-    names = [name for name, has in columns.items() if find_column(has, "label") in has]
-    names += [name for name, table in tables.items() if not table and _may_be_set(data / name)]
-    if not names:
-        other = "".join(
-            f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
-            "COLUMN] or task= names one"
-            for name, has in list(columns.items())[:3]
-        )
-        raise FileNotFoundError(
-            f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
-            f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
-        )
-    return sorted(names)
-
-
-def _is_set(place: Path) -> bool:
-    """Whether a path is a set: a table, another program's layout, or a folder a class."""
-    if not place.exists():
-        return False
-    if find_table(place) is not None or has_layout(place):
-        return True
-    if not place.is_dir() or any(
-        find_table(one) or ((one.is_dir() or _is_table(one)) and _may_be_set(one))
-        for one in place.iterdir()
-    ):
-        return False
-    try:
-        corpus = open_corpus(place)
-    except ValueError:  # no sound
-        return False
-    return len(set(filter(None, _class_folders(place, corpus)["label"]))) > 1
-
-
-def has_layout(place: Path) -> bool:
-    """Whether a path has a layout of another program, or is a tar or table that may have labels."""
-    if _is_table(place) or (place.is_file() and place.suffix.lower() == ".tar"):
-        return True
-    return layout_of(place) is not None or _is_of_tars(place)
-
-
-def _is_table(place: Path) -> bool:
-    return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
-
-
-def _may_be_set(place: Path) -> bool:
-    """Whether what lies in a folder is a set of its own, and no table of something else."""
-    if not _is_table(place) or layout_of(place) is not None:
-        return has_layout(place)
-    columns = read_header(place)
-    return all(find_column(columns, usual) in columns for usual in ("path", "label"))
-
-
-def _is_of_tars(place: Path) -> bool:
-    """Whether a folder holds tars and neither sounds nor folders but those of its parts."""
-    if not place.is_dir() or (place / MANIFEST).is_file():
-        return False
-    found = [one for one in place.iterdir() if not one.name.startswith(".")]
-    parts = [one for one in found if one.is_dir() and part_of(one.name)]
-    found = [one for one in found if one not in parts] + [o for p in parts for o in p.iterdir()]
-    kinds = {"/" if one.is_dir() else one.suffix.lower() for one in found}
-    return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
-
-
-def set_name(place: Path) -> str:
-    """What a set is called: its folder, or its file without the ending."""
-    return place.resolve().name if place.is_dir() else place.stem
-
-
-def _other_tables(folder: Path) -> str:
-    """Tables in a folder, or one below it, that may be the one that is missed."""
-    kinds = {".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".parquet"}
-    found = [
-        file.relative_to(folder).as_posix()
-        for file in (*sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
-        if file.suffix.lower() in kinds and not file.name.startswith(".")
-    ]
-    shown = few_names(found)
-    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
-    return f"; found {shown}: {cure}" if found else ""
-
-
-def _find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set, in a folder of them or that folder itself.
-
-    Raises:
-        FileNotFoundError: naming the sets that are there.
-    """
-    for folder in (data / name, data if set_name(data) == name else None):
-        if folder is not None and _is_set(folder):
-            return folder
-    found = ", ".join(find_sets(data))
-    raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
-
-
-def _asked(data: Path, task: TaskSpec | str) -> TaskSpec:
-    """The task that is meant; where none is named, the only set."""
-    if isinstance(task, TaskSpec):
-        return task
-    if not task:
-        # Which of its columns are labels may be said elsewhere.
-        names = [set_name(data)] if _is_set(data) else find_sets(data)
-        if len(names) > 1:
-            raise ValueError(f"{data} holds {len(names)} sets, give one: task={' or '.join(names)}")
-        return TaskSpec(name=names[0])
-    # A set that is called exactly so is meant, whatever its name looks like.
-    folders = [one for one in sorted(data.iterdir()) if one.is_dir()] if data.is_dir() else []
-    named = {set_name(place) for place in (data, *folders) if place.exists()}
-    return TaskSpec(name=task) if task in named else parse_task(task)
-
-
-# -- one set --------------------------------------------------------------------------------------
 
 
 def load_set(
@@ -229,11 +81,11 @@ def load_set(
         ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
             empty, or several columns are asked to hold several labels a clip.
     """
-    asked = _asked(Path(data), task)
+    asked = asked_task(Path(data), task)
     asked = replace(asked, group=group) if group else asked
-    folder = _find_folder(Path(data), asked.name)
-    where = _table_of(folder)
-    table, said = _read_columns(folder)
+    folder = find_folder(Path(data), asked.name)
+    where = table_of(folder)
+    table, said = read_columns(folder)
     origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
     path = find_column(list(table), "path")
@@ -252,7 +104,7 @@ def load_set(
         )
     separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
     for name in columns:
-        _check_columns(list(table), replace(spec, label=name), folder)
+        check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
     if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
         table[_RECORDING] = recordings
@@ -306,11 +158,6 @@ def load_set(
     check_splits(labelled)
     _warn_of_absent_classes(labelled)
     return labelled
-
-
-def _table_of(folder: Path) -> Path:
-    """The table of a set, or the folder itself where its sub-folders are the classes."""
-    return find_table(folder) or folder
 
 
 def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dict[str, int]]:
@@ -384,79 +231,6 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
         )
 
 
-def _read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
-    """Columns of a set, without the space around their values; and what it says of itself.
-
-    Raises:
-        ValueError: if there is no row.
-    """
-    if _are_class_folders(place):
-        table = _class_folders(place, open_corpus(place))
-        if "test" in table.get("split", ()):
-            logger.info("%s: parts and classes are its folders", place)
-        return table, {}
-    if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
-        table = read_table(_table_of(place))
-        if not len(table):
-            raise ValueError(f"{_table_of(place)} has no rows below its header")
-        return _stripped(table), {}
-    corpus = open_corpus(place, spans="spans")
-    if corpus.table is None:
-        raise ValueError(
-            f"{place} has no labels; wanted a table with them, or members .cls, .json or .txt of a "
-            "tar beside each sound"
-        )
-    columns = _stripped(corpus.table)
-    columns.pop(find_column(list(columns), "path"), None)
-    return {"path": _names(corpus), **columns}, said_of(corpus.table)
-
-
-def _are_class_folders(place: Path) -> bool:
-    return place.is_dir() and find_table(place) is None and not has_layout(place)
-
-
-def _class_folders(folder: Path, corpus: Corpus) -> Table:
-    """Path, label and, where folders say it, split of sounds whose folders are their classes.
-
-    Sounds that lie in no class folder have an empty label.
-
-    Raises:
-        ValueError: if some folders are parts and others are not.
-    """
-    paths = _names(corpus)
-    levels = [path.split("/")[:-1] for path in paths]
-    around = {above[0].lower() if above[1:] else "" for above in levels}
-    # Beside a table, folders are hardly the classes.
-    if len(around) == 1 and around <= _AROUND and not _other_tables(folder):
-        levels = [above[1:] for above in levels]
-    tops = sorted({above[0] for above in levels if above})
-    parts = [top for top in tops if part_of(top)]
-    others = [top for top in tops if not part_of(top)]
-    # A class may be called train, but hardly one train and another test.
-    if others and {"train", "test"} <= set(map(part_of, parts)):
-        raise ValueError(
-            f"{folder} holds the parts {', '.join(parts)} and beside them {few_names(others)}: "
-            "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
-            "path,label,split"
-        )
-    has_parts = not others and any(len(above) > 1 for above in levels)
-    first = [[*above, "", ""][:2] for above in levels]
-    if not has_parts:
-        return {"path": paths, "label": [top for top, _ in first]}
-    split = [part_of(top) for top, _ in first]
-    return {"path": paths, "label": [below for _, below in first], "split": split}
-
-
-def _names(corpus: Corpus) -> list[str]:
-    return [corpus.name(i) for i in range(len(corpus))]
-
-
-def _stripped(table: pa.Table) -> Table:
-    return {
-        name: [value.strip() for value in table[name].to_pylist()] for name in table.column_names
-    }
-
-
 def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
     """Group of each clip: what the first brackets of a pattern take of its path.
 
@@ -509,7 +283,7 @@ def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path)
     drawn = with_test_part(clips, strata, parts, groups=groups)
     logger.info(
         "%s: %s; %d of %d clips test, chosen %s by a hash of %s",
-        *(_table_of(place), "classes are its folders" if _are_class_folders(place) else "no parts"),
+        *(table_of(place), "classes are its folders" if are_class_folders(place) else "no parts"),
         *(drawn.count("test"), len(clips)),
         *(("in whole groups", "the groups") if spec.group else ("in each class", "their names")),
     )
@@ -525,39 +299,13 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     return ""
 
 
-def _check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
-    """Refuse a table that lacks a column which the task names.
-
-    Raises:
-        ValueError: naming the columns there are.
-    """
-    wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
-    wanted += filter(None, [spec.group])
-    if spec.split != "split" or spec.protocol == "split":
-        wanted.append(spec.split)
-    if spec.fold != "fold" or spec.protocol == "folds":
-        wanted.append(spec.fold)
-    for column in wanted:
-        if column not in columns:
-            hint = ""
-            if column == "label":
-                hint = (
-                    f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "
-                    "labels=[COLUMN] to fine-tune, else task="
-                    f"{spec.name}:label=COLUMN"
-                )
-            raise ValueError(
-                f"{_table_of(folder)} has no column {column!r}; it has: {', '.join(columns)}{hint}"
-            )
-
-
 def _protocol_of(table: Table, spec: TaskSpec, folder: Path) -> tuple[str, str]:
     """Which rule makes the splits ("split", "folds", "leave_one_out"), and of which column."""
     if spec.protocol.startswith("leave_one_out:"):
         column = spec.protocol.partition(":")[2]
         if column not in table:
             raise ValueError(
-                f"{_table_of(folder)} has no column {column!r} to leave out; "
+                f"{table_of(folder)} has no column {column!r} to leave out; "
                 f"it has: {', '.join(table)}"
             )
         return "leave_one_out", column
@@ -577,11 +325,11 @@ def _protocol_of(table: Table, spec: TaskSpec, folder: Path) -> tuple[str, str]:
             return kind, column
     named = [name for name, own in table.items() if {"train", "test"} <= set(map(part_of, own))]
     if len(named) == 1 and not any(column in table for column in columns.values()):
-        logger.info("%s: column %r has the parts", _table_of(folder), named[0])
+        logger.info("%s: column %r has the parts", table_of(folder), named[0])
         return "split", named[0]
     if not any(column in table for column in columns.values()):
         return "drawn", spec.split
     raise ValueError(
-        f"{_table_of(folder)} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
+        f"{table_of(folder)} has neither a filled column {spec.split!r} nor {spec.fold!r}; "
         "add one of train, valid, test"
     )

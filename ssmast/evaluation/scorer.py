@@ -31,9 +31,16 @@ from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuffled, without
 from ssmast.evaluation.metrics import METRICS, Metric
-from ssmast.evaluation.probe import chance, metric_of, run_probe
+from ssmast.evaluation.probe import (
+    LINEAR,
+    PROTOCOLS,
+    Protocol,
+    chance,
+    metric_of,
+    run_probe,
+    slots_of,
+)
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
-from ssmast.evaluation.protocols import LINEAR, PROTOCOLS, Protocol, slots_of
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
 from ssmast.settings import (
     NETWORK_PRECISIONS,

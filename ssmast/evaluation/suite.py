@@ -13,9 +13,10 @@ import logging
 import sys
 from pathlib import Path
 
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     Result,
     beside,
@@ -28,7 +29,7 @@ from ssmast.evaluation.scorer import ProbeConfig, Scorer
 from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
 from ssmast.report import write_report
-from ssmast.report.published_scores import POSTER_TABLE, filled_table
+from ssmast.report.scores import POSTER_TABLE, filled_table
 from ssmast.settings import UsageError, command, wants_dry_run
 
 logger = logging.getLogger(__name__)

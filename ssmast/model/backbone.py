@@ -62,6 +62,12 @@ class Backbone(nn.Module, ABC):
 
     # -- log-mel -> tokens -> embedding ------------------------------------------------------------
 
+    def forward(
+        self, log_mel: Tensor, *, lengths: Lengths = None, patch_drop: PatchDrop | None = None
+    ) -> Tensor:
+        """(B, C, F, T) -> logits (B, num_classes), or the pooled embedding without a head."""
+        return self.head(self.before_head(log_mel, lengths=lengths, patch_drop=patch_drop))
+
     @abstractmethod
     def encode(
         self,

@@ -20,9 +20,8 @@ from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
 from ssmast.html import page, section, tiles
 from ssmast.report.clusters_map import clusters, scatter
-from ssmast.report.published_scores import paper_tables
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
-from ssmast.report.scores import scores
+from ssmast.report.scores import paper_tables, scores
 from ssmast.report.sources import Source, read_results, read_sources, run_source
 from ssmast.settings import Settings, UsageError, in_home, named_files, parse, setting
 

@@ -28,7 +28,7 @@ from ssmast.evaluation.cluster_task import (
 )
 from ssmast.evaluation.results import TITLES, ClusterResult
 from ssmast.html import section, table, text
-from ssmast.report.published_scores import PUBLISHED_CLUSTERS
+from ssmast.report.scores import PUBLISHED_CLUSTERS
 from ssmast.report.sources import Source
 
 logger = logging.getLogger(__name__)

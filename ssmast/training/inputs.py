@@ -1,13 +1,14 @@
-"""Settings -> what a run is fed: corpus, front end, and segments by their place in the stream."""
+"""Settings -> corpus, front end, segments by their place in the stream, and networks."""
 
 import logging
 import math
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ssmast.audio import (
@@ -24,7 +25,9 @@ from ssmast.audio.corpus.cut import cut_long, seconds_of
 from ssmast.audio.mel import front_end_of
 from ssmast.audio.stats import known_mean_std, measure_mean_std, warn_of_lost_energy
 from ssmast.command import may_start, num_cores
-from ssmast.model import list_models
+from ssmast.contrastive import build_projector
+from ssmast.encoder.encoder import check_pooling
+from ssmast.model import Backbone, create_model, list_models, pooled_dim
 from ssmast.settings import UsageError, flatten, load_recipe, require, to_dict
 from ssmast.training.config import RECIPES, FrontEnd, PretrainConfig, TrainConfig
 
@@ -213,3 +216,63 @@ def segments_of(
         waveform_augment=config.views.waveform_augment,
         transforms=config.views.transforms or None,
     )
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def build_backbone(config: PretrainConfig) -> Backbone:
+    """The encoder of `model=` for inputs of the views' size, with fresh weights.
+
+    Raises:
+        ValueError: for a pooling, of the loss or of what is exported, that it does not have.
+    """
+    backbone = cast(
+        Backbone,
+        create_model(
+            config.model,
+            num_classes=0,
+            input_size=(config.front_end.num_mels, config.views.frames),
+            drop_path_rate=config.drop_path,
+        ),
+    )
+    backbone.set_grad_checkpointing(config.grad_checkpointing)
+    check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
+    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
+    _check_lost_lines(config, backbone)
+    if config.views.local:
+        backbone.grid_of(config.front_end.num_mels, config.views.frames // 3)  # refuses too short
+    return backbone
+
+
+def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
+    """Head on the embedding of an encoder, as the keys `head.*` say, with fresh weights."""
+    head = config.head
+    return build_projector(
+        kind=head.kind,
+        dim_in=embedding_dim(config, backbone),
+        hidden=head.hidden,
+        dim=head.dim,
+        num_layers=head.num_layers,
+        norm=head.norm,
+    )
+
+
+def embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
+    """Length of what an encoder gives, pooled as `head.pooling` and `head.layers` say."""
+    mels, head = config.front_end.num_mels, config.head
+    sizes = backbone.layer_sizes(head.layers, num_mels=mels)
+    return sum(pooled_dim(head.pooling, *size) for size in sizes)
+
+
+def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:
+    """Refuse lines to lose of which a view this small would lose none, for they go in groups."""
+    mels, frames = config.front_end.num_mels, config.views.frames
+    groups = backbone.grid_of(mels, frames)[0].pool(backbone.drop_group)
+    columns, rows = config.lost_lines
+    for key, rate, num in (("columns", columns, groups.time), ("rows", rows, groups.freq)):
+        if rate and max(1, round((1 - rate) * num)) == num:
+            raise ValueError(
+                f"views.{key}={rate:g} takes nothing of a view of {mels} mel bins x {frames} "
+                f"frames, whose {key} go in {num} group(s); give a larger view, another rate, or 0"
+            )

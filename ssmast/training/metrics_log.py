@@ -12,7 +12,6 @@ import math
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -200,12 +199,7 @@ class MetricsLog:
         """Nothing to open: the files are open already."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the files, also after an error."""
         if self.enabled:
             self._bar.close()

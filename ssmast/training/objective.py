@@ -19,16 +19,12 @@ from torch import Tensor, nn
 
 from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
-from ssmast.contrastive import build_projector
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
-from ssmast.encoder.encoder import check_pooling
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.model import (
     Backbone,
     LoadReport,
-    create_model,
-    pooled_dim,
 )
 from ssmast.report import write_report
 from ssmast.settings import UsageError, to_dict
@@ -41,11 +37,14 @@ from ssmast.training.init_weights import (
     write_init_json,
 )
 from ssmast.training.inputs import (
+    build_backbone,
     build_log_mel,
     check_enough,
     check_model,
+    embedding_dim,
     front_end_like,
     open_data,
+    projector_of,
     segments_of,
 )
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
@@ -393,7 +392,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @property
     def embedding_dim(self) -> int:
         """Length E of what `embed_views` gives of `backbone`."""
-        return _embedding_dim(cast(PretrainConfig, self.config), self.backbone)
+        return embedding_dim(cast(PretrainConfig, self.config), self.backbone)
 
     def build_projector(self) -> nn.Module:
         """Head on the embedding of `backbone`, as the keys `head.*` say, with fresh weights."""
@@ -518,59 +517,3 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 def _embed(backbone: Backbone, log_mel: Tensor, **words: Any) -> Tensor:
     """`backbone.embed`, of whichever backbone: what `compile=` makes one graph of."""
     return backbone.embed(log_mel, **words)
-
-
-def build_backbone(config: PretrainConfig) -> Backbone:
-    """The encoder of `model=` for inputs of the views' size, with fresh weights.
-
-    Raises:
-        ValueError: for a pooling, of the loss or of what is exported, that it does not have.
-    """
-    backbone = cast(
-        Backbone,
-        create_model(
-            config.model,
-            num_classes=0,
-            input_size=(config.front_end.num_mels, config.views.frames),
-            drop_path_rate=config.drop_path,
-        ),
-    )
-    backbone.set_grad_checkpointing(config.grad_checkpointing)
-    check_pooling(backbone, pooling=config.head.pooling, layers=config.head.layers)
-    check_pooling(backbone, pooling=config.export.pooling, layers=config.export.layers)
-    _check_lost_lines(config, backbone)
-    if config.views.local:
-        backbone.grid_of(config.front_end.num_mels, config.views.frames // 3)  # refuses too short
-    return backbone
-
-
-def projector_of(config: PretrainConfig, backbone: Backbone) -> nn.Module:
-    """Head on the embedding of an encoder, as the keys `head.*` say, with fresh weights."""
-    head = config.head
-    return build_projector(
-        kind=head.kind,
-        dim_in=_embedding_dim(config, backbone),
-        hidden=head.hidden,
-        dim=head.dim,
-        num_layers=head.num_layers,
-        norm=head.norm,
-    )
-
-
-def _embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
-    mels, head = config.front_end.num_mels, config.head
-    sizes = backbone.layer_sizes(head.layers, num_mels=mels)
-    return sum(pooled_dim(head.pooling, *size) for size in sizes)
-
-
-def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:
-    """Refuse lines to lose of which a view this small would lose none, for they go in groups."""
-    mels, frames = config.front_end.num_mels, config.views.frames
-    groups = backbone.grid_of(mels, frames)[0].pool(backbone.drop_group)
-    columns, rows = config.lost_lines
-    for key, rate, num in (("columns", columns, groups.time), ("rows", rows, groups.freq)):
-        if rate and max(1, round((1 - rate) * num)) == num:
-            raise ValueError(
-                f"views.{key}={rate:g} takes nothing of a view of {mels} mel bins x {frames} "
-                f"frames, whose {key} go in {num} group(s); give a larger view, another rate, or 0"
-            )

@@ -20,12 +20,12 @@ from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.labelled_set import LabelledSet, small_sample, without
 from ssmast.evaluation.metrics import METRICS
-from ssmast.evaluation.probe import chance, run_probe
+from ssmast.evaluation.probe import KNN, LINEAR, chance, run_probe
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.protocols import KNN, LINEAR
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.task_spec import split_names
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from ssmast.evaluation.baselines import (
     random_twin,
 )
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.probe import run_probe
-from ssmast.evaluation.protocols import LINEAR
+from ssmast.evaluation.probe import LINEAR, run_probe
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.settings import UsageError

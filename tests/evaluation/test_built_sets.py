@@ -11,9 +11,10 @@ from ssmast.datasets import prepare_task
 from ssmast.evaluation import suite
 from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
 from ssmast.evaluation.evaluate import PartScores, result_of
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.labelled_set import without
 from ssmast.evaluation.probe import metric_of
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig
 from ssmast.evaluation.task_spec import TaskSpec, filled
 

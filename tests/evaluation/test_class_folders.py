@@ -9,7 +9,8 @@ import soundfile
 
 from ssmast.audio import open_corpus
 from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.retrieval.embed_files import open_files
 from ssmast.training.finetune.config import FinetuneConfig

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ssmast.evaluation.baselines import make_columns
 from ssmast.evaluation.foreign import ForeignEncoder, is_foreign, load_foreign
-from ssmast.evaluation.protocols import LINEAR, PROTOCOLS
+from ssmast.evaluation.probe import LINEAR, PROTOCOLS
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 
 HEAR = """

@@ -11,8 +11,7 @@ from ssmast.evaluation.fitting import Problem
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.linear import fit_linear
 from ssmast.evaluation.metrics import METRICS, t_interval
-from ssmast.evaluation.probe import metric_of, run_probe
-from ssmast.evaluation.protocols import PROTOCOLS
+from ssmast.evaluation.probe import PROTOCOLS, metric_of, run_probe
 from ssmast.evaluation.scorer import ProbeConfig
 from ssmast.evaluation.simple import fit_few_shot, fit_knn
 from ssmast.evaluation.task_spec import TaskSpec

@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from ssmast.classifier import Head
+from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.labelled_set import (
     random_validation,
     shuffled,
@@ -11,7 +12,7 @@ from ssmast.evaluation.labelled_set import (
     without,
 )
 from ssmast.evaluation.probe import metric_of
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import result_file
 from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
 from ssmast.splits import label_set

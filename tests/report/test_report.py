@@ -7,7 +7,7 @@ import pytest
 from ssmast.evaluation.results import Result, results_table
 from ssmast.report import main, read_probes, write_report
 from ssmast.report.curves import curves
-from ssmast.report.published_scores import (
+from ssmast.report.scores import (
     MAST_TABLE,
     POSTER_TABLE,
     PUBLISHED,

@@ -55,8 +55,7 @@ def test_the_scores_are_those_of_the_suite_on_the_same_clips(sets, tiny_encoder)
     from ssmast.audio import open_corpus
     from ssmast.evaluation.embed import embed_corpus
     from ssmast.evaluation.labelled_set import small_sample
-    from ssmast.evaluation.probe import run_probe
-    from ssmast.evaluation.protocols import PROTOCOLS
+    from ssmast.evaluation.probe import PROTOCOLS, run_probe
     from ssmast.evaluation.read_set import load_set
 
     scores = _probe(sets / "tones", tiny_encoder).run(step=0)

@@ -18,7 +18,8 @@ from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.open import layout_of
 from ssmast.doctor.sounds import check_sounds
-from ssmast.evaluation.read_set import find_sets, load_set
+from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.read_set import load_set
 from tests.data.make_layouts import wav
 
 MADE = Path(__file__).parents[2] / "data" / "layouts"
