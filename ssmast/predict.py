@@ -128,10 +128,12 @@ def main(argv: list[str]) -> int:
     ):
         for file in files:
             try:
-                write(predict_file(classifier, file, config))
+                found = predict_file(classifier, file, config)
             except (AudioError, OSError) as error:
                 failed += 1
                 logger.warning("%s", error)
+            else:  # not above: a full disk or a closed pipe is no fault of the file
+                write(found)
             progress.advance(1)
     if failed:
         logger.warning("%d of %d files could not be classified", failed, len(files))

@@ -54,3 +54,23 @@ def test_the_card_passes_the_hubs_own_checks_without_a_network(tmp_path):
             assert " " not in result.dataset_type
         assert ModelCard(str(card)).data.to_dict() == data
         assert json.loads((folder / "config.json").read_text())["architecture"] == "mast_nano"
+
+
+def test_what_from_pretrained_is_asked_for_is_done_or_refused(tmp_path, monkeypatch):
+    import ssmast.hf
+
+    make_encoder().save(tmp_path / "encoder")
+    load = ssmast.hf.EncoderModel.from_pretrained
+    model = load(tmp_path / "encoder", dtype="bfloat16", revision="main")
+    assert model.encoder.backbone.patch_embed.proj.weight.dtype == torch.bfloat16
+    asked: list[str] = []
+
+    def downloaded(name):
+        asked.append(name)
+        return make_encoder()
+
+    monkeypatch.setattr(ssmast.hf, "load_encoder", downloaded)
+    load("org/name", revision="v1")
+    assert asked == ["org/name@v1"]
+    with pytest.raises(ValueError, match="is loaded without device_map; load it plainly"):
+        load("org/name", device_map="auto")

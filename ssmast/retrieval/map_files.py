@@ -28,6 +28,7 @@ from ssmast.retrieval.embed_files import (
     WindowSettings,
     embed_in_parts,
     event_of,
+    left_out,
     names_of,
     open_files,
 )
@@ -86,8 +87,8 @@ def main(config: MapConfig, argv: list[str]) -> int:
         audio_seconds=config.audio_seconds,
     )  # fmt: skip
     write_atomic(out / "map.csv", _table(drawn))
-    logger.info("%d sounds, %d left out; %s", len(drawn["clips"]), len(found.rejected),
-                out / "map.html")  # fmt: skip
+    said = left_out(found, out / "map.npz")
+    logger.info("%d sounds, %s; %s", len(drawn["clips"]), said, out / "map.html")
     return 0
 
 
