@@ -150,13 +150,28 @@ class EncoderModel(PreTrainedModel):
         if self.training:
             vectors = self.encoder(input_values)
         else:
+            if input_values.ndim != 2:
+                raise ValueError(
+                    f"input_values must be (batch, samples), got shape {tuple(input_values.shape)}"
+                )
             lengths = [input_values.shape[1]] * len(input_values)
             if attention_mask is not None:
                 lengths = attention_mask.sum(dim=1).tolist()
+                _check_mask(attention_mask)
             pairs = zip(input_values.float().cpu(), lengths, strict=True)
             clips = [values[: int(length)] for values, length in pairs]
             vectors = self.encoder.embed_clips(clips).to(input_values.device)
         return BaseModelOutputWithPooling(pooler_output=cast(torch.FloatTensor, vectors))
+
+
+def _check_mask(mask: Tensor) -> None:
+    """Refuse a mask of other than sound from the first sample on: it would be cut wrongly."""
+    steps = mask.int().diff(dim=1)
+    if not (mask[:, :1] == 1).all() or (steps > 0).any():
+        raise ValueError(
+            "attention_mask must be 1 from the first sample of each clip on, then 0; put zeros "
+            "after a clip and not before it"
+        )
 
 
 AutoConfig.register(MODEL_TYPE, EncoderConfig, exist_ok=True)

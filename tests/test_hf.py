@@ -74,3 +74,16 @@ def test_what_from_pretrained_is_asked_for_is_done_or_refused(tmp_path, monkeypa
     assert asked == ["org/name@v1"]
     with pytest.raises(ValueError, match="is loaded without device_map; load it plainly"):
         load("org/name", device_map="auto")
+
+
+@pytest.mark.parametrize("mask", [[[0, 0, 1, 1]], [[1, 0, 1, 1]], [[0, 0, 0, 0]]])
+def test_a_mask_of_anything_but_the_start_of_a_clip_is_refused(mask):
+    import ssmast.hf
+
+    model = ssmast.hf.EncoderModel(ssmast.hf.EncoderConfig(), make_encoder()).eval()
+    mask = torch.tensor(mask).repeat_interleave(4000, dim=1)
+    sound = 0.1 * torch.randn(1, 16000)
+    with pytest.raises(ValueError, match="attention_mask must be 1 from the first sample"):
+        model(sound, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"must be .batch, samples., got shape .16000,"):
+        model(sound[0])

@@ -67,6 +67,8 @@ class MapConfig(WindowSettings):
 def main(config: MapConfig, argv: list[str]) -> int:
     """`ssmast map`: parse, embed, draw, write page and table."""
     check_output(config.out, folder=True)
+    check_output(Path(config.out) / "map.html", begins="<!doctype html")
+    check_output(Path(config.out) / "map.csv", begins="file,start,stop,group,")
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     corpus = open_files(config.data).with_channel(config.channel)
