@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 
-def check_output(path: str | Path, *, key: str = "out", folder: bool = False) -> None:
+def check_output(
+    path: str | Path, *, key: str = "out", folder: bool = False, begins: str = ""
+) -> None:
     """Refuse a place that nothing can be written to, before the work rather than after it.
+
+    Also one that holds a file of another kind: a recording, or the table of a set, is not replaced.
 
     Nothing is left there: a file without a name is opened in the nearest folder that exists.
 
@@ -25,6 +30,7 @@ def check_output(path: str | Path, *, key: str = "out", folder: bool = False) ->
         path: file to write, or folder.
         key: that names it, for the message.
         folder: whether a folder is to be written.
+        begins: regular expression of how files that this command writes begin; empty for any.
 
     Raises:
         FileExistsError, NotADirectoryError: if something else is there, or above it.
@@ -34,6 +40,14 @@ def check_output(path: str | Path, *, key: str = "out", folder: bool = False) ->
     what, other = ("folder", "file") if folder else ("file", "folder")
     if path.exists() and path.is_dir() != folder:
         raise FileExistsError(f"{key}={path} is a {other}; a {what} is to be written: give another")
+    if begins and path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4096).decode("latin-1")
+        if start and not re.match(begins, start, re.IGNORECASE):
+            raise FileExistsError(
+                f"{key}={path} was not written by this command, and is not replaced; give another "
+                f"{key}="
+            )
     place = path if folder else path.parent
     while not place.exists() and place != place.parent:
         place = place.parent

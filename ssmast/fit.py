@@ -38,6 +38,7 @@ from ssmast.evaluation.evaluate import part_scores
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.read_set import load_set
+from ssmast.evaluation.results import shared_note
 from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
@@ -176,6 +177,7 @@ def fit(
         )
         made.info["test"] = plain_numbers(part.numbers)
         text += f"test part: {numbers_text(part.numbers)}\n"
+        text += f"{shared_note(labelled.shared)}\n" if labelled.shared else ""
     return made, text
 
 

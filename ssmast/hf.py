@@ -33,6 +33,11 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import EXTRACTOR, MODEL_TYPE
 from ssmast.encoder.input import Clip, read_clips
 
+_NOT_OFFERED = (
+    "device_map", "max_memory", "quantization_config", "subfolder", "state_dict", "gguf_file",
+    "load_in_8bit", "load_in_4bit",
+)  # fmt: skip
+
 
 class EncoderConfig(PreTrainedConfig):
     """The config.json of an encoder folder."""
@@ -93,9 +98,40 @@ class EncoderModel(PreTrainedModel):
         self.encoder = encoder or load_encoder()
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *_: Any, **__: Any) -> "EncoderModel":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The encoder of a folder or of the Hub, as `load_encoder` reads and checks it."""
-        return cls(EncoderConfig(), load_encoder(os.fspath(path))).eval()
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        path: str | os.PathLike[str],
+        *_: Any,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **others: Any,
+    ) -> "EncoderModel":
+        """The encoder of a folder or of the Hub, as `load_encoder` reads and checks it.
+
+        Args:
+            path: folder, or name on the Hub.
+            revision: branch, tag or commit there.
+            dtype: of the weights; "auto" and None for that of the folder.
+            torch_dtype: older name of `dtype`.
+            others: what the Auto classes add.
+
+        Raises:
+            ValueError: for what transformers offers and this model has not.
+        """
+        if lacking := sorted(key for key in _NOT_OFFERED if others.get(key)):
+            raise ValueError(
+                f"an encoder of ssmast is loaded without {', '.join(lacking)}; load it plainly, "
+                "and move or change it afterwards"
+            )
+        name = os.fspath(path)
+        if revision not in (None, "main") and not os.path.isdir(name):
+            name = f"{name}@{revision}"
+        model = cls(EncoderConfig(), load_encoder(name)).eval()
+        wanted = torch_dtype if dtype is None else dtype
+        if wanted not in (None, "auto"):
+            model.encoder.to(getattr(torch, wanted) if isinstance(wanted, str) else wanted)
+        return model
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the encoder folder, and what AutoFeatureExtractor reads."""
@@ -114,13 +150,28 @@ class EncoderModel(PreTrainedModel):
         if self.training:
             vectors = self.encoder(input_values)
         else:
+            if input_values.ndim != 2:
+                raise ValueError(
+                    f"input_values must be (batch, samples), got shape {tuple(input_values.shape)}"
+                )
             lengths = [input_values.shape[1]] * len(input_values)
             if attention_mask is not None:
                 lengths = attention_mask.sum(dim=1).tolist()
+                _check_mask(attention_mask)
             pairs = zip(input_values.float().cpu(), lengths, strict=True)
             clips = [values[: int(length)] for values, length in pairs]
             vectors = self.encoder.embed_clips(clips).to(input_values.device)
         return BaseModelOutputWithPooling(pooler_output=cast(torch.FloatTensor, vectors))
+
+
+def _check_mask(mask: Tensor) -> None:
+    """Refuse a mask of other than sound from the first sample on: it would be cut wrongly."""
+    steps = mask.int().diff(dim=1)
+    if not (mask[:, :1] == 1).all() or (steps > 0).any():
+        raise ValueError(
+            "attention_mask must be 1 from the first sample of each clip on, then 0; put zeros "
+            "after a clip and not before it"
+        )
 
 
 AutoConfig.register(MODEL_TYPE, EncoderConfig, exist_ok=True)

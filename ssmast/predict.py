@@ -48,6 +48,11 @@ from ssmast.settings import (
 logger = logging.getLogger(__name__)
 
 FORMATS = ("text", "json", "csv", *TABLES)
+# First line of a file in any of them.
+_BEGINS = (
+    r".*  \(\d+\.\d\d s\)\n|\[\n|\[\]|file,start,stop,head,|Selection\t"
+    r"|\d+\.\d{6}\t\d+\.\d{6}\t"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,8 @@ def main(argv: list[str]) -> int:
         )
     if config.out and any(Path(file).resolve() == Path(config.out).resolve() for file in files):
         raise UsageError(f"out={config.out} is one of the files to classify; give another name")
+    if config.out:
+        check_output(config.out, folder=is_folder, begins=_BEGINS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = load_classifier(config.encoder, precision=config.precision).to(device)
     names = {name for _, classes in classifier.outputs.heads for name in classes}
@@ -128,10 +135,12 @@ def main(argv: list[str]) -> int:
     ):
         for file in files:
             try:
-                write(predict_file(classifier, file, config))
+                found = predict_file(classifier, file, config)
             except (AudioError, OSError) as error:
                 failed += 1
                 logger.warning("%s", error)
+            else:  # not above: a full disk or a closed pipe is no fault of the file
+                write(found)
             progress.advance(1)
     if failed:
         logger.warning("%d of %d files could not be classified", failed, len(files))

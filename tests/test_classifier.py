@@ -1,9 +1,12 @@
 """A fine-tuned folder in use: windows, their mean probability, and `ssmast predict`."""
 
 import csv
+import errno
+import io
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -177,6 +180,20 @@ def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds
         assert said in capsys.readouterr().err
     assert run_command(predict, ["-h"], name="predict") == 0
     assert "fine-tuned encoder folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+def test_an_output_that_cannot_be_written_is_no_fault_of_the_files(
+    folder, sounds, monkeypatch, caplog, capsys, number
+):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert run_command(predict, [*sounds, f"encoder={folder}"], name="predict") == 1
+    assert os.strerror(number) in capsys.readouterr().err
+    assert "could not be classified" not in caplog.text
 
 
 def test_predict_loses_nothing_over_a_name_or_a_place(folder, sounds, tmp_path, capsys):

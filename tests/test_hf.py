@@ -54,3 +54,36 @@ def test_the_card_passes_the_hubs_own_checks_without_a_network(tmp_path):
             assert " " not in result.dataset_type
         assert ModelCard(str(card)).data.to_dict() == data
         assert json.loads((folder / "config.json").read_text())["architecture"] == "mast_nano"
+
+
+def test_what_from_pretrained_is_asked_for_is_done_or_refused(tmp_path, monkeypatch):
+    import ssmast.hf
+
+    make_encoder().save(tmp_path / "encoder")
+    load = ssmast.hf.EncoderModel.from_pretrained
+    model = load(tmp_path / "encoder", dtype="bfloat16", revision="main")
+    assert model.encoder.backbone.patch_embed.proj.weight.dtype == torch.bfloat16
+    asked: list[str] = []
+
+    def downloaded(name):
+        asked.append(name)
+        return make_encoder()
+
+    monkeypatch.setattr(ssmast.hf, "load_encoder", downloaded)
+    load("org/name", revision="v1")
+    assert asked == ["org/name@v1"]
+    with pytest.raises(ValueError, match="is loaded without device_map; load it plainly"):
+        load("org/name", device_map="auto")
+
+
+@pytest.mark.parametrize("mask", [[[0, 0, 1, 1]], [[1, 0, 1, 1]], [[0, 0, 0, 0]]])
+def test_a_mask_of_anything_but_the_start_of_a_clip_is_refused(mask):
+    import ssmast.hf
+
+    model = ssmast.hf.EncoderModel(ssmast.hf.EncoderConfig(), make_encoder()).eval()
+    mask = torch.tensor(mask).repeat_interleave(4000, dim=1)
+    sound = 0.1 * torch.randn(1, 16000)
+    with pytest.raises(ValueError, match="attention_mask must be 1 from the first sample"):
+        model(sound, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"must be .batch, samples., got shape .16000,"):
+        model(sound[0])

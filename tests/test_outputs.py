@@ -6,8 +6,11 @@ import tempfile
 import numpy as np
 import pytest
 
+from ssmast import predict
 from ssmast.cli import main
+from ssmast.events import Event, audacity_labels, raven_table
 from ssmast.files import check_output
+from ssmast.html import page
 
 COMMANDS = {
     "probe": ["encoder=nowhere", "data=nowhere", "out={}"],
@@ -69,3 +72,64 @@ def test_a_place_that_is_taken_is_refused(tmp_path, capsys, monkeypatch):
     assert "holds files but no encoder" in capsys.readouterr().err
     assert main(["predict", "file", "encoder=nowhere", "out=./file"]) == 2
     assert "is one of the files to classify" in capsys.readouterr().err
+
+
+MINE = {
+    "table": b"path,label\na.wav,dog\n",
+    "recording": b"RIFF\x24\x00\x00\x00WAVEfmt ",
+    "settings": b'{\n  "model": 1\n}\n',
+}
+OTHERS = {
+    "show-views": ["data=nowhere", "out={}"],
+    "report": ["run=.", "out={}"],
+    "search": ["nowhere.wav", "index=nowhere", "out={}.csv"],
+    "search, Raven": ["nowhere.wav", "index=nowhere", "out={}.txt"],
+    "predict": ["nowhere.wav", "encoder=nowhere", "out={}"],
+    "predict, CSV": ["nowhere.wav", "encoder=nowhere", "out={}", "format=csv"],
+    "embed": ["nowhere", "encoder=nowhere", "out={}.npz"],
+}
+
+
+@pytest.mark.parametrize("kind", MINE)
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_file_that_ssmast_did_not_write_is_not_replaced(
+    command, kind, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / "config.yaml").write_text("model: mast_nano\n")
+    words = [word.format("mine") for word in OTHERS[command]]
+    (file,) = (tmp_path / word[4:] for word in words if word.startswith("out="))
+    file.write_bytes(MINE[kind])
+    assert main([command.partition(",")[0], *words]) == 1
+    assert "is not replaced; give another" in capsys.readouterr().err
+    assert file.read_bytes() == MINE[kind]
+
+
+@pytest.mark.parametrize(
+    ("begin", "begins"),
+    [
+        ("a b.wav  (1.25 s)\n", predict._BEGINS),
+        ("[\n {", predict._BEGINS),
+        ("file,start,stop,head,class,probability\n", predict._BEGINS),
+        (raven_table([]), predict._BEGINS),
+        (audacity_labels([Event("a.wav", 0.0, 1.0, "x", 1.0)]), predict._BEGINS),
+        (page("x", ""), "<!doctype html"),
+        ("", "anything"),
+    ],
+)
+def test_what_a_command_wrote_itself_is_replaced(tmp_path, begin, begins):
+    (tmp_path / "x").write_text(begin)
+    check_output(tmp_path / "x", begins=begins)
+
+
+def test_answers_in_a_table_of_search_are_not_lost(tmp_path, capsys):
+    table = tmp_path / "review.csv"
+    words = ["search", "nowhere.wav", f"index={tmp_path}", f"out={table}"]
+    header = "rank,file,start,stop,score,like,name\n"
+    table.write_text(header + "1,a.wav,,,0.9,,a.wav\n")
+    assert main(words) == 1
+    assert "there is no index" in capsys.readouterr().err
+    table.write_text(header + "1,a.wav,,,0.9,y,a.wav\n")
+    assert main(words) == 1
+    assert "holds 1 answers in column like, and is not replaced" in capsys.readouterr().err

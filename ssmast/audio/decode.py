@@ -62,12 +62,15 @@ CHANNELS = ("mean", "first", "loudest", "left", "right")
 """How one channel is made of several; a number from 0 on takes that one."""
 
 
-def check_channel(channel: str) -> str:
+def check_channel(channel: str | int) -> str:
     """The name of a channel, unless there is no such: a ValueError then."""
-    if channel not in CHANNELS and not (channel.isascii() and channel.isdigit()):
+    if isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0:
+        return str(channel)
+    is_number = isinstance(channel, str) and channel.isascii() and channel.isdigit()
+    if channel not in CHANNELS and not is_number:
         known = ", ".join(CHANNELS)
         raise ValueError(f"channel must be {known}, or a number from 0 on, got {channel!r}")
-    return channel
+    return str(channel)
 
 
 class Mixer:

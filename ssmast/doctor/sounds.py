@@ -21,6 +21,7 @@ from ssmast.doctor.finding import Finding, note, ok
 from ssmast.evaluation.find_set import find_sets, has_layout
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.read_set import load_set
+from ssmast.evaluation.results import shared_note
 from ssmast.splits import few_names
 
 # Headers looked at, and files whose sound is: enough for a share of one in a hundred.
@@ -82,6 +83,8 @@ def check_sounds(data: str) -> Iterator[Finding]:
         yield ok("splits", f"{prefix}{parts} clips train, validate and test{folds}")
         for why, count in one.left_out.items():
             yield note("problems", f"{prefix}{count} rows left out ({why})")
+        if one.shared:
+            yield note("problems", f"{prefix}{shared_note(one.shared)}")
     for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)

@@ -22,6 +22,7 @@ from ssmast.encoder.folder import (
     WHITENING,
     build_parts,
     check_config,
+    check_finite,
     check_weights,
     config_of,
     find_folder,
@@ -199,7 +200,7 @@ class Encoder(nn.Module):
         waveform: Clip | Sequence[Clip],
         sample_rate: int | None = None,
         *,
-        channel: str = "mean",
+        channel: str | int = "mean",
         batch_seconds: float = 10.0,
     ) -> Tensor:
         """One vector a clip, of sound of any rate and length.
@@ -210,7 +211,7 @@ class Encoder(nn.Module):
                 of the bits that they need (16, or 32).
             sample_rate: Hz of the samples; files know their own.
             channel: of files that have several: mean, first, loudest, left, right, or the number
-                of one, from 0 on.
+                of one, from 0 on; samples have one.
             batch_seconds: audio that goes through the network at once; bounds the memory.
 
         Returns:
@@ -224,7 +225,14 @@ class Encoder(nn.Module):
         """
         rate = self.sample_rate
         groups = read_groups(waveform, sample_rate, wanted=rate, channel=channel)
-        return torch.cat([self.embed_clips(clips, batch_seconds=batch_seconds) for clips in groups])
+        vectors = [self.embed_clips(clips, batch_seconds=batch_seconds) for clips in groups]
+        found = torch.cat(vectors)
+        if not found.isfinite().all():
+            raise ValueError(
+                "the embedding is not finite, though the sound is: the encoder's weights hold NaN, "
+                "or too large numbers for the type that it computes in; load it again"
+            )
+        return found
 
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
@@ -254,7 +262,7 @@ class Encoder(nn.Module):
         sample_rate: int | None = None,
         *,
         hop_ms: float | None = None,
-        channel: str = "mean",
+        channel: str | int = "mean",
         batch_seconds: float = 10.0,
     ) -> tuple[Tensor, Tensor]:
         """One vector a time column of tokens: the frequency rows of the deepest layer, joined.
@@ -380,6 +388,7 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
     source = Path(path) if Path(path).suffix == ".safetensors" else find_folder(str(path))
     if source.is_file() or is_published(source):
         encoder = Encoder(**read_published(source))
+        check_finite(encoder.backbone.state_dict(), source)
         encoder.precision = precision
         return encoder.eval()
     config, weights = read_folder(source)
@@ -395,12 +404,14 @@ def load_encoder(path: str | Path = DEFAULT, *, precision: str = "fp32") -> Enco
             whitening=read_whitening(ours, weights.parent),
             info=ours.get("info", {}),
         )
-        encoder.backbone.load_state_dict(load_file(weights))
+        state = load_file(weights)
+        encoder.backbone.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{weights.parent} cannot be loaded: its config.json and weights do not make an "
             f"encoder of this version ({reason})"
         ) from error
+    check_finite(state, weights.parent)
     encoder.precision = precision
     return encoder.eval()

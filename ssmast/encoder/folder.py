@@ -252,6 +252,10 @@ def push_to_hub(
 
 
 FORMAT = 1
+_SETTINGS = {
+    "format", "front_end", "pooling", "layers", "window_seconds", "chunk_seconds", "whitening",
+    "info",
+}  # fmt: skip
 _LOADING_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
 }  # fmt: skip
@@ -299,6 +303,11 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
     Raises:
         ValueError: in one sentence.
     """
+    if unknown := sorted(config["ssmast"].keys() - _SETTINGS):
+        raise ValueError(
+            f"{folder} is of another version of ssmast: this one does not know its settings "
+            f"{', '.join(unknown)}, which may change what it gives; update ssmast"
+        )
     found, architecture = config["ssmast"].get("format"), config["architecture"]
     # A folder from elsewhere may name a model of ours and its sizes, not further files to load.
     foreign = sorted(config["model_args"].keys() & _LOADING_ARGS)
@@ -366,11 +375,26 @@ def check_weights(config: Mapping[str, Any], weights: bytes) -> None:
         raise ValueError(_adapted(f"{missing[0]} is missing"))
     if further := sorted(found.keys() - wanted.keys()):
         raise ValueError(_adapted(f"{further[0]} is not one of {config['architecture']}"))
+    check_finite(found, "the encoder")
     for name, value in found.items():
         own = wanted[name]
         if value.shape != own.shape or value.is_floating_point() != own.is_floating_point():
             raise ValueError(
                 _adapted(f"{name} is {value.dtype} {tuple(value.shape)}, wanted {tuple(own.shape)}")
+            )
+
+
+def check_finite(weights: Mapping[str, Tensor], what: object) -> None:
+    """Refuse weights that would turn every sound into NaN.
+
+    Raises:
+        ValueError: naming the first tensor with a number that is NaN or infinite.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"the weights of {what} hold NaN or infinity ({name}), as after a training that "
+                "diverged; use an earlier checkpoint"
             )
 
 

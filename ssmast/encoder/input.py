@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmast.audio import LongSound, open_audio, scaled
-from ssmast.audio.decode import LEAST_HZ
+from ssmast.audio.decode import LEAST_HZ, check_channel
 from ssmast.audio.long import finished
 from ssmast.audio.read import Excerpt, mix
 
@@ -27,7 +27,7 @@ def read_clips(
     sample_rate: int | None,
     *,
     wanted: int,
-    channel: str = "mean",
+    channel: str | int = "mean",
 ) -> list[Tensor | LongSound]:
     """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
@@ -42,6 +42,7 @@ def read_clips(
         ValueError: if samples come without their rate, are empty, not finite, far too large, not
             numbers, or not (S,) or (B, S). AudioError, a kind of it, if a file cannot be read.
     """
+    channel = check_channel(channel)
     if isinstance(waveform, list | tuple):
         if not waveform:
             raise ValueError("embed wants at least one clip, got an empty list")
@@ -56,6 +57,11 @@ def read_clips(
     if not isinstance(waveform, np.ndarray):
         raise ValueError(
             f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
+        )
+    if channel != "mean":
+        raise ValueError(
+            f"channel={channel} is of files, and samples are one clip (S,) or clips (B, S): give "
+            "the samples of that channel"
         )
     rate = _whole_hz(sample_rate)
     clips = [finished(row, rate, wanted, "the waveform") for row in _rows(waveform)]
@@ -87,7 +93,7 @@ def read_groups(
     sample_rate: int | None,
     *,
     wanted: int,
-    channel: str = "mean",
+    channel: str | int = "mean",
 ) -> Iterator[list[Tensor | LongSound]]:
     """`read_clips` in groups, so that the files of a long list are not all in memory.
 
@@ -130,7 +136,9 @@ def _whole_hz(sample_rate: object) -> int:
     return int(rate)
 
 
-def _single(item: Clip, sample_rate: int | None, wanted: int, channel: str) -> Tensor | LongSound:
+def _single(
+    item: Clip, sample_rate: int | None, wanted: int, channel: str | int
+) -> Tensor | LongSound:
     clips = (
         []
         if isinstance(item, list | tuple)

@@ -210,6 +210,7 @@ def result_of(
             "num_unseen": unknown,
             "untrained": labelled.unknown_in(scored.positions),
             "untested": labelled.missing_from(scored.positions),
+            **({} if part == "test" else {"shared": {}}),
         },
         protocol=PROTOCOL,
         metric=metric,

@@ -136,6 +136,23 @@ class LabelledSet:
         """Classes without a test clip in any split."""
         return self.missing_from(np.concatenate([split.test for split in self.splits]))
 
+    @cached_property
+    def shared(self) -> dict[str, str]:
+        """Test clips with the bytes of a clip that is trained on or chosen by in the same split.
+
+        Of each that clip. What was learnt by heart counts as right there.
+        """
+        position_of = {int(row): position for position, row in enumerate(self.rows)}
+        found: dict[str, str] = {}
+        for rows in self.corpus().same_bytes(self.rows.tolist()):
+            group = [position_of[row] for row in rows]
+            for split in self.splits:
+                test = set(split.test.tolist()).intersection(group)
+                other = set(np.concatenate([split.train, split.valid]).tolist())
+                learnt = sorted(other.intersection(group))
+                found.update({self.clips[p]: self.clips[learnt[0]] for p in test if learnt})
+        return dict(sorted(found.items()))
+
     def missing_from(self, positions: NDArray[np.int64]) -> list[str]:
         """Classes of the heads that none of some clips has."""
         return [

@@ -7,6 +7,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, cast
@@ -159,6 +160,7 @@ class Result(About, Score):
         untrained: classes without a training clip (in some fold), or that a classifier lacks ->
             scored clips of them.
         untested: classes of which no clip was scored.
+        shared: test clips -> a clip of another part with the same bytes.
         multi_label: clips have any number of labels.
         built: of a published data set, which, and where this copy differs from what was published.
         shuffled: labels were permuted, as a control.
@@ -185,6 +187,7 @@ class Result(About, Score):
     num_unseen: int = 0
     untrained: dict[str, int] = field(default_factory=dict)
     untested: list[str] = field(default_factory=list)
+    shared: dict[str, str] = field(default_factory=dict)
     multi_label: bool = False
     built: dict[str, Any] = field(default_factory=dict)
     shuffled: bool = False
@@ -251,6 +254,7 @@ def set_facts(labelled: LabelledSet) -> dict[str, Any]:
         "num_unseen": labelled.num_unseen,
         "untrained": labelled.untrained,
         "untested": labelled.untested,
+        "shared": labelled.shared,
         "multi_label": labelled.multi_label,
         "built": {key: labelled.origin[key] for key in _ORIGIN if key in labelled.origin},
     }
@@ -276,11 +280,24 @@ def result_notes(result: Result | ClusterResult) -> list[str]:
     untested = [name for name in result.untested if name not in result.untrained]
     if untested:
         notes.append(f"classes without a {result.part} clip: {few_names(untested)}")
+    if result.shared:
+        notes.append(shared_note(result.shared))
     differences = list(result.built.get("differences") or ())
     if differences:
         notes.append(f"not as published: {few_names(differences, between='; ')}")
     copies = other_copies(result.built.get("counts") or {}, result.built.get("copies") or {})
     return notes + [f"other copies of the set: {'; '.join(copies)}"] * bool(copies)
+
+
+def shared_note(shared: Mapping[str, str]) -> str:
+    """That some test clips are known from training, with the first of them."""
+    clip, other = next(iter(shared.items()))
+    many = len(shared) > 1
+    return (
+        f"{len(shared):,} test clip{'s' * many} {'have' if many else 'has'} the bytes of a clip of "
+        f"another part ({clip} those of {other}), so that what was learnt by heart counts as "
+        "right; keep such clips in one part"
+    )
 
 
 def read_result(file: Path) -> Result | ClusterResult | None:

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         sources = _with_results(sources, Path(config.results))
     first = (paths or [Path(config.results)])[0]
     out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
-    check_output(out)
+    check_output(out, begins="<!doctype html")
     _write(
         out,
         sources,

@@ -37,7 +37,7 @@ from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.windows import window_starts
 from ssmast.engine import run_jobs
-from ssmast.evaluation.embed import Batch, cache_key, embed_batch, read_batches
+from ssmast.evaluation.embed import NOT_FINITE, Batch, cache_key, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
 from ssmast.events import TABLES, Event, tables_writer
@@ -149,7 +149,7 @@ def main(config: EmbedConfig, argv: list[str]) -> int:
     write_embeddings(out, found, corpus, encoder)
     if config.format:
         _write_tables(config, names_of(found, corpus))
-    logger.info("%d embeddings in %s, %d clips left out", len(found.rows), out, len(found.rejected))
+    logger.info("%d embeddings in %s, %s", len(found.rows), out, left_out(found, out))
     return 0
 
 
@@ -221,6 +221,12 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
     for name, reason in found.rejected[:10]:
         logger.warning("left out: %s (%s)", name, reason)
     return found
+
+
+def left_out(found: Embeddings, out: Path) -> str:
+    """How many clips were left out, and where they are listed."""
+    where = f" ({out}.quarantine.csv)" if found.rejected else ""
+    return f"{len(found.rejected)} clips left out{where}"
 
 
 def _parts_folder(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Path:
@@ -328,8 +334,13 @@ def _embed_windows(
         finally:
             if isinstance(clip, LongSound):
                 clip.close()
+        values = torch.cat(found)
+        if not values.isfinite().all():
+            yield joined([embed_batch(encoder, corpus, [(row, NOT_FINITE)], batch_seconds=0)],
+                         dim=encoder.dim)  # fmt: skip
+            continue
         yield Embeddings(
-            values=torch.cat(found),
+            values=values,
             rows=np.full(len(spans), row, dtype=np.int64),
             rejected=[],
             spans=np.array(spans, dtype=np.float64),

@@ -28,6 +28,7 @@ from ssmast.files import check_output, new_folder, sha256_of, write_json
 from ssmast.retrieval.embed_files import (
     WindowSettings,
     embed_in_parts,
+    left_out,
     names_of,
     open_files,
     read_embeddings,
@@ -78,13 +79,13 @@ def main(config: IndexConfig, argv: list[str]) -> int:
     found = _vectors(config, encoder)
     if found is None:
         return 0
-    names, values = found
+    names, values, note = found
     index = Index.build(
         values, names, kind=config.kind, probes=config.probes, about=_about(config.encoder, encoder)
     )
     index.save(config.out)
     shutil.rmtree(f"{_embeddings_of(config)}.parts", ignore_errors=True)
-    logger.info("%d vectors (%s) in %s", len(names), index.kind, config.out)
+    logger.info("%d vectors (%s) in %s%s", len(names), index.kind, config.out, note)
     return 0
 
 
@@ -112,7 +113,9 @@ def _about(path: str, encoder: Encoder) -> dict[str, Any]:
     return {"encoder": where, "encoder_sha256": encoder.sha256, "settings": encoder.settings()}
 
 
-def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors] | None:
+def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors, str] | None:
+    """Names, vectors, and what is to be said of the clips that have none."""
+    listed = Path(f"{Path(config.out)}.quarantine.csv")
     if config.embeddings:
         names, values, about = read_embeddings(config.embeddings)
         if about != json.loads(json.dumps({"sha256": encoder.sha256, **encoder.settings()})):
@@ -120,15 +123,18 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors]
                 f"{config.embeddings} was not made with {config.encoder} as it is now; embed the "
                 "files again or give the encoder that they were embedded with"
             )
-        return names, values
+        listed.unlink(missing_ok=True)  # of an earlier index here
+        return names, values, ""
     corpus = open_files(config.data).with_channel(config.channel)
     found = embed_in_parts(encoder, corpus, config.to_embed(_embeddings_of(config)))
     if found is None:
         return None
-    left_out = Path(f"{_embeddings_of(config)}.quarantine.csv")
-    if left_out.is_file():
-        left_out.replace(f"{Path(config.out)}.quarantine.csv")
-    return names_of(found, corpus), found.values.numpy()
+    bad = Path(f"{_embeddings_of(config)}.quarantine.csv")
+    if bad.is_file():
+        bad.replace(listed)
+    else:
+        listed.unlink(missing_ok=True)
+    return names_of(found, corpus), found.values.numpy(), f", {left_out(found, Path(config.out))}"
 
 
 class Index:

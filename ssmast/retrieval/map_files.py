@@ -28,6 +28,7 @@ from ssmast.retrieval.embed_files import (
     WindowSettings,
     embed_in_parts,
     event_of,
+    left_out,
     names_of,
     open_files,
 )
@@ -66,6 +67,8 @@ class MapConfig(WindowSettings):
 def main(config: MapConfig, argv: list[str]) -> int:
     """`ssmast map`: parse, embed, draw, write page and table."""
     check_output(config.out, folder=True)
+    check_output(Path(config.out) / "map.html", begins="<!doctype html")
+    check_output(Path(config.out) / "map.csv", begins="file,start,stop,group,")
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     corpus = open_files(config.data).with_channel(config.channel)
@@ -86,8 +89,8 @@ def main(config: MapConfig, argv: list[str]) -> int:
         audio_seconds=config.audio_seconds,
     )  # fmt: skip
     write_atomic(out / "map.csv", _table(drawn))
-    logger.info("%d sounds, %d left out; %s", len(drawn["clips"]), len(found.rejected),
-                out / "map.html")  # fmt: skip
+    said = left_out(found, out / "map.npz")
+    logger.info("%d sounds, %s; %s", len(drawn["clips"]), said, out / "map.html")
     return 0
 
 

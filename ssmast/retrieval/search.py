@@ -56,7 +56,8 @@ class SearchConfig(Settings):
 def main(config: SearchConfig, argv: list[str]) -> int:
     """`ssmast search`: embed the examples, print names and cosines."""
     if config.out:
-        check_output(config.out)
+        check_output(config.out, begins=r"rank,file,start|Selection\t")
+        _check_answers(Path(config.out))
     index = Index.load(config.index)
     if wants_dry_run(argv):
         return 0
@@ -112,6 +113,23 @@ def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
                 if answer:
                     names[_ANSWERS[answer]].append(row["name"])
     return index.vectors(names[True]), index.vectors(names[False])
+
+
+def _check_answers(out: Path) -> None:
+    """Refuse to replace a table that somebody has gone through.
+
+    Raises:
+        FileExistsError: if there are answers in it.
+    """
+    if out.suffix != ".csv" or not out.is_file():
+        return
+    with out.open(newline="", encoding="utf-8-sig") as file:
+        answers = sum(bool((row.get("like") or "").strip()) for row in csv.DictReader(file))
+    if answers:
+        raise FileExistsError(
+            f"out={out} holds {answers} answers in column like, and is not replaced; give another "
+            "out="
+        )
 
 
 def _write(out: Path, found: Sequence[tuple[str, float]]) -> None:

@@ -72,6 +72,11 @@ class TrainingData:
     clips: Corpus
     log_mel: LogMel | None = None
 
+    @property
+    def labels_sha256(self) -> str:
+        """Of labels and their splits, which a resumed run must not find changed; empty for none."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:

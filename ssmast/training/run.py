@@ -142,7 +142,7 @@ def _plan(
         *(folder.path, kind.__name__, len(data.clips), steps, config.batch_size),
         *(accelerator.num_processes, accelerator.device),
     )
-    _check_same_audio(folder, data.clips)
+    _check_same_data(folder, data)
     if folder.finished:
         logger.info("%s is finished; its encoder is %s", folder.path, folder.encoder)
     if folder.finished or dry_run:
@@ -249,13 +249,18 @@ def _train(
     on_main(accelerator, lambda: None)  # all leave together, however long the report takes
 
 
-def _check_same_audio(folder: RunFolder, corpus: Corpus) -> None:
-    """Refuse to resume a run on other audio, before anything of it is written anew."""
-    facts = folder.read_facts()
+def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
+    """Refuse to resume a run on other audio or labels, before anything of it is written anew."""
+    facts, corpus = folder.read_facts(), data.clips
     if facts and facts["corpus"] != corpus.listing_hash:
         raise ValueError(
             f"{folder.path} was started on other audio ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
+        )
+    if facts.get("labels", data.labels_sha256) != data.labels_sha256:
+        raise ValueError(
+            f"{folder.path} was started with other labels or another split of the same clips; "
+            "choose another run="
         )
 
 
@@ -277,6 +282,7 @@ def _facts(
         "data": config.data or "built-in synthetic corpus",
         "clips": len(data.clips),
         "corpus": data.clips.listing_hash,
+        **({"labels": data.labels_sha256} if data.labels_sha256 else {}),
         "mean": mean,
         "std": std,
         "segments": kind.num_segments,

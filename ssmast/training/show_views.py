@@ -75,7 +75,7 @@ def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
         return 0
     kind = kind or objective_of(config.objective)
     check_model(config.model)
-    check_output(config.out)
+    check_output(config.out, begins="\x89PNG")
     folder = RunFolder(path=Path(config.run or "runs/views"))
     corpus = open_data(config, runs=folder.path.parent)
     facts = folder.read_facts()

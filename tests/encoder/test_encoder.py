@@ -157,6 +157,21 @@ def test_what_is_no_sound_is_refused_in_a_sentence(encoder, waveform, rate, sent
         encoder.embed(waveform, rate)
 
 
+def test_a_channel_is_picked_by_number_or_name_of_files_alone(encoder, tmp_path):
+    left, right = noise(8000).numpy(), noise(8000, seed=1).numpy()
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), RATE, subtype="FLOAT")
+    for channel in (1, "1", "right"):
+        found = encoder.embed(tmp_path / "a.wav", channel=channel)
+        torch.testing.assert_close(found, encoder.embed(right, RATE))
+    for channel in (-1, True, 1.0, "middle"):
+        with pytest.raises(ValueError, match=r"channel must be mean, first, .* a number from 0 on"):
+            encoder.embed(tmp_path / "a.wav", channel=channel)
+    # (2, S) are two clips: what is asked for must not be passed over
+    for samples in (np.stack([left, right]), [left]):
+        with pytest.raises(ValueError, match="channel=left is of files, and samples are one clip"):
+            encoder.embed(samples, RATE, channel="left")
+
+
 def test_embedding_leaves_modes_and_gradients_alone():
     encoder = make_encoder()
     encoder.train()

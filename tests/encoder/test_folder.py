@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 import ssmast
 from ssmast.encoder import load_encoder
+from ssmast.files import sha256_of
 from tests.encoder.test_encoder import RATE, encoder, make_encoder, noise
 
 __all__ = ["encoder"]  # a fixture
@@ -276,6 +277,38 @@ def test_a_folder_cannot_make_us_load_anything_else(folder, change):
 def test_a_config_that_does_not_fit_is_one_sentence(folder, change, sentence):
     rewrite_config(folder, change)
     with pytest.raises(ValueError, match=sentence):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("key", ["channel_policy", "trim"])
+def test_settings_of_a_newer_version_are_not_ignored(folder, key):
+    rewrite_config(folder, lambda config: config["ssmast"].update({key: 1}))
+    with pytest.raises(ValueError, match=rf"does not know its settings {key}, .* update ssmast"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded_nor_embedded(
+    encoder, folder, tmp_path, value
+):
+    from safetensors.torch import load_file, save_file
+
+    broken = copy.deepcopy(encoder)
+    with torch.no_grad():
+        broken.backbone.stages[0].blocks[0].mlp.fc1.bias[0] = value
+    name = "stages.0.blocks.0.mlp.fc1.bias"
+    with pytest.raises(ValueError, match="the embedding is not finite, though the sound is"):
+        broken.embed(noise(9000), RATE)
+    with pytest.raises(ValueError, match=f"hold NaN or infinity .{name}.*earlier checkpoint"):
+        broken.save(folder)
+    load_encoder(folder)  # still whole
+    weights = load_file(folder / "model.safetensors")
+    weights[name][0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sums = json.loads((folder / "checksums.json").read_text())
+    sums["model.safetensors"] = sha256_of(folder / "model.safetensors")
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(ValueError, match=f"hold NaN or infinity .{name}"):
         load_encoder(folder)
 
 

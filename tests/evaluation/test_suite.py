@@ -8,6 +8,7 @@ import pytest
 
 from ssmast import __version__
 from ssmast.audio import AudioError
+from ssmast.doctor.sounds import check_sounds
 from ssmast.evaluation import embed, scorer, suite
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder
 from ssmast.settings import UsageError
@@ -134,6 +135,25 @@ def test_columns_and_protocols_have_files_of_their_own(sets, tmp_path):
     assert [part["name"] for part in result["splits"]] == [f"left out s{i}" for i in range(4)]
     assert result["n_test"] == 48
     assert "confusion" in result
+
+
+def test_a_test_clip_that_was_trained_on_under_another_name_is_said(
+    encoder_folder, tmp_path, capsys
+):
+    data = write_set(tmp_path / "tones")
+    (data / "copy.wav").write_bytes((data / "000.wav").read_bytes())
+    (data / "also.wav").write_bytes((data / "003.wav").read_bytes())
+    with (data / "metadata.csv").open("a") as file:
+        # 003 trains too: a copy in the same part is no test of anything
+        file.write("copy.wav,low,test,1,s1\nalso.wav,low,train,1,s1\n")
+    words = [f"encoder={encoder_folder}", f"data={data}", f"out={tmp_path / 'p'}"]
+    assert main([*words, "baselines=false", "seeds=1", "epochs=2"]) == 0
+    said = "1 test clip has the bytes of a clip of another part (copy.wav those of 000.wav)"
+    assert said in capsys.readouterr().out
+    (file,) = (tmp_path / "p").glob("*.linear.json")
+    assert json.loads(file.read_text())["shared"] == {"copy.wav": "000.wav"}
+    finding = [one.text for one in check_sounds(str(data)) if one.area == "problems"]
+    assert any(said in text for text in finding)
 
 
 def test_unreadable_clips_are_left_out_of_all_columns(encoder_folder, tmp_path, caplog):

@@ -105,6 +105,19 @@ def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, cap
         Index.load(out)
 
 
+def test_every_clip_that_is_left_out_is_counted_and_none_of_an_index_before(
+    encoder_folder, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    listed = tmp_path / "index.quarantine.csv"
+    words = [f"encoder={encoder_folder}", f"out={tmp_path / 'index'}"]
+    bad = write_set(tmp_path / "bad", num_clips=16, bad=12)
+    assert index.main([str(bad), *words]) == 0
+    assert f"4 vectors (flat) in {tmp_path / 'index'}, 12 clips left out ({listed})" in caplog.text
+    assert index.main([str(write_set(tmp_path / "good", num_clips=4)), *words]) == 0
+    assert not listed.exists()
+
+
 def test_embeddings_are_kept_until_the_index_is_written(encoder_folder, tmp_path, monkeypatch):
     data = write_set(tmp_path / "data", num_clips=6)
     words = [str(data), f"encoder={encoder_folder}", f"out={tmp_path / 'index'}"]

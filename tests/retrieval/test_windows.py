@@ -8,7 +8,7 @@ import soundfile
 
 from ssmast.audio import long
 from ssmast.command import run_command
-from ssmast.encoder import load_encoder
+from ssmast.encoder import Encoder, load_encoder
 from ssmast.retrieval import embed_files, index, search
 from ssmast.retrieval.index import Index
 from tests.retrieval.test_index import vectors
@@ -46,6 +46,22 @@ def test_every_window_has_the_vector_of_its_own_sound(
     rows = list(csv.DictReader(table.open(), delimiter="\t"))
     assert [row["Label"] for row in rows] == list("01234")
     assert (rows[2]["Begin Time (s)"], rows[2]["Begin Path"]) == ("3.000000", "a.wav")
+
+
+def test_a_window_whose_vector_is_not_finite_takes_its_clip_out(
+    recording, encoder_folder, tmp_path, monkeypatch
+):
+    embed_clips = Encoder.embed_clips
+
+    def broken(self, clips, **words):
+        found = embed_clips(self, clips, **words)
+        found[-1, 0] = float("nan") if len(clips[-1]) < 16000 * 7 else 0.0
+        return found
+
+    monkeypatch.setattr(Encoder, "embed_clips", broken)
+    words = [str(recording), f"encoder={encoder_folder}", f"out={tmp_path / 'e.npz'}", "window=2"]
+    with pytest.raises(ValueError, match=r"none of 1 clips .* its embedding is not finite"):
+        embed_files.main(words)
 
 
 def test_windows_are_found_by_examples_and_reviewed(recording, encoder_folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ssmast.audio.corpus.remote import Place, below, read_whole
 from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import Position, like, sample_at
-from ssmast.audio.read import Excerpt, Source, Stream, check_channel, split_excerpt
+from ssmast.audio.read import Excerpt, Source, Stream, bytes_hash, check_channel, split_excerpt
 from ssmast.files import as_text, yaml_list
 from ssmast.settings import in_home
 
@@ -107,6 +108,36 @@ class Corpus:
         found = self.source(i)
         return found.source if isinstance(found, Excerpt) and found.is_whole else found
 
+    def same_bytes(self, rows: Sequence[int]) -> list[list[int]]:
+        """Which of some clips hold the same bytes (and the same seconds of them), in groups.
+
+        Only clips of equal size are read. Those at URLs and in Parquet are not looked at: they
+        would have to be fetched again.
+        """
+        if self.reads_groups or any(isinstance(place, str) for place in (self.root, *self.shards)):
+            return []
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for row in rows:
+            entry = self.entries[row]
+            if not entry.size:
+                continue
+            span = split_excerpt(self.name(row))[1] if entry.shard == EXCERPT else None
+            groups[entry.size, span].append(row)
+        hashes: dict[tuple[Source, int], str] = {}
+        for most in (1 << 12, None):  # a look at the middle, then all
+            equal = [group for group in groups.values() if len(group) > 1]
+            groups = defaultdict(list)
+            for number, group in enumerate(equal):
+                for row in group:
+                    found = self.sought(row)
+                    source = found.source if isinstance(found, Excerpt) else found
+                    key = source, most or 0
+                    if key not in hashes:
+                        hashes[key] = bytes_hash(source, most)
+                    if hashes[key]:
+                        groups[number, hashes[key]].append(row)
+        return [group for group in groups.values() if len(group) > 1]
+
     def with_channel(self, channel: str) -> "Corpus":
         """The same clips, where one channel is made of several in this way, see `Excerpt`."""
         made = copy.copy(self)
@@ -141,7 +172,7 @@ class Corpus:
 
     @property
     def files_hash(self) -> str:
-        """SHA-256 (hex) of `listing_hash` and the path, size and time of change of every file.
+        """SHA-256 (hex) of `listing_hash` and the path, size and times of change of every file.
 
         The key of what is computed from the audio: `listing_hash` alone is equal for the clean and
         the noisy version of a set, whose WAV files have the same names and sizes. Files at a URL
@@ -251,7 +282,8 @@ def _state_of(file: Path) -> str:
         info = os.stat(path)
     except OSError:
         return f"{path} cannot be looked at"  # it is rejected, with the reason, where it is read
-    return f"{path} {info.st_size} {info.st_mtime_ns}"
+    # Of the two times programs can set the first, as `cp -p` and `touch -r` do, but not the second.
+    return f"{path} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
 
 
 BLOCK = 1 << 16

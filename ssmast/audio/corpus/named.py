@@ -33,14 +33,19 @@ _said: set[str] = set()  # a command opens a folder more than once
 def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -> None:
     """Count what a folder holds and nothing is made of, by kind, once a process.
 
-    `others` are hidden files and folders, links to nothing, and with a / at the end to folders.
+    `others` are hidden files and folders, links to nothing, pipes and devices, and with a / at the
+    end links to folders.
     """
     kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in unused)
     for name in others:
         if name.endswith("/"):
             kinds["links to folders that are here already"] += 1
         else:
-            kinds["hidden" if os.path.basename(name).startswith(".") else "links to nothing"] += 1
+            is_hidden = os.path.basename(name).startswith(".")
+            is_link = not is_hidden and os.path.islink(os.path.join(root, name))
+            kinds[
+                "hidden" if is_hidden else "links to nothing" if is_link else "pipes or devices"
+            ] += 1
     if not kinds:
         return
     first = [*unused, *others][0]
@@ -57,7 +62,12 @@ def say_once(message: str) -> None:
 
 def say_unnamed(root: Path, corpus: Corpus, *tables: str) -> None:
     """Count the files of a folder that its table does not name."""
-    used = {os.path.normpath(split_excerpt(corpus.name(i))[0]) for i in range(len(corpus))}
+    used = {split_excerpt(corpus.name(i))[0] for i in range(len(corpus))}
+    real = os.path.realpath(root)
+    for name in [name for name in used if os.path.isabs(name)]:
+        folder, file = os.path.split(name)
+        used.add(os.path.relpath(os.path.join(os.path.realpath(folder), file), real))
+    used = {os.path.normpath(name) for name in used}
     used |= {*tables, *_NOTES}
     others: list[str] = []
     say_unused(root, [name for name, _ in walk(root, others=others) if name not in used], others)
@@ -202,8 +212,10 @@ def _forms(written: str) -> list[str]:
 
 def safe_path(path: Place, name: str) -> str:
     """The name of a clip, unless it is empty, a command, or climbs out of the folder."""
-    if not name.strip() or "\x00" in name:
+    if not name.strip():
         raise ValueError(f"{path} has a row without a path")
+    if "\x00" in name:
+        raise ValueError(f"{path} has a row without a path: {name!r} holds a zero byte")
     if is_url(name) or name.split(":", 1)[0].strip().lower() == "pipe":
         try:
             check_url(name)

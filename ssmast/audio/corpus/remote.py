@@ -118,7 +118,8 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
 
     Links to folders are followed. A folder that was already seen, by device and inode, is not
     entered again, so a link to a parent ends there. `others` gets the names of what is left out:
-    hidden files and folders, links to nothing, and with a / at the end to folders seen before.
+    hidden files and folders, links to nothing, pipes and devices, and with a / at the end links to
+    folders seen before.
     """
     others = [] if others is None else others
     found: list[tuple[str, int]] = []

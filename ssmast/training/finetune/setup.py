@@ -1,5 +1,6 @@
 """What a fine-tuning run is, resolved before it begins: its set, its front end, its sizes."""
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -98,6 +99,12 @@ class Setup(TrainingData):
     corpus: Corpus
     encoder: Encoder | None
     metric: str
+
+    @property
+    def labels_sha256(self) -> str:
+        """Of the labels of all clips and of which part each is in."""
+        parts = self.found.labels_sha256() + self.found.ids_sha256()
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def set_up(config: FinetuneConfig) -> Setup:

@@ -217,6 +217,10 @@ def test_the_files_hash_tells_samples_that_change_under_the_same_name_and_size(t
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns + 1000))
     hashes.append(open_corpus(tmp_path / "clean").files_hash)
     assert len(set(hashes)) == 4
+    written = file.stat()
+    file.write_bytes(wav_bytes(3, 40))  # and the time set back, as `touch -r` and `cp -p` do
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert open_corpus(tmp_path / "clean").files_hash not in hashes
     corpus = open_corpus(tmp_path / "clean")
     file.unlink()  # gone since it was opened: rejected where it is read
     assert corpus.files_hash not in hashes
@@ -390,6 +394,46 @@ def test_what_a_folder_holds_beside_sound_is_counted_and_named_once(tmp_path, ca
     caplog.clear()
     open_corpus(tmp_path / "b")
     assert "b/c.tar: 1 members are not used as sound" in caplog.text
+
+
+def test_a_pipe_is_no_link_and_a_file_named_by_its_whole_path_is_used(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    files = [tmp_path / "set" / f"{i}.wav" for i in range(2)]
+    for number, file in enumerate(files):
+        file.write_bytes(wav_bytes(number))
+    table = "".join(f"{folder}/{i}.wav\n" for i, folder in enumerate(("set", "link")))
+    text = "path\n" + "".join(f"{tmp_path / line}\n" for line in table.split())
+    (tmp_path / "set" / "metadata.csv").write_text(text)
+    assert len(open_corpus(tmp_path / "set")) == 2
+    assert "not used" not in caplog.text
+    os.mkfifo(tmp_path / "set" / "pipe.wav")
+    (tmp_path / "set" / "metadata.csv").unlink()
+    open_corpus(tmp_path / "set")
+    assert "1 files are not used: 1 pipes or devices; the first is 'pipe.wav'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["files", "tar"])
+def test_clips_with_the_same_bytes_are_found_and_no_others(tmp_path, kind):
+    same, other = wav_bytes(1, 40), wav_bytes(2, 40)
+    start = bytes([*same[:-2], 1, 1])  # of equal size, with an end of its own
+    members = [("a.wav", same), ("b.wav", other), ("c.wav", same), ("d.wav", start)]
+    if kind == "tar":
+        write_tar(tmp_path / "x.tar", members)
+    for name, content in members if kind == "files" else ():
+        (tmp_path / name).write_bytes(content)
+    corpus = open_corpus(tmp_path)
+    assert corpus.same_bytes(range(4)) == [[0, 2]]
+    assert corpus.same_bytes([1, 2, 3]) == []
+
+
+def test_excerpts_of_a_file_are_the_same_only_over_the_same_seconds(tmp_path):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(wav_bytes(1, 40))
+    names = ["a.wav#t=0,1", "a.wav#t=1,2", "b.wav#t=1,2"]
+    (tmp_path / "metadata.csv").write_text("path\n" + "".join(f'"{n}"\n' for n in names))
+    assert open_corpus(tmp_path).same_bytes(range(3)) == [[1, 2]]
 
 
 def test_nothing_is_said_where_all_is_used(tmp_path, caplog):

@@ -171,6 +171,25 @@ def test_events_are_left_out_where_recordings_are_in_several_parts(field, tmp_pa
         set_up(replace(parsed, events=replace(parsed.events, when="always")))
 
 
+@pytest.mark.parametrize("change", [("high", "low"), ("test", "valid")])
+def test_a_run_is_not_resumed_nor_its_result_given_for_other_labels_or_splits(
+    finished, tones, tmp_path, capsys, change
+):
+    data, run = tmp_path / tones.name, tmp_path / "run"
+    shutil.copytree(tones, data)
+    shutil.copytree(finished, run)
+    rows = (data / "metadata.csv").read_text().splitlines()
+    assert _run("resume=auto", data=data, run=run) == 0  # the same elsewhere
+    first = next(i for i, row in enumerate(rows) if f",{change[0]}" in row)
+    rows[first] = rows[first].replace(f",{change[0]}", f",{change[1]}")
+    (data / "metadata.csv").write_text("\n".join(rows) + "\n")
+    capsys.readouterr()
+    for _ in range(2):
+        assert _run("resume=auto", data=data, run=run) == 1
+        assert "was started with other labels or another split" in capsys.readouterr().err
+        (run / "report.html").unlink(missing_ok=True)  # as if it had been interrupted
+
+
 _EVERYTHING = (
     "drop_path=0.2", "optim.ema=0.5", "optim.swa_fraction=1.0", "clips.mixup_rate=0.5",
     "clips.noise_std=0.1", "clips.balanced=true", "heads.dropout=0.1", "heads.freeze=0.25",
