@@ -23,7 +23,7 @@ from ssmast.evaluation.baselines import random_twin
 from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.suite import ProbeConfig, run_suite
 from ssmast.files import write_atomic
-from ssmast.report.published_scores import POSTER, POSTER_ROWS
+from ssmast.report.published_scores import POSTER_TABLE
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.training.init_weights import find_weights, load_backbone_, read_weights
 
@@ -185,8 +185,9 @@ def poster_number(name: str, task: str) -> float | None:
     parts = [part for part in start.split(" + ") if part != "ImageNet"]
     is_trained = bool(parts) and parts != ["random"]
     wanted = f"{family}, " + (" + ".join(["ImageNet", *parts]) if is_trained else start)
-    numbers = POSTER.get(task)
-    return numbers[POSTER_ROWS.index(wanted)] if numbers and wanted in POSTER_ROWS else None
+    tasks = [column for _, column, _ in POSTER_TABLE.columns]
+    numbers = POSTER_TABLE.rows.get(wanted)
+    return numbers[tasks.index(task)] if numbers and task in tasks else None
 
 
 def _slug(word: str, number: int) -> str:

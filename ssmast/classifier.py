@@ -167,10 +167,6 @@ class Classifier:
     ) -> Tensor:
         """Scores of clips (S,) at `sample_rate`.
 
-        Args:
-            waveforms: float32, of any lengths.
-            batch_seconds: audio that goes through the network at once.
-
         Returns:
             Float32 (n, `dim`) on the CPU: log-probabilities of each head, or the logit of each
             class where clips may have several.
@@ -202,13 +198,7 @@ class Classifier:
     def windows_and_whole(
         self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
     ) -> tuple[WindowScores, Tensor]:
-        """Results of `windows` and of `embed_clips` (C,), for a clip that is read once.
-
-        Args:
-            waveform: as `windows`.
-            hop_seconds: as `windows`.
-            batch_seconds: audio that goes through the network at once.
-        """
+        """Results of `windows` and of `embed_clips` (C,), for a clip that is read once."""
         along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
         starts = sorted({*along, *over})  # a long sound is read from front to back
         logits, levels = self._logits(

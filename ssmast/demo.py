@@ -6,6 +6,7 @@ It makes its sounds itself and needs no data, no network and no GPU. The same co
 numbers. Each command that it runs is printed, to be used on one's own sounds.
 """
 
+import importlib.util
 import logging
 import shlex
 import sys
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+_ONNX = ("onnx", "onnxruntime", "onnxscript")  # of the extra onnx, which the demo does without
+
 YOURS = (
     "ssmast doctor data=FOLDER",
     "ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine",
@@ -77,7 +80,11 @@ def _use(folder: Path, data: Path) -> None:
         *("finetune", f"init={folder / 'encoder'}", f"data={data}", f"run={tuned}"),
         *("epochs=2", "clips.mixup_rate=0.0", "heads.probe=true"),
     )
-    _run(export, "export", str(folder), f"out={folder / 'exported'}", "onnx=true")
+    onnx = all(importlib.util.find_spec(module) for module in _ONNX)
+    exported = folder / "exported"
+    _run(export, "export", str(folder), f"out={exported}", *["onnx=true"] * onnx)
+    if not onnx:
+        logger.info("without ONNX, which `pip install 'ssmast[onnx]'` adds; then onnx=true")
     _run(
         index,
         *("index", str(data), f"encoder={folder / 'exported'}", f"out={folder / 'index'}"),

@@ -165,12 +165,9 @@ def score_events(
     if not truth:
         raise ValueError("there is no true event to score against; check the labels' files")
     labels = sorted({event.label for event in [*truth, *predicted]})
-    hits = dict.fromkeys(labels, 0)
-    for file in {event.file for event in truth}:
-        for label in labels:
-            real = [event for event in truth if (event.file, event.label) == (file, label)]
-            found = [event for event in predicted if (event.file, event.label) == (file, label)]
-            hits[label] += _most_matches(real, found, collar)
+    hits, found = dict.fromkeys(labels, 0), _by_file_and_label(predicted)
+    for key, real in _by_file_and_label(truth).items():
+        hits[key[1]] += _most_matches(real, found.get(key, []), collar)
     num_true = Counter(event.label for event in truth)
     num_found = Counter(event.label for event in predicted)
     classes = {
@@ -180,6 +177,13 @@ def score_events(
     whole = _rates(sum(hits.values()), len(predicted), len(truth))
     with_truth = [classes[label]["f1"] for label in labels if num_true[label]]
     return EventScores(**whole, mean_f1=sum(with_truth) / len(with_truth), classes=classes)
+
+
+def _by_file_and_label(events: Sequence[Event]) -> dict[tuple[str, str], list[Event]]:
+    found: dict[tuple[str, str], list[Event]] = {}
+    for event in events:
+        found.setdefault((event.file, event.label), []).append(event)
+    return found
 
 
 def _rates(hits: int, found: int, real: int) -> dict[str, float]:

@@ -103,12 +103,6 @@ def fit(
 ) -> tuple[Encoder, str]:
     """The encoder with a linear layer on its vectors, as a classifier folder holds it.
 
-    Args:
-        config: encoder, groups and windows.
-        labelled: the set, with the classes that are trained.
-        train: positions of the clips to fit.
-        test: positions of the clips to score.
-
     Returns:
         The classifier, and what to say of it.
     """

@@ -16,9 +16,6 @@ _RATES = (16000, 22050, 32000, 44100, 48000)
 class HearModel(nn.Module):
     """An encoder with the attributes that HEAR asks for.
 
-    Args:
-        encoder: whose rate must be one of HEAR's.
-
     Raises:
         ValueError: if it is not.
     """
@@ -39,10 +36,7 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """The model of HEAR's API.
-
-    Args:
-        model_file_path: encoder folder, or a name on the Hugging Face Hub.
+    """The model of HEAR's API, of an encoder folder or a name on the Hugging Face Hub.
 
     Raises:
         ValueError: without a path: there is no encoder to fall back on.

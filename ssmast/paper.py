@@ -61,15 +61,7 @@ def main(config: PaperConfig, argv: list[str]) -> int:
 
 
 def run_paper(config: PaperConfig, *, dry_run: bool = False) -> str:
-    """Fine-tune on every set that is there; returns the table.
-
-    Args:
-        config: what to run.
-        dry_run: check every run and start none.
-
-    Raises:
-        UsageError, ValueError, FileNotFoundError: one sentence saying what to change.
-    """
+    """Fine-tune on every set that is there; returns the table."""
     root, data = Path(config.run), Path(config.data)
     check_output(root, key="run", folder=True)
     sets = [task for task in _RECIPES if (data / task).is_dir()]

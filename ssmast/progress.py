@@ -12,13 +12,7 @@ _PLAIN_EVERY = 15.0  # seconds between plain lines
 
 
 class Progress:
-    """Counts clips towards `total`.
-
-    Args:
-        title: of the job.
-        total: clips.
-        enabled: False on all but the main process.
-    """
+    """Counts clips towards `total`; `enabled` is False on all but the main process."""
 
     def __init__(self, title: str, *, total: int, enabled: bool = True) -> None:
         self.title, self.total, self.enabled, self._done = title, total, enabled, 0

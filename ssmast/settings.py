@@ -308,11 +308,6 @@ def command(
     """Makes the `main(argv)` of a command of a function of its settings and the words.
 
     The docstring of the function's module stands above the keys of `--help`.
-
-    Args:
-        schema: of the settings.
-        name: what the user types, for messages.
-        how: further arguments of `parse`.
     """
 
     def decorate(run: Callable[[Schema, list[str]], int]) -> Callable[[list[str]], int]:
@@ -384,14 +379,7 @@ def in_home(text: str) -> str:
 def _converted(
     flat: Mapping[str, Any], keys: dict[str, Key], *, where: str, as_yaml: bool = False
 ) -> dict[str, Any]:
-    """The values in the types of their keys.
-
-    Args:
-        flat: values by their dotted names.
-        keys: of the schema.
-        where: what holds them, for messages.
-        as_yaml: read them as YAML, except text: a path may hold any character.
-    """
+    """The values in the types of their keys."""
     values = {}
     for name, value in flat.items():
         if name not in keys:

@@ -144,6 +144,11 @@ def with_test_part(
     drawn = [part or "train" for part in parts]
     for k in np.flatnonzero(tested):
         drawn[rows[int(k)]] = "test"
+    if groups is not None:  # their clips without a label go with them
+        gone = {groups[i] for i in range(len(clips)) if drawn[i] == "test"}
+        for i, group in enumerate(groups):
+            if group in gone and part_of(drawn[i]) == "train" and not labels[i]:
+                drawn[i] = "test"
     return drawn
 
 
@@ -164,10 +169,6 @@ def ordered_parts(parts: Iterable[str]) -> list[str]:
 
 def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Where the copy of a set is not that of a paper, a sentence each.
-
-    Args:
-        here: clips of each part.
-        copies: the same of each paper's.
 
     >>> other_copies({"train": 9, "test": 2}, {"A 2023": {"train": 10, "test": 2}})
     ['A 2023 had train 10 (here 9, -1)']
@@ -267,29 +268,28 @@ def _hold_out_groups(labels: list[str], groups: list[str], *, fraction: float) -
     names = sorted(set(groups), key=name_hash)
     if len(names) < 2:
         raise ValueError(f"holding out whole groups needs at least 2 of them, got {names}")
-    classes = sorted(set(labels))
-    counts = {name: np.zeros(len(classes)) for name in names}
+    row, column = ({name: i for i, name in enumerate(own)} for own in (names, sorted(set(labels))))
+    counts = np.zeros((len(names), len(column)))
     for label, group in zip(labels, groups, strict=True):
-        counts[group][classes.index(label)] += 1
-    total = np.array([Counter(labels)[name] for name in classes], dtype=float)
-    wanted, taken = fraction * total, np.zeros(len(classes))
-    chosen: set[str] = set()
-    while len(chosen) < len(names) - 1:
+        counts[row[group], column[label]] += 1
+    total = counts.sum(axis=0)
+    wanted, taken = fraction * total, np.zeros(len(column))
+    chosen = np.zeros(len(names), dtype=bool)
+    while chosen.sum() < len(names) - 1:
         # The group that brings the class counts nearest to what is wanted; stop when none helps.
         # One that holds the last clips of a class would leave it untrained.
-        free = [name for name in names if name not in chosen]
-        safe = [name for name in free if not ((taken + counts[name] == total) & (total > 0)).any()]
-        if not safe and chosen:
+        free = np.flatnonzero(~chosen)
+        safe = free[~(taken + counts[free] == total).any(axis=1)]
+        if not len(safe) and chosen.any():
             break
-        distance = {
-            name: float(np.abs(wanted - taken - counts[name]).sum()) for name in safe or free
-        }
-        best = min(distance, key=lambda name: distance[name])
-        if chosen and distance[best] >= float(np.abs(wanted - taken).sum()):
+        safe = safe if len(safe) else free
+        distance = np.abs(wanted - taken - counts[safe]).sum(axis=1)
+        best = int(distance.argmin())
+        if chosen.any() and distance[best] >= np.abs(wanted - taken).sum():
             break
-        chosen.add(best)
-        taken += counts[best]
-    return np.array([group in chosen for group in groups])
+        chosen[safe[best]] = True
+        taken += counts[safe[best]]
+    return np.array([chosen[row[group]] for group in groups])
 
 
 def name_hash(text: str) -> bytes:

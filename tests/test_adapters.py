@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from ssmast import hear
-from ssmast.adapters.mteb import MtebEncoder
-from ssmast.adapters.s3prl import UpstreamExpert
-from ssmast.adapters.xares import xares_encoder
+from ssmast.adapters import MtebEncoder, UpstreamExpert, xares_encoder
 from ssmast.encoder import load_encoder
 from tests.encoder.test_encoder import RATE, make_encoder, noise
 

@@ -215,6 +215,7 @@ def test_the_examples_of_contributing_run(tmp_path):
     """In a process of their own, for a model stays registered."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     encoder, augmentation, task = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    (facts,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
     for name in ("3_ann_0", "3_ann_7", "4_ben_1", "4_ben_5"):
         (tmp_path / "fsdd" / "recordings").mkdir(parents=True, exist_ok=True)
         soundfile.write(tmp_path / "fsdd" / "recordings" / f"{name}.wav", np.zeros(800), 8000)
@@ -237,11 +238,13 @@ from ssmast.audio.augment import ResizedCrop, ViewAugment
 words = {{"draws": torch.rand(2, 12), "background": None, "mean": 0.0, "std": 1.0}}
 plain, tilted = (ViewAugment(ResizedCrop(), *step)(x, **words) for step in ((), (tilt,)))
 assert torch.equal(tilted, tilt(plain, words["draws"][:, 5:6]))
-from ssmast.datasets import TASKS, prepare_task
-names = {{}}
+import yaml
+from ssmast.datasets import TASKS, prepare_task, task
+names, facts = {{}}, yaml.safe_load({facts!r})
 exec({task!r}, names)
-(mine,) = names["TASKS"]
-TASKS[mine.name] = mine
+assert facts["fsdd"].pop("published") == {{}}
+task.FACTS.update(facts)
+TASKS["fsdd"] = task.data_task("fsdd", names["BUILDERS"]["fsdd"])
 report = prepare_task("fsdd", root="fsdd", out="sets/fsdd")
 assert report.facts["counts"] == {{"test": 2, "train": 2}}, report.facts
 """

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssmast.doctor import CHECKS, CURES, findings, machine, main, packages, selftest
+from ssmast.doctor import CHECKS, CURES, findings, machine, main, selftest
 from ssmast.doctor.finding import cures
 from ssmast.settings import UsageError
 from ssmast.training import show_views
@@ -66,31 +66,31 @@ def family(*, torch="2.14.1+cu130", torchvision="0.29.1+cu130", torchaudio="2.11
 
 def python_old(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    return packages.check_python
+    return machine.check_python
 
 
 def package_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "requirements", lambda: {"soxr": ">=0.5,<1"})
+    monkeypatch.setattr(machine, "requirements", lambda: {"soxr": ">=0.5,<1"})
     fake_versions(monkeypatch, soxr=None)
-    return packages.check_packages
+    return machine.check_packages
 
 
 def package_version(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "requirements", lambda: {"soxr": ">=0.5,<1"})
+    monkeypatch.setattr(machine, "requirements", lambda: {"soxr": ">=0.5,<1"})
     fake_versions(monkeypatch, soxr="1.1.0")
-    return packages.check_packages
+    return machine.check_packages
 
 
 def package_broken(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "requirements", lambda: {"soxr": ">=0.5,<1"})
+    monkeypatch.setattr(machine, "requirements", lambda: {"soxr": ">=0.5,<1"})
     fake_modules(monkeypatch, soxr=OSError("libsoxr.so.0: cannot open shared object file"))
-    return packages.check_packages
+    return machine.check_packages
 
 
 def torch_family(monkeypatch, tmp_path):
     fault = RuntimeError("Detected that PyTorch and TorchAudio were compiled with ...")
     fake_modules(monkeypatch, **{**family(), "torchaudio": fault})
-    return packages.check_torch_family
+    return machine.check_torch_family
 
 
 def decoder_missing(monkeypatch, tmp_path):
@@ -103,7 +103,7 @@ def decoder_missing(monkeypatch, tmp_path):
 def codecs_broken(monkeypatch, tmp_path):
     fake_versions(monkeypatch, torchcodec="0.17.0", onnx=None, ray=None, umap_learn=None)
     fake_modules(monkeypatch, torchcodec_decoders=RuntimeError("Could not load libtorchcodec"))
-    return packages.check_extras
+    return machine.check_extras
 
 
 def fake_gpus(monkeypatch, count, *, ones=None):
@@ -240,13 +240,13 @@ def test_every_problem_has_a_case_a_cure_of_one_sentence_and_a_section_in_the_do
 )
 def test_a_family_of_torch_that_does_not_fit_is_named(modules, monkeypatch):
     fake_modules(monkeypatch, **{**family(), **modules})
-    assert codes(packages.check_torch_family) == ["torch_family"]
+    assert codes(machine.check_torch_family) == ["torch_family"]
 
 
 @pytest.mark.parametrize("torchaudio", ["2.11.0+cu130", "2.11.1+cu132", "2.11.0"])
 def test_a_family_that_works_is_no_problem_whatever_it_was_built_for(torchaudio, monkeypatch):
     fake_modules(monkeypatch, **family(torchaudio=torchaudio))
-    assert codes(packages.check_torch_family) == []
+    assert codes(machine.check_torch_family) == []
 
 
 def test_a_wheel_names_no_file_of_the_checkout():
@@ -271,8 +271,8 @@ def test_pretraining_that_fails_is_a_problem(monkeypatch):
 def test_without_torch_every_check_still_answers(monkeypatch):
     missing = ModuleNotFoundError("No module named 'torch'", name="torch")
     fake_modules(monkeypatch, torch=missing)
-    monkeypatch.setattr(packages, "requirements", lambda: {"torch": ">=2.11", "numpy": ">=1.26"})
-    assert codes(packages.check_torch_family) == ["package_missing"]
+    monkeypatch.setattr(machine, "requirements", lambda: {"torch": ">=2.11", "numpy": ">=1.26"})
+    assert codes(machine.check_torch_family) == ["package_missing"]
     assert "problem" not in [finding.status for finding in machine.check_gpus()]
 
 
@@ -281,7 +281,7 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on():
         raise KeyError("north")
         yield
 
-    first, second = findings([check_stars, packages.check_python])
+    first, second = findings([check_stars, machine.check_python])
     assert (first.area, first.status, first.code) == ("stars", "problem", "selftest_failed")
     assert second.area == "python"
 

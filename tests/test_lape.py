@@ -12,7 +12,7 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation import suite
 from ssmast.model import create_model
-from ssmast.report.published_scores import POSTER, POSTER_ROWS
+from ssmast.report.published_scores import POSTER_TABLE
 from tests.scripts import load_script
 from tests.sets import write_set
 
@@ -94,13 +94,14 @@ def test_what_cannot_be_a_row_is_one_sentence(lape, tmp_path, capsys):
 )
 def test_the_posters_number_is_that_of_its_row(lape, name, row):
     number = lape.poster_number(name, "urbansound8k")
-    assert number == POSTER["urbansound8k"][POSTER_ROWS.index(row)]
+    assert number == POSTER_TABLE.rows[row][-1]
+    assert POSTER_TABLE.columns[-1][1] == "urbansound8k"
     assert lape.poster_number(name, "esc50") is None
     assert lape.poster_number("MAST, SSAST", "urbansound8k") is None
 
 
 def test_the_posters_averages_are_those_it_states():
     """Copying errors would move them: patch-drop is worth 0.5 points, as the poster says."""
-    average = [sum(column) / 8 for column in zip(*POSTER.values(), strict=True)]
+    average = [sum(numbers) / 8 for numbers in POSTER_TABLE.rows.values()]
     assert average[7] - average[6] == pytest.approx(0.5, abs=0.05)
     assert average.index(max(average)) == 7

@@ -35,7 +35,6 @@ MAY_SEE = {
     "splits": set(),
     "version": set(),
     "weights": set(),
-    "timm_hook": {"model"},
     "command": {"settings"},
     "audio": {"settings", "files", "progress"},
     "model": {"settings", "weights"},

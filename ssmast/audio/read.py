@@ -32,19 +32,17 @@ from ssmast.audio.decode import (
 )
 from ssmast.audio.long import (
     LONG_SECONDS,
+    LOUDEST,
     LongSound,
     file_blocks,
-    open_long,
-    read_long,
-    stated_seconds,
-)
-from ssmast.audio.resample import (
-    LOUDEST,
     finished,
+    open_long,
     positive,
+    read_long,
     region_of,
     resample,
     resampled_length,
+    stated_seconds,
 )
 from ssmast.audio.source import (
     SOUND_EXTENSIONS,

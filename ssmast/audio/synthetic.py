@@ -243,9 +243,6 @@ def write_synthetic_corpus(
         seconds: length of a clip.
         sample_rate: in Hz.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: if `num_clips` is too small, or the folder holds something else.
     """

@@ -1,14 +1,22 @@
-"""Builds labelled sets from official layouts and compares them with the published numbers.
+"""Build a labelled set from the official, unpacked layout of one of the papers' data sets.
 
-Nothing is copied: `metadata.csv` has paths below the root, and `task.json` says where that is.
-`TASKS` holds all tasks by name.
+    ssmast prepare task=esc50 root=DATA/ESC-50-master
+    ssmast prepare task=voxforge root=DATA/voxforge options=rule=archive
+    ssmast prepare task=nsynth_family root=DATA/nsynth download=true
+
+No audio is copied: it writes metadata.csv (paths below the root), task.json (where the root is,
+split rule, published counts, differences) and missing.csv to `out`. `ssmast probe data=sets` then
+scores on all sets in `sets`.
 """
 
 import csv
 import difflib
 import itertools
+import logging
 import os
 import shlex
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +29,18 @@ from ssmast.audio.corpus.table import FORMAT, LABELS_BETWEEN, METADATA, TASK_FIL
 from ssmast.audio.read import split_excerpt
 from ssmast.datasets import sound_sets, speech_sets, video_sets
 from ssmast.datasets.download import Progress, fetch
-from ssmast.datasets.published_counts import Published, copies_of, published_of
-from ssmast.datasets.task import Build, DatasetFiles, DataTask, Row
-from ssmast.files import replacing, sha256_of, write_json
-from ssmast.settings import UsageError
+from ssmast.datasets.task import (
+    COPIES,
+    Build,
+    DatasetFiles,
+    DataTask,
+    Published,
+    Row,
+    data_task,
+    published_of,
+)
+from ssmast.files import check_output, replacing, sha256_of, write_json
+from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
 from ssmast.splits import (
     Split,
     group_folds,
@@ -114,7 +130,7 @@ def facts_of(definition: DataTask, root: Path, out: Path, stats: SetStatistics) 
         "missing": {name: stats.missing[name] for name in ordered_parts(stats.missing)},
         "left_out": dict(built.left_out),
         "published": published.to_dict() if published else {},
-        "copies": copies_of(definition.name),
+        "copies": COPIES.get(definition.name, {}),
         "differences": _differences(published, stats),
         "notes": notes,
         "ids_sha256": stats.ids_sha256,
@@ -142,9 +158,8 @@ def _differences(published: Published | None, stats: SetStatistics) -> list[str]
     return lines
 
 
-TASKS: dict[str, DataTask] = {
-    task.name: task for task in (*speech_sets.TASKS, *sound_sets.TASKS, *video_sets.TASKS)
-}
+_BUILDERS = speech_sets.BUILDERS | sound_sets.BUILDERS | video_sets.BUILDERS
+TASKS = {name: data_task(name, build) for name, build in _BUILDERS.items()}
 """By name, in the order of the papers."""
 
 
@@ -344,3 +359,80 @@ def _download(
     if definition.request:
         messages.append(f"{definition.request} ({definition.homepage})")
     return unpack, messages
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareTaskConfig(Settings):
+    """`ssmast prepare task=NAME`: a published data set to a labelled set."""
+
+    task: str = setting("", f"data set to build: {', '.join(TASKS)}", required=True)
+    root: str = setting("", "folder of the data set as its archives unpack", required=True)
+    out: str = setting("", "folder of the labelled set; empty: sets/TASK")
+    options: str = setting("", "options of the data set: NAME=VALUE, joined by commas")
+    download: bool = setting(False, "download into root first what is freely available")
+
+
+@command(PrepareTaskConfig, "ssmast prepare", dry_run=True)
+def main(config: PrepareTaskConfig, argv: list[str]) -> int:
+    """`ssmast prepare task=NAME`: parse, build, report."""
+    return run(config, dry_run=wants_dry_run(argv))
+
+
+def run(config: PrepareTaskConfig, *, dry_run: bool = False) -> int:
+    """Build the set of a task and print the report."""
+    options = parse_options(config.options)
+    definition = get_task(config.task)
+    chosen = definition.chosen(options)
+    out = config.out or out_folder(definition, options)
+    check_output(out, folder=True)
+    if dry_run:
+        words = "".join(f", {key}={value}" for key, value in chosen.items())
+        sys.stdout.write(f"{config.task}{words}: {config.root} -> {out}\n")
+        return 0
+    report = prepare_task(
+        config.task,
+        root=config.root,
+        out=config.out or None,
+        options=options,
+        download=config.download,
+        progress=_Lines(),
+    )
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    return 0
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """The pairs of `NAME=VALUE,NAME=VALUE`, in brackets or not.
+
+    Raises:
+        UsageError: for a word without `=`.
+
+    >>> parse_options("[rule=archive, seed=1]")
+    {'rule': 'archive', 'seed': '1'}
+    """
+    options = {}
+    for word in filter(None, (word.strip() for word in text.strip().strip("[]").split(","))):
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"options= takes NAME=VALUE with commas between, got {word!r}")
+        options[name.strip()] = value.strip()
+    return options
+
+
+class _Lines:
+    """Progress as a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last < 5:
+            return
+        self._last = time.monotonic()
+        of = f" of {total:,} ({100 * done / total:.0f} %)" if total else ""
+        logger.info("%s: %s%s", what, f"{done:,}", of)

@@ -21,8 +21,7 @@ from ssmast.audio.corpus.table import (
     read_task_file,
 )
 from ssmast.audio.read import split_excerpt
-from ssmast.datasets.published_counts import copies_of, published_of
-from ssmast.datasets.task import DatasetFiles
+from ssmast.datasets.task import COPIES, DatasetFiles, published_of
 from ssmast.settings import Settings, UsageError, parse, setting
 from ssmast.splits import ordered_parts
 
@@ -121,7 +120,7 @@ def check_set(folder: Path) -> Checked:
         here=dict(here),
         missing=missing,
         classes=(len(facts.get("classes") or ()), published.num_classes if published else 0),
-        columns={**official, **copies_of(task)},
+        columns={**official, **COPIES.get(task, {})},
     )
 
 

@@ -26,10 +26,6 @@ _ATTEMPTS = 5
 _PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
-UNTAR = "tar -xzf {file} -C {root}"
-UNZIP = "unzip -q {file} -d {root}"
-
-
 @dataclass(frozen=True)
 class Remote:
     """A file to fetch.

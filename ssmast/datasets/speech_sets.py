@@ -10,8 +10,7 @@ import numpy as np
 
 from ssmast.audio.decode import opened
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.download import Remote
-from ssmast.datasets.task import Build, DatasetFiles, DataTask, Option, Row, keyed_order, keyed_unit
+from ssmast.datasets.task import Build, DatasetFiles, Row, keyed_order, keyed_unit
 
 # -- Speech Commands -------------------------------------------------------------------------------
 
@@ -115,37 +114,6 @@ def _drawn_silence(files: DatasetFiles, split: str, count: int) -> Iterator[Row]
 
 def _silence(path: str, start: float, split: str) -> Row:
     return Row(excerpt_name(path, start, start + 1), (SILENCE,), split, ("",))
-
-
-def _archive(name: str, sha256: str) -> Remote:
-    folder = f"{{root}}/{name}"
-    return Remote(
-        f"https://storage.googleapis.com/download.tensorflow.org/data/{name}.tar.gz",
-        f"sha256:{sha256}",
-        f"mkdir -p {folder} && tar -xzf {{file}} -C {folder}",
-    )
-
-
-_V1 = _archive(
-    "speech_commands_v0.01", "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d"
-)
-_V2 = _archive(_MAIN, "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58")
-_TEST = _archive(_TEST_SET, "cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df")
-
-
-_SPEECH_COMMANDS = DataTask(
-    name="speech_commands_v1",
-    title="Speech Commands V1",
-    page="speech_commands",
-    homepage="https://www.tensorflow.org/datasets/catalog/speech_commands",
-    licence="CC BY 4.0",
-    markers=(("testing_list.txt", "validation_list.txt"),),
-    layout="a folder a word, validation_list.txt and testing_list.txt",
-    build=build_words,
-    columns=("speaker",),
-    disjoint_by="speaker",
-    downloads=(_V1,),
-)
 
 
 # -- VoxCeleb1 -------------------------------------------------------------------------------------
@@ -329,78 +297,11 @@ def _speaker(archive: str) -> str:
     return archive.split("-")[0]
 
 
-TASKS = (
-    _SPEECH_COMMANDS,
-    dataclasses.replace(
-        _SPEECH_COMMANDS,
-        name="speech_commands_v2",
-        title="Speech Commands V2",
-        downloads=(_V2,),
-    ),
-    dataclasses.replace(
-        _SPEECH_COMMANDS,
-        name="speech_commands_v2_12",
-        title="Speech Commands V2, 12 classes",
-        markers=((f"{_MAIN}/testing_list.txt", f"{_TEST_SET}/{SILENCE}"),),
-        layout=f"{_MAIN}/ and {_TEST_SET}/, each as its archive unpacks",
-        build=build_twelve,
-        options={
-            "recipe": Option(
-                "tfds", "all unknown words and all noise, or 10 % of each", ("tfds", "tensorflow")
-            )
-        },
-        downloads=(_V2, _TEST),
-    ),
-    DataTask(
-        name="voxceleb1",
-        title="VoxCeleb1",
-        page="voxceleb1",
-        homepage="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html",
-        licence="CC BY 4.0 (metadata); the sound is from YouTube",
-        markers=(("iden_split.txt",),),
-        layout="iden_split.txt and wav/<speaker>/<video>/<clip>.wav of the dev and test archives",
-        build=build_voxceleb1,
-        columns=("video",),
-        disjoint_by="video",
-        downloads=(Remote("https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"),),
-        request="the sound of VoxCeleb1 is given on request",
-    ),
-    DataTask(
-        name="iemocap",
-        title="IEMOCAP",
-        page="iemocap",
-        homepage="https://sail.usc.edu/iemocap/iemocap_release.htm",
-        licence="on request, no redistribution",
-        markers=(("Session1/dialog/EmoEvaluation", "Session1/sentences/wav"),),
-        layout="Session1 to Session5, each with sentences/wav and dialog/EmoEvaluation",
-        build=build_iemocap,
-        folds=True,
-        columns=("speaker", "emotion", "style"),
-        options={"utterances": Option("all", "which turns", ("all", "improvised", "scripted"))},
-        disjoint_by="speaker",
-        request="IEMOCAP is given on request: fill in the form",
-    ),
-    DataTask(
-        name="voxforge",
-        title="VoxForge",
-        page="voxforge",
-        homepage="http://www.voxforge.org/home/downloads",
-        licence="GPL",
-        markers=tuple((name,) for name in (*LANGUAGES, _LIST, "www.repository.voxforge1.org")),
-        layout=f"<language>/.../<archive>/wav/*.wav with the languages {', '.join(LANGUAGES)}, "
-        f"best with {_LIST} beside them",
-        build=build_voxforge,
-        columns=("speaker", "archive"),
-        options={
-            "rule": Option(
-                "speaker",
-                "what is kept whole when splitting; only by speaker does no speaker recur",
-                tuple(_RULES),
-            )
-        },
-        disjoint_by="speaker",
-        downloads=(Remote(f"https://storage.googleapis.com/tfds-data/downloads/voxforge/{_LIST}"),),
-        request=f"the archives in {_LIST} are fetched one by one (wget -x -i {_LIST}), then "
-        "unpacked where they lie",
-    ),
-)
+BUILDERS = {
+    "speech_commands_v1": build_words,
+    "speech_commands_v2": build_words,
+    "speech_commands_v2_12": build_twelve,
+    "voxceleb1": build_voxceleb1,
+    "iemocap": build_iemocap,
+    "voxforge": build_voxforge,
+}

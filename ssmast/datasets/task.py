@@ -1,6 +1,7 @@
 """What builders share: a task, its rows and options, and the files of a data set.
 
 Names and tables lie below a root; draws are made by name; YouTube clips go by video and start.
+What is known of each published set (homepage, licence, layout, counts) is data: tasks.yaml.
 """
 
 import csv
@@ -9,9 +10,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ssmast.audio.source import AUDIO_EXTENSIONS, SOUND_EXTENSIONS
 from ssmast.datasets.download import Remote
@@ -353,3 +356,65 @@ class DataTask:
             for place in self.places
             for names in self.markers
         )
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a data set should hold.
+
+    Attributes:
+        source: where the numbers come from.
+        num_classes: classes over all splits; 0 where it is not to be checked.
+        counts: clips of each split (or fold) whose number is published.
+        labels: clips of each class, where that is published.
+    """
+
+    source: str
+    num_classes: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+FACTS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
+)
+PUBLISHED = {
+    f"{task},{option}".rstrip(","): Published(**counts)
+    for task, facts in FACTS.items()
+    for option, counts in facts.pop("published").items()
+}
+"""By task, and where its counts depend on an option, by "task,option=value"."""
+
+COPIES: dict[str, dict[str, dict[str, int]]] = {
+    task: facts.pop("copies") for task, facts in FACTS.items() if "copies" in facts
+}
+"""Task -> paper -> clips of each part in its copy of the set."""
+
+
+def data_task(name: str, build: Builder) -> DataTask:
+    """The task that tasks.yaml describes, with what makes its rows."""
+    facts = dict(FACTS[name])
+    downloads = tuple(Remote(**one) for one in facts.pop("downloads", ()))
+    options = {
+        key: Option(one["default"], one["help"], tuple(one.get("allowed", ())))
+        for key, one in facts.pop("options", {}).items()
+    }
+    markers = tuple(map(tuple, facts.pop("markers")))
+    facts |= {key: tuple(facts[key]) for key in ("columns", "places") if key in facts}
+    return DataTask(
+        name=name, build=build, markers=markers, options=options, downloads=downloads, **facts
+    )
+
+
+def published_of(task: str, options: Mapping[str, str]) -> Published | None:
+    """The published counts of a task built with some options; None if none are known.
+
+    >>> published_of("esc50", {"subset": "esc10"}).num_classes
+    10
+    """
+    keys = [task, *(f"{task},{key}={value}" for key, value in options.items())]
+    return next((PUBLISHED[key] for key in reversed(keys) if key in PUBLISHED), None)

@@ -8,14 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ssmast.audio.read import excerpt_name
-from ssmast.datasets.download import Remote
 from ssmast.datasets.sound_sets import TRUTH
 from ssmast.datasets.task import (
     Build,
     Builder,
     DatasetFiles,
-    DataTask,
-    Option,
     Row,
     YouTubeClips,
     keyed_order,
@@ -72,27 +69,6 @@ def _audioset_builder(splits: Mapping[str, str]) -> Builder:
                 yield Row(segment.path(clips, table), labels, split, (segment.video,))
 
     return rows
-
-
-def _audioset(name: str, splits: Mapping[str, str]) -> DataTask:
-    host = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
-    return DataTask(
-        name=name,
-        title="AudioSet",
-        page="audioset",
-        homepage="https://research.google.com/audioset/download.html",
-        licence="CC BY 4.0 (labels), CC BY-SA 4.0 (ontology); the sound is from YouTube",
-        markers=((*splits, _CLASSES),),
-        places=_AUDIOSET_PLACES,
-        layout=f"{', '.join(splits)}, {_CLASSES} and the clips, each named by its video",
-        build=_audioset_builder(splits),
-        columns=("video",),
-        disjoint_by="video",
-        metric="map",
-        multi_label=True,
-        downloads=tuple(Remote(f"{host}/{table}") for table in (*splits, _CLASSES)),
-        request="the sound of AudioSet has to be gathered from YouTube or from who has done so",
-    )
 
 
 # -- 10 % of AudioSet and FSD50K -------------------------------------------------------------------
@@ -204,24 +180,6 @@ def _kinetics_builder(classes: tuple[str, ...]) -> Builder:
     return rows
 
 
-def _kinetics(name: str, classes: tuple[str, ...]) -> DataTask:
-    return DataTask(
-        name=name,
-        title="Kinetics-Sounds",
-        page="kinetics_sounds",
-        homepage="https://github.com/cvdfoundation/kinetics-dataset",
-        licence="CC BY 4.0 (annotations); the sound is from YouTube",
-        markers=tuple(("train.csv", valid) for valid in _KINETICS["test"]),
-        places=_KINETICS_PLACES,
-        layout="train.csv and val.csv of Kinetics-400 and the sound of its clips, named as there",
-        build=_kinetics_builder(classes),
-        columns=("video",),
-        disjoint_by="video",
-        request="annotations and clips of Kinetics-400 are at its page, the sound is inside the "
-        "videos",
-    )
-
-
 # -- EPIC-KITCHENS-100 -----------------------------------------------------------------------------
 
 _EPIC_TABLES = {"train": "EPIC_100_train.csv", "test": "EPIC_100_validation.csv"}
@@ -276,75 +234,15 @@ def _epic_builder(kind: str) -> Builder:
     return rows
 
 
-def _epic(kind: str) -> DataTask:
-    host = "https://raw.githubusercontent.com/epic-kitchens/epic-kitchens-100-annotations/master"
-    tables = (*_EPIC_TABLES.values(), *_EPIC_CLASSES)
-    return DataTask(
-        name=f"epic_kitchens_{kind}",
-        title="EPIC-KITCHENS-100",
-        page="epic_kitchens",
-        homepage="https://epic-kitchens.github.io/2024",
-        licence="CC BY-NC 4.0",
-        markers=(tables,),
-        places=_EPIC_PLACES,
-        layout="EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_verb_classes.csv, "
-        "EPIC_100_noun_classes.csv and the sound of each video as <video_id>.wav or .flac",
-        build=_epic_builder(kind),
-        columns=("video", "participant", "verb", "noun"),
-        group="video",
-        disjoint_by="video",
-        downloads=tuple(Remote(f"{host}/{name}") for name in tables),
-        request="the videos come with the downloader of the project; take the sound out of them",
-    )
-
-
-TASKS = (
-    _audioset("audioset_full", {_UNBALANCED: "train", _BALANCED: "train", _EVAL: "test"}),
-    _audioset("audioset_balanced", {_BALANCED: "train", _EVAL: "test"}),
-    _audioset("audioset_eval", {_EVAL: "test"}),
-    DataTask(
-        name="vggsound",
-        title="VGGSound",
-        page="vggsound",
-        homepage="https://www.robots.ox.ac.uk/~vgg/data/vggsound/",
-        licence="CC BY 4.0 (labels); the sound is from YouTube",
-        markers=(("vggsound.csv",),),
-        layout="vggsound.csv and the clips, named <video>_<start, 6 digits>",
-        build=build_vggsound,
-        columns=("video",),
-        disjoint_by="video",
-        downloads=(Remote("https://www.robots.ox.ac.uk/~vgg/data/vggsound/vggsound.csv"),),
-        request="the sound of VGGSound has to be gathered from YouTube or from who has done so",
-    ),
-    _kinetics("kinetics_sounds_31", CLASSES_31),
-    _kinetics("kinetics_sounds_32", CLASSES_32),
-    _kinetics("kinetics_sounds_34", CLASSES_34),
-    _epic("verb"),
-    _epic("noun"),
-    DataTask(
-        name="audioset10_fsd50k",
-        title="10 % of AudioSet + FSD50K",
-        page="pretraining",
-        homepage="https://research.google.com/audioset/download.html",
-        licence="as AudioSet and FSD50K",
-        markers=tuple(
-            (f"{one}/{place}{_UNBALANCED}", f"{two}/{TRUTH}/dev.csv")
-            for place in _AUDIOSET_PLACES
-            for one in ("audioset", "AudioSet")
-            for two in ("fsd50k", "FSD50K")
-        ),
-        layout="audioset/ (lists and clips) and fsd50k/ (as FSD50K unpacks)",
-        build=build_pretraining,
-        columns=("source",),
-        options={
-            "fraction": Option("0.1", "of the AudioSet training lists"),
-            "seed": Option("0", "another one draws another tenth"),
-            "fsd50k": Option(
-                "dev", "its development split, or the evaluation split too", ("dev", "all")
-            ),
-        },
-        labelled=False,
-        metric="",
-        request="get AudioSet and FSD50K by their own tasks into audioset/ and fsd50k/",
-    ),
-)
+BUILDERS = {
+    "audioset_full": _audioset_builder({_UNBALANCED: "train", _BALANCED: "train", _EVAL: "test"}),
+    "audioset_balanced": _audioset_builder({_BALANCED: "train", _EVAL: "test"}),
+    "audioset_eval": _audioset_builder({_EVAL: "test"}),
+    "vggsound": build_vggsound,
+    "kinetics_sounds_31": _kinetics_builder(CLASSES_31),
+    "kinetics_sounds_32": _kinetics_builder(CLASSES_32),
+    "kinetics_sounds_34": _kinetics_builder(CLASSES_34),
+    "epic_kitchens_verb": _epic_builder("verb"),
+    "epic_kitchens_noun": _epic_builder("noun"),
+    "audioset10_fsd50k": build_pretraining,
+}

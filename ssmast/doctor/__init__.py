@@ -16,8 +16,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ssmast.doctor.finding import CURES, Finding, problem, reason
-from ssmast.doctor.machine import check_caches, check_cores, check_folders, check_gpus, check_memory
-from ssmast.doctor.packages import check_extras, check_packages, check_python, check_torch_family
+from ssmast.doctor.machine import (
+    check_caches,
+    check_cores,
+    check_extras,
+    check_folders,
+    check_gpus,
+    check_memory,
+    check_packages,
+    check_python,
+    check_torch_family,
+)
 from ssmast.doctor.selftest import check_decoders, check_self_tests
 from ssmast.settings import Settings, command, setting
 

@@ -266,11 +266,6 @@ def config_of(
 ) -> dict[str, Any]:
     """What config.json holds.
 
-    Args:
-        backbone: made by `ssmast.create_model`.
-        settings: of the encoder, `front_end` among them.
-        info: facts for the model card.
-
     Raises:
         ValueError: if the backbone was made otherwise.
     """

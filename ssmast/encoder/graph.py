@@ -165,10 +165,6 @@ def quantized(encoder: Encoder, model: bytes) -> bytes:
 
     Activations are scaled dynamically. The front end stays in float32: in 8 bits its filters would
     be others.
-
-    Args:
-        encoder: that the model is of.
-        model: of `onnx_model`.
     """
     _wants_onnx("onnx")
     import onnx
@@ -242,13 +238,7 @@ def check_lengths(encoder: Encoder) -> list[int]:
 
 @torch.no_grad()
 def largest_difference(encoder: Encoder, model: bytes, *, lengths: Sequence[int]) -> float:
-    """Between the graph in onnxruntime and PyTorch, over batches of one and two clips.
-
-    Args:
-        encoder: that the model is of.
-        model: ONNX.
-        lengths: of the clips, in samples.
-    """
+    """Between the graph in onnxruntime and PyTorch, over batches of one and two clips."""
     session, graph = OnnxEncoder(model), _Graph(encoder)
     largest = 0.0
     for number, length in enumerate(lengths):
@@ -263,12 +253,7 @@ def largest_difference(encoder: Encoder, model: bytes, *, lengths: Sequence[int]
 
 @torch.no_grad()
 def int8_cosines(encoder: Encoder, model: bytes) -> Tensor:
-    """Cosine of int8 and float32 embedding of one sound of every class of the built-in corpus.
-
-    Args:
-        encoder: that the model is of.
-        model: ONNX in int8.
-    """
+    """Cosine of int8 and float32 embedding of one sound of every class of the built-in corpus."""
     session = OnnxEncoder(model)
     length = max(2 * encoder.sample_rate, min_samples(encoder))
     clips = _sounds(encoder.sample_rate, length, count=len(CLASSES))
@@ -279,10 +264,6 @@ def int8_cosines(encoder: Encoder, model: bytes) -> Tensor:
 
 def graph_files(encoder: Encoder, *, int8: bool = False) -> tuple[dict[str, bytes], dict[str, Any]]:
     """ONNX files for an encoder folder, checked, and what was measured of them.
-
-    Args:
-        encoder: to export.
-        int8: write the quantised graph too.
 
     Returns:
         File name -> content, and facts for the model card.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ssmast.audio import LongSound, open_audio, scaled
 from ssmast.audio.decode import LEAST_HZ, check_channel
+from ssmast.audio.long import finished
 from ssmast.audio.read import Excerpt, mix
-from ssmast.audio.resample import finished
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 # Enough to find neighbours of like length among them; 32 MB.
@@ -96,12 +96,6 @@ def read_groups(
     channel: str | int = "mean",
 ) -> Iterator[list[Tensor | LongSound]]:
     """`read_clips` in groups, so that the files of a long list are not all in memory.
-
-    Args:
-        waveform: as `read_clips` takes it.
-        sample_rate: Hz of the samples.
-        wanted: Hz of the clips.
-        channel: of files that have several, see `Excerpt`.
 
     Raises:
         ValueError: as `read_clips`.

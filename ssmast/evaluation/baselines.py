@@ -75,9 +75,6 @@ class LogMelBaseline(nn.Module):
     25 ms Hann window, 10 ms hop, FFT of 1024, 0-8 kHz, Slaney mel of the power, ln(x + 1e-6).
     It takes clips and gives vectors as an `Encoder` does, so both are scored by one path. A clip of
     more than a minute is computed in windows.
-
-    Args:
-        num_mels: mel bins.
     """
 
     sample_rate = 16000

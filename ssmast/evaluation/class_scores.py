@@ -18,6 +18,9 @@ from ssmast.evaluation.metrics import (
 )
 from ssmast.html import markdown_table
 
+EVENT_NUMBERS = ("f1", "precision", "recall", "mean_f1")
+"""What of `EventScores` stands among the numbers of a part, as event_f1 and so on."""
+
 
 def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
     """Fraction of clips whose class is among the k highest scores.
@@ -87,8 +90,13 @@ def score_part(labelled: LabelledSet, scores: Tensor, positions: Any) -> dict[st
     return numbers
 
 
-def main_metric(labelled: LabelledSet, asked: str = "") -> str:
+def main_metric(labelled: LabelledSet, asked: str = "", *, events: bool = False) -> str:
     """What a set is chosen and reported by: asked for, its own, or what its labels suggest.
+
+    Args:
+        labelled: the set.
+        asked: metric; empty for any.
+        events: whether events are scored, so that one of `EVENT_NUMBERS` may be asked for.
 
     Raises:
         ValueError: if that is no number of `score_part` for such labels.
@@ -100,6 +108,8 @@ def main_metric(labelled: LabelledSet, asked: str = "") -> str:
     else:
         known = tuple(f"{head.name}_accuracy" for head in labelled.heads)
         known = (("action_accuracy", "action_top5") if len(labelled.heads) == 2 else ()) + known
+    if events:
+        known += ("event_f1", "event_mean_f1")
     if asked and asked not in known:
         raise ValueError(f"metric must be one of {', '.join(known)} for this set, got {asked!r}")
     own = str(labelled.origin.get("metric") or "")
@@ -146,8 +156,21 @@ def confusion(labelled: LabelledSet, scores: Tensor, positions: Any, *, head: in
     )
 
 
-def classes_table(rows: list[dict[str, Any]]) -> str:
-    """`score_classes` as Markdown, the worst found first; classes without a clip at the end."""
+def event_rows(events: dict[str, Any]) -> list[dict[str, Any]]:
+    """The classes of an `EventScores`, in the form of `score_classes`."""
+    return [
+        {"head": "", "class": name, **{key: row[key] for key in ("n", "f1", "precision", "recall")}}
+        for name, row in events["classes"].items()
+    ]
+
+
+def classes_table(rows: list[dict[str, Any]], *, what: str = "clips") -> str:
+    """`score_classes` as Markdown, the worst found first; classes without a clip at the end.
+
+    Args:
+        rows: one a class.
+        what: is counted.
+    """
     if not rows:
         return ""
     keys = [key for key in rows[0] if key not in ("head", "class", "n")]
@@ -160,7 +183,7 @@ def classes_table(rows: list[dict[str, Any]]) -> str:
         rows, key=lambda row: (row["head"], row[keys[0]] is None, row[keys[0]] or 0.0, row["class"])
     )
     named = [*(["head"] if several else []), "class", "n"]
-    head = [{"n": "clips"}.get(key, key.replace("_", " ")) for key in [*named, *keys]]
+    head = [{"n": what}.get(key, key.replace("_", " ")) for key in [*named, *keys]]
     cells = [[*(row[key] for key in named), *(cell(row[key]) for key in keys)] for row in ordered]
     return markdown_table(head, cells, numbers=len(keys))
 

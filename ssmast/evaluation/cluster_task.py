@@ -172,9 +172,6 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     """Embed, cluster, score and draw one task; returns what the JSON file holds.
 
     Under `accelerate launch` the processes divide the embedding, and all but the first return None.
-
-    Raises:
-        ValueError, FileNotFoundError: one sentence saying what to change.
     """
     wants_picture = _wants_picture(config)
     check_output(_out(config), folder=True)

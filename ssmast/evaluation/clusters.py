@@ -245,12 +245,7 @@ def _check_enough(features: Tensor) -> None:
 
 
 def nearest(features: Tensor, *, limit: int = 8) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The clips most like each clip, itself left out: numbers and cosine similarities (n, limit).
-
-    Args:
-        features: (n, D).
-        limit: neighbours of each; fewer where there are fewer clips.
-    """
+    """The clips most like each clip, without itself: numbers and cosine similarities (n, limit)."""
     points = F.normalize(features.float(), dim=1)
     limit = min(limit, len(points) - 1)
     numbers, similarities = [], []

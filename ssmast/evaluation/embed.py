@@ -199,14 +199,7 @@ def cache_key(
 def embed_batch(
     embedder: Embedder, corpus: Corpus, batch: Batch, *, batch_seconds: float
 ) -> Embeddings:
-    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
-
-    Args:
-        embedder: to embed with.
-        corpus: the clips, for their names.
-        batch: of rows and waveforms, or why there is none.
-        batch_seconds: audio that goes through the encoder at once.
-    """
+    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`."""
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
     # Long sounds are decoded while they are embedded: what is wrong with one must harm no other.
     short = [(row, clip) for row, clip in batch if isinstance(clip, Tensor)]

@@ -5,14 +5,15 @@
     ssmast evaluate encoder=runs/mine data=RECORDINGS events=true hop=0.5 threshold=0.5
 
 It writes a JSON file and report.html to `out`, and prints the table of classes. With `events`, the
-clips of the set are spans of recordings: these are classified window by window, neighbours of one
-class make an event, and events are scored by onset and offset (events.json in `out`).
+clips of the set are spans of recordings: these are classified window by window too, neighbours of
+one class make an event, and events are scored by onset and offset.
 """
 
 import logging
 import math
 import shlex
 import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,13 @@ from torch import Tensor
 
 from ssmast.audio import AudioError, Corpus
 from ssmast.audio.read import Excerpt, split_excerpt
-from ssmast.classifier import Classifier, load_classifier
+from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.encoder.input import open_clip
 from ssmast.evaluation.class_scores import (
+    EVENT_NUMBERS,
     classes_table,
     confusion,
+    event_rows,
     main_metric,
     numbers_text,
     plain_numbers,
@@ -36,7 +39,7 @@ from ssmast.evaluation.class_scores import (
 )
 from ssmast.evaluation.embed import embed_corpus
 from ssmast.evaluation.labelled_set import LabelledSet, with_heads
-from ssmast.evaluation.processes import process_state, scoring_seconds
+from ssmast.evaluation.processes import gather_list, process_state, scoring_seconds
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     MOST_CLASSES_SHOWN,
@@ -48,7 +51,8 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.events import Event, EventScores, merged, score_events
-from ssmast.files import check_output, write_json
+from ssmast.files import check_output
+from ssmast.progress import Progress
 from ssmast.report import write_report
 from ssmast.settings import (
     NETWORK_PRECISIONS,
@@ -56,7 +60,6 @@ from ssmast.settings import (
     SoundSettings,
     command,
     setting,
-    to_dict,
     to_words,
     wants_dry_run,
 )
@@ -67,7 +70,25 @@ PROTOCOL = "fine-tuned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(SoundSettings):
+class EventRules:
+    """How windows of a recording become events, and which events match."""
+
+    hop: float = setting(
+        0.0, "of events: seconds from window to window; 0: half a window", range="[0, inf)"
+    )
+    threshold: float = setting(
+        0.5, "of events: least probability of a class in a window", range="[0, 1]"
+    )
+    background: list[str] = setting([], "of events: classes that are none, such as [noise]")
+    collar: float = setting(
+        0.2,
+        "of events: seconds that an onset may be off; offsets also by half the event",
+        range="(0, inf)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EventRules, SoundSettings):
     """`ssmast evaluate`: a fine-tuned encoder to scores, class by class."""
 
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
@@ -83,19 +104,7 @@ class EvaluateConfig(SoundSettings):
     )
     metric: str = setting("", "metric that the report begins with; empty: by the labels")
     events: bool = setting(
-        False, "score events in the recordings whose spans the clips are, by onset and offset"
-    )
-    hop: float = setting(
-        0.0, "of events: seconds from window to window; 0: half a window", range="[0, inf)"
-    )
-    threshold: float = setting(
-        0.5, "of events: least probability of a class in a window", range="[0, 1]"
-    )
-    background: list[str] = setting([], "of events: classes that are none, such as [noise]")
-    collar: float = setting(
-        0.2,
-        "of events: seconds that an onset may be off; offsets also by half the event",
-        range="(0, inf)",
+        False, "also score events in the recordings whose spans the clips are, by onset and offset"
     )
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
@@ -109,12 +118,14 @@ class PartScores(NamedTuple):
         positions: of those in the set (n,).
         numbers: every metric, and `n`.
         rejected: (name, reason) of the others.
+        events: of their recordings, where these are scored and one could be read.
     """
 
     scores: Tensor
     positions: NDArray[np.int64]
     numbers: dict[str, float]
     rejected: list[tuple[str, str]]
+    events: EventScores | None = None
 
 
 def part_scores(
@@ -126,6 +137,7 @@ def part_scores(
     title: str,
     workers: int = 0,
     batch_seconds: float = 60.0,
+    events: EventRules | None = None,
 ) -> PartScores:
     """Score some clips of a set; processes divide the work and all get the whole.
 
@@ -137,9 +149,10 @@ def part_scores(
         title: for the progress line.
         workers: threads that decode.
         batch_seconds: audio scored at once.
+        events: score events in the clips' recordings too, by these rules.
 
     Raises:
-        ValueError: if no clip could be read.
+        ValueError: if no clip could be read; with `events` as `true_events`.
     """
     embedded = embed_corpus(
         classifier,
@@ -150,7 +163,11 @@ def part_scores(
     )
     readable = positions[embedded.rows]
     numbers = score_part(labelled, embedded.values, readable)
-    return PartScores(embedded.values, readable, {**numbers, "n": len(readable)}, embedded.rejected)
+    found = events and score_recordings(classifier, labelled, corpus, positions, events)
+    if found is not None:
+        numbers |= {f"event_{name}": getattr(found, name) for name in EVENT_NUMBERS}
+    numbers["n"] = len(readable)
+    return PartScores(embedded.values, readable, numbers, embedded.rejected, found)
 
 
 def result_of(
@@ -164,15 +181,6 @@ def result_of(
     part: str = "test",
 ) -> Result:
     """The result of a scored part, in the form of a probe's, so that a report can show it.
-
-    Args:
-        labelled: the set, with the classifier's heads.
-        scored: what was scored.
-        fold: of the set; empty for the first.
-        metric: number that leads.
-        encoder: what was scored.
-        sha256: of its weights.
-        part: that was scored.
 
     Raises:
         ValueError: if the clips do not decide the metric.
@@ -215,6 +223,7 @@ def result_of(
         numbers=plain_numbers(scored.numbers),
         heads=[{"name": h.name, "num_classes": len(h.classes)} for h in labelled.heads],
         per_class=score_classes(labelled, scored.scores, scored.positions),
+        events=None if scored.events is None else scored.events._asdict(),
     )
 
 
@@ -229,16 +238,10 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
             f"{labelled.spec}: {len(positions)} clips, {labelled.num_outputs} classes\n"
         )
         return 0
-    metric = main_metric(labelled, config.metric)
+    metric = main_metric(labelled, config.metric, events=config.events)
     state = process_state()
     classifier.to(state.device)
     corpus = labelled.corpus(channel=config.channel)
-    if config.events:
-        if state.is_main:
-            found = evaluate_events(classifier, labelled, corpus, positions, config)
-            write_json(_out(config) / "events.json", {**to_dict(config), **found._asdict()})
-            sys.stdout.write(_events_text(found))
-        return 0
     scored = part_scores(
         classifier,
         labelled,
@@ -247,6 +250,7 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
         title=f"{labelled.spec.name}, {config.part}",
         workers=config.workers,
         batch_seconds=config.batch_seconds or scoring_seconds(),
+        events=config if config.events else None,
     )
     if state.is_main:
         result = result_of(
@@ -259,94 +263,134 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
             part=config.part,
         )
         _write(config, replace(result, data=config.data))
-        rows = classes_table(result.per_class or [])
-        notes = "".join(f"{note}\n" for note in result_notes(result))
-        sys.stdout.write(f"{rows}\n{numbers_text(scored.numbers)}\n{notes}")
+        sys.stdout.write(f"{tables_of(result)}\n{numbers_text(scored.numbers)}\n")
+        sys.stdout.write("".join(f"{note}\n" for note in result_notes(result)))
     return 0
 
 
-def evaluate_events(
-    classifier: Classifier,
+def true_events(
     labelled: LabelledSet,
     corpus: Corpus,
     positions: NDArray[np.int64],
-    config: EvaluateConfig,
-) -> EventScores:
-    """Onset and offset scores of the recordings that some clips are spans of.
+    *,
+    background: Collection[str] = (),
+) -> tuple[list[Event], dict[str, Excerpt]]:
+    """What is to be found in the recordings that some clips are spans of, and these recordings.
 
     Args:
-        classifier: with the heads of the set.
         labelled: the set, whose clips are spans.
         corpus: of the set's folder.
         positions: of the clips in the set (n,).
-        config: window hop, threshold, background classes, collar.
+        background: classes whose spans are no events.
 
     Raises:
-        ValueError: if a clip is no span, or spans of one recording are in other parts too.
+        ValueError: if a clip is no span, spans of one recording are in other parts too, a class of
+            the background is none of the set's, or there is no event.
     """
-    outputs, names = classifier.outputs, [corpus.name(int(row)) for row in labelled.rows]
-    chosen = {split_excerpt(names[position])[0] for position in positions}
-    truth = []
+    outputs, kept = Outputs(labelled.heads, labelled.multi_label), set(positions.tolist())
+    unknown = {*background} - {name for head in labelled.heads for name in head.classes}
+    if unknown:
+        raise ValueError(f"background={sorted(unknown)} are no classes of {labelled.folder}")
+    names = [corpus.name(int(row)) for row in labelled.rows]
+    chosen = {split_excerpt(names[position])[0] for position in kept}
+    truth, recordings = list[Event](), dict[str, Excerpt]()
     for position, name in enumerate(names):
         file, span = split_excerpt(name)
         if file not in chosen:
             continue
         if span is None:
             raise ValueError(
-                f"events=true needs clips that are spans of recordings; {name} is a whole file"
+                f"events are scored in recordings that clips are spans of; {name} is a whole file"
             )
-        if position not in positions:
+        if position not in kept:
             raise ValueError(
-                f"{file} has spans in part={config.part} and in another; split by recording, with "
-                "a split or fold column that is the same for all spans of a file"
+                f"{file} has spans in the part that is scored and in another; split by recording, "
+                "with a split or fold column that is the same for all spans of a file, or with "
+                f"task={labelled.spec.name}:group='(.*)#'"
             )
-        for head, sets in zip(labelled.heads, labelled.label_sets, strict=True):
-            truth += [Event(file, *span, outputs.label(head.name, one)) for one in sets[position]]
-    predicted, failed = [], 0
-    sources = {split_excerpt(names[p])[0]: corpus.source(int(labelled.rows[p])) for p in positions}
-    for file, source in sorted(sources.items()):
+        source = corpus.source(int(labelled.rows[position]))
         assert isinstance(source, Excerpt)
-        try:
-            whole = Excerpt(source.source, channel=config.channel)
-            sound = open_clip(whole, sample_rate=classifier.sample_rate)
-            windows = classifier.windows(
-                sound, hop_seconds=config.hop or classifier.window_seconds / 2
-            )
-        except (AudioError, OSError) as error:
-            failed += 1
-            logger.warning("left out: %s", error)
-            truth = [event for event in truth if event.file != file]
-            continue
-        for start, stop, scores, _ in zip(*windows, strict=True):
-            found = outputs.top(
-                scores,
-                0 if outputs.multi_label else 1,
-                threshold=config.threshold,
-                background=config.background,
-            )
-            predicted += [
-                Event(file, start, stop, outputs.label(head, name), chance)
-                for head, name, chance in found
+        recordings[file] = source
+        for head, sets in zip(labelled.heads, labelled.label_sets, strict=True):
+            truth += [
+                Event(file, *span, outputs.label(head.name, one))
+                for one in sets[position]
+                if one not in background
             ]
-    background = {
-        outputs.label(head.name, name) for head in labelled.heads for name in config.background
-    }
-    truth = [event for event in truth if event.label not in background]
+    if not truth:
+        raise ValueError(
+            f"{labelled.folder}: no span of the part has a class other than background"
+        )
+    return truth, recordings
+
+
+def score_recordings(
+    classifier: Classifier,
+    labelled: LabelledSet,
+    corpus: Corpus,
+    positions: NDArray[np.int64],
+    rules: EventRules,
+) -> EventScores | None:
+    """Onset and offset scores of the recordings that some clips are spans of.
+
+    Processes divide the recordings and all get the whole.
+
+    Args:
+        classifier: with the heads of the set.
+        labelled: the set, whose clips are spans.
+        corpus: of the set's folder.
+        positions: of the clips in the set (n,).
+        rules: window hop, threshold, background classes, collar.
+
+    Returns:
+        The scores; None where no recording with an event can be read.
+
+    Raises:
+        ValueError: as `true_events`.
+    """
+    truth, recordings = true_events(labelled, corpus, positions, background=rules.background)
+    state, predicted, failed = process_state(), list[Event](), list[str]()
+    own = sorted(recordings)[state.rank :: state.size]
+    with Progress("events", total=len(own)) as progress:
+        for file in own:
+            try:
+                predicted += merged(_heard(classifier, file, recordings[file], rules))
+            except (AudioError, OSError) as error:
+                failed.append(file)
+                logger.warning("left out: %s", error)
+            progress.advance(1)
+    predicted, failed = gather_list(predicted, state), gather_list(failed, state)
     if failed:
-        logger.warning("%d of %d recordings are left out", failed, len(sources))
-    return score_events(truth, merged(predicted), collar=config.collar)
+        logger.warning("%d of %d recordings are left out", len(failed), len(recordings))
+    truth = [event for event in truth if event.file not in failed]
+    return score_events(truth, predicted, collar=rules.collar) if truth else None
 
 
-def _events_text(found: EventScores) -> str:
-    lines = ["event                            F1  precision  recall  events"]
-    for name, row in found.classes.items():
-        rates = f"{100 * row['f1']:6.1f} {100 * row['precision']:10.1f} {100 * row['recall']:7.1f}"
-        lines.append(f"{name[:28]:<28} {rates} {int(row['n']):7d}")
-    lines.append(
-        f"all events: F1 {100 * found.f1:.1f} %, precision {100 * found.precision:.1f} %, recall "
-        f"{100 * found.recall:.1f} %; mean F1 of the classes {100 * found.mean_f1:.1f} %"
-    )
-    return "".join(f"{line}\n" for line in lines)
+def _heard(
+    classifier: Classifier, file: str, excerpt: Excerpt, rules: EventRules
+) -> Iterator[Event]:
+    """An event for each window of a recording and each class that is heard in it."""
+    outputs = classifier.outputs
+    whole = Excerpt(excerpt.source, channel=excerpt.channel)
+    sound = open_clip(whole, sample_rate=classifier.sample_rate)
+    windows = classifier.windows(sound, hop_seconds=rules.hop or classifier.window_seconds / 2)
+    for start, stop, scores, _ in zip(*windows, strict=True):
+        found = outputs.top(
+            scores,
+            0 if outputs.multi_label else 1,
+            threshold=rules.threshold,
+            background=rules.background,
+        )
+        for head, name, chance in found:
+            yield Event(file, start, stop, outputs.label(head, name), chance)
+
+
+def tables_of(result: Result) -> str:
+    """The classes of a result as Markdown, and the same of its events where these are scored."""
+    parts = [classes_table(result.per_class or [])]
+    if result.events is not None:
+        parts.append(classes_table(event_rows(result.events), what="events"))
+    return "\n".join(parts)
 
 
 def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:

@@ -173,10 +173,6 @@ class Tally:
     def score(self, *, seed: int, seconds: float) -> Score:
         """All splits together.
 
-        Args:
-            seed: of the bootstrap.
-            seconds: that it took.
-
         Raises:
             ValueError: if the test clips do not decide the metric.
         """

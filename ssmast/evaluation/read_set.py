@@ -10,6 +10,7 @@ A task (`task_spec.py`) names a set and, where wanted, other columns. What is le
 `task.json` beside metadata.csv, as `ssmast prepare task=` writes it, or from the layout. Where
 nothing says what tests, a fifth of each class does, by a hash of the names; with `group=`, whole
 groups of a column, or of what the brackets of a pattern take of each path, such as `group='(.*)_'`.
+Spans of five or more recordings are drawn in whole recordings.
 """
 
 import logging
@@ -35,6 +36,7 @@ from ssmast.audio.corpus.table import (
     read_task_file,
     said_of,
 )
+from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled, parse_task
@@ -55,6 +57,9 @@ logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
 _NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+
+_RECORDING = "the recording"
+_FEWEST_RECORDINGS = 5
 
 Table = dict[str, list[str]]
 """Columns by name, a value a row."""
@@ -138,10 +143,13 @@ def _may_be_set(place: Path) -> bool:
 
 
 def _is_of_tars(place: Path) -> bool:
-    """Whether a folder holds tars and neither sounds nor folders."""
+    """Whether a folder holds tars and neither sounds nor folders but those of its parts."""
     if not place.is_dir() or (place / MANIFEST).is_file():
         return False
-    kinds = {one.suffix.lower() for one in place.iterdir() if not one.name.startswith(".")}
+    found = [one for one in place.iterdir() if not one.name.startswith(".")]
+    parts = [one for one in found if one.is_dir() and part_of(one.name)]
+    found = [one for one in found if one not in parts] + [o for p in parts for o in p.iterdir()]
+    kinds = {"/" if one.is_dir() else one.suffix.lower() for one in found}
     return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
 
 
@@ -159,7 +167,8 @@ def _other_tables(folder: Path) -> str:
         if file.suffix.lower() in kinds and not file.name.startswith(".")
     ]
     shown = few_names(found)
-    return f"; found {shown}: save the table with the labels as {METADATA}" if found else ""
+    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
+    return f"; found {shown}: {cure}" if found else ""
 
 
 def _find_folder(data: Path, name: str) -> Path:
@@ -243,6 +252,9 @@ def load_set(
     for name in columns:
         _check_columns(list(table), replace(spec, label=name), folder)
     kind, column = _protocol_of(table, spec, folder)
+    if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
+        table[_RECORDING] = recordings
+        spec = replace(spec, group=_RECORDING)
     if kind == "drawn":
         asked_of = replace(spec, label=columns[0])
         kind, table = "split", _with_drawn_parts(table, asked_of, separator, folder)
@@ -411,6 +423,9 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     """
     paths = _names(corpus)
     levels = [path.split("/")[:-1] for path in paths]
+    if not _other_tables(folder):  # beside a table, folders are hardly the classes
+        while all(above[1:] for above in levels) and len({above[0] for above in levels}) == 1:
+            levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     parts = [top for top in tops if part_of(top)]
     others = [top for top in tops if not part_of(top)]
@@ -458,6 +473,27 @@ def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
             "the first brackets of the pattern take"
         )
     return groups
+
+
+def _recordings_of(clips: Sequence[str], parts: Sequence[str] | None, where: Path) -> list[str]:
+    """The recording of each clip that is a span of one; empty where parts may be drawn by clip.
+
+    Spans of one recording are alike, so that one part has them all: else a test flatters.
+    """
+    spans = [split_excerpt(clip) for clip in clips]
+    files = [file for file, span in spans if span is not None]
+    values = [part_of(value) for value in parts or [""] * len(clips)]
+    if len(files) < len(clips) or len(set(files)) == len(files) or {"valid", "test"} <= {*values}:
+        return []
+    drawn_from = {file for file, part in zip(files, values, strict=True) if part in ("", "train")}
+    if len(drawn_from) >= _FEWEST_RECORDINGS:
+        return files
+    logger.warning(
+        "%s: parts are drawn among the spans of %d recordings, so that spans of one recording are "
+        "in several parts, which flatters a score; from %d recordings on each is in one part",
+        *(where, len(drawn_from), _FEWEST_RECORDINGS),
+    )
+    return []
 
 
 def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path) -> Table:

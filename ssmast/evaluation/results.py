@@ -174,6 +174,7 @@ class Result(About, Score):
         numbers: every metric of a classifier; None for one that is infinite or undefined.
         heads: name and number of classes of each of its heads.
         per_class: scores of each class.
+        events: `EventScores` of the recordings that the clips are spans of.
         init: weights that fine-tuning started from.
     """
 
@@ -200,6 +201,7 @@ class Result(About, Score):
     numbers: dict[str, float | None] | None = None
     heads: list[dict[str, Any]] | None = None
     per_class: list[dict[str, Any]] | None = None
+    events: dict[str, Any] | None = None
     init: str | None = None
 
     @property
@@ -343,11 +345,7 @@ def result_file(out: Path, labelled: LabelledSet, protocol: str) -> Path:
 
 
 def results_table(results: list[Result]) -> str:
-    """Markdown: one row a task, then the average with the differences to the first column.
-
-    Args:
-        results: what `run_suite` returns, all with the same columns.
-    """
+    """Markdown: one row a task, then the average with the differences to the first column."""
     if not results:
         return "no results\n"
     first = results[0]

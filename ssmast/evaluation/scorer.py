@@ -143,10 +143,6 @@ class Job(NamedTuple):
 class Scorer:
     """Scores labelled sets by one protocol.
 
-    Args:
-        config: settings of `ssmast probe`.
-        cache: folder of embeddings.
-
     Attributes:
         protocol: how, with the shots that are asked for.
         columns: what is scored, the one asked for first.
@@ -188,10 +184,6 @@ class Scorer:
 
     def score(self, job: Job, *, inputs_sha256: str = "") -> Result:
         """The first column's result, with the scores of the others as `baselines`.
-
-        Args:
-            job: of `job`.
-            inputs_sha256: of `inputs_sha256`, kept with the result.
 
         Raises:
             ValueError: if the protocol does not fit the columns, or too few clips can be read.

@@ -70,9 +70,6 @@ def run_suite(config: ProbeConfig) -> list[Result]:
 
     Under `accelerate launch` the processes divide the embedding; the first one probes and has the
     results, the others return an empty list.
-
-    Raises:
-        ValueError, FileNotFoundError: one sentence saying what to change.
     """
     _check_outputs(config)
     sets = load_sets(config)
@@ -129,11 +126,7 @@ def _check_outputs(config: ProbeConfig) -> None:
 
 
 def load_sets(config: ProbeConfig) -> list[LabelledSet]:
-    """The labelled sets of `tasks`.
-
-    Raises:
-        ValueError, FileNotFoundError: one sentence saying what to change.
-    """
+    """The labelled sets of `tasks`."""
     names = find_sets(config.data) if config.tasks in ("all", POSTER) else split_names(config.tasks)
     if config.tasks == POSTER:
         wanted = [task for _, task, _ in POSTER_TABLE.columns]

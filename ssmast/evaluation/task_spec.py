@@ -54,10 +54,6 @@ class TaskSpec:
 def filled(spec: TaskSpec, facts: Mapping[str, Any]) -> TaskSpec:
     """The spec with what the user left open taken from the task.json of the set.
 
-    Args:
-        spec: as asked for.
-        facts: from `read_task_file`.
-
     >>> filled(TaskSpec(name="a"), {"label": "class", "protocol": "folds"}).label
     'class'
     """

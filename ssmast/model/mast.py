@@ -203,12 +203,7 @@ class MAST(Backbone):
         return tokens
 
     def _stretch(self, grid: Grid, columns: Tensor | None) -> Stretch:
-        """Length of each axis over that of the training input, in stem tokens.
-
-        Args:
-            grid: of the stem.
-            columns: valid ones of each clip, as `PatchEmbed` returns them.
-        """
+        """Length of each axis over that of the training input, in stem tokens."""
         if self.long_input == "clamp":
             return Stretch()
         trained = self.train_grid

@@ -375,10 +375,6 @@ def _members(draws: Tensor, num_kept: int, *, size: int, length: int) -> Tensor:
 def drop_patches(tokens: Tokens, patch_drop: PatchDrop) -> Tokens:
     """Stem tokens without the dropped ones: masked ("random") or taken out ("structured").
 
-    Args:
-        tokens: of the stem.
-        patch_drop: drawn for their grid.
-
     Raises:
         ValueError: for a drop drawn for another grid or batch, or a structured one with a mask.
     """

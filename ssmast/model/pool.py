@@ -36,11 +36,6 @@ def statistics_of(mode: str) -> list[str]:
 def statistic_dims(mode: str, freq: int, dim: int) -> dict[str, int]:
     """Length of each statistic's part of a pooled vector.
 
-    Args:
-        mode: joined by "+".
-        freq: frequency rows of the tokens' grid.
-        dim: channels.
-
     Raises:
         ValueError: for an unknown mode.
     """

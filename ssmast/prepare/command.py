@@ -52,7 +52,7 @@ class PrepareConfig(Settings):
 def main(argv: list[str]) -> int:
     """`ssmast prepare`: parse, prepare, write the page."""
     if any(word.startswith("task=") for word in argv):
-        return importlib.import_module("ssmast.datasets.command").main(argv)
+        return importlib.import_module("ssmast.datasets.builder").main(argv)
     config = parse(
         PrepareConfig,
         argv,
@@ -71,7 +71,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     """Prepare as the settings say."""
     from ssmast.audio import open_corpus
     from ssmast.prepare import prepare_corpus
-    from ssmast.prepare.page import write_page
+    from ssmast.prepare.pipeline import write_page
 
     check_output(config.out, folder=True)
     corpus = open_corpus(config.src).with_channel(config.channel)

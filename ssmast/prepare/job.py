@@ -22,6 +22,7 @@ from ssmast.audio.corpus.corpus import Corpus, Mixture
 from ssmast.audio.corpus.entries import IndexFile, write_index
 from ssmast.audio.corpus.remote import is_url
 from ssmast.audio.encode import CODECS, encode_sound
+from ssmast.audio.long import finished
 from ssmast.audio.mel import LogMel
 from ssmast.audio.read import (
     AudioError,
@@ -32,7 +33,6 @@ from ssmast.audio.read import (
     open_long,
     swing,
 )
-from ssmast.audio.resample import finished
 from ssmast.files import replacing, write_atomic, write_json
 from ssmast.prepare.duplicates import changes, fingerprint
 

@@ -103,15 +103,7 @@ def write_report(
 def write_map(
     out: Path, picture: dict[str, Any], *, title: str, audio_mb: float, audio_seconds: float
 ) -> None:
-    """Write the page of one picture of clips, which can be played.
-
-    Args:
-        out: HTML file.
-        picture: see `clusters_map.scatter`.
-        title: of the page.
-        audio_mb: of sound put inside the page.
-        audio_seconds: of each clip.
-    """
+    """Write the page of one picture of clips, which can be played."""
     drawn = scatter(picture, title, 0, out, round(audio_mb * _MEGABYTE), audio_seconds)
     content = page(title, section("Map", drawn), scripts=(_bokeh(), _script()))
     write_atomic(out, content)

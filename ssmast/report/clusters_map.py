@@ -28,7 +28,7 @@ from ssmast.evaluation.cluster_task import (
 )
 from ssmast.evaluation.results import TITLES, ClusterResult
 from ssmast.html import section, table, text
-from ssmast.report.published_scores import CLUSTERS_SOURCE, PUBLISHED_CLUSTERS
+from ssmast.report.published_scores import PUBLISHED_CLUSTERS
 from ssmast.report.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -139,14 +139,7 @@ _SHAPES = (("circle", "●"), ("triangle", "▲"), ("square", "■"), ("diamond"
 def clusters(
     sources: Sequence[Source], *, page: Path, audio_bytes: int, audio_seconds: float
 ) -> tuple[str, bool]:
-    """The section about clusters, and whether it needs scripts.
-
-    Args:
-        sources: with results of `ssmast cluster`.
-        page: where the page will lie.
-        audio_bytes: of sound to put inside the page, over all scatters.
-        audio_seconds: of each clip.
-    """
+    """The section about clusters, and whether it needs scripts."""
     results = [(source, result) for source in sources for result in source.clusters]
     pictures = [result for _, result in results if result.picture is not None]
     parts, drawn = [], 0
@@ -162,11 +155,11 @@ def clusters(
 
 def _table(result: ClusterResult) -> str:
     rows = cluster_rows(result)
-    for task, name, silhouette, adjusted_rand, homogeneity in PUBLISHED_CLUSTERS:
+    for task, name, silhouette, adjusted_rand, homogeneity in PUBLISHED_CLUSTERS["rows"]:
         if task == result.task.partition(":")[0]:
             cells = [f"{adjusted_rand:.3f}", f"{homogeneity:.3f}", "", ""]
             cells += [f"{silhouette:.3f} (labels and distance not stated)", "", "", ""]
-            rows.append([f"{name}: {CLUSTERS_SOURCE}", *cells])
+            rows.append([f"{name}: {PUBLISHED_CLUSTERS['source']}", *cells])
     titles = ("", *CLUSTER_TITLES.values(), *SILHOUETTES.values())
     shown = table(rows, head=titles, first_is_head=True, name="cluster scores", style="numbers")
     return f'{shown}<p class="soft">{text(clusters_note(result))}</p>'

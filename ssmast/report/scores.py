@@ -40,18 +40,39 @@ def scores(sources: Sequence[Source]) -> str:
         "Tracks run from 0 to 100 %; the dotted mark is chance. Hollow dots are published scores "
         "by another protocol: they show where the field is, not who is better."
     )
-    mistakes, is_open = "", True
+    mistakes, events, is_open = "", "", True
     for source in sources:
         for result in source.probes:
             name = result.task if len(sources) < 2 else f"{result.task}, {source.name}"
             part = _confusion(result, name, is_open=is_open)
+            events += _events(result, name)
             mistakes, is_open = mistakes + part, is_open and not part
     return section(
         "Scores",
         f'<p class="soft">{text(note)}</p>',
         *(_task(key, sources) for key in keys),
+        f"<h3>Events</h3>{events}" if events else "",
         f"<h3>Most frequent mistakes</h3>{mistakes}" if mistakes else "",
     )
+
+
+def _events(result: Result, name: str) -> str:
+    """Onset and offset scores of a result, class by class."""
+    if not result.events:
+        return ""
+    keys, whole = ("f1", "precision", "recall"), result.events
+    rows = [("all", *(f"{100 * whole[key]:.1f}" for key in keys), "")]
+    rows += [
+        (label, *(f"{100 * row[key]:.1f}" for key in keys), f"{row['n']:,}")
+        for label, row in whole["classes"].items()
+    ]
+    note = (
+        f"{name}: events in the {result.part} part's recordings, in %. An event counts if its "
+        "class, onset and offset are right; mean F1 of the classes "
+        f"{100 * whole['mean_f1']:.1f} %."
+    )
+    head = ("class", "F1", "precision", "recall", "events")
+    return f'<p class="soft">{text(note)}</p>{table(rows, head=head)}'
 
 
 def _key(result: Result) -> tuple[str, str, str, str]:

@@ -383,14 +383,7 @@ def _wait(state: Processes) -> None:
 
 
 def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Encoder) -> None:
-    """Write the file whole or not at all, then drop the parts.
-
-    Args:
-        out: .npz or .parquet.
-        found: vectors.
-        corpus: that they are of.
-        encoder: that they are from.
-    """
+    """Write the file whole or not at all, then drop the parts."""
     names = names_of(found, corpus)
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
     with replacing(out) as partial:

@@ -224,11 +224,6 @@ class Index:
         the order of what is found is that of the mean cosine to the one, less `minus` times the
         mean cosine to the other.
 
-        Args:
-            positive: (n, D), n >= 1.
-            negative: (m, D), m >= 0.
-            minus: weight of the negative ones.
-
         Source: Rocchio 1971, relevance feedback.
         """
         wanted = _units(positive - self._mean).mean(axis=0)

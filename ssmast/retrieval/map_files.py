@@ -97,11 +97,6 @@ def main(config: MapConfig, argv: list[str]) -> int:
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:
     """Groups, points and neighbours of embeddings, as a page's scatter takes them.
 
-    Args:
-        found: vectors of clips or windows.
-        corpus: that they are of.
-        config: groups, points, layout and seed.
-
     Raises:
         ValueError: for fewer than four sounds.
     """

@@ -64,11 +64,7 @@ class Alarm:
                 self._said = row.get("alarms", {})
 
     def look(self, row: Row) -> dict[str, str]:
-        """What fails after this line: kind -> sentence; a new one is logged as a warning.
-
-        Args:
-            row: numbers of the line, with its `step`.
-        """
+        """What fails after this line: kind -> sentence; a new one is logged as a warning."""
         if self.mode == "off":
             return {}
         self._take(row)

@@ -202,12 +202,6 @@ def load_backbone_(
 ) -> LoadReport:
     """Put weights into a backbone without a head.
 
-    Args:
-        backbone: written in place.
-        weights: what `read_weights` gave.
-        model: name of the backbone's architecture.
-        log_mel: front end of this run; a warning tells where the weights had another one.
-
     Raises:
         ValueError: if they are of another model or do not fit.
     """
@@ -232,12 +226,6 @@ def load_backbone_(
 
 def check_network(source: nn.Module, backbone: nn.Module, *, init: str | Path, model: str) -> None:
     """Refuse an encoder whose weights another network cannot take over.
-
-    Args:
-        source: backbone of the encoder.
-        backbone: that is to take them over; it may be on the meta device.
-        init: where the encoder is from, for the message.
-        model: name of the backbone's architecture.
 
     Raises:
         UsageError: naming the model that can.

@@ -51,10 +51,6 @@ def open_data(config: PretrainConfig, *, runs: Path) -> Corpus:
 def check_enough(config: PretrainConfig, corpus: Corpus) -> None:
     """Refuse a corpus with fewer segments than a batch, of which none tells clips apart.
 
-    Args:
-        config: settings of the run.
-        corpus: its clips.
-
     Raises:
         ValueError: if it has.
     """
@@ -87,13 +83,7 @@ def build_log_mel(config: TrainConfig, *, mean: float = 0.0, std: float = 1.0) -
 
 
 def log_mel_of(front: FrontEnd, *, mean: float, std: float) -> LogMel:
-    """The front end of these settings, of a run that is set up or that is read again.
-
-    Args:
-        front: settings of a run.
-        mean: of the log-mel over its corpus.
-        std: of the log-mel over its corpus.
-    """
+    """The front end of these settings, of a run that is set up or that is read again."""
     settings = to_dict(front)
     del settings["stats_clips"]
     if front.kind == "kaldi" and front.n_fft == FrontEnd().n_fft:
@@ -127,14 +117,7 @@ def front_end_like(config: TrainConfig, theirs: LogMel) -> FrontEnd:
 def mean_and_std(
     config: TrainConfig, corpus: Corpus, *, decoded: Corpus, frames: int
 ) -> tuple[float, float]:
-    """Mean and std of the corpus' log-mel: as `ssmast prepare` found them, or measured now.
-
-    Args:
-        config: settings of the run.
-        corpus: its clips.
-        decoded: the same clips, to measure on.
-        frames: of an input.
-    """
+    """Mean and std of the corpus' log-mel: as `ssmast prepare` found them, or measured now."""
     log_mel = build_log_mel(config)
     warn_of_lost_energy(corpus, log_mel)
     known = known_mean_std(corpus, log_mel)
@@ -156,13 +139,7 @@ def steps_of(config: TrainConfig, *, num_clips: int) -> int:
 
 
 def decoded(config: TrainConfig, corpus: Corpus, *, runs: Path) -> Corpus:
-    """The corpus decoded once, or as it is when that is not wanted or too big.
-
-    Args:
-        config: settings of the run.
-        corpus: its clips.
-        runs: folder of runs, which the cache lies in unless `cache` says otherwise.
-    """
+    """The corpus decoded once, or as it is when that is not wanted or too big."""
     if config.cache == "off":
         return corpus
     where = runs / "cache" if config.cache == "auto" else Path(config.cache)
@@ -225,14 +202,7 @@ def _quiet_worker(worker: int) -> None:
 def segments_of(
     config: PretrainConfig, source: Corpus, *, num_samples: int, num_segments: int
 ) -> SegmentDataset:
-    """The segments of a run's clips.
-
-    Args:
-        config: settings of the run.
-        source: its clips.
-        num_samples: length of a segment.
-        num_segments: of each clip.
-    """
+    """The segments of a run's clips."""
     return SegmentDataset(
         source,
         num_samples=num_samples,

@@ -33,9 +33,6 @@ class Fetcher:
     A read from a mount that went away may block for ever, in C code that no signal interrupts.
     Nothing is fetched ahead: while the thread works, the caller does nothing but wait. The thread
     ends with this object and lets go of the iterator, which stops a loader's worker processes.
-
-    Args:
-        batches: to take from.
     """
 
     def __init__(self, batches: Iterator[SegmentBatch]) -> None:

@@ -201,11 +201,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse what cannot be run, before hours may pass in reading the corpus.
-
-        Raises:
-            UsageError, ValueError: one sentence saying what to change.
-        """
+        """Refuse what cannot be run, before hours may pass in reading the corpus."""
         check_model(config.model)
         run = RunFacts(log_mel=build_log_mel(config), num_clips=1 << 40, steps=1)
         with torch.device("meta"):

@@ -36,10 +36,6 @@ class PassWeights:
     the gradients of two passes weight by weight: of a base model these are 1,400 kernels in a step,
     here fifty. The numbers are the same, but for tables of positions, whose gradient is rounded to
     the type of the products, as that of every other weight is.
-
-    Args:
-        network: whose weights.
-        passes: how many there will be.
     """
 
     def __init__(self, network: nn.Module, passes: int) -> None:
@@ -139,9 +135,6 @@ class GradientSum:
     same bits whichever process computed which micro-batch; a sum in float32, as that of
     DistributedDataParallel, depends on how the clips are shared out, and for three or more
     processes also on how its buckets happen to lie.
-
-    Args:
-        parameters: whose `grad` is added up.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:

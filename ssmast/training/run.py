@@ -73,11 +73,6 @@ class _Opened:
 def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool = False) -> Path:
     """Train an objective as the settings say; gives the run folder, with encoder and report.
 
-    Args:
-        kind: of the objective.
-        config: settings of the run.
-        dry_run: check and say everything, and train nothing.
-
     Raises:
         ValueError, FileNotFoundError, FileExistsError: one sentence saying what to change.
         StoppedError: after Ctrl-C or SIGTERM, with the state saved.
@@ -134,13 +129,7 @@ def _plan(
 ) -> RunPlan:
     """Decide everything; a second look of another process would already find the folder taken.
 
-    Args:
-        kind: of the objective.
-        config: settings of the run.
-        accelerator: of the main process, for what is said.
-        stack: holds the lock of the folder.
-        opened: gets what was opened, so that this process need not do so again.
-        dry_run: look at everything and write nothing.
+    The lock of the folder goes onto `stack`, and what was opened into `opened`.
     """
     folder = open_run(config)
     start = None

@@ -94,10 +94,6 @@ class RunFolder:
 def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
     """Decide where the run lives and whether it is resumed.
 
-    Args:
-        config: settings with `run`, `resume` and `recipe`.
-        root: parent of runs that were given no name.
-
     Raises:
         FileExistsError: if the folder holds another run, or one that was not asked to be resumed.
         FileNotFoundError: if a named checkpoint does not exist.

@@ -56,12 +56,7 @@ class ShowViewsConfig(PretrainConfig):
 
 
 def main(argv: list[str], kind: type[AnyObjective] | None = None) -> int:
-    """`ssmast show-views`: parse, then draw.
-
-    Args:
-        argv: words after the command.
-        kind: of an objective that is not among the package's.
-    """
+    """`ssmast show-views`: parse, then draw."""
     schema = ShowViewsConfig
     if kind is not None and kind.settings is not PretrainConfig:
         schema = make_dataclass(
@@ -126,14 +121,7 @@ def draw_step(
 def at_step(
     objective: AnyObjective, items: SegmentDataset | MixedSegments, *, step: int
 ) -> tuple[AnyObjective, SegmentBatch]:
-    """The batch of a step, and an objective with the mixup memory that a run has by then.
-
-    Args:
-        objective: of the run; a twin of it on the CPU is given where views depend on what was
-            seen before.
-        items: segments of the run's clips.
-        step: optimiser steps done.
-    """
+    """The batch of a step, and an objective with the mixup memory that a run has by then."""
     config, first = objective.config, step
     if objective.make_views is not None:
         run = RunFacts(
@@ -156,14 +144,7 @@ def at_step(
 def view_panels(
     objective: AnyObjective, segments: SegmentBatch, step: int, *, clips: int
 ) -> list[list[Panel]]:
-    """Segments with their waveforms, the views, and what is dropped of them (grey).
-
-    Args:
-        objective: whose views.
-        segments: of a whole batch.
-        step: optimiser steps done.
-        clips: how many rows.
-    """
+    """Segments with their waveforms, the views, and what is dropped of them (grey)."""
     views, student = objective.views(segments, step), objective.encoders()["student"]
     log_mels = list(views.log_mels) if isinstance(views, TwoViews) else []
     drops: list[tuple[str, int, PatchDrop | None]] = []

@@ -48,6 +48,8 @@ class TrainingState(SavedState):
         # Looked for once: each look goes through all modules, and a step has milliseconds.
         self._parameters = list(objective.parameters())
         self._norms = [part for part in objective.modules() if isinstance(part, _BATCH_NORMS)]
+        objective.train()
+        self._training = [part for part in objective.modules() if part.training]
 
     def train_step(self, segments: SegmentBatch) -> StepResult:
         """One optimiser step on this process' share of the batch.
@@ -59,7 +61,8 @@ class TrainingState(SavedState):
         micros = segments.split(self.config.optim.gradient_accumulation_steps)
         views = [objective.views(micro, self.step) for micro in micros]
         step = self._place(segments)
-        objective.train()
+        if not all(part.training for part in self._training):  # a score in between left some so
+            objective.train()
         objective.before_step(views, step)
         self.optimizer.zero_grad(set_to_none=True)
         statistics = [(each, each.clone()) for norm in self._norms for each in norm.buffers()]

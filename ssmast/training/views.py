@@ -50,13 +50,7 @@ class ViewMaker:
 
     @torch.no_grad()
     def __call__(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> TwoViews:
-        """Waveforms (B, 2, S) -> two augmented, normalised views and their drops.
-
-        Args:
-            segments: of a micro-batch.
-            step: optimiser steps done.
-            backbone: whose grid patches are dropped from.
-        """
+        """Waveforms (B, 2, S) -> two augmented, normalised views and their drops."""
         waveform = segments.waveform.to(self._device, non_blocking=True)
         raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
         return TwoViews(

@@ -96,7 +96,7 @@ def _validator(encoder: str, environment: dict[str, str]) -> bool:
 
 def _xares(encoder: str, environment: dict[str, str]) -> bool:
     code = (
-        "import sys; from ssmast.adapters.xares import xares_encoder;"
+        "import sys; from ssmast.adapters import xares_encoder;"
         "from xares.audio_encoder_checker import check_audio_encoder;"
         "sys.exit(not check_audio_encoder(xares_encoder(sys.argv[1])()))"
     )
@@ -110,7 +110,7 @@ import sys, mteb, numpy as np
 from datasets import Dataset, DatasetDict
 from mteb.mocks.mock_tasks import MockAudioClassification
 from mteb.models.models_protocols import EncoderProtocol
-from ssmast.adapters.mteb import MtebEncoder
+from ssmast.adapters import MtebEncoder
 
 class Toy(MockAudioClassification):
     def load_data(self, **_):

@@ -39,10 +39,10 @@ def test_a_built_set_is_compared_with_the_official_counts_and_the_copies_of_pape
 def test_a_set_that_is_as_published_ends_with_status_0(mini, capsys, monkeypatch):
     esc(mini)
     _, facts = mini.build("esc50", subset="esc10")
-    from ssmast.datasets import published_counts
+    from ssmast.datasets import task
 
-    official = published_counts.Published("made here", counts=facts["counts"])
-    monkeypatch.setitem(published_counts.PUBLISHED, "esc50,subset=esc10", official)
+    official = task.Published("made here", counts=facts["counts"])
+    monkeypatch.setitem(task.PUBLISHED, "esc50,subset=esc10", official)
     assert main(["datasets", "check", f"data={mini.root.parent / 'out'}"]) == 0
     assert "as published" in capsys.readouterr().out
 

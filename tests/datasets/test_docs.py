@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ssmast.datasets import PUBLISHED, TASKS
-from ssmast.datasets.command import main
-from ssmast.datasets.published_counts import COPIES
+from ssmast.datasets.builder import main
+from ssmast.datasets.task import COPIES
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets"
 PAGES = sorted({task.page for task in TASKS.values()})

@@ -7,7 +7,7 @@ import pytest
 
 from ssmast.datasets import TASKS, prepare_task
 from ssmast.datasets import builder as registry
-from ssmast.datasets.command import main
+from ssmast.datasets.builder import main
 from ssmast.datasets.download import Remote, fetch
 from tests.datasets.test_sounds import esc
 

@@ -6,7 +6,7 @@ import pytest
 from ssmast.audio import open_corpus
 from ssmast.cli import main as ssmast
 from ssmast.datasets import TASKS, prepare_task
-from ssmast.datasets.command import main
+from ssmast.datasets.builder import main
 from ssmast.datasets.task import keyed_order, keyed_unit
 from ssmast.settings import UsageError
 from tests.datasets.test_sounds import esc

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from ssmast.audio.resample import LOUDEST
+from ssmast.audio.long import LOUDEST
 from ssmast.encoder import load_encoder
 
 from .test_encoder import RATE, make_encoder, noise

@@ -367,14 +367,14 @@ def test_columns_are_known_by_other_forms_of_their_names(tmp_path, header):
 
 def test_another_label_column_is_enough_and_the_columns_are_listed(tmp_path):
     rows = "a,x,train\nb,y,train\nc,x,valid\nd,y,test\n"
-    folder = write(tmp_path / "s", "path,species,split\n" + rows)
-    assert load_set(folder, labels=["species"]).labels == ["x", "y", "x", "y"]
-    assert load_set(folder, labels=["Species"]).heads[0].name == "species"
-    said = r"s/metadata.csv has no column 'label'; it has: path, species, split; name the one .*"
+    folder = write(tmp_path / "s", "path,bird,split\n" + rows)
+    assert load_set(folder, labels=["bird"]).labels == ["x", "y", "x", "y"]
+    assert load_set(folder, labels=["Bird"]).heads[0].name == "bird"
+    said = r"s/metadata.csv has no column 'label'; it has: path, bird, split; name the one .*"
     for read in (find_sets, load_set):
         with pytest.raises(ValueError, match=said + r"tasks=\[s:label=COLUMN\].*labels=\[COLUMN\]"):
             read(folder)
-    with pytest.raises(FileNotFoundError, match=r"s/metadata.csv has the columns path, species, "):
+    with pytest.raises(FileNotFoundError, match=r"s/metadata.csv has the columns path, bird, "):
         find_sets(tmp_path)
     write(tmp_path / "u", "path,Label,label ,split\n" + rows.replace(",x", ",x,x"))
     with pytest.raises(ValueError, match="fields in line"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssmast.model import tiled
+from ssmast.model import attention
 from ssmast.model.attention import PATHS, choose_path, relative_attention
 
 FAST = ("mask", "augmented", "tiled", "auto")
@@ -51,7 +51,7 @@ def test_paths_agree_in_value_and_gradient(path, masked, shape):
 
 @pytest.mark.parametrize("logits", [1, 20, 1000])
 def test_tiles_of_any_size_give_the_same_gradients(monkeypatch, logits):
-    monkeypatch.setattr(tiled, "TILE_LOGITS", logits)
+    monkeypatch.setattr(attention, "TILE_LOGITS", logits)
     tensors, mask, weight = inputs(), key_mask(), torch.randn(2, 3, 11, 8)
     outcomes = []
     for path in ("reference", "tiled"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -416,6 +417,17 @@ def test_a_long_file_is_cut_block_by_block_to_the_same_bytes(tmp_path, monkeypat
     assert contents(tmp_path / "at once") == contents(tmp_path / "by blocks")
 
 
+def _peak_of_preparing(folder: Path, *words: str) -> float:
+    """GiB that a process of its own held at most."""
+    code = (
+        "import resource, sys; from ssmast.prepare.command import main; main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    argv = [sys.executable, "-c", code, str(folder), f"out={folder}-out", "workers=1", *words]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) / 2**20
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
     """Half an hour may take no more than 0.3 GB above two minutes; at once it took 0.9 GB."""
@@ -427,13 +439,20 @@ def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
         with soundfile.SoundFile(folder / "night.wav", "w", 48000, 2, "PCM_16") as file:
             for number in range(minutes):
                 file.write(np.stack([np.roll(block, 997 * number), block], axis=1))
-        code = (
-            "import resource, sys; from ssmast.prepare.command import main; main(sys.argv[1:]);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        words = [str(folder), f"out={folder}-out", "workers=1"]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words], check=True, capture_output=True, text=True
-        )
-        peaks.append(int(done.stdout.split()[-1]) / 2**20)
+        peaks.append(_peak_of_preparing(folder))
     assert peaks[1] < peaks[0] + 0.3
+
+
+@pytest.mark.slow
+def test_six_hours_in_one_file_take_little_memory(tmp_path):
+    """A night of a recorder at 8 kHz, all of it: at once its float32 at 16 kHz took 2.6 GB."""
+    folder, rate = tmp_path / "night", 8000
+    folder.mkdir()
+    block = 0.02 * np.random.default_rng(0).standard_normal(rate * 60)
+    block += 0.1 * np.sin(2 * np.pi * 440 / rate * np.arange(rate * 60))
+    with soundfile.SoundFile(folder / "night.wav", "w", rate, 1, "PCM_16") as file:
+        for number in range(6 * 60):
+            file.write(np.roll(block, 997 * number))
+    assert _peak_of_preparing(folder) < 1.5
+    rows = pq.read_table(tmp_path / "night-out" / "manifest.parquet").to_pylist()
+    assert sum(row["samples"] for row in rows) == 6 * 3600 * 16000

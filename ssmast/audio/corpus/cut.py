@@ -98,10 +98,6 @@ def cut_long(corpus: Corpus, clip_seconds: float) -> Corpus:
     Lengths are those that headers state; the last clip of a file goes to its end, however far that
     is. Left whole are files at a URL, excerpts that a table names, formats that FFmpeg reads, and
     the clips of a prepared corpus, unless it was prepared whole.
-
-    Args:
-        corpus: clips of any length.
-        clip_seconds: length of a clip; 0 to cut nothing.
     """
     if not clip_seconds:
         return corpus

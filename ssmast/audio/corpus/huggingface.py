@@ -8,7 +8,7 @@ Source: https://huggingface.co/docs/datasets/audio_dataset
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,14 @@ from ssmast.audio.corpus.shards import (
     part_of_struct,
     place_of,
 )
-from ssmast.audio.corpus.table import LABELS_BETWEEN, Listing, joined, split_word, table_of
+from ssmast.audio.corpus.table import (
+    LABELS_BETWEEN,
+    Listing,
+    find_column,
+    joined,
+    split_word,
+    table_of,
+)
 
 _LARGEST_GROUP = 2 << 30
 
@@ -61,11 +68,12 @@ def arrow_corpus(root: Path, files: Sequence[Path], splits: Sequence[str]) -> Co
 def _corpus(
     root: Path | str, files: Sequence[Path | str], splits: Sequence[str], batches: Iterable[_Batch]
 ) -> Corpus:
-    found, features = Listing(root), dict[str, Any]()
+    found, features, lists = Listing(root), dict[str, Any](), set[str]()
     places = list[_Batch]()
     for batch in batches:
         path = files[batch.shard]
         features = features or features_of(batch.columns.schema)
+        lists |= {field.name for field in batch.columns.schema if _holds_lists(field.type)}
         texts = {
             name: _texts(batch.columns[name], features.get(name), path, name)
             for name in batch.columns.column_names
@@ -96,19 +104,19 @@ def _corpus(
         shard,
         np.concatenate([one.offsets for one in places]),
     )
-    table = table_of(found.columns, _said(found, features)) if found.columns else None
+    table = table_of(found.columns, _said(found, features, lists)) if found.columns else None
     return Corpus(root=root, entries=entries, shards=files, table=table)
 
 
-def _said(found: Listing, features: Mapping[str, Any]) -> dict[str, Any]:
+def _said(found: Listing, features: Mapping[str, Any], lists: Collection[str]) -> dict[str, Any]:
     """What the schema says of the labels, in the words of a task.json."""
     classes = {name: names for name, one in features.items() if (names := _class_names(one))}
-    label = next((name for name in ("label", "labels") if name in found.columns), "")
-    label = label or (next(iter(classes)) if len(classes) == 1 else "")
+    label = find_column(list(found.columns), "label")
+    if label not in found.columns:
+        label = next(iter(classes)) if len(classes) == 1 else ""
     if not label:
         return {}
-    several = _is_list(features.get(label))
-    facts = {"label": label, "multi_label": several, "label_separator": LABELS_BETWEEN}
+    facts = {"label": label, "multi_label": label in lists, "label_separator": LABELS_BETWEEN}
     return {**facts, "classes": classes[label]} if label in classes else facts
 
 
@@ -195,7 +203,7 @@ def _ranges(values: pa.Array, whole: pa.Buffer, path: Path) -> tuple[np.ndarray,
 
 def _is_told(kind: pa.DataType) -> bool:
     """Whether a column is of words or numbers, or lists of them, which a table can show."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _holds_lists(kind) or pa.types.is_dictionary(kind):
         kind = kind.value_type
     return (
         pa.types.is_string(kind)
@@ -204,6 +212,10 @@ def _is_told(kind: pa.DataType) -> bool:
         or pa.types.is_floating(kind)
         or pa.types.is_boolean(kind)
     )
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _is_list(feature: object) -> bool:

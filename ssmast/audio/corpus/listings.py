@@ -2,7 +2,7 @@
 
     wav.scp, utt2spk, text, segments    a folder of Kaldi, or one for each part
     {"data": [{"wav", "labels"}]}       AST and PSLA, with class_labels_indices.csv
-    metadata.csv, metadata.jsonl        Hugging Face's AudioFolder, in the folder or in each part
+    metadata.csv, .jsonl, .parquet      Hugging Face's AudioFolder, in the folder or in each part
     000.wav, 000.cls, 000.json, 000.txt members of a WebDataset tar, of one key up to the first dot
 
 Sources: kaldi-asr.org/doc/data_prep.html; github.com/YuanGongND/ast, egs;
@@ -28,6 +28,7 @@ from ssmast.audio.corpus.table import (
     columns_of,
     find_column,
     joined,
+    read_columns,
     read_table,
     said_of,
     split_word,
@@ -40,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 WAV_SCP = "wav.scp"
 _CLASS_INDEX = "class_labels_indices.csv"
-_TABLES = (METADATA, "metadata.tsv", "metadata.jsonl")
+_OF_VALUES = ("metadata.jsonl", "metadata.parquet")  # of JSON's values, where CSV has text
+_TABLES = (METADATA, "metadata.tsv", *_OF_VALUES)
 _BESIDE = (".cls", ".json", ".txt")
 _LARGEST = 1 << 20
 
@@ -193,8 +195,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _classes_beside(path: Path) -> dict[str, str]:
     """Display name of each label, in the order of the index; empty without the file."""
     for folder in (path.parent, path.parent.parent):
-        file = folder / _CLASS_INDEX
-        if file.is_file():
+        files = [folder / _CLASS_INDEX]
+        # AST's own of other sets than AudioSet: esc_class_labels_indices.csv
+        files = files if files[0].is_file() else sorted(folder.glob(f"*_{_CLASS_INDEX}"))
+        for file in files if len(files) == 1 else ():
             table = read_table(file)
             mids, shown = (column_of(table, name, file) for name in ("mid", "display_name"))
             return dict(zip(mids, shown, strict=True))
@@ -205,12 +209,17 @@ def _classes_beside(path: Path) -> dict[str, str]:
 
 
 def audio_folder_tables(root: Path) -> list[Path]:
-    """The metadata files of an AudioFolder: metadata.jsonl, or one in each part; empty for none."""
-    if (root / "metadata.jsonl").is_file():
-        return [root / "metadata.jsonl"]
+    """The metadata files of an AudioFolder: in the folder, or one in each part; empty for none.
+
+    Where the folder has a metadata.csv, it is no AudioFolder but that table.
+    """
+    for name in _OF_VALUES:
+        if (root / name).is_file():
+            return [root / name]
     if any((root / name).is_file() for name in _TABLES):
         return []
-    parts = [one for one in sorted(root.iterdir()) if one.is_dir() and split_word(one.name)]
+    above = [root, root / "data"]
+    parts = [one for top in above for one in sorted(top.glob("*/")) if split_word(one.name)]
     found = [one / name for one in parts for name in _TABLES if (one / name).is_file()]
     return found if len({path.parent for path in found}) == len(found) else []
 
@@ -219,7 +228,7 @@ def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listin
     """The rows of an AudioFolder's metadata."""
     found = Listing(tables[0])
     for path in tables:
-        table = _read_json_lines(path) if path.suffix == ".jsonl" else read_table(path)
+        table = read_table(path) if path.name.endswith(("csv", "tsv")) else _read_values(path)
         found.said |= said_of(table)
         above = os.path.relpath(path.parent, root)
         names = column_of(table, column, path)
@@ -227,26 +236,30 @@ def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listin
         cells.pop(find_column(table.column_names, column))
         if above != ".":
             names = [f"{above}/{name}" for name in names]
-            cells.setdefault("split", [split_word(above)] * len(names))
+            cells.setdefault("split", [split_word(path.parent.name)] * len(names))
         found.add(names, cells)
     return found
 
 
-def _read_json_lines(path: Path) -> pa.Table:
-    """A table of the JSON objects of a file, one a line; what is nested in them is left out."""
-    rows: list[dict[str, str]] = []
+def _read_values(path: Path) -> pa.Table:
+    """A table of the rows of Parquet or of JSON lines; what is nested in them is left out."""
     lists: set[str] = set()
-    for number, line in _lines(path):
-        row = _json(line, f"{path}, line {number}")
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object, got {line:.80}")
-        rows.append(_cells(row, path, lists))
+    objects = read_columns(path).to_pylist() if path.suffix == ".parquet" else _json_lines(path)
+    rows = [_cells(row, path, lists) for row in objects]
     if not rows:
-        raise ValueError(f"{path} has no line")
+        raise ValueError(f"{path} has no row")
     columns = columns_of(rows)
     label = find_column(list(columns), "label")
     said = {"label": label, "multi_label": True, "label_separator": LABELS_BETWEEN}
     return table_of(columns, said if label in lists else {})
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in _lines(path):
+        row = _json(line, f"{path}, line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object, got {line:.80}")
+        yield row
 
 
 def _cells(row: dict[str, Any], path: Path | str, lists: set[str]) -> dict[str, str]:
@@ -306,7 +319,8 @@ def read_labels(tars: Sequence[Path | str]) -> pa.Table | None:
                 about.setdefault(key_of(member), {}).update(_cells(row, tar, lists))
         sounds = index_tar(tar).texts()
         rows += [about.get(key_of(name), {}) for name in sounds]
-        splits += [split_word(os.path.basename(str(tar)))] * len(sounds)
+        *_, above, name = ("", *str(tar).split("/"))
+        splits += [split_word(name) or split_word(above)] * len(sounds)
     if num_large:
         _log.warning(
             "%s: %d members beside sounds are larger than 1 MiB, unread", tars[0], num_large

@@ -386,10 +386,16 @@ def _has_clips(path: Path) -> bool:
 
 
 def _parquet_in(folder: Path) -> list[Path]:
-    """Parquet shards with sound, in a folder, its data/, or a folder for each part."""
-    places = [folder, folder / "data"]
-    places += [one for one in sorted(folder.iterdir()) if one.is_dir() and split_word(one.name)]
-    found = [file for place in places for file in sorted(place.glob("*.parquet"))]
+    """Parquet shards with sound, in a folder, its data/, or a folder for each part.
+
+    The parts may lie in the only folder that is there: the Hub's own copies are default/train.
+    """
+    folders = [one for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
+    if len(folders) == 1:
+        folders += [one for one in sorted(folders[0].iterdir()) if one.is_dir()]
+    places = [folder, *(one for one in folders if one.name == "data" or split_word(one.name))]
+    files = [file for place in places for file in sorted(place.iterdir())]
+    found = [one for one in files if one.suffix.lower() == ".parquet" and one.name != MANIFEST]
     if not found or any(is_sound(one.name) for one in folder.rglob("*")):
         return []  # beside sounds, such as the embeddings of a folder
     return found

@@ -45,6 +45,8 @@ _ENDS = (
 _LENGTHS = ("duration", "durations", "durationseconds", "deltatimes")
 _FILES = (
     *("beginpath", "beginfile", "path", "file", "filename", "filepath", "recording", "audiofile"),
+    *("audiopath", "audiofilepath", "audiofilename", "audio", "wav", "wavfile", "wavpath"),
+    *("soundfile", "recordingfile", "recordingname"),
 )
 # What programs write of a span beside its label.
 _NO_LABELS = {
@@ -80,6 +82,8 @@ def kind_of_spans(path: Path) -> str:
     if {"begintimes", "endtimes"} <= set(columns):
         return "Raven selection table"
     ends = set(columns) & {*_ENDS, *_LENGTHS}
+    if "slicefilename" in columns:  # of UrbanSound8K, whose clips are cut at start and end already
+        return ""
     return "table of spans" if set(columns) & set(_STARTS) and ends else ""
 
 
@@ -195,10 +199,10 @@ def _recording_of(path: Path, name: str, sounds: Sequence[str]) -> str:
     called: dict[str, list[str]] = {}
     for sound in sounds:
         stem = os.path.splitext(os.path.basename(sound))[0]
-        if re.match(rf"{re.escape(stem)}(?![A-Za-z0-9])", file):
+        if re.match(rf"{re.escape(stem)}(?![A-Za-z0-9])", file, re.IGNORECASE):
             called.setdefault(stem, []).append(sound)
     if called:
-        best = called[max(called, key=len)]
+        best = called[max(called, key=lambda stem: (len(stem), file.startswith(stem)))]
         beside = [sound for sound in best if os.path.dirname(sound) == folder] or best
         if len(beside) == 1:
             return beside[0]

@@ -40,6 +40,8 @@ _ALSO_CALLED = {
     "path": ("filename", "filepath", "audiopath", "audiofilepath", "audiofilename"),
     "label": ("labels",),
 }
+# Where it is called none of these, the only column of such a name.
+_OR_ELSE = {"label": ("class", "classname", "category", "species")}
 
 
 def find_table(folder: Path) -> Path | None:
@@ -61,12 +63,16 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
 
     >>> find_column(["File Name", "Label", "label "], "path"), find_column(["a"], "label")
     ('File Name', 'label')
+    >>> find_column(["file", "Category"], "label"), find_column(["class", "species"], "label")
+    ('Category', 'label')
     """
     if wanted in columns:
         return wanted
-    called = {plain_name(wanted), *_ALSO_CALLED.get(wanted, ())}
-    found = [name for name in columns if plain_name(name) in called]
-    return found[0] if len(found) == 1 else wanted
+    for called in ((plain_name(wanted), *_ALSO_CALLED.get(wanted, ())), _OR_ELSE.get(wanted, ())):
+        found = [name for name in columns if plain_name(name) in called]
+        if found:
+            return found[0] if len(found) == 1 else wanted
+    return wanted
 
 
 def plain_name(name: str) -> str:

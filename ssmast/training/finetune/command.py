@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ssmast.command import run_command
-from ssmast.evaluation.class_scores import classes_table, numbers_text
+from ssmast.evaluation.class_scores import numbers_text
+from ssmast.evaluation.evaluate import tables_of
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result, result_notes
 from ssmast.settings import parse, wants_dry_run
@@ -80,12 +81,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _summary(result: dict[str, Any]) -> str:
     numbers = {k: math.nan if v is None else v for k, v in result["numbers"].items()}
+    found = Result.from_dict(result)
     return (
-        f"{classes_table(result['per_class'])}\n"
+        f"{tables_of(found)}\n"
         f"validation ({result['n_valid']} clips), step {result['chosen'][0]['step']}: "
         f"{result['metric']} {100 * result['valid']:.1f} %\n"
-        f"test: {numbers_text(numbers)}\n"
-        + "".join(f"{note}\n" for note in result_notes(Result.from_dict(result)))
+        f"test: {numbers_text(numbers)}\n" + "".join(f"{note}\n" for note in result_notes(found))
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ssmast.evaluation.evaluate import EventRules
 from ssmast.settings import NETWORK_PRECISIONS, PRECISION, setting
 from ssmast.training.config import Optim, TrainConfig
 
@@ -175,6 +176,18 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Events(EventRules):
+    """Events in the recordings, where the clips are spans of recordings."""
+
+    when: str = setting(
+        AUTO,
+        "when events are scored by onset and offset: always (at each validation, and the test "
+        "part), test, or off; auto: always, where each recording is in one part alone",
+        choices=(AUTO, "always", "test", "off"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """`ssmast finetune`: an encoder and labels to a classifier."""
 
@@ -213,3 +226,4 @@ class FinetuneConfig(TrainConfig):
     heads: Heads = setting(Heads)
     optim: FinetuneOptim = setting(FinetuneOptim)
     scoring: Scoring = setting(Scoring)
+    events: Events = setting(Events)

@@ -369,6 +369,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             average_from=(1 - config.optim.swa_fraction) * self.run.steps,
             batch_seconds=self.batch_seconds,
             from_start=resolved(config.heads.probe) and config.init != "none",
+            events=config.events if config.events.when == "always" else None,
             history=history,
         )
 
@@ -404,6 +405,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             setup.split.test,
             title="test",
             batch_seconds=self.batch_seconds,
+            events=None if self.config.events.when == "off" else self.config.events,
         )
         if not is_main:
             return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssmast.audio import Corpus
 from ssmast.classifier import Classifier, Outputs
-from ssmast.evaluation.evaluate import PartScores, part_scores
+from ssmast.evaluation.evaluate import EventRules, PartScores, part_scores
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.model import Backbone
 from ssmast.training.finetune.network import classification_loss
@@ -174,6 +174,7 @@ class Validation:
         average_from: step after which weights go into the average.
         batch_seconds: audio scored at once.
         from_start: score before the first step too.
+        events: rules by which events are scored too; None to leave them out.
         history: lines of metrics.jsonl so far; steps that have scores are not scored again.
     """
 
@@ -189,12 +190,13 @@ class Validation:
         average_from: float,
         batch_seconds: float,
         from_start: bool = False,
+        events: EventRules | None = None,
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
         self.tuned, self.found, self.corpus, self.positions = tuned, found, corpus, positions
         self.metric, self.every, self.batch_seconds = metric, every, batch_seconds
         self.average_from = average_from
-        self.from_start = from_start
+        self.from_start, self.events = from_start, events
         self._done = {row["step"] for row in history if any(key.startswith(_PREFIX) for key in row)}
 
     def is_due(self, step: int, *, steps: int) -> bool:
@@ -232,6 +234,7 @@ class Validation:
                 self.positions,
                 title="validation",
                 batch_seconds=self.batch_seconds,
+                events=self.events,
             )
         return {**part.numbers, "loss": self._loss(part)}
 

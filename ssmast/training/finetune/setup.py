@@ -16,16 +16,18 @@ from ssmast.audio import (
     SegmentDataset,
 )
 from ssmast.audio.mel import front_end_of
+from ssmast.audio.read import split_excerpt
 from ssmast.audio.stats import look_at_lengths
 from ssmast.encoder import Encoder
 from ssmast.encoder.folder import CONFIG, read_json
 from ssmast.evaluation.class_scores import main_metric
+from ssmast.evaluation.evaluate import true_events
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
 from ssmast.settings import UsageError
 from ssmast.splits import Split
-from ssmast.training.finetune.config import AUTO, SCHEDULES, FinetuneConfig, resolved
+from ssmast.training.finetune.config import AUTO, SCHEDULES, Events, FinetuneConfig, resolved
 from ssmast.training.init_weights import (
     InitialWeights,
     check_network,
@@ -135,7 +137,9 @@ def set_up(config: FinetuneConfig) -> Setup:
         frames = _usual_frames(clips, config.front_end)
         config = replace(config, clips=replace(config.clips, frames=frames))
     config = sized(config, num_clips=len(split.train))
-    metric = main_metric(found, config.scoring.metric)
+    config = replace(config, events=_events_of(config, found, corpus, split))
+    events = config.events.when == "always"
+    metric = main_metric(found, config.scoring.metric, events=events)
     if log_mel is not None:
         settings = log_mel.settings()
         if weights is not None and weights.published_front_end is not None:
@@ -245,6 +249,28 @@ def _like(config: FinetuneConfig, encoder: Encoder) -> FinetuneConfig:
         own = create_model(model, num_classes=0, input_size=source.input_size)
     check_network(source, own, init=config.init, model=model)
     return replace(config, model=model)
+
+
+def _events_of(config: FinetuneConfig, found: LabelledSet, corpus: Corpus, split: Split) -> Events:
+    """The settings of events with `when` resolved, checked on the parts that will be scored.
+
+    Raises:
+        ValueError: if events are asked for and cannot be scored.
+    """
+    events = config.events
+    if events.when == "off":
+        return events
+    parts = (split.test,) if events.when == "test" else (split.valid, split.test)
+    try:
+        for part in parts:
+            true_events(found, corpus, part, background=events.background)
+    except ValueError as error:
+        if events.when != AUTO:
+            raise
+        if split_excerpt(corpus.name(int(found.rows[split.test[0]])))[1] is not None:
+            logger.warning("events are not scored: %s", error)
+        return replace(events, when="off")
+    return replace(events, when="always" if events.when == AUTO else events.when)
 
 
 def _usual_frames(corpus: Corpus, front: Any) -> int:

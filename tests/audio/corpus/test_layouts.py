@@ -596,3 +596,109 @@ def test_what_is_no_layout_of_another_program_stays_what_it_was(tmp_path):
     for place in ("a", "clips.txt", "table.csv", "."):
         assert layout_of(tmp_path / place) is None
         assert len(open_corpus(tmp_path / place)) == 1
+
+
+# what people write otherwise
+
+
+def _named_otherwise(folder, case):
+    """Eight clips of a and b, written as few tests above do; returns what data= names."""
+    clips = [(i, "ab"[i % 2]) for i in range(8)]
+    parts = {"train": clips[:6], "test": clips[6:]}
+    sounds = [{"bytes": wav(i), "path": f"{i}.wav"} for i, _ in clips]
+    match case:
+        case "one folder around the classes":
+            for i, label in clips:
+                tone(folder / f"audio/{label}/{i}.WAV")
+        case "semicolons, other names of columns, Windows paths":
+            for i, _ in clips:
+                tone(folder / f"audio/{i}.wav")
+            lines = [f"audio\\{i}.wav;{label}\r\n" for i, label in clips]
+            (folder / "metadata.csv").write_text("File_Name;Category\r\n" + "".join(lines))
+        case "metadata.parquet":
+            rows = {"file_name": [f"{i}.wav" for i, _ in clips], "label": [c for _, c in clips]}
+            for i, _ in clips:
+                tone(folder / f"{i}.wav")
+            pq.write_table(pa.table(rows), folder / "metadata.parquet")
+        case "an AudioFolder's parts below data/":
+            for part, own in parts.items():
+                for i, _ in own:
+                    tone(folder / f"data/{part}/{i}.wav")
+                text = "file_name,label\n" + "".join(f"{i}.wav,{c}\n" for i, c in own)
+                (folder / f"data/{part}/metadata.csv").write_text(text)
+        case "the Hub's own Parquet, in upper case, of large and coded columns":
+            for part, own in parts.items():
+                (folder / "default" / part).mkdir(parents=True)
+                kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+                audio = pa.array([sounds[i] for i, _ in own], kind)
+                labels = pa.array([c for _, c in own]).dictionary_encode()
+                table = pa.table({"sound": audio, "class": labels})
+                pq.write_table(table, folder / "default" / part / "0000.PARQUET")
+        case "Parquet with lists of words":
+            table = pa.table(
+                {"audio": sounds, "labels": [[c] if i else ["a", "b"] for i, c in clips]}
+            )
+            pq.write_table(table, folder / "x.parquet")
+        case "tars in upper case, in a folder for each part":
+            for part, own in parts.items():
+                files = {f"./x/{i}.WAV": wav(i) for i, _ in own}
+                files |= {f"./x/{i}.CLS": c.encode() for i, c in own}
+                write_tar(folder / part / "000.TAR", files)
+        case "selections in another case, of recordings elsewhere":
+            chirps(folder / "Recordings", [f"REC{i}.wav" for i, _ in clips], seconds=1)
+            (folder / "Annotations").mkdir()
+            for i, label in clips:
+                text = raven([(0.0, 0.5, label)]).lower().replace("\n", "\r\n")
+                (folder / f"Annotations/rec{i}.Table.1.selections.txt").write_text(text)
+        case "spans in a table of other names":
+            chirps(folder / "x", [f"{i}.wav" for i, _ in clips], seconds=1)
+            lines = [f"x\\{i}.wav;0,1;0,6;{label}\n" for i, label in clips]
+            head = "Audio_Path;Start_Time (s);End_Time (s);Species\n"
+            (folder / "a.csv").write_text(head + "".join(lines))
+        case "AST's lists of another machine, its index by another name":
+            for part, own in {"train": clips[:6], "eval": clips[6:]}.items():
+                data = [{"wav": f"/data/sls/audio/{i}.wav", "labels": f"/m/{c}"} for i, c in own]
+                (folder / f"esc_{part}_data.json").write_text(json.dumps({"data": data}))
+                for i, _ in own:
+                    tone(folder / f"audio/{i}.wav")
+            text = "index,mid,display_name\n0,/m/a,a\n1,/m/b,b\n"
+            (folder / "esc_class_labels_indices.csv").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "one folder around the classes",
+        "semicolons, other names of columns, Windows paths",
+        "metadata.parquet",
+        "an AudioFolder's parts below data/",
+        "the Hub's own Parquet, in upper case, of large and coded columns",
+        "Parquet with lists of words",
+        "tars in upper case, in a folder for each part",
+        "selections in another case, of recordings elsewhere",
+        "spans in a table of other names",
+        "AST's lists of another machine, its index by another name",
+    ],
+)
+def test_what_people_write_otherwise_is_the_same_set(tmp_path, case):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    _named_otherwise(folder, case)
+    found = load_set(folder)
+    assert (len(found.clips), found.classes) == (8, ["a", "b"])
+    assert found.multi_label == (case == "Parquet with lists of words")
+    corpus = open_corpus(folder, spans="spans")
+    assert len(corpus) == 8
+    assert all(len(audio(corpus, i)) > 300 for i in range(8))
+
+
+def test_the_table_of_urbansound8k_names_no_spans_and_its_folds_no_classes(tmp_path):
+    for i in range(4):
+        tone(tmp_path / f"audio/fold{i}/{i}.wav")
+    rows = "".join(f"{i}.wav,1,9.5,13.5,{i},dog\n" for i in range(4))
+    (tmp_path / "metadata").mkdir()
+    table = tmp_path / "metadata/UrbanSound8K.csv"
+    table.write_text("slice_file_name,fsID,start,end,fold,class\n" + rows)
+    assert len(open_corpus(tmp_path, spans="spans")) == 4
+    with pytest.raises(FileNotFoundError, match=r"found metadata/UrbanSound8K\.csv: save"):
+        load_set(tmp_path)

@@ -130,6 +130,66 @@ def test_a_run_is_not_resumed_nor_its_result_given_for_other_labels_or_splits(
         (run / "report.html").unlink(missing_ok=True)  # as if it had been interrupted
 
 
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    """Ten recordings of 4 s with Raven's tables: a low tone, then a high one, elsewhere in each."""
+    folder = tmp_path_factory.mktemp("field")
+    time = np.arange(4 * 16000) / 16000
+    for i in range(10):
+        sound, rows = np.zeros_like(time), ["Selection\tBegin Time (s)\tEnd Time (s)\tCall"]
+        for start, pitch, name in ((0.5 + i / 10, 300, "low"), (2.4, 3000, "high")):
+            heard = (time >= start) & (time < start + 0.8)
+            sound += heard * np.sin(2 * np.pi * pitch * time) / 4
+            rows += [f"1\t{start:.1f}\t{start + 0.8:.1f}\t{name}"]
+        soundfile.write(folder / f"r{i}.wav", sound, 16000)
+        (folder / f"r{i}.Table.1.selections.txt").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_spans_of_recordings_are_scored_as_events_too(field, tmp_path, capsys):
+    run, words = (
+        tmp_path / "run",
+        ["steps=20", "optim.lr=1e-3", "scoring.every=10", "events.hop=0.1"],
+    )
+    words += [
+        "events.threshold=0.9",
+        "clips.time_shift=0",
+        "clips.freq_mask=0",
+        "clips.time_mask=0",
+    ]
+    assert _run(*words, "scoring.metric=event_f1", data=field, run=run) == 0
+    assert "| class | events | f1 | precision | recall |" in capsys.readouterr().out
+    curve = [row["valid/event_f1"] for row in read_metrics(run / "metrics.jsonl")
+             if "valid/event_f1" in row]  # fmt: skip
+    result = json.loads((run / "test.json").read_text())
+    found = load_set(field)
+    tested = {found.clips[i].partition("#")[0] for i in found.splits[0].test}
+    assert len(found.splits[0].test) == 2 * len(tested)  # whole recordings
+    assert sum(row["n"] for row in result["events"]["classes"].values()) == 2 * len(tested)
+    assert result["valid"] == max(curve)
+    assert result["mean"] == result["numbers"]["event_f1"] == result["events"]["f1"]
+    card = (run / "encoder" / "README.md").read_text()
+    assert "| event_f1 |" in card
+    assert "<h3>Events</h3>" in (run / "report.html").read_text()
+    again = tmp_path / "scores"
+    words = [f"encoder={run}", f"data={field}", f"out={again}", "hop=0.1", "threshold=0.9"]
+    assert evaluate.main([*words, "events=true"]) == 0
+    [file] = again.glob("*.json")
+    assert json.loads(file.read_text())["events"] == result["events"]
+
+
+def test_events_are_left_out_where_recordings_are_in_several_parts(field, tmp_path, caplog):
+    shutil.copytree(field, tmp_path / "few", ignore=shutil.ignore_patterns("r[3-9]*"))
+    parsed = parse(
+        FinetuneConfig, [*SMALL, f"data={tmp_path / 'few'}"], command="", recipes=RECIPES
+    )
+    assert set_up(parsed).config.events.when == "off"
+    assert "drawn among the spans of 3 recordings" in caplog.text
+    assert "events are not scored: r" in caplog.text
+    with pytest.raises(ValueError, match="split by recording"):
+        set_up(replace(parsed, events=replace(parsed.events, when="always")))
+
+
 _EVERYTHING = (
     "drop_path=0.2", "optim.ema=0.5", "optim.swa_fraction=1.0", "clips.mixup_rate=0.5",
     "clips.noise_std=0.1", "clips.balanced=true", "heads.dropout=0.1", "heads.freeze=0.25",

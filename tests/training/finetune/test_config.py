@@ -56,6 +56,9 @@ _ELSEWHERE = {
     "compile": "test_compile", "tf32": "test_launch", "deterministic": "test_launch",
     "cudnn_attention": "test_launch",
     "optim.wise_ft_alphas": "below",
+    "events.when": "test_finetune", "events.hop": "test_finetune",
+    "events.threshold": "test_finetune", "events.background": "test_evaluate_events",
+    "events.collar": "test_events",
 }  # fmt: skip
 
 
