@@ -220,9 +220,9 @@ class Index:
     def query(self, positive: Vectors, negative: Vectors, *, minus: float = 0.5) -> Vectors:
         """One query (1, D) from several examples, to be given to `search`.
 
-        It is the mean of the examples' directions, less `minus` of that of the negative ones; so
-        the order of what is found is that of the mean cosine to the one, less `minus` times the
-        mean cosine to the other.
+        It is the mean of the directions of `positive` (n, D), less `minus` times that of
+        `negative` (m, D), of which there may be none; so the order of what is found is that of the
+        mean cosine to the one, less `minus` times the mean cosine to the other.
 
         Source: Rocchio 1971, relevance feedback.
         """
