@@ -75,7 +75,7 @@ def test_every_command_that_reads_sound_has_the_key_channel(schema):
 def test_the_cells_that_a_query_looks_into_reach_the_index(monkeypatch, tmp_path):
     seen = _seen_by(monkeypatch, index.Index, "build")
     monkeypatch.setattr(index, "load_encoder", lambda path: torch.nn.Identity())
-    monkeypatch.setattr(index, "_vectors", lambda config, encoder: (["a"], torch.ones(1, 2)))
+    monkeypatch.setattr(index, "_vectors", lambda config, encoder: (["a"], torch.ones(1, 2), ""))
     monkeypatch.setattr(index, "_about", lambda path, encoder: {})
     with pytest.raises(StoppedError):
         index.main(["embeddings=e.npz", "encoder=x", "out=y", "kind=ivfpq", "probes=3"])

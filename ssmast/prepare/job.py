@@ -108,7 +108,7 @@ def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> N
         "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),
         "cut": asdict(cut),
         "fingerprint": corpus.listing_hash,
-        "stamp": corpus.files_hash,
+        "stamp": corpus.copied_hash,
         **extra,
     }
     read_plan.cache_clear()

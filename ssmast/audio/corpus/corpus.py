@@ -179,13 +179,25 @@ class Corpus:
         are taken not to change.
         """
         if not self._files_hash:
-            lines = [self.listing_hash]
-            lines += [f"channel {self.channel}"] * (self.channel != "mean")
-            for file in self.files():
-                lines.append(str(file) if isinstance(file, str) else _state_of(file))
-            text = "\n".join(lines)
-            self._files_hash = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            self._files_hash = self._hash_of_files(with_status=True)
         return self._files_hash
+
+    @property
+    def copied_hash(self) -> str:
+        """`files_hash` without the times that a copy does not keep.
+
+        For work that goes on with a copy under the same path on another machine.
+        """
+        return self._hash_of_files(with_status=False)
+
+    def _hash_of_files(self, *, with_status: bool) -> str:
+        lines = [self.listing_hash]
+        lines += [f"channel {self.channel}"] * (self.channel != "mean")
+        for file in self.files():
+            is_url = isinstance(file, str)
+            lines.append(str(file) if is_url else _state_of(file, with_status=with_status))
+        text = "\n".join(lines)
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def corpora(self) -> "Sequence[Corpus]":
@@ -276,14 +288,15 @@ class Corpus:
         return int(i)
 
 
-def _state_of(file: Path) -> str:
+def _state_of(file: Path, *, with_status: bool) -> str:
     path = os.path.abspath(file)
     try:
         info = os.stat(path)
     except OSError:
         return f"{path} cannot be looked at"  # it is rejected, with the reason, where it is read
-    # Of the two times programs can set the first, as `cp -p` and `touch -r` do, but not the second.
-    return f"{path} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
+    # Programs can set the time of the content, as `cp -p` and `touch -r` do, but not this one.
+    status = f" {info.st_ctime_ns}" if with_status else ""
+    return f"{path} {info.st_size} {info.st_mtime_ns}{status}"
 
 
 BLOCK = 1 << 16

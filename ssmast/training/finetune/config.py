@@ -182,7 +182,8 @@ class Events(EventRules):
     when: str = setting(
         AUTO,
         "when events are scored by onset and offset: always (at each validation, and the test "
-        "part), test, or off; auto: always, where each recording is in one part alone",
+        "part), test, or off; auto: test, where each recording is in one part alone, and always "
+        "where scoring.metric is of events",
         choices=(AUTO, "always", "test", "off"),
     )
 

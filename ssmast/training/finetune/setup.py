@@ -260,17 +260,21 @@ def _events_of(config: FinetuneConfig, found: LabelledSet, corpus: Corpus, split
     events = config.events
     if events.when == "off":
         return events
+    asked = events.when != AUTO
+    if not asked:  # whole recordings are heard for it, at every validation perhaps for hours
+        chooses = config.scoring.metric.startswith("event_")
+        events = replace(events, when="always" if chooses else "test")
     parts = (split.test,) if events.when == "test" else (split.valid, split.test)
     try:
         for part in parts:
             true_events(found, corpus, part, background=events.background)
     except ValueError as error:
-        if events.when != AUTO:
+        if asked:
             raise
         if split_excerpt(corpus.name(int(found.rows[split.test[0]])))[1] is not None:
             logger.warning("events are not scored: %s", error)
         return replace(events, when="off")
-    return replace(events, when="always" if events.when == AUTO else events.when)
+    return events
 
 
 def _usual_frames(corpus: Corpus, front: Any) -> int:

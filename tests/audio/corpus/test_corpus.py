@@ -218,9 +218,11 @@ def test_the_files_hash_tells_samples_that_change_under_the_same_name_and_size(t
     hashes.append(open_corpus(tmp_path / "clean").files_hash)
     assert len(set(hashes)) == 4
     written = file.stat()
+    copied = open_corpus(tmp_path / "clean").copied_hash
     file.write_bytes(wav_bytes(3, 40))  # and the time set back, as `touch -r` and `cp -p` do
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert open_corpus(tmp_path / "clean").files_hash not in hashes
+    assert open_corpus(tmp_path / "clean").copied_hash == copied  # as a copy elsewhere would
     corpus = open_corpus(tmp_path / "clean")
     file.unlink()  # gone since it was opened: rejected where it is read
     assert corpus.files_hash not in hashes

@@ -159,13 +159,20 @@ def test_spans_of_recordings_are_scored_as_events_too(field, tmp_path, capsys):
     assert json.loads(file.read_text())["events"] == result["events"]
 
 
+@pytest.mark.parametrize(("metric", "when"), [("", "test"), ("event_f1", "always")])
+def test_whole_recordings_are_heard_at_validations_only_to_choose_by_events(field, metric, when):
+    words = [*SMALL, f"data={field}", f"scoring.metric={metric}"]
+    parsed = parse(FinetuneConfig, words, command="", recipes=RECIPES)
+    assert set_up(parsed).config.events.when == when
+
+
 def test_events_are_left_out_where_recordings_are_in_several_parts(field, tmp_path, caplog):
-    shutil.copytree(field, tmp_path / "few", ignore=shutil.ignore_patterns("r[3-9]*"))
+    shutil.copytree(field, tmp_path / "few", ignore=shutil.ignore_patterns("r[4-9]*"))
     parsed = parse(
         FinetuneConfig, [*SMALL, f"data={tmp_path / 'few'}"], command="", recipes=RECIPES
     )
     assert set_up(parsed).config.events.when == "off"
-    assert "drawn among the spans of 3 recordings" in caplog.text
+    assert "drawn among the spans of 4 recordings" in caplog.text
     assert "events are not scored: r" in caplog.text
     with pytest.raises(ValueError, match="split by recording"):
         set_up(replace(parsed, events=replace(parsed.events, when="always")))
