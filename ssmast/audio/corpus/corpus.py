@@ -19,6 +19,7 @@ from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import Position, like, sample_at
 from ssmast.audio.read import Excerpt, Source, Stream, bytes_hash, check_channel, split_excerpt
 from ssmast.files import as_text, yaml_list
+from ssmast.progress import Progress
 from ssmast.settings import in_home
 
 _STAND_IN_SEED = 0x5EED  # another order than the stream's, so that a neighbour is no stand-in
@@ -127,15 +128,17 @@ class Corpus:
         for most in (1 << 12, None):  # a look at the middle, then all
             equal = [group for group in groups.values() if len(group) > 1]
             groups = defaultdict(list)
-            for number, group in enumerate(equal):
-                for row in group:
-                    found = self.sought(row)
-                    source = found.source if isinstance(found, Excerpt) else found
-                    key = source, most or 0
-                    if key not in hashes:
-                        hashes[key] = bytes_hash(source, most)
-                    if hashes[key]:
-                        groups[number, hashes[key]].append(row)
+            with Progress("comparing bytes", total=sum(map(len, equal))) as progress:
+                for number, group in enumerate(equal):
+                    for row in group:
+                        found = self.sought(row)
+                        source = found.source if isinstance(found, Excerpt) else found
+                        key = source, most or 0
+                        if key not in hashes:
+                            hashes[key] = bytes_hash(source, most)
+                        if hashes[key]:
+                            groups[number, hashes[key]].append(row)
+                        progress.advance(1)
         return [group for group in groups.values() if len(group) > 1]
 
     def with_channel(self, channel: str) -> "Corpus":
