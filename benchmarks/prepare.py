@@ -101,13 +101,15 @@ def one_by_one(sounds: Path, out: Path) -> None:
 
 def peak_mb(sounds: Path, out: Path) -> float:
     """Most memory that the command holds."""
-    words = ["prepare", str(sounds), f"out={out}", "workers=1"]
-    with subprocess.Popen([sys.executable, "-m", "ssmast", *words], stderr=subprocess.DEVNULL) as p:
-        _, status, usage = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
-    assert p.returncode == 0, words
+    code = (
+        "import re, sys; from ssmast.cli import main; main(sys.argv[1:]);"
+        # Not ru_maxrss: that keeps the size of the process that started this one.
+        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    argv = [sys.executable, "-c", code, "prepare", str(sounds), f"out={out}", "workers=1"]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
     shutil.rmtree(out)
-    return usage.ru_maxrss / 1024
+    return int(done.stdout.split()[-1]) / 1024
 
 
 if __name__ == "__main__":
