@@ -113,6 +113,15 @@ def test_a_recipe_reserves_what_it_states(stand_in, tmp_path, recipe):
     assert step["reserved_gib"] == pytest.approx(_stated_gib(recipe), rel=0.1)
 
 
+def test_the_host_alone_is_timed(stand_in, tmp_path):
+    line, environment = command(
+        "-m", "tests.gpu.host_time", "recipe=smoke", native=1, emulation="off"
+    )
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(r"\d+ ms at least, \d+ in the median\n", done.stdout)
+
+
 def test_a_card_that_is_too_small_ends_the_run(stand_in, tmp_path):
     words = ["pretrain", "recipe=smoke", "steps=2", "show_views=0", "front_end.stats_clips=8"]
     line, environment = command("-m", "ssmast", *words, "run=x", compute="false", gb=0.7)
