@@ -122,6 +122,19 @@ def test_the_host_alone_is_timed(stand_in, tmp_path):
     assert re.fullmatch(r"\d+ ms at least, \d+ in the median\n", done.stdout)
 
 
+def test_a_mask_moves_less_for_short_clips_and_longer_heads_for_long_ones(stand_in, tmp_path):
+    line, environment = command("-m", "tests.gpu.attention_bytes", "96", "1024", compute="false")
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(r"mask ([\d.]+) MiB a clip, augmented ([\d.]+) MiB", done.stdout)
+    mask, longer = zip(*(map(float, pair) for pair in found), strict=True)
+    assert mask[0] < longer[0]
+    assert mask[1] > longer[1]
+    # The biases alone: written, read by both passes, their gradient written and read.
+    pairs = 2 * 8192 * 512  # of the two widest blocks
+    assert mask[1] > 5 * 2 * pairs / 2**20
+
+
 def test_a_card_that_is_too_small_ends_the_run(stand_in, tmp_path):
     words = ["pretrain", "recipe=smoke", "steps=2", "show_views=0", "front_end.stats_clips=8"]
     line, environment = command("-m", "ssmast", *words, "run=x", compute="false", gb=0.7)
