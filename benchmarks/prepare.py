@@ -13,7 +13,6 @@ Prints Markdown; writes every number as JSON where `out` says.
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
-from timing import take_turns, turns_table
+from timing import peak_mb, take_turns, turns_table
 
 from ssmast.audio import open_corpus
 from ssmast.audio.synthetic import CLASSES, make_sound
@@ -62,7 +61,10 @@ def main(argv: list[str]) -> int:
             },
             rounds=keys.rounds,
         )
-        memory = {len(list(f.iterdir())): peak_mb(f, Path(folder) / "x") for f in (some, sounds)}
+        memory = {
+            len(list(f.iterdir())): peak_mb("prepare", str(f), f"out={f}-held", "workers=1")
+            for f in (some, sounds)
+        }
     print(f"{keys.files} files of 1 to 4 s at 44.1 kHz, {keys.workers} workers\n")
     print(turns_table(found, against="librosa and soundfile"))
     for files, megabytes in memory.items():
@@ -97,19 +99,6 @@ def one_by_one(sounds: Path, out: Path) -> None:
     for file in sorted(sounds.iterdir()):
         waveform, rate = librosa.load(file, sr=16000)
         soundfile.write(out / f"{file.stem}.flac", waveform, int(rate))
-
-
-def peak_mb(sounds: Path, out: Path) -> float:
-    """Most memory that the command holds."""
-    code = (
-        "import re, sys; from ssmast.cli import main; main(sys.argv[1:]);"
-        # Not ru_maxrss: that keeps the size of the process that started this one.
-        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
-    )
-    argv = [sys.executable, "-c", code, "prepare", str(sounds), f"out={out}", "workers=1"]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
-    shutil.rmtree(out)
-    return int(done.stdout.split()[-1]) / 1024
 
 
 if __name__ == "__main__":

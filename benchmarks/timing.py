@@ -2,6 +2,8 @@
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -23,6 +25,18 @@ def take_turns(
             found[name]["clock"].append(time.perf_counter() - begin)
             found[name]["cpu"].append(_cpu_seconds() - before)
     return found
+
+
+def peak_mb(*words: str) -> float:
+    """MB that `ssmast` with these words, a process of its own, holds at most."""
+    code = (
+        "import re, sys; from ssmast.cli import main; main(sys.argv[1:]);"
+        # Not ru_maxrss: that keeps the size of the process that started this one.
+        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    argv = [sys.executable, "-c", code, *words]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def _cpu_seconds() -> float:

@@ -27,10 +27,7 @@ from ssmast.audio.corpus.table import (
     said_of,
 )
 from ssmast.evaluation.task_spec import TaskSpec, parse_task
-from ssmast.splits import (
-    few_names,
-    part_of,
-)
+from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
 

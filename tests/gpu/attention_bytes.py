@@ -32,9 +32,8 @@ class Moved(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view and "empty" not in str(func) and "detach" not in str(func):
             found = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
-            expanded = [x for x in found if 0 in x.stride() and x.numel()]
-            self.bytes += sum(x.nbytes for x in found if x.is_cuda)
-            self.bytes -= sum(x.nbytes for x in expanded if x.is_cuda)
+            is_whole = [x.is_cuda and 0 not in x.stride() for x in found]  # not expanded
+            self.bytes += sum(x.nbytes for x, whole in zip(found, is_whole, strict=True) if whole)
         return out
 
 

@@ -22,6 +22,7 @@ from ssmast.audio.encode import with_serial
 from ssmast.prepare import prepare_corpus
 from ssmast.prepare.job import Cut, clip_bounds, read_plan, run_job
 from tests.prepare.conftest import RATE, tones
+from tests.scripts import load_script
 
 SETTINGS = {"segment_seconds": 2.0, "shard_bytes": 200_000, "workers": 1, "max_bad_fraction": 0.5}
 
@@ -419,14 +420,8 @@ def test_a_long_file_is_cut_block_by_block_to_the_same_bytes(tmp_path, monkeypat
 
 def _peak_of_preparing(folder: Path, *words: str) -> float:
     """GiB that a process of its own held at most."""
-    code = (
-        "import re, sys; from ssmast.prepare.command import main; main(sys.argv[1:]);"
-        # Not ru_maxrss: that keeps the size of the process that started this one.
-        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
-    )
-    argv = [sys.executable, "-c", code, str(folder), f"out={folder}-out", "workers=1", *words]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) / 2**20
+    timing = load_script(Path(__file__).parents[2] / "benchmarks" / "timing.py", name="timing")
+    return timing.peak_mb("prepare", str(folder), f"out={folder}-out", "workers=1", *words) / 1024
 
 
 @pytest.mark.slow
