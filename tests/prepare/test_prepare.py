@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -367,35 +368,54 @@ def test_engines_give_the_same_bytes(source, tmp_path, engine, monkeypatch):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+KILLED = """
+import os, signal, sys
+import ssmast.prepare.job as job
+from ssmast.cli import main
+
+job._JOB_CLIPS = 4
+if __name__ == "__main__":  # a worker process of its own starts here too
+    out, left = sys.argv[1], int(sys.argv[2])
+
+    def hook(event, args):
+        global left
+        if event in ("open", "os.mkdir", "os.rename", "os.remove") and str(args[0]).startswith(out):
+            left -= 1
+            if not left:
+                os.killpg(0, signal.SIGKILL)  # the workers with it
+
+    sys.addaudithook(hook)
+    sys.exit(main(sys.argv[3:]))
+"""
+
+
 @pytest.mark.slow
-def test_sigkill_at_random_points_changes_nothing(source, tmp_path, monkeypatch):
-    """The command itself, killed whenever some more files are there, and begun again."""
+def test_sigkill_at_random_points_changes_nothing(source, tmp_path):
+    """The command itself, killed at an n-th touch of a file below its folder, and begun again."""
     for number in range(40):
         soundfile.write(source / f"more {number}.wav", tones(6, seed=200 + number), RATE)
     words = ["segment_seconds=2", "near_duplicates=0.99", "shard_mb=1", "max_bad_fraction=0.5"]
-    code = (
-        "import sys; import ssmast.prepare.job as plan; plan._JOB_CLIPS = 4;"
-        "from ssmast.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "prepare", str(source), *words]
+    (tmp_path / "killed.py").write_text(KILLED)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, f"out={whole}", "workers=1"], check=True, capture_output=True)
-    rng, kills, finished, inodes = np.random.default_rng(0), 0, False, {}
-    while not finished:
-        workers = 1 + kills % 2
-        process = subprocess.Popen(
-            [*command, f"out={killed}", f"workers={workers}"], stderr=subprocess.DEVNULL
+
+    def run(out, touches, workers):
+        command = [sys.executable, tmp_path / "killed.py", out, str(touches), "prepare", source]
+        words_of_run = [*words, f"out={out}", f"workers={workers}"]
+        result = subprocess.run(
+            [*command, *words_of_run], stderr=subprocess.DEVNULL, start_new_session=True
         )
-        limit = len(list(killed.rglob("*"))) + int(rng.integers(3, 20))
-        while process.poll() is None and len(list(killed.rglob("*"))) < limit:
-            time.sleep(0.01)
-        if process.poll() is None and kills < 8:
-            process.kill()
-            kills += 1
-        finished = process.wait() == 0
+        return result.returncode
+
+    assert run(whole, 0, 1) == 0
+    rng, inodes = np.random.default_rng(0), {}
+    for kill in range(8):
+        workers = 1 + kill % 2  # of two, the process that is killed only reads what they write
+        touches = int(rng.integers(4, 60 if workers == 1 else 24))
+        assert run(killed, touches, workers) == -signal.SIGKILL
         for path in killed.glob(".work/jobs/*.parquet"):
             assert inodes.setdefault(path, path.stat().st_ino) == path.stat().st_ino
-    assert kills >= 4
+    assert len(inodes) > 0
+    assert run(killed, 0, 2) == 0
     assert contents(killed) == contents(whole)
 
 
