@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ssmast.command import StoppedError
 from ssmast.doctor import CHECKS, CURES, findings, machine, main
 from ssmast.doctor.finding import cures
 from ssmast.settings import UsageError
@@ -266,6 +267,16 @@ def test_pretraining_that_fails_is_a_problem(monkeypatch):
     (found,) = machine.check_self_tests()
     assert found.code == "selftest_failed"
     assert found.text == "pretraining failed: ZeroDivisionError: division by zero"
+
+
+def test_stopped_in_its_self_test_it_speaks_of_no_run(monkeypatch):
+    def stopped():
+        raise StoppedError(15, "the state is saved, resume it with resume=auto")
+
+    monkeypatch.setattr("ssmast.doctor.findings", lambda: findings([stopped]))
+    with pytest.raises(StoppedError) as error:
+        main([])
+    assert str(error.value) == "stopped by SIGTERM"
 
 
 def test_without_torch_every_check_still_answers(monkeypatch):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ssmast.command import StoppedError
 from ssmast.doctor.finding import CURES, Finding, problem, reason
 from ssmast.doctor.machine import (
     check_caches,
@@ -65,11 +66,14 @@ def main(config: DoctorConfig, argv: list[str]) -> int:
     found: list[Finding] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for finding in _looked_at(config):
-            found.append(finding)
-            if config.format == "text":
-                sys.stdout.write(_line(finding))
-                sys.stdout.flush()
+        try:
+            for finding in _looked_at(config):
+                found.append(finding)
+                if config.format == "text":
+                    sys.stdout.write(_line(finding))
+                    sys.stdout.flush()
+        except StoppedError as error:  # its self-test's run would speak of resume=auto
+            raise StoppedError(error.signal_number) from error
     problems = sum(finding.status == "problem" for finding in found)
     if config.format == "json":
         rows = [finding._asdict() for finding in found]
