@@ -52,6 +52,7 @@ class SegmentBatch:
         epoch: that the draws belong to.
         position: in the endless stream.
         rejected: (name, reason) of clips that could not be used.
+        ids: `clip` where the waveforms are; None where nobody has sent them there.
     """
 
     waveform: Tensor
@@ -59,6 +60,7 @@ class SegmentBatch:
     epoch: Tensor
     position: Tensor
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clip)

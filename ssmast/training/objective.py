@@ -262,9 +262,9 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         student = self.encoders()["student"]
         return cast(Views, self.make_views(segments, step=step, backbone=student))
 
-    def sent(self, tensor: Tensor) -> Tensor:
-        """A tensor of the CPU where the networks are; the host need not wait for a GPU."""
-        return sent(tensor, self.log_mel.filterbank.device)
+    def sent(self, *tensors: Tensor) -> list[Tensor]:
+        """Tensors of the CPU where the networks are; a GPU gets all in one copy, unwaited for."""
+        return sent(*tensors, device=self.log_mel.filterbank.device)
 
     def before_step(self, views: list[Views], step: Step) -> None:
         """What has to be set before the step, of the views of all its micro-batches."""
