@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ssmast.audio import LogMel, MixupMemory, ViewAugment, keyed_uniform
 from ssmast.audio.augment import ResizedCrop
-from ssmast.audio.segments import SegmentBatch
+from ssmast.audio.segments import SegmentBatch, sent
 from ssmast.model import Backbone, PatchDrop, patch_drop_draws
 from ssmast.training.config import PretrainConfig
 
@@ -74,13 +73,13 @@ class ViewMaker:
 
     def _drop_of(
         self, segments: SegmentBatch, view: int, *, step: int, backbone: Backbone
-    ) -> "_Drop":
+    ) -> "DrawnDrop":
         """Columns of view 1 and rows of view 2 where they are to be lost, or what `drop` gives."""
         columns, rows = self.config.lost_lines
         if columns or rows:
             lost = {"columns": columns} if view == 0 else {"rows": rows}
             return self._drop_lines(view, step=step, backbone=backbone, **lost)
-        return self._drop(segments, view, step=step, backbone=backbone)
+        return self.drop(segments, view, step=step, backbone=backbone)
 
     def drop(
         self,
@@ -90,8 +89,8 @@ class ViewMaker:
         step: int,
         backbone: Backbone,
         mode: str | None = None,
-    ) -> PatchDrop | None:
-        """Patches to drop of a view at `patch_drop.rate`; None where that is 0.
+    ) -> "DrawnDrop":
+        """Patches to drop of a view at `patch_drop.rate`; none where that is 0.
 
         Args:
             segments: of a micro-batch.
@@ -100,21 +99,9 @@ class ViewMaker:
             backbone: whose grid patches are dropped from.
             mode: in place of `patch_drop.mode`.
         """
-        drop = self._drop(segments, view, step=step, backbone=backbone, mode=mode)
-        return drop.placed(sent(*drop.drawn, device=self._device))
-
-    def _drop(
-        self,
-        segments: SegmentBatch,
-        view: int,
-        *,
-        step: int,
-        backbone: Backbone,
-        mode: str | None = None,
-    ) -> "_Drop":
         rate, mode = self.config.patch_drop.rate, mode or self.config.patch_drop.mode
         if rate == 0:
-            return _Drop([], lambda _: None)
+            return DrawnDrop([], lambda _: None)
         mels, frames = self.config.front_end.num_mels, self.config.views.frames
         size = backbone.grid_of(mels, frames)[0]
         batch, group = len(segments), backbone.drop_group
@@ -122,12 +109,12 @@ class ViewMaker:
         draw = partial(backbone.draw_patch_drop, mels, frames, rate=rate, mode=mode, batch=batch)
         if mode == "random":  # every clip its own patches, which a GPU sorts out faster
             uniforms = self._uniform(segments, _DROP_STREAM + view, num)
-            return _Drop([uniforms], lambda placed: draw(uniforms=placed[0]))
+            return DrawnDrop([uniforms], lambda placed: draw(uniforms=placed[0]))
         return _of_lines(draw(uniforms=self._uniform_of_step(step, _DROP_STREAM + view, num)))
 
     def _drop_lines(
         self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
-    ) -> "_Drop":
+    ) -> "DrawnDrop":
         """Whole frequency rows and time columns to drop, in groups of the encoder's stride.
 
         The kept ones close ranks, so the encoder computes less; one pattern a step and view.
@@ -194,43 +181,21 @@ class ViewMaker:
         return torch.from_numpy(keyed_uniform(self.config.seed, 0, step, stream, num))
 
 
-class _Drop(NamedTuple):
+class DrawnDrop(NamedTuple):
     """What is drawn of a patch-drop on the CPU, and the drop once that is where the views are."""
 
     drawn: list[Tensor]
     placed: Callable[[Sequence[Tensor]], PatchDrop | None]
 
 
-def _of_lines(drop: PatchDrop) -> _Drop:
+def _of_lines(drop: PatchDrop) -> DrawnDrop:
     """Of rows and columns, which are sizes too: so they are chosen on the CPU."""
     assert drop.rows is not None
     assert drop.columns is not None
-    return _Drop(
+    return DrawnDrop(
         [drop.rows, drop.columns],
         lambda placed: drop._replace(rows=placed[0], columns=placed[1]),
     )
-
-
-def sent(*tensors: Tensor, device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on the device; on a GPU all in one copy, which the host need not wait for.
-
-    That takes page-locked memory.
-    """
-    if device.type != "cuda":
-        return [tensor.to(device) for tensor in tensors]
-    ends = list(accumulate(-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors))
-    places = [slice(end - tensor.nbytes, end) for tensor, end in zip(tensors, ends, strict=True)]
-    locked = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
-    for tensor, place in zip(tensors, places, strict=True):
-        locked[place].view(tensor.dtype).copy_(tensor.flatten())
-    placed = locked.to(device, non_blocking=True)
-    return [
-        placed[place].view(tensor.dtype).view(tensor.shape)
-        for tensor, place in zip(tensors, places, strict=True)
-    ]
-
-
-_ALIGNED = 16  # bytes; the ends of tensors are, and so their beginnings by their own type
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

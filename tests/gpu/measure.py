@@ -57,6 +57,7 @@ class Steps:
             {
                 "waits": dict(waits.most_common()),
                 "num_waits": waits.total(),
+                "sent": [f"{e.line} {e.detail}" for e in self.mode.events if e.kind == "to card"],
                 "kernels": self.mode.num_kernels - self._kernels,
                 "lines": dict(Counter(f"{a} {b}" for a, b in self.mode.lines.elements()))
                 if self.mode.by_line

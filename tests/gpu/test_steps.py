@@ -75,6 +75,8 @@ def test_the_host_waits_seldom_in_a_step(stand_in, tmp_path, name):
     make_given(tmp_path)
     *_, step = steps_of(tmp_path, "last=3", *_words(name))
     assert step["num_waits"] <= WAITS[name], step["waits"]
+    # All draws at once; waveforms and numbers of clips came while the step before was computed.
+    assert len(step["sent"]) == 1, step["sent"]
 
 
 @pytest.mark.parametrize("name", ["pretrain", "pretrain, SSAST", "finetune"])
