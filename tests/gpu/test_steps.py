@@ -122,6 +122,22 @@ def _stated_gib(recipe: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def _stated_rate(recipe: str) -> int | None:
+    """Clips a second that an H200 cannot exceed."""
+    found = re.search(r"at most (\d+) clips a second", (RECIPES / f"{recipe}.yaml").read_text())
+    return int(found[1]) if found else None
+
+
+def test_the_large_recipes_state_the_bound_that_their_hours_follow_from():
+    for recipe in ("ss_mast_base", "ss_ast_base"):
+        text, most = (RECIPES / f"{recipe}.yaml").read_text(), _stated_rate(recipe)
+        assert most is not None
+        low, high = map(int, re.findall(r"(\d+) to (\d+) likely", text)[0])
+        assert 0.55 * most < low < high < 0.85 * most
+        hours = [float(each) for each in re.findall(r"take ([\d.]+) to ([\d.]+) h", text)[0]]
+        assert hours == pytest.approx([10**7 / rate / 3600 for rate in (high, low)], abs=0.06)
+
+
 def test_a_recipe_for_gpus_states_its_memory():
     recipes = {file.stem for file in RECIPES.glob("*.yaml")}
     for recipe in recipes:
@@ -139,6 +155,8 @@ def test_a_recipe_reserves_what_it_states(stand_in, tmp_path, recipe):
     ]  # fmt: skip
     *_, step = steps_of(tmp_path, "last=3", *words, compute="false")
     assert step["reserved_gib"] == pytest.approx(_stated_gib(recipe), rel=0.1)
+    if most := _stated_rate(recipe):
+        assert 256 / step["least_seconds"] == pytest.approx(most, rel=0.05)
 
 
 def test_the_host_alone_is_timed(stand_in, tmp_path):
