@@ -143,7 +143,7 @@ COMMANDS = {
             _metrics,
         )
         for name, more in {
-            "ss_mast_mosaic": (),
+            "ss_mast_mosaic": ("views.frames=64", "front_end.num_mels=64"),
             "swav": ("swav.prototypes=6", "views.local=1"),
             "vicreg": (),
             "barlow_twins": (),
