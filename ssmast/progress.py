@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, elsewhere a log line every few seconds."""
+"""What a long job says: a bar on a terminal, elsewhere a line every few seconds; once a line."""
 
 import logging
 import time
@@ -8,6 +8,14 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 _PLAIN_EVERY = 15.0  # seconds between plain lines
+_said: set[str] = set()  # a command opens a folder more than once
+
+
+def say_once(message: str, level: int = logging.INFO) -> None:
+    """Log a line that a process has not logged before."""
+    if message not in _said:
+        _said.add(message)
+        logger.log(level, "%s", message)
 
 
 class Progress:

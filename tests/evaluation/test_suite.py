@@ -268,6 +268,21 @@ def test_the_best_pooling_is_chosen_on_validation(sets, encoder_folder, tmp_path
     assert result["baselines"]["untrained"]["dim"] == first["dim"]
 
 
+def test_variants_are_tried_with_one_seed_and_the_best_is_scored_with_all(
+    sets, encoder_folder, tmp_path
+):
+    config = ProbeConfig(
+        encoder=str(encoder_folder), data=str(sets), out=str(tmp_path), tasks="tones",
+        layers="best", baselines="false",
+    )  # fmt: skip
+    (result,) = run_suite(config)
+    (single,) = run_suite(replace(config, seeds=1, out=str(tmp_path / "single")))
+    assert len(result["scores"]) == 5
+    assert len(single["scores"]) == 1
+    assert result["candidates"] == single["candidates"]
+    assert single["valid"] == max(one["valid"] for one in single["candidates"])
+
+
 def test_published_crops_are_embedded_once_for_training_and_once_for_test(
     sets, encoder_folder, tmp_path
 ):

@@ -20,6 +20,7 @@ from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_so
 from ssmast.audio.corpus.shards import index_tar, safe_member_name
 from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
 from ssmast.audio.read import split_excerpt
+from ssmast.progress import say_once
 from ssmast.settings import in_home
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 # What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
 _NOTES = (TASK_FILE, "synthetic.json")
-_said: set[str] = set()  # a command opens a folder more than once
 
 
 def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -> None:
@@ -51,13 +51,6 @@ def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -
     first = [*unused, *others][0]
     shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
     say_once(f"{root}: {kinds.total():,} files are not used: {shown}; the first is {first!r}")
-
-
-def say_once(message: str) -> None:
-    """Log a line that a process has not logged before."""
-    if message not in _said:
-        _said.add(message)
-        _log.info("%s", message)
 
 
 def say_unnamed(root: Path, corpus: Corpus, *tables: str) -> None:

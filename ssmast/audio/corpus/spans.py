@@ -31,8 +31,7 @@ from ssmast.audio.corpus.table import (
 )
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.files import as_text, encoding_of
-
-_log = logging.getLogger(__name__)
+from ssmast.progress import say_once
 
 _STARTS = (
     *("start", "starts", "startseconds", "starttime", "starttimes", "onset", "begin", "begins"),
@@ -114,7 +113,7 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
             else:
                 rows.setdefault(excerpt, []).append(row)
     if without_length:
-        _log.warning("%s: %d spans end where they begin, left out", what, without_length)
+        say_once(f"{what}: {without_length} spans end where they begin, left out", logging.WARNING)
     if not rows:
         raise ValueError(f"{what} names no span; wanted rows with a start and a later end")
     found = Listing(what)
@@ -124,15 +123,15 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
         found.columns[label] = [joined(own, what) for own in labels]
     repeated = sum(map(len, rows.values())) - sum(map(len, labels))
     if repeated:
-        _log.info("%s: %d spans are there twice, taken once", what, repeated)
+        say_once(f"{what}: {repeated} spans are there twice, taken once")
     files = len({split_excerpt(name)[0] for name in rows})
-    _log.info("%s: %d spans of %d recordings", what, len(rows), files)
+    say_once(f"{what}: {len(rows)} spans of {files} recordings")
     if files == len(rows) > 1 and kind_of_spans(root / tables[0]) == "table of spans":
         # As UrbanSound8K's start and end, which are places in another file.
-        _log.warning(
-            "%s: each recording has one span; where the files are cut already, rename the columns "
-            "of start and end",
-            what,
+        say_once(
+            f"{what}: each recording has one span; where the files are cut already, rename the "
+            "columns of start and end",
+            logging.WARNING,
         )
     several = any(len(own) > 1 for own in labels)
     found.said = {"multi_label": several, "label_separator": LABELS_BETWEEN}
