@@ -143,7 +143,8 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
     waited, since, since_step = 0.0, time.perf_counter(), state.step
     busy_since = time.process_time()
     device = state.accelerator.device
-    if device.type == "cuda":  # the next batch travels while a step runs
+    # The next batch travels while a step runs, at the price of its memory.
+    if device.type == "cuda" and not config.grad_checkpointing:
         fetcher = Fetcher(on_their_way(batches, device), ahead=1)
     else:
         fetcher = Fetcher(batches)
