@@ -144,7 +144,8 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
     busy_since = time.process_time()
     device = state.accelerator.device
     # The next batch travels while a step runs, at the price of its memory.
-    if device.type == "cuda" and not config.grad_checkpointing:
+    is_short = config.grad_checkpointing or config.optim.gradient_accumulation_steps > 1
+    if device.type == "cuda" and not is_short:
         fetcher = Fetcher(on_their_way(batches, device), ahead=1)
     else:
         fetcher = Fetcher(batches)
