@@ -2,8 +2,8 @@
 
 No negatives at all; heads, average and loss are lightly's.
 
-accelerate launch examples/byol.py recipe=real_nano data=FOLDER run=runs/byol
-accelerate launch examples/byol.py recipe=real_nano data=FOLDER run=runs/byol export.network=teacher
+python examples/byol.py recipe=real_nano data=FOLDER run=runs/byol
+python examples/byol.py recipe=real_nano data=FOLDER run=runs/byol export.network=teacher
 """
 
 import copy

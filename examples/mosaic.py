@@ -3,7 +3,7 @@
 View 1 loses 60 % of its time columns, view 2 40 % of its frequency rows; NT-Xent over the batch of
 all processes; no teacher and no queue.
 
-accelerate launch examples/mosaic.py recipe=real_nano data=FOLDER run=runs/mosaic
+python examples/mosaic.py recipe=real_nano data=FOLDER run=runs/mosaic
 python examples/mosaic.py show-views run=runs/mosaic out=views.png
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import check_folder_to_write, is_encoder, read_json
+from ssmast.encoder.folder import CONFIG, WEIGHTS, check_folder_to_write, is_encoder, read_json
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import check_output
@@ -137,17 +137,18 @@ def find_encoder(config: ExportConfig) -> Encoder:
         raise FileNotFoundError(f"there is no run folder at {run}")
     if config.checkpoint:
         return _of_checkpoint(Path(config.checkpoint), run, config)
-    if is_encoder(run):
+    # Damaged or not: reading it tells what is wrong.
+    if (run / CONFIG).is_file() or (run / WEIGHTS).is_file():
         return _of_folder(run, config)
-    newest = newest_checkpoint(run / "checkpoints")
+    newest, made = newest_checkpoint(run / "checkpoints"), run / "encoder"
     # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
-    if newest is None or (is_encoder(run / "encoder") and not _settings(run).get("objective")):
-        if not is_encoder(run / "encoder"):
+    if newest is None or (made.is_dir() and not _settings(run).get("objective")):
+        if not made.is_dir():
             raise FileNotFoundError(
                 f"{run} holds neither a checkpoint nor an encoder; give a run folder of "
                 "`ssmast pretrain` or an encoder folder"
             )
-        return _of_folder(run / "encoder", config)
+        return _of_folder(made, config)
     return _of_checkpoint(newest, run, config)
 
 
@@ -207,10 +208,12 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
         )
     objective = settings.get("objective")
     if not objective:
+        made = (run / "encoder").is_dir()
         raise ValueError(
             f"{checkpoint} is one of a fine-tuning, step {state['step']} of {state['steps']}, and "
-            f"no encoder yet; resume with the same command and resume=auto, then export {run}"
-        )
+            + (f"its classifier is {run / 'encoder'}; leave checkpoint= out" if made else
+               f"no encoder yet; resume with the same command and resume=auto, then export {run}")
+        )  # fmt: skip
     if "encoders" not in state:
         raise ValueError(
             f"{checkpoint} was written by ssmast {state.get('version', '0.1.0')}, whose "

@@ -5,12 +5,14 @@ What cannot be read as text or YAML is refused in one sentence.
 
 import codecs
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +111,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with _oserror_if_full(path):
             yield partial
@@ -156,6 +158,44 @@ def replace_folder(new: Path, folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def locked(file: Path, *, doing: str, key: str = "out") -> Iterator[None]:
+    """Keep other processes out while the block runs.
+
+    A record lock: it goes with this process, however that ends, and data workers do not inherit it.
+
+    Args:
+        file: hidden, removed at the end.
+        doing: what this process does, for the sentence that others get.
+        key: that names another place.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Otherwise one that ended just now has removed the file that was opened.
+            is_taken = not os.path.samestat(os.fstat(opened.fileno()), file.stat())
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            is_taken = True
+        if is_taken:
+            raise BlockingIOError(
+                f"another process is {doing}; wait until it has ended or choose another {key}="
+            )
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def lock_of(out: str | Path) -> Path:
+    """The file that is locked while `out` is written: beside it, hidden."""
+    out = Path(out)
+    return out.with_name(f".{out.name}.lock")
 
 
 def flush(path: Path) -> None:

@@ -64,6 +64,8 @@ def run_paper(config: PaperConfig, *, dry_run: bool = False) -> str:
     """Fine-tune on every set that is there; returns the table."""
     root, data = Path(config.run), Path(config.data)
     check_output(root, key="run", folder=True)
+    check_output(root / "paper.md", key="run", begins=r"\|")
+    check_output(root / "report.html", key="run", begins="<!doctype html")
     sets = [task for task in _RECIPES if (data / task).is_dir()]
     if not sets:
         raise FileNotFoundError(

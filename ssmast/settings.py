@@ -364,6 +364,11 @@ def _split_words(
             bare = word.lstrip("-")
             hint = f"write {bare}" if "=" in bare.strip("=") else f"see `{command} --help`"
             said = f"`{command}` takes key=value words without spaces, got {word!r}"
+            if positional in words and _is_name(word, keys):
+                said = (
+                    f"`{command}` takes key=value words and one without a key, which is "
+                    f"{positional}={words[positional]} already, got {word!r}"
+                )
             raise UsageError(f"{said}; {hint}")
     return words, flags
 

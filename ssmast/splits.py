@@ -328,7 +328,7 @@ def few_names(names: Sequence[str], *, between: str = ", ") -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in case, spaces, Unicode form or the writing of a number alone, in groups.
+    """Names that differ in case, spaces, dashes, Unicode form or the writing of a number alone.
 
     >>> look_alikes(["dog", "Dog ", "1", "cat", "1.0", "d\u200bog", "sea_lion", "sea lion"])
     [['1', '1.0'], ['Dog ', 'dog', 'd\u200bog'], ['sea lion', 'sea_lion']]
@@ -339,10 +339,15 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
+_PLAIN = {"Pd": "-", "Pi": "'", "Pf": "'"}  # category of Unicode -> what it is typed as
+
+
 def _bare(name: str) -> str:
     """A name without case, unseen marks and the form of its characters; a number as a float."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # U+200B, U+FEFF
+    text = "".join(_PLAIN.get(unicodedata.category(c), c) for c in text).rstrip(".")
+    text = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", " ", text)  # sea-lion, but -1 is not 1
     text = " ".join(text.replace("_", " ").split())
     return str(float(text)) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text) else text
 

@@ -224,6 +224,21 @@ def test_a_fine_tuning_that_is_not_finished_says_how_to_go_on(tuned, tmp_path):
         export.main([str(tuned), f"out={tmp_path / 'e'}", "network=student"])
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "checksums.json"])
+@pytest.mark.parametrize("what", ["run", "folder"])
+def test_of_a_damaged_encoder_it_is_said_what_is_damaged(tuned, tmp_path, name, what):
+    shutil.copytree(tuned, tmp_path / "run")
+    file = tmp_path / "run" / "encoder" / name
+    words = [str(tmp_path / "run" if what == "run" else file.parent), f"out={tmp_path / 'e'}"]
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=re.escape(f"{file} is damaged")):
+        export.main(words)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file.parent} is no encoder folder: .*{name}"):
+        export.main(words)
+    assert not (tmp_path / "e").exists()
+
+
 # -- settings and card -----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import threading
 
 import pytest
 
@@ -21,6 +22,25 @@ def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_pat
         raise RuntimeError
     assert (tmp_path / "a.bin").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_two_writers_of_one_file_do_not_mix_their_parts(tmp_path):
+    both = threading.Barrier(2, timeout=30)
+
+    def write(letter):
+        with replacing(tmp_path / "a.txt") as partial, partial.open("w") as file:
+            for _ in range(3):
+                both.wait()
+                file.write(letter * 1000)
+                file.flush()
+
+    threads = [threading.Thread(target=write, args=letter) for letter in "xy"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a.txt").read_text() in ("x" * 3000, "y" * 3000)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_full_disk_is_an_oserror_whoever_notices_it(tmp_path):

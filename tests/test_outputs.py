@@ -25,7 +25,14 @@ COMMANDS = {
     "prepare": ["nowhere", "out={}"],
     "prepare, task": ["task=esc50", "root=nowhere", "out={}"],
     "pretrain": ["data=nowhere", "run={}"],
+    "finetune": ["data=nowhere", "init=none", "run={}"],
     "demo": ["run={}"],
+    "paper": ["data=nowhere", "run={}"],
+    "compare": ["data=nowhere", "sets=nowhere", "objectives=[ss_mast]", "out={}"],
+    "map": ["nowhere", "out={}"],
+    "search": ["nowhere.wav", "index=nowhere", "out={}.csv"],
+    "predict, folder": ["nowhere", "encoder=nowhere", "out={}", "format=raven"],
+    "report": ["nowhere", "out={}"],
 }
 
 
@@ -81,12 +88,21 @@ MINE = {
 }
 OTHERS = {
     "show-views": ["data=nowhere", "out={}"],
-    "report": ["run=.", "out={}"],
+    "report": [".", "out={}"],
     "search": ["nowhere.wav", "index=nowhere", "out={}.csv"],
     "search, Raven": ["nowhere.wav", "index=nowhere", "out={}.txt"],
     "predict": ["nowhere.wav", "encoder=nowhere", "out={}"],
     "predict, CSV": ["nowhere.wav", "encoder=nowhere", "out={}", "format=csv"],
     "embed": ["nowhere", "encoder=nowhere", "out={}.npz"],
+    "probe, results.md": ["encoder=nowhere", "data=nowhere", "out=."],
+    "probe, poster.md": ["encoder=nowhere", "data=nowhere", "out=."],
+    "probe, report.html": ["encoder=nowhere", "data=nowhere", "out=."],
+    "evaluate, report.html": ["encoder=nowhere", "data=nowhere", "out=."],
+    "map, map.html": ["nowhere", "encoder=nowhere", "out=."],
+    "map, map.csv": ["nowhere", "encoder=nowhere", "out=."],
+    "paper, paper.md": ["data=nowhere", "run=."],
+    "compare, compare.md": ["data=nowhere", "sets=nowhere", "objectives=[ss_mast]", "out=."],
+    "compare, compare.json": ["data=nowhere", "sets=nowhere", "objectives=[ss_mast]", "out=."],
 }
 
 
@@ -98,10 +114,12 @@ def test_a_file_that_ssmast_did_not_write_is_not_replaced(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (tmp_path / "config.yaml").write_text("model: mast_nano\n")
+    name, _, written = command.partition(", ")
     words = [word.format("mine") for word in OTHERS[command]]
-    (file,) = (tmp_path / word[4:] for word in words if word.startswith("out="))
+    (file,) = (tmp_path / word[4:] for word in words if word.startswith("out=") or word == "run=.")
+    file = file / written if "." in written else file
     file.write_bytes(MINE[kind])
-    assert main([command.partition(",")[0], *words]) == 1
+    assert main([name, *words]) == 1
     assert "is not replaced; give another" in capsys.readouterr().err
     assert file.read_bytes() == MINE[kind]
 

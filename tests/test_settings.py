@@ -92,8 +92,9 @@ def test_a_path_is_taken_literally(text, capsys, tmp_path):
 def test_one_word_without_a_key_where_a_command_allows_it():
     assert _parse("a folder", "steps=3", positional="data") == Config(data="a folder", steps=3)
     for words in (("one", "two"), ("data=one", "two"), ("--one",)):
-        with pytest.raises(UsageError, match="takes key=value words"):
+        with pytest.raises(UsageError, match="takes key=value words") as error:
             _parse(*words, positional="data")
+        assert ("which is data=one already, got 'two'" in str(error.value)) == ("two" in words)
 
 
 def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):

@@ -184,7 +184,7 @@ def is_encoder(folder: Path) -> bool:
     try:
         return "ssmast" in read_json(folder / CONFIG)
     except ValueError:
-        return False
+        return (folder / WEIGHTS).is_file()
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from ssmast.evaluation.results import (
     TITLES,
     ClusterResult,
     beside,
+    check_results,
     result_file,
     result_notes,
     write_result,
@@ -182,6 +183,9 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
             f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
             "partition to compare clusters with; choose another label column or set"
         )
+    file = result_file(_out(config), labelled, "clusters")
+    if process_state().is_main:
+        check_results(file)
     named = config.classes
     if config.first_classes:
         require(not named, "classes", named, "left out where first_classes= is given")
@@ -272,7 +276,6 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         columns=scores,
         picture=picture,
     )
-    file = result_file(_out(config), labelled, "clusters")
     write_result(file, result)
     write_atomic(file.with_suffix(".md"), clusters_table([result]))
     logger.info("results: %s", file)

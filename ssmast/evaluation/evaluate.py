@@ -11,6 +11,7 @@ one class make an event, and events are scored by onset and offset.
 
 import logging
 import math
+import re
 import shlex
 import sys
 from collections.abc import Collection, Iterator
@@ -46,6 +47,7 @@ from ssmast.evaluation.results import (
     Result,
     Score,
     beside,
+    check_results,
     result_notes,
     set_facts,
     write_result,
@@ -230,9 +232,15 @@ def result_of(
 @command(EvaluateConfig, "ssmast evaluate", dry_run=True)
 def main(config: EvaluateConfig, argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
-    check_output(_out(config), folder=True)
+    out = _out(config)
+    check_output(out, folder=True)
+    check_output(out / "report.html", begins="<!doctype html")
     labelled, classifier = _open(config)
-    positions = labelled.split(config.fold).parts()[config.part]
+    split = labelled.split(config.fold)
+    positions = split.parts()[config.part]
+    name = re.sub(r"[^\w.]", "-", f"{labelled.spec}-{split.name}-{config.part}")
+    file = out / f"{name}.json"
+    check_results(file)
     if wants_dry_run(argv):
         sys.stdout.write(
             f"{labelled.spec}: {len(positions)} clips, {labelled.num_outputs} classes\n"
@@ -262,7 +270,7 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
             sha256=classifier.sha256,
             part=config.part,
         )
-        _write(config, replace(result, data=config.data))
+        _write(config, file, replace(result, data=config.data))
         sys.stdout.write(f"{tables_of(result)}\n{numbers_text(scored.numbers)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in result_notes(result)))
     return 0
@@ -417,16 +425,13 @@ def _out(config: EvaluateConfig) -> Path:
     return Path(config.out) if config.out else beside(folder, "evaluate")
 
 
-def _write(config: EvaluateConfig, result: Result) -> None:
-    out = _out(config)
-    words = f"{result.task}-{result.splits[0]['name']}-{config.part}"
-    name = "".join(c if c.isalnum() or c in "._" else "-" for c in words)
-    write_result(out / f"{name}.json", result)
+def _write(config: EvaluateConfig, file: Path, result: Result) -> None:
+    write_result(file, result)
     commands = [shlex.join(["ssmast", "evaluate", *to_words(config)])]
     write_report(
-        out / "report.html",
+        file.with_name("report.html"),
         results=[result],
         title=f"{result.task}, {config.part} part",
         commands=commands,
     )
-    logger.info("results: %s", out)
+    logger.info("results: %s", file.parent)

@@ -2,7 +2,8 @@
 
     metadata.csv      path,label,split,...   split is train, valid or test
     metadata.csv      path,label,fold,...    one score a fold
-    no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav, ...
+    no table          a folder a class: frog/a.wav, rain/night 1/b.flac; or train/frog/a.wav,
+                      frog/train/a.wav, fold1/frog/a.wav
     other layouts     Hugging Face's, Kaldi's, Raven's and others, see `audio/corpus/open.py`
     audio.tar         or the audio files themselves, named by `path`
 
@@ -10,6 +11,7 @@
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,8 +185,9 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
     """
     if are_class_folders(place):
         table = _class_folders(place, open_corpus(place))
-        if "test" in table.get("split", ()):
-            logger.info("%s: parts and classes are its folders", place)
+        if "fold" in table or "test" in table.get("split", ()):
+            what = "folds" if "fold" in table else "parts"
+            logger.info("%s: %s and classes are its folders", place, what)
         return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(table_of(place))
@@ -222,21 +225,32 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     if len(around) == 1 and around <= _AROUND and not _other_tables(folder):
         levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
-    parts = [top for top in tops if part_of(top)]
-    others = [top for top in tops if not part_of(top)]
+    part_by_name = {top: part_of(top) for top in tops}
+    if "test" not in part_by_name.values():  # beside a test part it may be the validation part
+        part_by_name |= {top: "test" for top in tops if top.lower() in ("eval", "evaluation")}
+    parts = [top for top in tops if part_by_name[top]]
+    others = [top for top in tops if not part_by_name[top]]
     # A class may be called train, but hardly one train and another test.
-    if others and {"train", "test"} <= set(map(part_of, parts)):
+    if others and {"train", "test"} <= {part_by_name[top] for top in parts}:
         raise ValueError(
             f"{folder} holds the parts {', '.join(parts)} and beside them {few_names(others)}: "
             "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
             "path,label,split"
         )
-    has_parts = not others and any(len(above) > 1 for above in levels)
     first = [[*above, "", ""][:2] for above in levels]
-    if not has_parts:
-        return {"path": paths, "label": [top for top, _ in first]}
-    split = [part_of(top) for top, _ in first]
-    return {"path": paths, "label": [below for _, below in first], "split": split}
+    upper, lower = ([pair[i] for pair in first] for i in (0, 1))
+    if not others and any(lower):
+        return {
+            "path": paths,
+            "label": lower,
+            "split": [part_by_name.get(top, "") for top in upper],
+        }
+    if all(lower) and all(re.fullmatch(r"(?i)(fold|cv)[ _-]*\d+", top) for top in tops):
+        return {"path": paths, "label": lower, "fold": [re.sub(r"\D", "", top) for top in upper]}
+    below = [part_of(name) for name in lower]
+    if all(below) and {"train", "test"} <= {*below}:
+        return {"path": paths, "label": upper, "split": below}
+    return {"path": paths, "label": upper}
 
 
 def _names(corpus: Corpus) -> list[str]:
@@ -264,6 +278,8 @@ def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
     for column in wanted:
         if column not in columns:
             hint = ""
+            if column == "path":
+                hint = "; call the one with the names of the sound files path"
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "

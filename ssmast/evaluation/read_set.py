@@ -105,6 +105,8 @@ def load_set(
     separator = "" if len(columns) > 1 else _separator(replace(spec, label=columns[0]), origin)
     for name in columns:
         check_columns(list(table), replace(spec, label=name), folder)
+    if len(columns) == 1 and spec.multi_label != "false":
+        table, separator = _with_lists_unpacked(table, columns[0], separator, spec.separator)
     kind, column = _protocol_of(table, spec, folder)
     if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
         table[_RECORDING] = recordings
@@ -297,6 +299,29 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     if origin.get("multi_label") and spec.label == origin.get("label"):
         return str(origin.get("label_separator") or spec.separator)
     return ""
+
+
+def _with_lists_unpacked(
+    table: Table, column: str, separator: str, usual: str
+) -> tuple[Table, str]:
+    """Cells such as `['dog', 'rain']`, as pandas writes lists of labels, with a separator instead.
+
+    Returns:
+        The table, and what stands between the labels; unchanged where not every cell is a list.
+    """
+    cells = [cell.strip() for cell in table[column]]
+    is_list = all(not cell or (cell[0], cell[-1]) == ("[", "]") for cell in cells)
+    # `[dog]` in every row may be how a class is called.
+    if not is_list or not re.search(r"['\",]|\[\]", "".join(cells)):
+        return table, separator
+    names = [["".join(found).strip() for found in _LISTED.findall(cell[1:-1])] for cell in cells]
+    every = "".join(name for own in names for name in own)
+    mark = separator or next(m for m in (usual, "|", "\t", "\x1f") if m not in every)
+    several = any(len(own) != 1 for own in names)
+    return {**table, column: [mark.join(own) for own in names]}, mark if several else separator
+
+
+_LISTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^,'"\s][^,'"]*)""")  # a name in a list of them
 
 
 def _protocol_of(table: Table, spec: TaskSpec, folder: Path) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
-from ssmast.files import write_json
+from ssmast.files import check_output, write_json
 from ssmast.html import markdown_table
 from ssmast.splits import few_names, other_copies
 from ssmast.version import __version__
@@ -315,6 +315,17 @@ def parse_result(content: Any) -> Result | ClusterResult | None:
         if isinstance(content, dict) and {"task", "num_classes", *wanted} <= content.keys():
             return kind.from_dict(content)
     return None
+
+
+def check_results(*files: Path) -> None:
+    """Refuse to replace what is no result: JSON files, and tables in Markdown beside them.
+
+    Raises:
+        FileExistsError, OSError: as `check_output`.
+    """
+    for file in files:
+        check_output(file, begins=r'\{\s*($|"(mean|task)")')  # or cut short
+        check_output(file.with_suffix(".md"), begins=r"\| task|no results")
 
 
 def write_result(file: Path, result: Result | ClusterResult) -> None:

@@ -20,6 +20,7 @@ from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     Result,
     beside,
+    check_results,
     read_result,
     result_file,
     results_table,
@@ -76,6 +77,10 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     sets = load_sets(config)
     state, out = process_state(), out_folder(config)
     scorer = Scorer(config, cache=Path(config.cache) if config.cache else out / "embeddings")
+    shots = f"-{scorer.protocol.shots}" if scorer.protocol.shots else ""
+    name = scorer.protocol.name + shots + ("-shuffled" if config.shuffled else "")
+    if state.is_main:
+        check_results(*(result_file(out, labelled, name) for labelled in sets))
     jobs = [scorer.job(labelled) for labelled in sets]
     if state.size > 1 and not scorer.protocol.updates_encoder:
         # Embed all first: nobody then waits for the first process to fit its probes.
@@ -84,8 +89,6 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     if not state.is_main:
         return []
     results = []
-    shots = f"-{scorer.protocol.shots}" if scorer.protocol.shots else ""
-    name = scorer.protocol.name + shots + ("-shuffled" if config.shuffled else "")
     for number, job in enumerate(jobs, start=1):
         inputs = scorer.inputs_sha256(job)
         file = result_file(out, job.labelled, name)
@@ -121,7 +124,11 @@ def out_folder(config: ProbeConfig) -> Path:
 
 
 def _check_outputs(config: ProbeConfig) -> None:
-    check_output(out_folder(config), folder=True)
+    out = out_folder(config)
+    check_output(out, folder=True)
+    check_results(out / "results.json")
+    check_output(out / "poster.md", begins=r"\|")
+    check_output(out / "report.html", begins="<!doctype html")
     if config.cache:
         check_output(config.cache, key="cache", folder=True)
 

@@ -3,13 +3,10 @@
 Jobs run in this process, in a pool of processes, or on Ray; the bytes are the same.
 """
 
-import contextlib
 import csv
-import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +22,7 @@ from ssmast.audio.corpus.quarantine import Quarantine
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.engine import run_jobs
-from ssmast.files import write_atomic
+from ssmast.files import locked, write_atomic
 from ssmast.html import details, key_table, page, section, table, text, tiles
 from ssmast.prepare.job import (
     FORMAT,
@@ -97,7 +94,7 @@ def prepare_corpus(
         )
     _check_folder(out, source.root)
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
+    with locked(work / "lock", doing=f"preparing {out}"):
         if (out / CORPUS_FILE).is_file():  # the other process has finished
             return _finished(source, out, work, settings)
         write_plan(work, source, cut, extra)
@@ -186,17 +183,6 @@ def _remove_partial(out: Path) -> None:
     for folder in (out, out / WORK, out / WORK / "jobs"):
         for path in folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Keep a second process out; the lock ends with this one, however it ends."""
-    with (work / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process is preparing {work.parent}") from error
-        yield
 
 
 # -- the page about a prepared corpus --------------------------------------------------------------

@@ -60,12 +60,12 @@ def main(argv: list[str]) -> int:
     if not (named or config.run or config.results):
         raise UsageError("name a run or results, such as `ssmast report runs/mine`")
     paths = [Path(in_home(word)) for word in ([config.run] if config.run else []) + named]
-    sources = read_sources(paths)
-    if config.results:
-        sources = _with_results(sources, Path(config.results))
     first = (paths or [Path(config.results)])[0]
     out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
     check_output(out, begins="<!doctype html")
+    sources = read_sources(paths)
+    if config.results:
+        sources = _with_results(sources, Path(config.results))
     _write(
         out,
         sources,

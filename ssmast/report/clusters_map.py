@@ -145,11 +145,12 @@ def clusters(
     parts, drawn = [], 0
     for source, result in results:
         name = "" if len(sources) < 2 else f", {source.name}"
-        parts.append(f"<h3>{text(result.task + name)}</h3>{_table(result)}")
+        parts.append(f"<h3>{text(result.task + name)}</h3>")
         if result.picture is not None:
             room = audio_bytes // len(pictures)
             parts.append(scatter(result.picture, result.task, drawn, page, room, audio_seconds))
             drawn += 1
+        parts.append(_table(result))
     return section("Clusters", *parts), bool(drawn)
 
 
@@ -253,7 +254,14 @@ def _plot(picture: dict[str, Any], column: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from bokeh.embed import json_item
-        from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, HoverTool, Range1d
+        from bokeh.models import (
+            BooleanFilter,
+            CDSView,
+            ColumnDataSource,
+            HoverTool,
+            Range1d,
+            TapTool,
+        )
         from bokeh.plotting import figure
 
         labels = picture["labels"]
@@ -271,7 +279,7 @@ def _plot(picture: dict[str, Any], column: dict[str, Any]) -> Any:
         ring = ColumnDataSource({"x": [], "y": [], "size": []}, name="around")
         shown = BooleanFilter(booleans=[True] * len(labels), name="shown")
         plot = figure(
-            height=480, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,tap,reset",
+            height=480, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset",
             x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), active_drag=None,
             name="plot",
         )  # fmt: skip
@@ -281,9 +289,10 @@ def _plot(picture: dict[str, Any], column: dict[str, Any]) -> Any:
             nonselection_fill_alpha=0.6, nonselection_line_alpha=0,
         )  # fmt: skip
         plot.scatter("x", "y", source=ring, size="size", fill_color=None, line_width=2, name="ring")
-        plot.add_tools(
-            HoverTool(renderers=[dots], tooltips=[("clip", "@clip"), ("class", "@class")])
-        )
+        named = "<div>@clip</div><div>@class</div>"
+        # Always on, so no buttons: the toolbar has only what moves the picture.
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=named, visible=False))
+        plot.add_tools(TapTool(visible=False))
         plot.axis.visible = False
         plot.toolbar.logo = None
         return json_item(plot)

@@ -1,6 +1,8 @@
 """Training curves as small SVG pictures that take the page's colours, light or dark."""
 
+import html
 import io
+import itertools
 import math
 import re
 import warnings
@@ -184,8 +186,12 @@ def curve(
         for (name, height), dashes in zip(levels.items(), ("--", ":"), strict=False):
             axes.axhline(height, color=_TEXT, linewidth=0.9, linestyle=dashes)
             axes.annotate(
-                name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
+                name, (1, height), (0, 2), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", va="bottom",
+            )  # fmt: skip
+        steps = _thinned(sorted({step for points in series for step, _ in points}))
+        foot = axes.get_xaxis_transform()
+        axes.scatter(steps, [0] * len(steps), s=1, transform=foot, clip_on=False, gid=_HOVER)
         axes.grid(axis="y", linewidth=0.5, alpha=0.6)
         axes.set_xlabel(along)
         axes.margins(x=0.01)
@@ -195,9 +201,44 @@ def curve(
         canvas.print_figure(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
+    svg = _hoverable(svg, [_said(series, step, along) for step in steps])
     for stand_in, colour in _COLOURS.items():
         svg = svg.replace(stand_in, colour)
     # Metadata names matplotlib's site; a page without network has no use for addresses.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+
+
+_HOVER = "hover"  # marks the points whose places become the bands
+_MOST_BANDS = 120
+
+
+def _thinned(steps: list[float]) -> list[float]:
+    """Evenly chosen ones of many, the last among them."""
+    apart = -(-len(steps) // _MOST_BANDS) or 1
+    return steps[::-1][::apart][::-1]
+
+
+def _said(series: Sequence[list[tuple[float, float]]], step: float, along: str) -> str:
+    """`step 100: 0.53`, of several runs with commas between; what is not there is a dash."""
+    found = [dict(points).get(step) for points in series]
+    values = ", ".join("\u2013" if value is None else f"{value:.4g}" for value in found)
+    return f"{along} {step:g}: {values}"
+
+
+def _hoverable(svg: str, said: Sequence[str]) -> str:
+    """Bands from top to bottom that tell the values of their step to a pointer; no script."""
+    marked = re.search(rf'<g id="{_HOVER}">.*?</g>\s*</g>', svg, flags=re.DOTALL)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert marked is not None
+    assert size is not None
+    places = [float(x) for x in re.findall(r'<use [^>]*?\bx="([-\d.]+)"', marked[0])]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(places)]
+    edges = [(0.0, *middles, float(size[1]))[i : i + 2] for i in range(len(places))]
+    bands = "".join(
+        f'<rect class="hover" x="{a:.1f}" y="0" width="{b - a:.1f}" height="{size[2]}">'
+        f"<title>{html.escape(words)}</title></rect>"
+        for (a, b), words in zip(edges, said, strict=True)
+    )
+    return svg.replace(marked[0], "").replace("</svg>", f"{bands}</svg>")

@@ -22,7 +22,16 @@
                   outline_line_color: colour("--line") });
       for (const grid of plot.center) grid.grid_line_color = null;
       ringed().glyph.line_color = { value: colour("--text") };
-      target.classList.toggle("dark", dark.matches);
+    }
+    // Bokeh's tools have names for a pointer only, and its canvas would be one more stop of Tab.
+    function label(node) {
+      for (const one of [...(node.shadowRoot?.children ?? []), ...node.children]) {
+        if (one.tabIndex === 0) {
+          if (!one.title) one.tabIndex = -1;
+          else { one.setAttribute("role", "button"); one.setAttribute("aria-label", one.title); }
+        }
+        label(one);
+      }
     }
     function ringed() { return plot.renderers.find((r) => r.name === "ring"); }
 
@@ -131,6 +140,8 @@
     dark.addEventListener("change", paint);
     fit();
     paint();
+    target.addEventListener("focusin", () => label(target));  // Bokeh draws them anew at times
+    setTimeout(() => label(target), 0);
     root.dataset.ready = "true";
   }
 

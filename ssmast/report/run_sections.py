@@ -206,10 +206,10 @@ def _commands(source: Source) -> list[str]:
     commands = []
     if source.run is not None and (source.run / "config.yaml").is_file():
         recipe = shlex.quote(f"recipe={source.run / 'config.yaml'}")
-        command = "-m ssmast finetune" if source.is_fine_tuning else "-m ssmast pretrain"
+        command = "ssmast finetune" if source.is_fine_tuning else "ssmast pretrain"
         if source.objective and source.objective not in _OBJECTIVES:
-            command = f"FILE_OF_{source.objective}.py"  # ran by ssmast.train
-        commands.append(f"accelerate launch {command} {recipe} run=NEW_FOLDER")
+            command = f"python FILE_OF_{source.objective}.py"  # ran by ssmast.train
+        commands.append(f"{command} {recipe} run=NEW_FOLDER")
     groups: dict[tuple[Any, ...], list[str]] = {}
     for one in source.probes:
         if one.column == "fine-tuned":

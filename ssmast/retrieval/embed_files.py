@@ -21,6 +21,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from ssmast.evaluation.embed import NOT_FINITE, Batch, cache_key, embed_batch, r
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
 from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
 from ssmast.events import TABLES, Event, tables_writer
-from ssmast.files import check_output, replacing
+from ssmast.files import check_output, lock_of, locked, replacing
 from ssmast.progress import Progress
 from ssmast.settings import (
     NETWORK_PRECISIONS,
@@ -143,15 +144,23 @@ def main(config: EmbedConfig, argv: list[str]) -> int:
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
         return 0
     keep_freed_memory()
-    found = embed_in_parts(encoder, corpus, config)
-    if found is None:
-        return 0
     out = Path(config.out)
-    write_embeddings(out, found, corpus, encoder)
-    if config.format:
-        _write_tables(config, names_of(found, corpus))
+    with sole_writer(out):
+        found = embed_in_parts(encoder, corpus, config)
+        if found is None:
+            return 0
+        write_embeddings(out, found, corpus, encoder)
+        if config.format:
+            _write_tables(config, names_of(found, corpus))
     logger.info("%d embeddings in %s, %s", len(found.rows), out, left_out(found, out))
     return 0
+
+
+def sole_writer(out: str | Path) -> AbstractContextManager[None]:
+    """Keep other commands from `out` and its parts; of several processes the first one does."""
+    if process_state().is_main:
+        return locked(lock_of(out), doing=f"writing {out}")
+    return nullcontext()
 
 
 def open_files(data: str) -> Corpus:

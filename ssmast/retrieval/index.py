@@ -32,6 +32,7 @@ from ssmast.retrieval.embed_files import (
     names_of,
     open_files,
     read_embeddings,
+    sole_writer,
 )
 from ssmast.settings import (
     UsageError,
@@ -76,15 +77,15 @@ def main(config: IndexConfig, argv: list[str]) -> int:
     encoder = load_encoder(config.encoder).to(process_state().device)
     if wants_dry_run(argv):
         return 0
-    found = _vectors(config, encoder)
-    if found is None:
-        return 0
-    names, values, note = found
-    index = Index.build(
-        values, names, kind=config.kind, probes=config.probes, about=_about(config.encoder, encoder)
-    )
-    index.save(config.out)
-    shutil.rmtree(f"{_embeddings_of(config)}.parts", ignore_errors=True)
+    with sole_writer(config.out):
+        found = _vectors(config, encoder)
+        if found is None:
+            return 0
+        names, values, note = found
+        about = _about(config.encoder, encoder)
+        index = Index.build(values, names, kind=config.kind, probes=config.probes, about=about)
+        index.save(config.out)
+        shutil.rmtree(f"{_embeddings_of(config)}.parts", ignore_errors=True)
     logger.info("%d vectors (%s) in %s%s", len(names), index.kind, config.out, note)
     return 0
 

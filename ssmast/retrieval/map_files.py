@@ -31,6 +31,7 @@ from ssmast.retrieval.embed_files import (
     left_out,
     names_of,
     open_files,
+    sole_writer,
 )
 from ssmast.settings import (
     UsageError,
@@ -77,18 +78,19 @@ def main(config: MapConfig, argv: list[str]) -> int:
         logger.info("%d clips, to %s", len(corpus), config.out)
         return 0
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    found = embed_in_parts(encoder, corpus, config.to_embed(out / "map.npz"))
-    if found is None:
-        return 0
-    drawn = map_of(found, corpus, config)
-    drawn["folder"] = corpus
-    title = f"Map of {Path(config.data.splitlines()[0]).name}"
-    write_map(
-        out / "map.html", drawn, title=title, audio_mb=config.audio_mb,
-        audio_seconds=config.audio_seconds,
-    )  # fmt: skip
-    write_atomic(out / "map.csv", _table(drawn))
+    with sole_writer(out):
+        out.mkdir(parents=True, exist_ok=True)
+        found = embed_in_parts(encoder, corpus, config.to_embed(out / "map.npz"))
+        if found is None:
+            return 0
+        drawn = map_of(found, corpus, config)
+        drawn["folder"] = corpus
+        title = f"Map of {Path(config.data.splitlines()[0]).name}"
+        write_map(
+            out / "map.html", drawn, title=title, audio_mb=config.audio_mb,
+            audio_seconds=config.audio_seconds,
+        )  # fmt: skip
+        write_atomic(out / "map.csv", _table(drawn))
     said = left_out(found, out / "map.npz")
     logger.info("%d sounds, %s; %s", len(drawn["clips"]), said, out / "map.html")
     return 0

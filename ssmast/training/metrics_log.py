@@ -145,11 +145,12 @@ class MetricsLog:
         _drop_lines_after(file, first_step)
         self._file = file.open("a", encoding="utf-8")
         self._bar = tqdm(
-            total=steps, initial=first_step, disable=None, leave=True,
+            total=steps, initial=first_step, disable=None, leave=True, smoothing=0,
             bar_format="{n_fmt}/{total_fmt} |{bar:8}| {remaining} left{postfix}",
         )  # fmt: skip
-        self._plain_every, self._last_plain, self._start = plain_every, 0.0, time.monotonic()
-        self._first_step = first_step
+        self._plain_every, self._last_plain = plain_every, 0.0
+        # Step and time from which the rate is taken: the first steps wait for the data's workers.
+        self._from: tuple[int, float] | None = None
         self._board, self._tracker = None, tracker
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -179,6 +180,10 @@ class MetricsLog:
         if not self.enabled:
             return
         now = time.monotonic()
+        if self._from is None:
+            self._from = (step, now)
+            self._bar.n = self._bar.initial = self._bar.last_print_n = step
+            self._bar.start_t = self._bar.last_print_t = time.time()
         if not self._bar.disable:
             self._bar.set_postfix_str(fitting(shown, COLUMNS - _BAR), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -190,10 +195,12 @@ class MetricsLog:
             return
         if now - self._last_plain >= self._plain_every or step == self.steps:
             self._last_plain = now
-            done = max(step - self._first_step, 1)
-            left = (now - self._start) / done * (self.steps - step)
+            first, since = self._from
+            left = ""
+            if step > first:
+                left = f"{_clock((now - since) / (step - first) * (self.steps - step))} left, "
             words = " ".join(f"{key}={value}" for key, value in shown.items())
-            logger.info("step %d/%d, %s left, %s", step, self.steps, _clock(left), words)
+            logger.info("step %d/%d, %s%s", step, self.steps, left, words)
 
     def __enter__(self) -> "MetricsLog":
         """Nothing to open: the files are open already."""

@@ -1,8 +1,8 @@
 """Pretrain an encoder without labels: SS-MAST, or another objective (objective=).
 
-accelerate launch -m ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
-accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke
-ssmast pretrain recipe=smoke                     (one process)
+ssmast pretrain recipe=real_nano data=FOLDER run=runs/mine
+ssmast pretrain recipe=smoke
+accelerate launch --multi_gpu --num_processes 2 -m ssmast pretrain recipe=smoke     (two processes)
 """
 
 import sys

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
+from ssmast.files import check_output
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
 from ssmast.training.inputs import (
@@ -77,6 +78,8 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
         ValueError, FileNotFoundError, FileExistsError: one sentence saying what to change.
         StoppedError: after Ctrl-C or SIGTERM, with the state saved.
     """
+    if config.run:
+        check_output(config.run, key="run", folder=True)
     config = kind.resolve(config)
     kind.check(config)
     check_tracker(config.track)

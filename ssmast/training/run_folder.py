@@ -1,16 +1,14 @@
 """The run folder: its name, who may write into it, and where it is resumed from."""
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ssmast.files import check_output, write_atomic, write_json
+from ssmast.files import check_output, locked, write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
@@ -69,26 +67,13 @@ class RunFolder:
         """Keep facts that a resumed run must not measure again."""
         write_json(self.facts_file, facts)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep a second run out, such as one started while an orphan of the first still saves.
 
-        A record lock: it goes with this process, however that ends, and data workers do not
-        inherit it.
-
         Raises:
-            FileExistsError: if another process holds it.
+            BlockingIOError: if another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FileExistsError(
-                    f"another process is training in {self.path}; wait until it has ended or "
-                    "choose another run="
-                ) from error
-            yield
+        return locked(self.path / ".lock", doing=f"training in {self.path}", key="run")
 
 
 def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:

@@ -70,7 +70,10 @@ def test_folders_are_classes_at_any_depth_and_a_hash_of_the_names_decides_the_pa
     assert part_of[0].items() <= part_of[1].items()
 
 
-@pytest.mark.parametrize("words", [("train", "valid", "test"), ("Training", "dev", "TEST")])
+@pytest.mark.parametrize(
+    "words",
+    [("train", "valid", "test"), ("Training", "dev", "TEST"), ("training", "val", "Evaluation")],
+)
 def test_folders_above_the_classes_are_the_parts(tmp_path, words):
     names = [f"{word}/{label}/{i}.wav" for word in words for label in "ab" for i in range(2)]
     sounds(tmp_path / "s", names)
@@ -78,6 +81,25 @@ def test_folders_above_the_classes_are_the_parts(tmp_path, words):
     for word, rows in zip(words, found.splits[0].parts().values(), strict=True):
         assert {found.clips[i].split("/")[0] for i in rows} == {word}
         assert [found.labels[i] for i in rows] == ["a", "a", "b", "b"]
+
+
+def test_parts_may_lie_below_the_classes_and_folds_above_them(tmp_path, caplog):
+    names = [f"{c}/{word}/{i}.wav" for c in "ab" for word in ("train", "val", "test") for i in "12"]
+    found = load_set(sounds(tmp_path / "s", names))
+    assert found.classes == ["a", "b"]
+    for word, rows in zip(("train", "val", "test"), found.splits[0].parts().values(), strict=True):
+        assert {found.clips[i].split("/")[1] for i in rows} == {word}
+    names = [f"Fold_{k}/{c}/{i}.wav" for k in range(1, 4) for c in "ab" for i in "12"]
+    caplog.set_level(logging.INFO)
+    found = load_set(sounds(tmp_path / "f", names))
+    assert found.classes == ["a", "b"]
+    tested = [{found.clips[i].split("/")[0] for i in split.test} for split in found.splits]
+    assert tested == [{"Fold_1"}, {"Fold_2"}, {"Fold_3"}]
+    assert "folds and classes are its folders" in caplog.text
+    # Beside a test part, evaluation may be another one.
+    names = [f"{w}/{c}/{i}.wav" for w in ("train", "test", "eval") for c in "ab" for i in "12"]
+    with pytest.raises(ValueError, match="holds the parts test, train and beside them eval"):
+        load_set(sounds(tmp_path / "e", names))
 
 
 def test_a_test_part_that_is_missing_is_drawn_and_a_loose_sound_is_left_out(tmp_path):

@@ -68,6 +68,46 @@ def test_what_is_done_is_not_done_again(sets, tmp_path, caplog):
     assert run_suite(config)[0]["mean"] == third[0]["mean"]
 
 
+def test_two_at_one_place_do_not_mix_their_parts(sets, encoder_folder, tmp_path, monkeypatch):
+    """The second one does all its work in the middle of the first; no lock is needed."""
+
+    def config(tasks, out):
+        return ProbeConfig(
+            encoder=str(encoder_folder), data=str(sets), out=str(out), seeds=1, tasks=tasks
+        )
+
+    def told(results):
+        return [
+            {key: one[key] for key in ("task", "scores", "confusion", "chosen")} for one in results
+        ]
+
+    apart = {name: told(run_suite(config(name, tmp_path / name))) for name in ("all", "tones")}
+    score, inside = scorer.Scorer.score, []
+
+    def interrupted(self, job, **words):
+        if not inside:
+            inside.append(None)
+            inside[0] = told(run_suite(config("tones", tmp_path / "both")))
+        return score(self, job, **words)
+
+    monkeypatch.setattr(scorer.Scorer, "score", interrupted)
+    assert told(run_suite(config("all", tmp_path / "both"))) == apart["all"]
+    assert inside[0] == apart["tones"]
+    written = [json.loads(file.read_text()) for file in sorted((tmp_path / "both").glob("*.json"))]
+    assert told(written) == apart["all"]
+    assert "more_tones" in (tmp_path / "both" / "results.md").read_text()
+
+
+def test_a_result_that_is_not_ours_is_not_replaced(sets, tmp_path):
+    file = tmp_path / "tones.linear.json"
+    file.write_text('{"thesis": 1}')
+    config = ProbeConfig(encoder="log_mel", data=str(sets), out=str(tmp_path), tasks="tones")
+    with pytest.raises(FileExistsError, match="was not written by this command, and is not"):
+        run_suite(config)
+    assert file.read_text() == '{"thesis": 1}'
+    assert [path.name for path in tmp_path.iterdir()] == ["tones.linear.json"]
+
+
 def test_another_recording_of_the_same_clips_is_scored_anew(tmp_path):
     """Names, sizes, labels and parts are the same; only the samples tell noise from tones."""
     clean = write_set(tmp_path / "clean" / "tones")

@@ -1,5 +1,10 @@
+import csv
+import io
+import itertools
+import json
 import logging
 
+import numpy as np
 import pytest
 
 from ssmast.classifier import Head
@@ -15,7 +20,7 @@ from ssmast.evaluation.probe import metric_of
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import result_file
 from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
-from ssmast.splits import label_set
+from ssmast.splits import label_set, look_alikes
 
 
 def write(folder, text):
@@ -36,6 +41,12 @@ def test_commas_inside_a_task_do_not_split_it():
     assert split_names(",".join(wanted)) == wanted
     assert split_names("'a'") == ["a"]
     assert split_names("[]") == []
+
+
+def test_dashes_quotes_and_full_stops_make_no_other_name():
+    alike = [["sea lion", "sea-lion", "sea\u2010lion"], ["don't", "don\u2019t"], ["frog", "frog."]]
+    others = ["-1", "1", "C#", "C", "frogs"]
+    assert look_alikes(itertools.chain(others, *alike)) == sorted(alike)
 
 
 @pytest.mark.parametrize("text", ["a:labels=x", "a:label", ":label=x"])
@@ -254,6 +265,34 @@ def test_a_clip_with_none_of_the_classes_trains_and_is_scored(tmp_path):
     assert task.targets()[[1, 3, 5, 7]].abs().sum() == 0
     # Drawn as often as a class: x has one clip, y two, "none" two.
     assert task.weights(task.splits[0].train).tolist() == [1.5, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "write_list",
+    [str, json.dumps, lambda own: f"[{', '.join(own)}]", lambda own: str(np.array(own))],
+)
+def test_cells_that_hold_lists_are_several_labels(tmp_path, write_list):
+    """pandas and datasets write a list of labels so; with one name in each it is that class."""
+    own = [["dog"], ["dog", "sea lion"], [], ["sea lion"]] * 3
+    parts = ["train", "train", "train", "train", "valid", "valid", "valid", "valid"] + ["test"] * 4
+
+    def made(lists, name):
+        rows = [("path", "label", "split")]
+        rows += [(f"{i}.wav", write_list(one), parts[i]) for i, one in enumerate(lists)]
+        table = io.StringIO()
+        csv.writer(table).writerows(rows)
+        write(tmp_path / name, table.getvalue())
+        return load_set(str(tmp_path), name)
+
+    several = made(own, "several")
+    assert several.classes == ["dog", "sea lion"]
+    assert several.multi_label
+    assert several.one_hot(np.arange(4)).tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
+    assert several.left_out == {}
+    one = made([["dog"], ["sea lion"]] * 6, "one")
+    plain = write_list(["dog"]) == "[dog]"  # which may be how a class is called
+    assert one.classes == (["[dog]", "[sea lion]"] if plain else ["dog", "sea lion"])
+    assert not one.multi_label
 
 
 def test_hold_out_of_a_multi_label_set_keeps_rare_classes_in_training(tmp_path):

@@ -272,14 +272,20 @@ def test_a_folder_with_other_files_and_one_inside_the_source_are_refused(source,
 
 
 def test_two_at_once_do_not_disturb_each_other(source, tmp_path, monkeypatch):
-    import fcntl
-
-    work = tmp_path / "out" / ".work"
-    work.mkdir(parents=True)
-    with (work / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    code = (
+        "import sys, pathlib\n"
+        "from ssmast.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), doing='x'):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out" / ".work" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
         with pytest.raises(BlockingIOError, match="another process is preparing"):
             prepared(source, tmp_path / "out")
+        holder.kill()
     prepared(source, tmp_path / "out")
 
 

@@ -95,6 +95,30 @@ def test_hovering_names_a_clip_and_clicking_plays_it(browser, page):
     assert all(url.startswith(("file:", "data:")) for url in browser.requests)
 
 
+def test_the_tools_have_names_and_the_tooltip_the_colours_of_the_page(browser, page):
+    open_page(browser, page, dark=True)
+    x, y = browser.value(f"{CENTRE}(0)")
+    browser.move(x - 3, y)
+    browser.move(x, y)
+    browser.wait("document.querySelector('.bk-Tooltip') !== null")
+    for what, name in (("backgroundColor", "--panel"), ("color", "--text")):
+        shown = f"getComputedStyle(document.querySelector('.bk-Tooltip')).{what}"
+        wanted = (
+            "(one => { one.style.color = 'var(NAME)'; document.body.append(one);"
+            " const found = getComputedStyle(one).color; one.remove(); return found; })"
+            "(document.createElement('i'))"
+        )
+        assert browser.value(shown) == browser.value(wanted.replace("NAME", name))
+    browser.value("document.querySelector('.plot').focus()")
+    stops = browser.value(
+        "(function walk(node) { return [...(node.shadowRoot?.children ?? []), ...node.children]"
+        ".flatMap(one => [...(one.tabIndex === 0 ? [[one.getAttribute('role'),"
+        " one.getAttribute('aria-label')]] : []), ...walk(one)]); })"
+        "(document.querySelector('.plot'))"
+    )
+    assert stops == [["button", name] for name in ("Pan", "Box Zoom", "Wheel Zoom", "Reset")]
+
+
 def test_keys_do_what_the_pointer_does(browser, page):
     open_page(browser, page)
     browser.value("document.querySelector('.plot').focus()")

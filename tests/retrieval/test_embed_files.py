@@ -1,10 +1,13 @@
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
+from ssmast import cli
 from ssmast.audio import open_corpus
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.embed import embed_corpus
@@ -155,3 +158,31 @@ def test_engines_are_not_mixed(encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed_files, "process_state", lambda: state)
     with pytest.raises(ValueError, match="2 of `accelerate launch` run already"):
         main([*words, f"encoder={encoder_folder}", "engine=ray"])
+
+
+@pytest.mark.parametrize("command", ["embed", "index", "map"])
+def test_a_second_command_is_kept_from_an_output_while_it_is_written(
+    command, encoder_folder, tmp_path, capsys
+):
+    data, out = write_set(tmp_path / "data", num_clips=5), tmp_path / "out.npz"
+    words = [command, str(data), f"encoder={encoder_folder}", f"out={out}"]
+    words += ["groups=2", "layout=tsne"] * (command == "map")
+    code = (
+        "import sys\n"
+        "from ssmast.retrieval.embed_files import sole_writer\n"
+        "with sole_writer(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert cli.main(words) == 1
+        assert f"another process is writing {out}; wait until" in capsys.readouterr().err
+        assert not out.exists()
+        holder.kill()
+    assert cli.main(words) == 0
+    assert out.exists()
+    assert not list(tmp_path.glob("*.lock"))
+    assert not list(tmp_path.glob(".*.lock"))

@@ -261,7 +261,7 @@ def test_killed_it_ends_in_the_same_bits_and_what_it_leaves_embeds(
     assert found.shape == (1, encoder.dim)
     assert feature_std(torch.cat([torch.as_tensor(found), torch.zeros(1, encoder.dim)])) > 0
     page = (whole / "report.html").read_text()
-    assert "accelerate launch -m ssmast pretrain" in page
+    assert "ssmast pretrain" in page
 
 
 @pytest.mark.slow

@@ -128,3 +128,21 @@ def test_a_terminal_of_80_columns_gets_whole_lines_and_a_history(tmp_path, monke
     kept = [line for line in said.split("\n") if "step 2/12000" in line]
     assert len(kept) == 1
     assert "ALARM=collapse,uniformity loss=5.71" in kept[0]
+
+
+def test_the_time_left_is_not_reckoned_from_the_first_steps(tmp_path, monkeypatch, caplog):
+    """They wait for workers that start: ten of them take a minute here, ten others one second."""
+    clock = iter([60.0, 61.0, 80.0])
+    monkeypatch.setattr("ssmast.training.metrics_log.time.monotonic", lambda: next(clock))
+    with (
+        caplog.at_level("INFO"),
+        MetricsLog(tmp_path / "metrics.jsonl", steps=1000, plain_every=0.0) as log,
+    ):
+        for step in (10, 20, 210):
+            log.advance(step, {"loss": "5.71"})
+    said = [record.getMessage() for record in caplog.records if "step " in record.getMessage()]
+    assert said == [
+        "step 10/1000, loss=5.71",
+        "step 20/1000, 1:38 left, loss=5.71",
+        "step 210/1000, 1:19 left, loss=5.71",
+    ]

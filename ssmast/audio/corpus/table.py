@@ -41,7 +41,10 @@ _ALSO_CALLED = {
     "label": ("labels",),
 }
 # Where it is called none of these, the only column of such a name.
-_OR_ELSE = {"label": ("class", "classname", "category", "species")}
+_OR_ELSE = {
+    "path": ("file", "files", "fname", "wav", "audio"),
+    "label": ("class", "classname", "category", "species"),
+}
 
 
 def find_table(folder: Path) -> Path | None:

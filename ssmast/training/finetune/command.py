@@ -1,7 +1,7 @@
 """Fine-tune an encoder on a labelled set into a classifier, and test it.
 
 ssmast finetune recipe=finetune_small init=runs/mine/encoder data=SET run=runs/tuned
-accelerate launch -m ssmast finetune recipe=finetune_vggsound init=imagenet data=SET
+ssmast finetune recipe=finetune_vggsound init=imagenet data=SET
 ssmast finetune recipe=finetune_audioset_balanced data=SET pooling_schedule=all      (the ablation)
 
 The best weights are chosen on the validation part alone; the test part is scored once, at the end.

@@ -116,8 +116,10 @@ def test_a_table_gives_its_clips_in_its_order(tmp_path, mark, delimiter):
 
 def test_the_column_of_paths_can_be_chosen(tmp_path):
     labelled_folder(tmp_path, "file,label\n1.wav,x\n")
-    assert names_of(open_corpus(tmp_path, column="file")) == ["1.wav"]
-    with pytest.raises(ValueError, match=r"has no column 'path'; it has file, label"):
+    assert names_of(open_corpus(tmp_path)) == ["1.wav"]
+    labelled_folder(tmp_path, "clip,label\n1.wav,x\n")
+    assert names_of(open_corpus(tmp_path, column="clip")) == ["1.wav"]
+    with pytest.raises(ValueError, match=r"has no column 'path'; it has clip, label"):
         open_corpus(tmp_path)
 
 

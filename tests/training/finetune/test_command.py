@@ -400,7 +400,7 @@ def test_an_ast_goes_on_from_ssasts_patches_with_overlapping_ones(tones, tmp_pat
 def test_the_report_tells_how_to_do_it_again(finished):
     page = (finished / "report.html").read_text()
     recipe = f"recipe={finished / 'config.yaml'}"
-    assert f"accelerate launch -m ssmast finetune {recipe} run=NEW_FOLDER" in page
+    assert f"ssmast finetune {recipe} run=NEW_FOLDER" in page
     again = parse(FinetuneConfig, [recipe], command="test", recipes=RECIPES)
     assert again is not None
     assert (again.batch_size, again.steps, again.clips.frames) == (4, 4, 32)
