@@ -2,10 +2,11 @@
 
     python benchmarks/embed.py                  # an hour of stereo at 44.1 kHz, 400 short files
     python benchmarks/embed.py minutes=10 files=100 rounds=1
+    python benchmarks/embed.py 'workers=[1,2]' minutes=2 files=400   # cores: n of each for ours
 
 The other side is what a person writes down first: `librosa.load` of the file at the encoder's rate,
 then `encoder(waveform)` without gradient, file by file; of the long file, window by window, and the
-mean of the vectors. Both sides take turns in one process, with the same encoder and threads.
+mean of the vectors. Both sides take turns in one process, with the same encoder.
 Medians of the seconds of CPU and of the clock; the vectors of the short files are compared.
 
 Prints Markdown; writes every number as JSON where `out` says.
@@ -15,6 +16,7 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import librosa
@@ -45,7 +47,9 @@ class Keys(Settings):
     minutes: float = setting(60.0, "of the long file, a stereo WAV")
     files: int = setting(400, "short files of 1 to 6 s, mono FLAC")
     rounds: int = setting(3, "turns; the median counts")
-    threads: int = setting(1, "of the network")
+    workers: list[int] = setting(
+        [1], "cores of our side: threads of the network, and as many that decode; one row each"
+    )
     out: str = setting("", "JSON file of every number")
 
 
@@ -54,30 +58,38 @@ def main(argv: list[str]) -> int:
     config = parse(Keys, argv, command="benchmarks/embed.py", description=__doc__ or "")
     if config is None:
         return 0
-    torch.set_num_threads(config.threads)
     encoder = load_encoder(config.encoder)
     with tempfile.TemporaryDirectory() as folder:
         long_file, short = Path(folder) / "long.wav", Path(folder) / "short"
         write_long(long_file, config.minutes)
         write_short(short, config.files)
         corpus = open_corpus(str(short))
+
+        def whole(number: int) -> None:
+            torch.set_num_threads(number)
+            encoder.embed(str(long_file), batch_seconds=20)
+
+        def each(number: int) -> None:
+            torch.set_num_threads(number)
+            embed_corpus(encoder, corpus, workers=number)
+
         long = take_turns(
             {
-                "ssmast": lambda: encoder.embed(str(long_file), batch_seconds=20),
+                **{_name(number): partial(whole, number) for number in config.workers},
                 "librosa": lambda: windows_one_by_one(encoder, long_file),
             },
             rounds=config.rounds,
         )
         many = take_turns(
             {
-                "ssmast": lambda: embed_corpus(encoder, corpus).values,
+                **{_name(number): partial(each, number) for number in config.workers},
                 "librosa": lambda: torch.cat([vector_of(encoder, f) for f in corpus.files()]),
             },
             rounds=config.rounds,
         )
         ours = embed_corpus(encoder, corpus).values
         theirs = torch.cat([vector_of(encoder, file) for file in corpus.files()])
-    print(f"{config.minutes:g} min of stereo at 44.1 kHz, {config.threads} threads\n")
+    print(f"{config.minutes:g} min of stereo at 44.1 kHz\n")
     print(turns_table(long, against="librosa"))
     print(f"\n{config.files} files of 1 to 6 s\n")
     print(turns_table(many, against="librosa"))
@@ -118,16 +130,22 @@ def _sound(name: str, samples: int, seed: int) -> np.ndarray:
     return make_sound(name, rng=rng, num_samples=samples, sample_rate=RATE)
 
 
+def _name(cores: int) -> str:
+    return f"ssmast, {cores} core(s)"
+
+
 @torch.inference_mode()
 def vector_of(encoder: Encoder, file: object) -> Tensor:
-    """One short file by librosa and the network."""
+    """One short file by librosa and the network, on one core."""
+    torch.set_num_threads(1)
     waveform, _ = librosa.load(str(file), sr=encoder.sample_rate)
     return encoder(torch.from_numpy(waveform)[None])
 
 
 @torch.inference_mode()
 def windows_one_by_one(encoder: Encoder, file: Path) -> Tensor:
-    """The mean of a long file's windows by librosa and the network."""
+    """The mean of a long file's windows by librosa and the network, on one core."""
+    torch.set_num_threads(1)
     waveform, _ = librosa.load(str(file), sr=encoder.sample_rate)
     windows = torch.from_numpy(waveform).split(round(encoder.window_seconds * encoder.sample_rate))
     return torch.cat([encoder(window[None]) for window in windows]).mean(dim=0)

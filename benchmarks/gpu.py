@@ -68,7 +68,7 @@ class Keys(Settings):
     model: str = setting("mast_base", "MAST of which size")
     frames: int = setting(512, "input length; 512 frames are 5.12 s")
     batches: list[int] = setting([64, 256, 16], "batch sizes of a step")
-    minutes: float = setting(9.5, "no part begins after so long")
+    minutes: float = setting(9.5, "no part begins and no row is added after so long")
     parts: list[str] = setting([], "parts to run, even if they are done; empty: what is missing")
     workers: int = setting(8, "data workers of a step")
     tiny: bool = setting(False, "a run of seconds, to see that the script itself works")
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"{name}: no time left; the same command again goes on here\n")
             continue
         begun = time.monotonic()
-        found[name] = _rows(part, settings)
+        found[name] = _rows(part, settings, until=started + 60 * settings.minutes)
         out.write_text(json.dumps(found, indent=1))
         sys.stderr.write(f"{name}: {time.monotonic() - begun:.0f} s\n")
         gc.collect()
@@ -106,13 +106,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _rows(part: Callable[[Keys], Iterator[Row]], settings: Keys) -> list[Row]:
+def _rows(part: Callable[[Keys], Iterator[Row]], settings: Keys, *, until: float) -> list[Row]:
     """The rows of a part; the last one says why it ended early, if it did."""
     rows: list[Row] = []
     try:
         for row in part(settings):
             rows.append(row)
             sys.stderr.write(f"  {row}\n")
+            if time.monotonic() > until:
+                rows.append({"failed": "no time left"})
+                break
     except Exception as error:  # the other parts are worth as much
         traceback.print_exc(limit=-3)
         rows.append({"failed": _reason(error)})

@@ -10,7 +10,6 @@ a GPU waits for it at every part's end and so is a little slower. Prints Markdow
 
 import json
 import logging
-import os
 import platform
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from unittest import mock
 import torch
 
 from ssmast.audio import write_synthetic_corpus
-from ssmast.command import run_command
+from ssmast.command import num_cores, run_command
 from ssmast.settings import Settings, parse, setting
 from ssmast.training import pretrain, run
 from ssmast.training.config import RECIPES, PretrainConfig
@@ -227,7 +226,7 @@ def main(argv: list[str]) -> int:
     machine = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if has_gpu else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
     }
     first = rows[0]
     print(

@@ -1,7 +1,7 @@
 """A training step of mast_nano against the same step put together from timm and lightly.
 
     python benchmarks/step.py                          # real_nano: batch 96, 0.95 s, one core
-    python benchmarks/step.py batch_size=32 rounds=3 threads=2
+    python benchmarks/step.py 'threads=[1,2]' rounds=3 # two cores against one
 
 The other side is what a person would write: timm's MViTv2 with our numbers (its square assertion
 passed by; the same weights), lightly's MoCo heads, momentum update and NTXentLoss with a memory
@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -50,7 +51,7 @@ class Keys(Settings):
 
     batch_size: int = setting(96, "clips, two segments of each")
     rounds: int = setting(5, "turns after one to warm up; the median counts")
-    threads: int = setting(1, "of PyTorch")
+    threads: list[int] = setting([1], "of PyTorch; several numbers take turns")
     out: str = setting("", "JSON file of every number")
 
 
@@ -59,7 +60,6 @@ def main(argv: list[str]) -> int:
     keys = parse(Keys, argv, command="benchmarks/step.py", description=__doc__ or "")
     if keys is None:
         return 0
-    torch.set_num_threads(keys.threads)
     log_mel = LogMel(num_mels=64, mean=-8.0, std=4.5)
     ids = torch.arange(keys.batch_size)
     segments = SegmentBatch(
@@ -71,27 +71,55 @@ def main(argv: list[str]) -> int:
         "ssmast, patch-drop 20 %": _ours(log_mel, segments, drop=0.2),
         "timm and lightly": _theirs(log_mel, segments),
     }
-    take_turns(sides, rounds=1)
-    found = take_turns(sides, rounds=keys.rounds)
-    print(f"batch {keys.batch_size}, {keys.threads} threads; seconds a step\n")
-    print(turns_table(found, against="timm and lightly"))
+    turns = {
+        _name(name, num): partial(_with_threads, step, num)
+        for num in keys.threads
+        for name, step in sides.items()
+    }
+    take_turns(turns, rounds=1)
+    found = take_turns(turns, rounds=keys.rounds)
+    print(f"batch {keys.batch_size}; seconds a step\n")
+    print(turns_table(found, against=_name("timm and lightly", keys.threads[0])))
+    torch.set_num_threads(1)
     left = torch.randn(2048, 2048)
     product = take_turns({"": lambda: left @ left}, rounds=10)[""]["cpu"]
-    peak, shares = 2048**3 / median(product) * keys.threads, {}
+    peak, shares = 2048**3 / median(product), {}
     for name, step in sides.items():
         # The counter knows products; it does not know the CPU's fused attention.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             step()
-        # Of CPU time: a neighbour on the cores does not count.
-        seconds = median(found[name]["cpu"]) / keys.threads
-        shares[name] = counter.get_total_flops() / 2 / seconds / peak
-        rate = keys.batch_size / seconds
-        print(f"\n{name}: {rate:.1f} clips/s, {shares[name]:.0%} of the matrix peak", end="")
-    print(f"\n\npeak: {peak / 1e9:.0f} G multiplications (with addition) a second")
+        for num in keys.threads:
+            row = _name(name, num)
+            turn = found[row]
+            # Of CPU time where one core computes: a neighbour on it does not count.
+            seconds = median(turn["cpu"] if num == 1 else turn["clock"])
+            rate = keys.batch_size / seconds
+            share = counter.get_total_flops() / 2 / seconds / (peak * num)
+            shares[_name(name, num)] = share
+            print(
+                f"\n{_name(name, num)}: {rate:.1f} clips/s, {share:.0%} of the matrix peak", end=""
+            )
+    print(f"\n\npeak of a core: {peak / 1e9:.0f} G multiplications (with addition) a second")
+    for num in keys.threads[1:]:
+        for name in sides:
+            one, more = (
+                median(found[_name(name, each)]["clock"]) for each in (keys.threads[0], num)
+            )
+            print(f"\n{name}: {one / more:.2f} x on {num} threads", end="")
+    print()
     if keys.out:
         facts = {"settings": asdict(keys), "peak": peak, "shares": shares, "seconds": found}
         Path(keys.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _name(side: str, threads: int) -> str:
+    return f"{side}, {threads} thread(s)"
+
+
+def _with_threads(step: Callable[[], object], threads: int) -> None:
+    torch.set_num_threads(threads)
+    step()
 
 
 def _ours(log_mel: LogMel, segments: SegmentBatch, *, drop: float) -> Callable[[], object]:

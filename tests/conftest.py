@@ -16,6 +16,7 @@ import time
 import pytest
 import torch
 
+from ssmast.command import num_cores
 from tests.gpu.build import build, missing
 from tests.report.browser import BROWSERS, find_browser
 from tests.sets import encoder_folder, sets, tiny_encoder  # noqa: F401 - fixtures
@@ -44,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Workers of `-n auto`: the cores that this process may use, within its memory."""
-    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    return min(num_cores(), _MOST_WORKERS)
 
 
 @pytest.fixture(autouse=True)

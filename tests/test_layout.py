@@ -236,3 +236,16 @@ def test_an_unknown_command_names_the_known_ones(capsys):
 
     assert main(["pretran"]) == 2
     assert "the commands are doctor, demo, prepare, pretrain" in capsys.readouterr().err
+
+
+def test_random_state_is_forked_of_named_devices_alone():
+    """PyTorch takes that of every GPU otherwise, and so opens those of other processes."""
+    calls = [
+        node
+        for file in _files()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("fork_rng")
+    ]
+    assert len(calls) > 5
+    for call in calls:
+        assert [word.arg for word in call.keywords] == ["devices"], ast.unparse(call)

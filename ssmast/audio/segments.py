@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Self, TypedDict
 
 import numpy as np
@@ -30,6 +31,7 @@ from ssmast.audio.read import (
 from ssmast.audio.transforms import WaveformAugment
 
 _MAX_FAILURES = 32
+_ALIGNED = 16  # bytes; the ends of tensors that travel are, and so their beginnings by their type
 
 
 class SegmentItem(TypedDict):
@@ -52,6 +54,7 @@ class SegmentBatch:
         epoch: that the draws belong to.
         position: in the endless stream.
         rejected: (name, reason) of clips that could not be used.
+        ids: `clip` where the waveforms are; None where nobody has sent them there.
     """
 
     waveform: Tensor
@@ -59,6 +62,7 @@ class SegmentBatch:
     epoch: Tensor
     position: Tensor
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -78,6 +82,25 @@ class SegmentBatch:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def sent(*tensors: Tensor, device: torch.device) -> list[Tensor]:
+    """Tensors of the CPU on the device; on a GPU all in one copy, which the host need not wait for.
+
+    That takes page-locked memory.
+    """
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    ends = list(accumulate(-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors))
+    places = [slice(end - tensor.nbytes, end) for tensor, end in zip(tensors, ends, strict=True)]
+    locked = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=True)
+    for tensor, place in zip(tensors, places, strict=True):
+        locked[place].view(tensor.dtype).copy_(tensor.flatten())
+    placed = locked.to(device, non_blocking=True)
+    return [
+        placed[place].view(tensor.dtype).view(tensor.shape)
+        for tensor, place in zip(tensors, places, strict=True)
+    ]
 
 
 def collate_segments(items: Sequence[SegmentItem]) -> SegmentBatch:

@@ -1,11 +1,12 @@
 """Pooling attention and the transformer block around it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ssmast.model.attention import relative_attention, relative_rows, table_length
@@ -88,7 +89,7 @@ class PoolingAttention(nn.Module):
         if mask is not None:  # nothing of an invalid token leaks through the convolutions
             qkv = qkv.masked_fill(~mask[..., None], 0.0)
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)  # each (B * H, N, D)
+        q, k, v = _head_by_head(qkv)
         q = _pool(q, grid, self.pool_q)
         k = _pool(k, grid, self.pool_k)
         v = _pool(v, grid, self.pool_v)
@@ -117,6 +118,42 @@ class PoolingAttention(nn.Module):
             stride_k=self.stride_kv[axis],
             stretch=stretch,
         )
+
+
+class _HeadByHead(torch.autograd.Function):
+    """`_laid_head_by_head` whose gradients are laid back at once.
+
+    Autograd would stack the three gradients first: of a step on a CPU, 2.5 % of the bytes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> tuple[Tensor, ...]:
+        """The parts."""
+        ctx.shape = qkv.shape
+        return _laid_head_by_head(qkv)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradient (B, N, 3, H, D)."""
+        clips, _, _, heads, _ = ctx.shape
+        out = grads[0].new_empty(ctx.shape)
+        for part, grad in zip(out.unbind(2), grads, strict=True):  # (B, N, H, D)
+            part.copy_(grad.unflatten(0, (clips, heads)).transpose(1, 2))
+        return out
+
+
+def _laid_head_by_head(qkv: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, 3, H, D) -> queries, keys and values, each (B * H, N, D)."""
+    return qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind()
+
+
+def _head_by_head(qkv: Tensor) -> tuple[Tensor, ...]:
+    """`_laid_head_by_head`, the quickest way."""
+    is_eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # pyright: ignore[reportPrivateImportUsage]
+    if is_eager and qkv.requires_grad and torch.is_grad_enabled() and qkv.device.type == "cpu":
+        return cast(tuple[Tensor, ...], _HeadByHead.apply(qkv))
+    return _laid_head_by_head(qkv)
 
 
 def _pool(x: Tensor, grid: Grid, conv: nn.Module) -> Tensor:

@@ -6,8 +6,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ssmast.audio import Quarantine
 from ssmast.audio.segments import SegmentBatch
@@ -31,11 +33,16 @@ class Fetcher:
     """Fetches batches in a thread so that signals are handled while waiting.
 
     A read from a mount that went away may block for ever, in C code that no signal interrupts.
-    Nothing is fetched ahead: while the thread works, the caller does nothing but wait. The thread
-    ends with this object and lets go of the iterator, which stops a loader's worker processes.
+    Nothing is fetched ahead unless asked for: while the thread works, the caller does nothing but
+    wait. The thread ends with this object and lets go of the iterator, which stops a loader's
+    worker processes.
+
+    Args:
+        batches: what to fetch from.
+        ahead: batches that are fetched before they are asked for.
     """
 
-    def __init__(self, batches: Iterator[SegmentBatch]) -> None:
+    def __init__(self, batches: Iterator[SegmentBatch], *, ahead: int = 0) -> None:
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[SegmentBatch | BaseException] = queue.SimpleQueue()
         # A daemon: Python does not wait for it at the end. It must not hold this object.
@@ -43,6 +50,8 @@ class Fetcher:
             target=_fetch, args=(batches, self._wanted, self._found), name="data", daemon=True
         ).start()
         weakref.finalize(self, self._wanted.put, False)
+        for _ in range(ahead):
+            self._wanted.put(True)
 
     def next(self, *, give_up: Callable[[], bool]) -> SegmentBatch | None:
         """The next batch, or None if `give_up` said so first.
@@ -75,6 +84,19 @@ def _fetch(
         except BaseException as error:  # belongs to whoever waits
             found.put(error)
             return
+
+
+def on_their_way(batches: Iterator[SegmentBatch], device: torch.device) -> Iterator[SegmentBatch]:
+    """Batches whose waveforms and numbers of clips went to a GPU beside what that computes."""
+    beside, steps = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(beside):
+            waveform = batch.waveform.to(device, non_blocking=True)
+            ids = batch.clip.to(device, non_blocking=True)
+        waveform.record_stream(steps)
+        ids.record_stream(steps)
+        beside.synchronize()  # in the thread that fetches: no other waits
+        yield replace(batch, waveform=waveform, ids=ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +142,13 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
     rejected: list[tuple[str, str]] = []
     waited, since, since_step = 0.0, time.perf_counter(), state.step
     busy_since = time.process_time()
-    fetcher = Fetcher(batches)
+    device = state.accelerator.device
+    # The next batch travels while a step runs, at the price of its memory.
+    is_short = config.grad_checkpointing or config.optim.gradient_accumulation_steps > 1
+    if device.type == "cuda" and not is_short:
+        fetcher = Fetcher(on_their_way(batches, device), ahead=1)
+    else:
+        fetcher = Fetcher(batches)
     while state.step < state.steps:
         asked = time.perf_counter()
         batch = fetcher.next(give_up=lambda: bool(stop.poll()))

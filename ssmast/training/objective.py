@@ -18,7 +18,7 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from ssmast.audio import Corpus, LogMel, MixedSegments, SegmentDataset
-from ssmast.audio.segments import SegmentBatch
+from ssmast.audio.segments import SegmentBatch, sent
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.evaluation.embed import measured_whitening
@@ -49,7 +49,7 @@ from ssmast.training.inputs import (
 )
 from ssmast.training.online_probe import OnlineProbe, Watcher, small_tasks
 from ssmast.training.optim import PassWeights, decay_groups
-from ssmast.training.views import TwoViews, ViewMaker, build_memory, sent
+from ssmast.training.views import TwoViews, ViewMaker, build_memory
 from ssmast.version import __version__
 
 # Student and teacher, with and without gradient, full and thinned views, short crops.
@@ -262,9 +262,9 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         student = self.encoders()["student"]
         return cast(Views, self.make_views(segments, step=step, backbone=student))
 
-    def sent(self, tensor: Tensor) -> Tensor:
-        """A tensor of the CPU where the networks are; the host need not wait for a GPU."""
-        return sent(tensor, self.log_mel.filterbank.device)
+    def sent(self, *tensors: Tensor) -> list[Tensor]:
+        """Tensors of the CPU where the networks are; a GPU gets all in one copy, unwaited for."""
+        return sent(*tensors, device=self.log_mel.filterbank.device)
 
     def before_step(self, views: list[Views], step: Step) -> None:
         """What has to be set before the step, of the views of all its micro-batches."""

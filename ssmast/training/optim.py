@@ -54,10 +54,17 @@ class PassWeights:
             for module, _, weight in self._places
         ]
         fixed = _cast(weights[num:], types[num:])
-        handed = cast(Sequence[Tensor], _Handed.apply(passes, types[:num], *weights[:num]))
-        self._sets = [
-            [*handed[num * number : num * (number + 1)], *fixed] for number in range(passes)
-        ]
+        sets: list[list[Tensor]] = [[] for _ in range(passes)]
+        for start, stop in _groups(weights[:num]):
+            own = weights[start:stop]
+            handed = cast(Sequence[Tensor], _Handed.apply(passes, types[start:stop], *own))
+            for number, ready in enumerate(sets):
+                ready += handed[len(own) * number : len(own) * (number + 1)]
+            if handed[0].grad_fn is not None:
+                # As early as that of any weight: a step made before the network's would wait for
+                # all of them, and no gradient could travel while others are computed.
+                cast(Any, handed[0].grad_fn)._set_sequence_nr(_FIRST)
+        self._sets = [[*ready, *fixed] for ready in sets]
 
     @contextlib.contextmanager
     def of(self, number: int) -> Iterator[None]:
@@ -70,6 +77,19 @@ class PassWeights:
         finally:
             for module, name, weight in self._places:
                 module._parameters[name] = weight
+
+
+_FIRST = 2**64 - 1  # what PyTorch gives the step that adds to a weight's gradient
+
+
+def _groups(weights: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of neighbours, about as many numbers each as travel at once."""
+    start = size = 0
+    for stop, weight in enumerate(weights, start=1):
+        size += weight.numel()
+        if size >= _BUCKET or stop == len(weights):
+            yield start, stop
+            start, size = stop, 0
 
 
 _IN_PRODUCTS = (nn.Linear, nn.Conv2d, PoolingAttention)  # modules whose own weights autocast casts
@@ -129,18 +149,26 @@ def _added(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> l
 
 
 class GradientSum:
-    """Adds gradients in float64, so that their order does not matter.
+    """Adds gradients of micro-batches in float64, so that their order does not matter.
 
-    A float64 holds the sum of a few float32 numbers nearly always exactly. So a step gives the
-    same bits whichever process computed which micro-batch; a sum in float32, as that of
-    DistributedDataParallel, depends on how the clips are shared out, and for three or more
-    processes also on how its buckets happen to lie.
+    A float64 holds the sum of a few float32 numbers nearly always exactly. So on a CPU, where
+    processes are added up in float64 too, a step gives the same bits whichever process computed
+    which micro-batch; a sum in float32, as that of DistributedDataParallel, depends on how the
+    clips are shared out. On a GPU, whose kernels round as they like, processes are added up in
+    float32, half as many bytes; the sum of two is the same for all that.
+
+    Args:
+        parameters: those that learn are summed.
+        over_processes: `write_` gives the sum of all processes. Each bucket of parameters travels
+            as soon as its gradients are there, while the backward pass goes on.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, over_processes: bool = False) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.over_processes = over_processes
         self._total: Tensor | None = None
         self._only: list[Tensor] | None = None  # the first pass', as long as there is no other
+        self._sent: list[tuple[list[int], Tensor, Any]] = []
 
     def add_(self) -> None:
         """Take the gradients away from the parameters and add them to the sum."""
@@ -153,6 +181,64 @@ class GradientSum:
         for part, piece in zip(self._split(self._sum()), pieces, strict=True):
             part += piece.flatten()
 
+    @contextlib.contextmanager
+    def piece(self, *, last: bool) -> Iterator[None]:
+        """Within it is the backward pass of a micro-batch; its gradients are taken away."""
+        if not (last and self.over_processes):
+            yield
+            self.add_()
+            return
+        gone = {place for places, *_ in self._sent for place in places}
+        left = [place for place in range(len(self.parameters)) if place not in gone]
+        waiting = self._buckets(left)
+        missing = [set(bucket) for bucket in waiting]
+
+        def arrived(number: int, place: int) -> None:
+            missing[number].discard(place)
+            # In one order, whatever arrives first: it must be that of all processes.
+            while waiting and not missing[len(missing) - len(waiting)]:
+                self._send(waiting.pop(0))
+
+        handles = [
+            self.parameters[place].register_post_accumulate_grad_hook(
+                lambda _, number=number, place=place: arrived(number, place)
+            )
+            for number, bucket in enumerate(waiting)
+            for place in bucket
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for bucket in waiting:  # with parameters that this pass did not reach
+            self._send(bucket)
+
+    def send_(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up over processes what is there of these already; nothing where there is but one."""
+        if self.over_processes:
+            wanted = set(map(id, parameters))
+            places = [i for i, own in enumerate(self.parameters) if id(own) in wanted]
+            for bucket in self._buckets(places):
+                self._send(bucket)
+
+    def write_(self) -> None:
+        """Put the sum back into the parameters' `grad`."""
+        if self.over_processes:
+            # What is sent early may be reached again, on all processes alike.
+            late = [i for i, own in enumerate(self.parameters) if own.grad is not None]
+            for bucket in self._buckets(late):
+                self._send(bucket)
+            for places, flat, work in self._sent:
+                work.wait()
+                self._put(places, flat)
+        elif self._only is not None:  # a sum of one is itself
+            for parameter, piece in zip(self.parameters, self._only, strict=True):
+                parameter.grad = piece
+        else:
+            self._put(list(range(len(self.parameters))), self._sum())
+        self._total, self._only, self._sent = None, None, []
+
     def _sum(self) -> Tensor:
         if self._only is not None:
             self._total = torch.cat([piece.double().flatten() for piece in self._only])
@@ -160,22 +246,46 @@ class GradientSum:
         assert self._total is not None
         return self._total
 
-    def write_(self, *, over_processes: bool) -> None:
-        """Put the sum, of all processes if asked, back into the parameters' `grad`."""
-        if self._only is not None and not over_processes:  # a sum of one is itself
-            for parameter, piece in zip(self.parameters, self._only, strict=True):
-                parameter.grad = piece
-            self._only = None
-            return
-        total = self._sum()
-        if over_processes:
-            torch.distributed.all_reduce(total)
-        for parameter, part in zip(self.parameters, self._split(total), strict=True):
-            parameter.grad = part.to(parameter.dtype).view_as(parameter)
-        self._total = None
+    def _buckets(self, places: Sequence[int]) -> list[list[int]]:
+        """Places in buckets of about one size; the last first, as a backward pass comes by them."""
+        buckets: list[list[int]] = []
+        size = _BUCKET
+        for place in reversed(places):
+            if size >= _BUCKET:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(place)
+            size += self.parameters[place].numel()
+        return buckets
+
+    def _send(self, places: list[int]) -> None:
+        """Begin to add up a bucket over all processes."""
+        own = [self.parameters[place] for place in places]
+        flat = torch.cat([_gradient(parameter).flatten() for parameter in own])
+        for parameter in own:
+            parameter.grad = None
+        if self._total is not None or self._only is not None:
+            parts = self._split(self._sum())
+            flat = flat.double().add_(torch.cat([parts[place] for place in places]))
+            for place in places:
+                parts[place].zero_()
+        flat = flat.to(torch.float32 if flat.is_cuda else torch.float64)
+        self._sent.append((places, flat, torch.distributed.all_reduce(flat, async_op=True)))
+
+    def _put(self, places: list[int], flat: Tensor) -> None:
+        own = [self.parameters[place] for place in places]
+        parts = flat.split([parameter.numel() for parameter in own])
+        for parameter, part in zip(own, parts, strict=True):
+            part = part.to(parameter.dtype).view_as(parameter)
+            parameter.grad = part if parameter.grad is None else parameter.grad + part
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         return list(flat.split([parameter.numel() for parameter in self.parameters]))
+
+
+# Numbers that travel at once: enough to be quick, few enough to be many in a pass (as PyTorch's
+# DistributedDataParallel).
+_BUCKET = 1 << 22
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -157,7 +157,7 @@ def view_panels(
         for mode in _DROP_MODES:
             if mode != config.mode:
                 drop = maker.drop(segments, 0, step=step, backbone=student, mode=mode)
-                drops.append((f"view 1, {mode} drop", 0, drop))
+                drops.append((f"view 1, {mode} drop", 0, drop.placed(drop.drawn)))
     elif log_mels:
         drops = [(f"view {k + 1}, its drop", k, drop) for k, drop in enumerate(views.drops)]
     rows = []

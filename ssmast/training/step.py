@@ -124,38 +124,43 @@ class TrainingState(SavedState):
         loss = self.objective.loss(embeddings, targets, step)
         self._backward(loss.loss)
         assert embeddings.grad is not None, "the loss must depend on the embeddings"
+        heads = [parameter for parameter in self._parameters if parameter.grad is not None]
         if not self.accelerator.is_main_process:
             self.optimizer.zero_grad(set_to_none=True)  # the heads': every process has the same
+        sums = self._gradient_sum()
+        sums.send_(heads)
         share = sum(len(piece) for piece in pieces)
         first = self.accelerator.process_index * share
         gradients = embeddings.grad[first : first + share].split([len(p) for p in pieces])
-        sums = GradientSum(self._parameters)
         # The last piece first: it alone kept its graph, and no other is made before that is freed.
         for pair, gradient in zip(reversed(pairs), reversed(gradients), strict=True):
             piece = pieces.pop()
             again = piece if piece.requires_grad else self._embed(*pair)
             del piece
-            again.backward(gradient)
-            del again
-            sums.add_()
-        sums.write_(over_processes=self.accelerator.num_processes > 1)
+            with sums.piece(last=not pieces):
+                again.backward(gradient)
+                del again
+        sums.write_()
         return _detached(loss, embeddings.detach())
 
     def _per_clip(self, micros: list[SegmentBatch], views: list[Any], step: Step) -> StepLoss:
         """Mean loss of the clips, a micro-batch at a time, and its gradient."""
         objective, losses = self.objective, []
-        sums = GradientSum(self._parameters)
+        sums = self._gradient_sum()
         num = len(micros) * self.accelerator.num_processes
         for micro, view in zip(micros, views, strict=True):
             embeddings = self._embed(micro, view)
             with torch.no_grad(), self.accelerator.autocast():
                 targets = objective.targets(view)
             loss = objective.loss(embeddings, targets, self._place(micro, gathered=False))
-            self._backward(loss.loss / num)
-            sums.add_()
+            with sums.piece(last=micro is micros[-1]):
+                self._backward(loss.loss / num)
             losses.append(_detached(loss))
-        sums.write_(over_processes=self.accelerator.num_processes > 1)
+        sums.write_()
         return _merged(losses, self.gather)
+
+    def _gradient_sum(self) -> GradientSum:
+        return GradientSum(self._parameters, over_processes=self.accelerator.num_processes > 1)
 
     def _embed(self, micro: SegmentBatch, views: Any) -> Tensor:
         """Float32 embeddings of a micro-batch; called twice it gives the same.
@@ -175,7 +180,8 @@ class TrainingState(SavedState):
         return None if pieces[0] is None else self.gather(torch.cat(pieces).float())
 
     def _place(self, segments: SegmentBatch, *, gathered: bool = True) -> Step:
-        ids = segments.clip.to(self.accelerator.device, non_blocking=True)
+        ids = segments.clip if segments.ids is None else segments.ids
+        ids = ids.to(self.accelerator.device, non_blocking=True)
         return Step(number=self.step, ids=self.gather(ids) if gathered else ids, gather=self.gather)
 
     def gather(self, tensor: Tensor) -> Tensor:

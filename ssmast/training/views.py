@@ -1,6 +1,9 @@
 """Segments -> what the networks are fed: two augmented views, less what the student loses."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from ssmast.audio import LogMel, MixupMemory, ViewAugment, keyed_uniform
 from ssmast.audio.augment import ResizedCrop
-from ssmast.audio.segments import SegmentBatch
+from ssmast.audio.segments import SegmentBatch, sent
 from ssmast.model import Backbone, PatchDrop, patch_drop_draws
 from ssmast.training.config import PretrainConfig
 
@@ -53,25 +56,30 @@ class ViewMaker:
         """Waveforms (B, 2, S) -> two augmented, normalised views and their drops."""
         waveform = segments.waveform.to(self._device, non_blocking=True)
         raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
+        num, crops = self.augment.num_draws, range(self.config.views.local)
+        draws = [self._uniform(segments, _VIEW_STREAM + view, num + 1) for view in (0, 1)]
+        draws += [self._uniform(segments, _LOCAL_STREAM + crop, num + 3) for crop in crops]
+        drops = [self._drop_of(segments, view, step=step, backbone=backbone) for view in (0, 1)]
+        drawn = [tensor for drop in drops for tensor in drop.drawn]
+        placed = iter(sent(*draws, *drawn, device=self._device))
+        first, second, *local = (next(placed) for _ in draws)
+        drop_1, drop_2 = (drop.placed([next(placed) for _ in drop.drawn]) for drop in drops)
         return TwoViews(
-            log_mels=(self._view(raw[0], segments, 0), self._view(raw[1], segments, 1)),
-            drops=self._drops(segments, step=step, backbone=backbone),
+            log_mels=(self._view(raw[0], first), self._view(raw[1], second)),
+            drops=(drop_1, drop_2),
             raw=raw[0],
-            local=tuple(self._local(raw, segments, k) for k in range(self.config.views.local)),
+            local=tuple(self._local(raw, own) for own in local),
         )
 
-    def _drops(self, segments: SegmentBatch, *, step: int, backbone: Backbone) -> Drops:
+    def _drop_of(
+        self, segments: SegmentBatch, view: int, *, step: int, backbone: Backbone
+    ) -> "DrawnDrop":
         """Columns of view 1 and rows of view 2 where they are to be lost, or what `drop` gives."""
         columns, rows = self.config.lost_lines
         if columns or rows:
-            return (
-                self.drop_lines(0, columns=columns, step=step, backbone=backbone),
-                self.drop_lines(1, rows=rows, step=step, backbone=backbone),
-            )
-        return (
-            self.drop(segments, 0, step=step, backbone=backbone),
-            self.drop(segments, 1, step=step, backbone=backbone),
-        )
+            lost = {"columns": columns} if view == 0 else {"rows": rows}
+            return self._drop_lines(view, step=step, backbone=backbone, **lost)
+        return self.drop(segments, view, step=step, backbone=backbone)
 
     def drop(
         self,
@@ -81,8 +89,8 @@ class ViewMaker:
         step: int,
         backbone: Backbone,
         mode: str | None = None,
-    ) -> PatchDrop | None:
-        """Patches to drop of a view at `patch_drop.rate`; None where that is 0.
+    ) -> "DrawnDrop":
+        """Patches to drop of a view at `patch_drop.rate`; none where that is 0.
 
         Args:
             segments: of a micro-batch.
@@ -93,23 +101,20 @@ class ViewMaker:
         """
         rate, mode = self.config.patch_drop.rate, mode or self.config.patch_drop.mode
         if rate == 0:
-            return None
+            return DrawnDrop([], lambda _: None)
         mels, frames = self.config.front_end.num_mels, self.config.views.frames
         size = backbone.grid_of(mels, frames)[0]
         batch, group = len(segments), backbone.drop_group
         num = patch_drop_draws(size, mode=mode, batch=batch, group=group)[-1]
-        if mode == "random":  # every clip its own patches
+        draw = partial(backbone.draw_patch_drop, mels, frames, rate=rate, mode=mode, batch=batch)
+        if mode == "random":  # every clip its own patches, which a GPU sorts out faster
             uniforms = self._uniform(segments, _DROP_STREAM + view, num)
-        else:
-            uniforms = self._uniform_of_step(step, _DROP_STREAM + view, num)
-        drop = backbone.draw_patch_drop(
-            mels, frames, rate=rate, mode=mode, batch=batch, uniforms=uniforms
-        )
-        return self._placed(drop)
+            return DrawnDrop([uniforms], lambda placed: draw(uniforms=placed[0]))
+        return _of_lines(draw(uniforms=self._uniform_of_step(step, _DROP_STREAM + view, num)))
 
-    def drop_lines(
+    def _drop_lines(
         self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
-    ) -> PatchDrop:
+    ) -> "DrawnDrop":
         """Whole frequency rows and time columns to drop, in groups of the encoder's stride.
 
         The kept ones close ranks, so the encoder computes less; one pattern a step and view.
@@ -132,20 +137,18 @@ class ViewMaker:
             chosen = draw.argsort()[:num].sort().values
             members = (chosen[:, None] * size + torch.arange(size)).flatten()
             kept.append(members[members < length])
-        return self._placed(PatchDrop(grid, rows=kept[0], columns=kept[1]))
+        return _of_lines(PatchDrop(grid, rows=kept[0], columns=kept[1]))
 
     @property
     def _device(self) -> torch.device:
         return self.log_mel.filterbank.device
 
-    def _view(self, raw: Tensor, segments: SegmentBatch, view: int) -> Tensor:
-        draws = self._uniform(segments, _VIEW_STREAM + view, self.augment.num_draws + 1)
+    def _view(self, raw: Tensor, draws: Tensor) -> Tensor:
         return self._augmented(raw, draws[:, :-1], self.memory.pick(draws[:, -1]))
 
-    def _local(self, raw: list[Tensor], segments: SegmentBatch, number: int) -> Tensor:
+    def _local(self, raw: list[Tensor], draws: Tensor) -> Tensor:
         """A third of either segment, from anywhere in it, augmented like a view."""
         num, length = raw[0].shape[3], raw[0].shape[3] // 3
-        draws = self._uniform(segments, _LOCAL_STREAM + number, self.augment.num_draws + 3)
         own, (pick, which, place) = draws[:, :-3], draws[:, -3:].unbind(1)
         start = (place * (num - length + 1)).long().clamp_max(num - length)
         frames = start[:, None] + torch.arange(length, device=self._device)  # (B, T // 3)
@@ -168,29 +171,31 @@ class ViewMaker:
         )
 
     def _uniform(self, segments: SegmentBatch, stream: int, num: int) -> Tensor:
-        """Draws (B, num), one row a clip."""
+        """Draws (B, num) on the CPU, one row a clip."""
         epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
         draws: np.ndarray = keyed_uniform(self.config.seed, epoch, clip, stream, num)
-        return sent(torch.from_numpy(draws), self._device)
+        return torch.from_numpy(draws)
 
     def _uniform_of_step(self, step: int, stream: int, num: int) -> Tensor:
         """Draws (num,) on the CPU, the same on every process: sizes follow from them."""
         return torch.from_numpy(keyed_uniform(self.config.seed, 0, step, stream, num))
 
-    def _placed(self, drop: PatchDrop) -> PatchDrop:
-        """The drop's tensors on the device of the views."""
-        rows, columns = drop.rows, drop.columns
-        if rows is None or columns is None:
-            return drop
-        rows, columns = sent(rows, self._device), sent(columns, self._device)
-        return drop._replace(rows=rows, columns=columns)
+
+class DrawnDrop(NamedTuple):
+    """What is drawn of a patch-drop on the CPU, and the drop once that is where the views are."""
+
+    drawn: list[Tensor]
+    placed: Callable[[Sequence[Tensor]], PatchDrop | None]
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; from page-locked memory, so that the host need not wait for the GPU."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+def _of_lines(drop: PatchDrop) -> DrawnDrop:
+    """Of rows and columns, which are sizes too: so they are chosen on the CPU."""
+    assert drop.rows is not None
+    assert drop.columns is not None
+    return DrawnDrop(
+        [drop.rows, drop.columns],
+        lambda placed: drop._replace(rows=placed[0], columns=placed[1]),
+    )
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

@@ -22,7 +22,9 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from ssmast.adapters import MtebEncoder, UpstreamExpert, xares_encoder
 from ssmast.cli import main as ssmast
+from ssmast.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 from tests.sets import write_set
 
 Numbers = dict[str, Any]
@@ -38,6 +40,11 @@ _SMOKE = (
     "recipe=smoke", *_PRETRAIN, "views.frames=32", "head.hidden=16", "head.dim=8",
     "head.predictor=16", "loss.queue_size=8",
 )  # fmt: skip
+_ALL_HEADS = (
+    *("recipe=real_nano", *_PRETRAIN, "views.frames=32"),
+    # Gently: Adam's first step makes whole ones of the last digits of small gradients.
+    *("head.hidden=16", "head.dim=8", "optim.lr=1e-6", "optim.min_lr=0"),
+)
 _TONES = ("data=given/sets", "tasks=[tones]")
 
 
@@ -130,6 +137,20 @@ COMMANDS = {
         "ssast",
         _metrics,
     ),
+    **{
+        f"pretrain, {name}": Command(
+            ("pretrain", *_ALL_HEADS, f"objective={name}", *more, "run={out}/" + name),
+            name,
+            _metrics,
+        )
+        for name, more in {
+            "ss_mast_mosaic": ("views.frames=64", "front_end.num_mels=64"),
+            "swav": ("swav.prototypes=6", "views.local=1"),
+            "vicreg": (),
+            "barlow_twins": (),
+            "dino": ("dino.outputs=6", "views.local=1"),
+        }.items()
+    },
     "finetune": Command(
         (
             *("finetune", *_RUN, "init=given/encoder", "data=given/sets/tones"),
@@ -181,6 +202,7 @@ COMMANDS = {
         _cluster_scores,
     ),
     "doctor": Command(("doctor",), ""),
+    "adapters": Command(("adapters",), ""),  # no command: `_adapted`
 } | {
     f"probe, {protocol}": Command(
         (
@@ -200,6 +222,26 @@ COMMANDS = {
         "lape_finetune": ("crop_seconds=0.2", "epochs=1"),
     }.items()
 }
+
+
+def _adapted() -> Numbers:
+    """Two clips through every interface of another tool."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, clips = (
+        "given/encoder",
+        torch.randn(2, 9000, generator=torch.Generator().manual_seed(1)),
+    )
+    sounds = [{"array": clip.numpy(), "sampling_rate": 16000} for clip in clips]
+    on_device, hear = clips.to(device), load_model(encoder).to(device)
+    layers = UpstreamExpert(encoder).to(device)([*on_device])["hidden_states"]
+    found = {
+        "mteb": torch.from_numpy(MtebEncoder(encoder, device=device).encode([{"audio": sounds}])),
+        "X-ARES": xares_encoder(encoder)().to(device)(on_device),
+        "HEAR": get_scene_embeddings(on_device, hear),
+        "HEAR, in time": get_timestamp_embeddings(on_device, hear)[0],
+        **{f"s3prl, layer {number}": layer for number, layer in enumerate(layers)},
+    }
+    return {name: tensor.detach().cpu().flatten().tolist() for name, tensor in found.items()}
 
 
 def make_given(folder: Path) -> None:
@@ -224,6 +266,8 @@ def run(name: str, device: str) -> dict[str, Any]:
     words = [word.format(out=out, cpu="cpu") for word in command.words]
     AcceleratorState._reset_state(True)  # else the precision of the command before stays
     printed = io.StringIO()
+    if command.words == ("adapters",):
+        return {"status": 0, "said": "", "numbers": _adapted()}
     if name == "resume":  # of the first step, as if the second had been lost
         shutil.rmtree(out / "mast" / "checkpoints" / "00000002")
     try:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.flop_counter import flop_registry
 
 from tests.gpu.build import ROOT
 
@@ -51,6 +52,14 @@ _LIBRARIES = {
 
 # Of floating-point numbers too: what they give are places, and no others may be looked up.
 _ORDERS = {"sort", "argsort", "topk"}
+
+
+# A second, by NVIDIA's data sheet: bytes of memory, operations in half precision and in float32.
+_H200_BYTES, _H200_HALF, _H200_FLOAT = 4.8e12, 989e12, 67e12
+
+
+def _no_products(*_: Any, **__: Any) -> int:
+    return 0
 
 
 def launches() -> int:
@@ -146,13 +155,16 @@ class Emulation(TorchDispatchMode):
         mixed: (operation, line) -> how often it was given tensors of both.
         library_launches: kernels of cuBLAS, cuDNN and cuFFT, with compute=False.
         lines: (line, operation) -> kernels, with compute=False and `by_line` set.
+        num_bytes: that kernels were given and returned, then too.
+        least_seconds: no H200 takes less: the longer of bytes and products of each kernel, summed.
     """
 
     def __init__(self, *, compute: bool = True) -> None:
         super().__init__()
         self.compute, self.by_line = compute, False
         self.events: list[Event] = []
-        self.num_ops = self.library_launches = 0
+        self.num_ops = self.library_launches = self.num_bytes = 0
+        self.least_seconds = 0.0
         self.mixed: Counter[tuple[str, str]] = Counter()
         self.lines: Counter[tuple[str, str]] = Counter()
 
@@ -178,7 +190,19 @@ class Emulation(TorchDispatchMode):
         out = self._run(func, name, args, kwargs, flat, spec, tensors, wanted)
         if self.by_line and (launched := self.num_kernels - before):
             self.lines[line_of_project(), name] += launched
+            self._weigh(func, args, kwargs, out)
         return out
+
+    def _weigh(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        leaves = tree_leaves((args, kwargs) if _writes(func) else (args, kwargs, out))
+        found = [x for x in leaves if isinstance(x, Tensor) and x.is_cuda]
+        moved = sum(x.nbytes for x in found if 0 not in x.stride())  # not expanded
+        products = flop_registry.get(func.overloadpacket, _no_products)
+        half = any(x.dtype in (torch.bfloat16, torch.float16) for x in found)
+        rate = _H200_HALF if half else _H200_FLOAT
+        self.num_bytes += moved
+        operations = products(*args, **kwargs, out_val=out)
+        self.least_seconds += max(moved / _H200_BYTES, operations / rate)
 
     def _run(
         self, func: Any, name: str, args: Any, kwargs: Any, flat: list[Any], spec: Any,

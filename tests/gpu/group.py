@@ -49,11 +49,10 @@ def be_strict_() -> None:
 
 def _checked(name: str, original: Any) -> Any:
     @functools.wraps(original)
-    def call(*args: Any, **words: Any) -> None:
+    def call(*args: Any, **words: Any) -> Any:
         if words.get("group") is not None:  # one of gloo's, which takes the CPU's
             collectives.append(name)
-            original(*args, **words)
-            return
+            return original(*args, **words)
         for tensor in tree_leaves((args, words)):
             if not isinstance(tensor, Tensor):
                 continue
@@ -71,7 +70,7 @@ def _checked(name: str, original: Any) -> Any:
             args, words = tree_map_only(
                 Tensor, lambda t: on_host(t).view(-1) if flat else on_host(t), (args, words)
             )
-            original(*args, **words)
+            return original(*args, **words)
 
     return call
 

@@ -5,14 +5,16 @@
 
     last=4          optimiser steps after which the run is ended
     lines=12        lines named of each kind
-    json=FILE       the same, to be read by tests
+    json=FILE       the same, to be read by tests; of process 1 in FILE1, and so on
 
 A step is what lies between two moves of the optimiser, so all that the loop does is in it. The
 first ones are told too: they build caches, and log. Kernels are counted with compute=false, where
 a base model at batch 256 takes seconds and little memory; waits and memory are the same in both.
+Bytes and the least time too: what kernels are given and return, at the rates of a data sheet.
 """
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -44,6 +46,7 @@ class Steps:
         self.mode.events.clear()
         self.mode.lines.clear()
         self._kernels, self._time = self.mode.num_kernels, time.perf_counter()
+        self.mode.num_bytes, self.mode.least_seconds = 0, 0.0
         if torch.cuda.is_initialized():  # else the allocator is set up too early
             torch.cuda.reset_peak_memory_stats()
 
@@ -54,10 +57,13 @@ class Steps:
             {
                 "waits": dict(waits.most_common()),
                 "num_waits": waits.total(),
+                "sent": [f"{e.line} {e.detail}" for e in self.mode.events if e.kind == "to card"],
                 "kernels": self.mode.num_kernels - self._kernels,
                 "lines": dict(Counter(f"{a} {b}" for a, b in self.mode.lines.elements()))
                 if self.mode.by_line
                 else {},
+                "gigabytes": self.mode.num_bytes / 1e9,
+                "least_seconds": self.mode.least_seconds,
                 "allocated_gib": torch.cuda.max_memory_allocated() / GIB,
                 "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
                 "seconds": time.perf_counter() - self._time,
@@ -84,7 +90,8 @@ def main(argv: list[str]) -> int:
     for number, step in enumerate(steps.steps):
         sys.stdout.write(_told(number, step, int(options["lines"])))
     if options["json"]:
-        Path(options["json"]).write_text(json.dumps(steps.steps))
+        rank = int(os.environ.get("RANK", 0))
+        Path(f"{options['json']}{rank or ''}").write_text(json.dumps(steps.steps))
     return status
 
 
@@ -92,6 +99,7 @@ def _told(number: int, step: dict[str, Any], num_lines: int) -> str:
     head = (
         f"step {number}: {step['num_waits']} waits, {step['kernels']} kernels, "
         f"{step['allocated_gib']:.2f} GiB allocated, {step['reserved_gib']:.2f} reserved, "
+        f"{step['gigabytes']:.0f} GB moved, on an H200 {step['least_seconds']:.3f} s at least, "
         f"{step['seconds']:.1f} s here"
     )
     lines = [head]

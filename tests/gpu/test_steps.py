@@ -1,8 +1,10 @@
 """What a step asks of host and card: waits of the host, kernels, memory."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -21,8 +23,15 @@ WAITS = {
     "pretrain, random drop": 1,
     "pretrain, AST": 1,
     "pretrain, SSAST": 2,
+    "pretrain, ss_mast_mosaic": 1,
+    "pretrain, swav": 1,
+    "pretrain, vicreg": 1,
+    "pretrain, barlow_twins": 1,
+    "pretrain, dino": 1,
     "finetune": 1,
 }
+# Of each of two processes, at most 4.
+WAITS_OF_TWO = {"pretrain": 1, "pretrain, SSAST": 2, "finetune": 1}
 # Recipe -> words for a run of it here: the memory that its first lines state is that of one card.
 _SET = ("data=set", "batch_size=8", "scoring.every=9", "heads.probe=false", "init=none")
 MEMORY = {
@@ -53,23 +62,42 @@ def steps_of(folder: Any, *words: str, **options: str) -> list[dict[str, Any]]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", WAITS)
-def test_the_host_waits_seldom_in_a_step(stand_in, tmp_path, name):
-    make_given(tmp_path)
+def _words(name: str) -> list[str]:
+    """Of a command, whose last step alone is logged."""
     words = [word.format(out="out", cpu="cpu") for word in COMMANDS[name].words]
     words += ["steps=9", "log_every=9", "checkpoint_every=9", "show_views=0"]
     # A probe of the heads would move optimisers of its own; an epoch of the set is 3 steps.
-    words += ["heads.probe=false"] if name == "finetune" else []
+    return words + (["heads.probe=false", "scoring.every=9"] if name == "finetune" else [])
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_the_host_waits_seldom_in_a_step(stand_in, tmp_path, name):
+    make_given(tmp_path)
+    *_, step = steps_of(tmp_path, "last=3", *_words(name))
+    assert step["num_waits"] <= WAITS[name], step["waits"]
+    # All draws at once; waveforms and numbers of clips came while the step before was computed.
+    assert len(step["sent"]) == 1, step["sent"]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "pretrain, SSAST", "finetune"])
+def test_micro_batches_cost_no_waits(stand_in, tmp_path, name):
+    make_given(tmp_path)
+    words = [*_words(name), "optim.gradient_accumulation_steps=2"]
     *_, step = steps_of(tmp_path, "last=3", *words)
     assert step["num_waits"] <= WAITS[name], step["waits"]
 
 
-def test_micro_batches_cost_no_waits(stand_in, tmp_path):
-    words = [word.format(out="out", cpu="cpu") for word in COMMANDS["pretrain"].words]
-    words += ["steps=9", "log_every=9", "checkpoint_every=9", "show_views=0"]
-    words += ["optim.gradient_accumulation_steps=2"]
-    *_, step = steps_of(tmp_path, "last=3", *words)
-    assert step["num_waits"] <= WAITS["pretrain"], step["waits"]
+@pytest.mark.parametrize("name", WAITS_OF_TWO)
+def test_each_of_two_processes_waits_seldom(stand_in, tmp_path, name):
+    make_given(tmp_path)
+    words = ["tests.gpu.measure", f"json={tmp_path}/steps.json", "last=3", *_words(name)]
+    line = [sys.executable, "-m", "tests.gpu.run", "processes=2", "-m", *words, "processes=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for rank in ("", "1"):
+        *_, step = json.loads((tmp_path / f"steps.json{rank}").read_text())
+        assert step["num_waits"] <= WAITS_OF_TWO[name], step["waits"]
 
 
 @pytest.mark.parametrize("micro_batches", ALLOCATED)
@@ -94,6 +122,22 @@ def _stated_gib(recipe: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def _stated_rate(recipe: str) -> int | None:
+    """Clips a second that an H200 cannot exceed."""
+    found = re.search(r"at most (\d+) clips a second", (RECIPES / f"{recipe}.yaml").read_text())
+    return int(found[1]) if found else None
+
+
+def test_the_large_recipes_state_the_bound_that_their_hours_follow_from():
+    for recipe in ("ss_mast_base", "ss_ast_base"):
+        text, most = (RECIPES / f"{recipe}.yaml").read_text(), _stated_rate(recipe)
+        assert most is not None
+        low, high = map(int, re.findall(r"(\d+) to (\d+) likely", text)[0])
+        assert 0.55 * most < low < high < 0.85 * most
+        hours = [float(each) for each in re.findall(r"take ([\d.]+) to ([\d.]+) h", text)[0]]
+        assert hours == pytest.approx([10**7 / rate / 3600 for rate in (high, low)], abs=0.06)
+
+
 def test_a_recipe_for_gpus_states_its_memory():
     recipes = {file.stem for file in RECIPES.glob("*.yaml")}
     for recipe in recipes:
@@ -111,6 +155,8 @@ def test_a_recipe_reserves_what_it_states(stand_in, tmp_path, recipe):
     ]  # fmt: skip
     *_, step = steps_of(tmp_path, "last=3", *words, compute="false")
     assert step["reserved_gib"] == pytest.approx(_stated_gib(recipe), rel=0.1)
+    if most := _stated_rate(recipe):
+        assert 256 / step["least_seconds"] == pytest.approx(most, rel=0.05)
 
 
 def test_the_host_alone_is_timed(stand_in, tmp_path):

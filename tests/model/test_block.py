@@ -11,7 +11,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrizations
 
 from ssmast.model import create_model
-from ssmast.model.block import PoolingAttention, Stretch
+from ssmast.model.block import PoolingAttention, Stretch, _head_by_head, _laid_head_by_head
 from ssmast.model.patch import Grid
 
 GRID = Grid(4, 8)
@@ -215,3 +215,20 @@ def test_bfloat16_trains_with_float32s_gradients_and_pools_in_float32(monkeypatc
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         module(x, GRID, None, Stretch())
     assert set(types) == {torch.bfloat16}  # without gradient it is the faster one
+
+
+def test_heads_laid_side_by_side_again_have_the_same_bits():
+    """The gradient of queries, keys and values, one at a time and as autograd has it."""
+    qkv = torch.randn(2, 6, 3, 4, 8, requires_grad=True)
+    weights = torch.randn(3, 8, 6, 8)
+    gradients = []
+    for split in (_head_by_head, _laid_head_by_head):
+        parts = split(qkv)
+        assert [part.shape for part in parts] == [(8, 6, 8)] * 3
+        loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+        gradients += torch.autograd.grad(loss + parts[0].square().sum(), qkv)
+    assert torch.equal(*gradients)
+    queries, *_ = _head_by_head(qkv)
+    (of_one,) = torch.autograd.grad(queries.sum(), qkv)
+    assert torch.equal(of_one[:, :, 0], torch.ones(2, 6, 4, 8))
+    assert not of_one[:, :, 1:].any()

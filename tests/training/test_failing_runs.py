@@ -146,3 +146,21 @@ def test_two_processes_skip_together_and_write_one_list(audio, tmp_path):
         False, False, True, False, False, False,
     ]  # fmt: skip
     assert load_checkpoint(checkpoints(run / "checkpoints")[-1])[0]["step"] == 6
+
+
+def test_what_ends_the_first_process_ends_all_with_its_sentence(audio, tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import sys\n"
+        "from ssmast.command import run_command\n"
+        "from ssmast.training import inputs, pretrain\n"
+        "def measure_mean_std(*_, **__):\n"
+        "    raise KeyError('a broken disk')\n"
+        "inputs.measure_mean_std = measure_mean_std\n"
+        "sys.exit(run_command(pretrain.main, sys.argv[1:], name='ssmast pretrain'))\n"
+    )
+    group = Group(2, script, *SMALL, f"data={audio}", f"run={tmp_path / 'run'}")
+    assert group.wait(60) == [1, 1]
+    assert "KeyError: 'a broken disk'" in group.said[0]
+    wanted = "ssmast pretrain: the main process ended: KeyError: 'a broken disk'"
+    assert group.said[1].strip().splitlines()[-1] == wanted

@@ -175,7 +175,7 @@ def test_a_batch_without_short_crops_has_the_same_views():
 def test_mosaic_views_lose_other_lines_and_the_encoder_computes_less():
     words = ["views.columns=0.5", "views.rows=0.25", "views.frames=64", "front_end.num_mels=64"]
     objective = _state("ss_mast_mosaic", *words).objective
-    columns, rows = objective.make_views._drops(_batch(), step=3, backbone=objective.backbone)
+    columns, rows = objective.views(_batch(), 3).drops
     grid = columns.grid
     assert (len(columns.rows), len(columns.columns)) == (grid.freq, grid.time // 2)
     assert (len(rows.rows), len(rows.columns)) == (3 * grid.freq // 4, grid.time)

@@ -163,7 +163,6 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             fewest=self.network.fewest_frames,
             fast=True,
         )
-        lengths = None if lengths is None else self.sent(lengths)
         draws = keyed_uniform(
             self.config.seed,
             segments.epoch.numpy(),
@@ -171,11 +170,13 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             _AUGMENT_STREAM,
             self.augment.num_draws,
         )
-        log_mel = self.augment(log_mel, draws=self.sent(torch.from_numpy(draws)), lengths=lengths)
         positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
         own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
         weight = segments.partner_weight[:, None]
-        return Inputs(log_mel, lengths, self.sent((1 - weight) * own + weight * other))
+        targets, drawn = (1 - weight) * own + weight * other, torch.from_numpy(draws)
+        targets, drawn, *both = self.sent(targets, drawn, *([] if lengths is None else [lengths]))
+        lengths = both[0] if both else None
+        return Inputs(self.augment(log_mel, draws=drawn, lengths=lengths), lengths, targets)
 
     def compile_(self) -> None:
         """The network up to its linear layers, and the loss."""

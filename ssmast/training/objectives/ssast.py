@@ -143,7 +143,8 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
         )
         places = masked.nonzero()[:, 1].unflatten(0, (len(masked), -1))
         log_mel = self.log_mel.normalize(self.log_mel.log_mel(waveform, fast=True))
-        return MaskedBatch(log_mel=log_mel, masked=self.sent(masked), places=self.sent(places))
+        masked, places = self.sent(masked, places)
+        return MaskedBatch(log_mel=log_mel, masked=masked, places=places)
 
     def embed(self, views: MaskedBatch) -> Tensor:
         """Tokens (B, N, D)."""
