@@ -78,17 +78,11 @@ class ViewMaker:
         columns, rows = self.config.lost_lines
         if columns or rows:
             lost = {"columns": columns} if view == 0 else {"rows": rows}
-            return self._drop_lines(view, step=step, backbone=backbone, **lost)
+            return _of_lines(self._lines_of(view, step=step, backbone=backbone, **lost))
         return self.drop(segments, view, step=step, backbone=backbone)
 
     def drop(
-        self,
-        segments: SegmentBatch,
-        view: int,
-        *,
-        step: int,
-        backbone: Backbone,
-        mode: str | None = None,
+        self, segments: SegmentBatch, view: int, *, step: int, backbone: Backbone, mode: str = ""
     ) -> "DrawnDrop":
         """Patches to drop of a view at `patch_drop.rate`; none where that is 0.
 
@@ -112,9 +106,9 @@ class ViewMaker:
             return DrawnDrop([uniforms], lambda placed: draw(uniforms=placed[0]))
         return _of_lines(draw(uniforms=self._uniform_of_step(step, _DROP_STREAM + view, num)))
 
-    def _drop_lines(
+    def drop_lines(
         self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
-    ) -> "DrawnDrop":
+    ) -> PatchDrop:
         """Whole frequency rows and time columns to drop, in groups of the encoder's stride.
 
         The kept ones close ranks, so the encoder computes less; one pattern a step and view.
@@ -126,6 +120,14 @@ class ViewMaker:
             rows: fraction of the groups of rows, 0 to below 1; at least one group is kept.
             columns: fraction of the groups of columns.
         """
+        drop = self._lines_of(view, step=step, backbone=backbone, rows=rows, columns=columns)
+        kept_rows, kept_columns = sent(*_lines(drop), device=self._device)
+        return drop._replace(rows=kept_rows, columns=kept_columns)
+
+    def _lines_of(
+        self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
+    ) -> PatchDrop:
+        """`drop_lines` on the CPU."""
         grid = backbone.grid_of(self.config.front_end.num_mels, self.config.views.frames)[0]
         groups = grid.pool(backbone.drop_group)
         draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]))
@@ -137,7 +139,7 @@ class ViewMaker:
             chosen = draw.argsort()[:num].sort().values
             members = (chosen[:, None] * size + torch.arange(size)).flatten()
             kept.append(members[members < length])
-        return _of_lines(PatchDrop(grid, rows=kept[0], columns=kept[1]))
+        return PatchDrop(grid, rows=kept[0], columns=kept[1])
 
     @property
     def _device(self) -> torch.device:
@@ -162,13 +164,8 @@ class ViewMaker:
         return self._augmented(cut(segment), own, None if background is None else cut(background))
 
     def _augmented(self, raw: Tensor, draws: Tensor, background: Tensor | None) -> Tensor:
-        return self.augment(
-            raw,
-            draws=draws,
-            background=background,
-            mean=self.log_mel.mean,
-            std=self.log_mel.std,
-        )
+        mean, std = self.log_mel.mean, self.log_mel.std
+        return self.augment(raw, draws=draws, background=background, mean=mean, std=std)
 
     def _uniform(self, segments: SegmentBatch, stream: int, num: int) -> Tensor:
         """Draws (B, num) on the CPU, one row a clip."""
@@ -190,12 +187,14 @@ class DrawnDrop(NamedTuple):
 
 def _of_lines(drop: PatchDrop) -> DrawnDrop:
     """Of rows and columns, which are sizes too: so they are chosen on the CPU."""
+    return DrawnDrop(_lines(drop), lambda placed: drop._replace(rows=placed[0], columns=placed[1]))
+
+
+def _lines(drop: PatchDrop) -> list[Tensor]:
+    """The kept rows and columns."""
     assert drop.rows is not None
     assert drop.columns is not None
-    return DrawnDrop(
-        [drop.rows, drop.columns],
-        lambda placed: drop._replace(rows=placed[0], columns=placed[1]),
-    )
+    return [drop.rows, drop.columns]
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

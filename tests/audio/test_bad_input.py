@@ -214,7 +214,7 @@ def test_a_file_that_shrinks_after_it_was_listed_is_rejected(tmp_path, kind):
 
 LISTS = {
     "an empty table": ("metadata.csv", b"", "is empty"),
-    "no path column": ("metadata.csv", b"file,label\na.wav,x\n", "no column 'path'; it has file"),
+    "no path column": ("metadata.csv", b"clip,label\na.wav,x\n", "no column 'path'; it has clip"),
     "a short row": ("metadata.csv", b"path,label\na.wav\n", "has 1 fields in line 2"),
     "a column twice": ("metadata.csv", b"path,path\na.wav,b\n", "names a column twice"),
     "no UTF-8": ("metadata.csv", "path\nž.wav\n".encode("latin2"), "is not UTF-8"),
