@@ -297,12 +297,12 @@ def _differences(pairs: Sequence[Difference]) -> list[str]:
 
 
 def _over_minutes(comparison: Comparison) -> str:
-    """A curve a variant, the mean over its seeds."""
+    """A curve a variant, the mean over its seeds that were scored while they trained."""
     entries = [entry for entry in comparison.compared if any(entry.curves.values())][:MOST_RUNS]
     series = [
         [
             (sum(x for x, _ in at) / len(at), sum(y for _, y in at) / len(at))
-            for at in zip(*entry.curves.values(), strict=False)
+            for at in zip(*filter(None, entry.curves.values()), strict=False)
         ]
         for entry in entries
     ]

@@ -152,6 +152,17 @@ def test_quality_over_minutes_is_the_mean_of_the_sets_and_is_drawn(trainer, word
     assert "While training" not in (tmp_path / "none" / "report.html").read_text()
 
 
+def test_a_seed_without_scores_while_it_trained_leaves_the_curve_of_the_others(
+    trainer, words, tmp_path
+):
+    assert main(["compare", *words, "seeds=1", "scores_a_run=0"]) == 0
+    assert main(["compare", *words, "scores_a_run=2"]) == 0
+    fast, _ = json.loads((tmp_path / "out" / "compare.json").read_text())["variants"]
+    assert fast["curves"] == {"0": [], "1": [[0.0, 0.0], [0.5, 0.06], [1.0, 0.12]]}
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "processor minutes 0.5: 0.06, 0.12" in html
+
+
 def test_the_untrained_network_of_a_whitened_encoder_takes_its_better_way(
     trainer, prober, words, encoder_folder, tmp_path, monkeypatch
 ):
