@@ -1,11 +1,9 @@
 """What is common to all commands: logging, errors in one sentence, exit status."""
 
-import ctypes
 import io
 import logging
 import multiprocessing
 import os
-import platform
 import select
 import signal
 import sys
@@ -33,23 +31,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what is asked for next, and not give it back to the system.
-
-    Tensors of some ten megabytes come and go all the time on a CPU; each time the system hands out
-    other pages and clears them: up to 88,000 in a step of real_nano, 20 % of its time. Other C
-    libraries are left alone, as is glibc where `MALLOC_...` says what it is to do.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    library, most = ctypes.CDLL(None), 2**31 - 1
-    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-        library.mallopt(option, most)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def may_start(workers: int) -> int:

@@ -4,7 +4,6 @@ import ast
 import logging
 import multiprocessing
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -138,28 +137,3 @@ def test_a_daemonic_process_does_the_work_of_its_workers_itself(tmp_path, monkey
     assert "a daemonic process may start no others" in caplog.text
     prepare_corpus(open_corpus(data), tmp_path / "out", workers=2)
     assert (tmp_path / "out/corpus.json").is_file()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-@pytest.mark.parametrize(
-    ("environment", "is_kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False)]
-)
-def test_what_is_freed_is_kept_for_what_is_asked_for_next(environment, is_kept):
-    code = (
-        "import resource\n"
-        "import numpy as np\n"
-        "from ssmast.command import keep_freed_memory\n"
-        "keep_freed_memory()\n"
-        "for _ in range(2):\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    np.ones(12_000_000)\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
-    )
-    variables = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=variables | environment, capture_output=True, text=True
-    )
-    first, second = map(int, done.stdout.split())
-    pages = 12_000_000 * 8 // os.sysconf("SC_PAGE_SIZE")
-    assert (second < first / 10) == is_kept
-    assert first > pages / 600  # some systems hand out pages of 2 MB

@@ -34,7 +34,7 @@ from torch import Tensor
 from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
-from ssmast.command import keep_freed_memory, num_cores
+from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.windows import window_starts
 from ssmast.engine import run_jobs
@@ -143,7 +143,6 @@ def main(config: EmbedConfig, argv: list[str]) -> int:
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
         return 0
-    keep_freed_memory()
     out = Path(config.out)
     with sole_writer(out):
         found = embed_in_parts(encoder, corpus, config)

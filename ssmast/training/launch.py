@@ -14,7 +14,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 
-from ssmast.command import StoppedError, keep_freed_memory, num_cores
+from ssmast.command import StoppedError, num_cores
 from ssmast.evaluation.processes import broadcast, end_group_at_exit, set_tf32
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,6 @@ def start_accelerator(
             there.
     """
     has_gpu = torch.cuda.is_available()
-    if not has_gpu:
-        keep_freed_memory()
     if has_gpu and not any(name in os.environ for name in _ALLOCATOR):
         # Structured patch-drop takes turns between two sizes, whose memory does not fit one
         # another: 111 GiB are reserved for 89 in use without this. Read at the first allocation.
