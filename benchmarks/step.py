@@ -95,10 +95,8 @@ def main(argv: list[str]) -> int:
             seconds = median(turn["cpu"] if num == 1 else turn["clock"])
             rate = keys.batch_size / seconds
             share = counter.get_total_flops() / 2 / seconds / (peak * num)
-            shares[_name(name, num)] = share
-            print(
-                f"\n{_name(name, num)}: {rate:.1f} clips/s, {share:.0%} of the matrix peak", end=""
-            )
+            shares[row] = share
+            print(f"\n{row}: {rate:.1f} clips/s, {share:.0%} of the matrix peak", end="")
     print(f"\n\npeak of a core: {peak / 1e9:.0f} G multiplications (with addition) a second")
     for num in keys.threads[1:]:
         for name in sides:

@@ -11,6 +11,9 @@ from typing import Any
 
 from ssmast.settings import flatten
 
+PAGE_BEGINS = "<!doctype html"
+"""How a page begins, by which `check_output` knows one."""
+
 
 def text(value: object) -> str:
     """Anything as escaped text."""
@@ -110,7 +113,7 @@ def page(title: str, *sections: str, scripts: Sequence[str] = ()) -> str:
     links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading in named)
     contents = f'<nav aria-label="Contents">{links}</nav>\n' if len(named) > 3 else ""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'{PAGE_BEGINS}>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{_style()}</style></head>\n<body>\n"

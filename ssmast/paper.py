@@ -18,6 +18,7 @@ from pathlib import Path
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
+from ssmast.html import PAGE_BEGINS
 from ssmast.report import write_report
 from ssmast.report.scores import MAST_TABLE, filled_table
 from ssmast.settings import Settings, UsageError, command, parse, setting, wants_dry_run
@@ -65,7 +66,7 @@ def run_paper(config: PaperConfig, *, dry_run: bool = False) -> str:
     root, data = Path(config.run), Path(config.data)
     check_output(root, key="run", folder=True)
     check_output(root / "paper.md", key="run", begins=r"\|")
-    check_output(root / "report.html", key="run", begins="<!doctype html")
+    check_output(root / "report.html", key="run", begins=PAGE_BEGINS)
     sets = [task for task in _RECIPES if (data / task).is_dir()]
     if not sets:
         raise FileNotFoundError(

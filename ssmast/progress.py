@@ -1,4 +1,4 @@
-"""What a long job says: a bar on a terminal, elsewhere a line every few seconds; once a line."""
+"""What a long job says: a bar on a terminal, elsewhere a line every few seconds; notes once."""
 
 import logging
 import time

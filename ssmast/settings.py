@@ -43,7 +43,7 @@ Schema = TypeVar("Schema")
 # Help of keys that several commands have.
 WORKERS = "threads that decode audio; 0: one for each core, at most 8"
 CHANNEL = (
-    "one channel of sound that has several: mean, first, loudest (files are decoded once more for "
+    "one channel of sound that has several: mean, first, loudest (files are decoded twice for "
     "it), left, right, or the number of one, from 0 on"
 )
 """Help of the key `channel` of every command that reads sound."""

@@ -32,6 +32,7 @@ from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
 from ssmast.files import check_output
+from ssmast.html import PAGE_BEGINS
 from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
 from ssmast.training.inputs import open_data
@@ -46,7 +47,7 @@ def main(config: CompareConfig, argv: list[str]) -> int:
     check_output(out, folder=True)
     check_output(out / "compare.md", begins=r"\*\*")
     check_output(out / "compare.json", begins=r'\{\s*"version"')
-    check_output(out / "report.html", begins="<!doctype html")
+    check_output(out / "report.html", begins=PAGE_BEGINS)
     if wants_dry_run(argv):
         for variant in variants_of(config):
             sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")

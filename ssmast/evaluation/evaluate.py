@@ -54,6 +54,7 @@ from ssmast.evaluation.results import (
 )
 from ssmast.events import Event, EventScores, merged, score_events
 from ssmast.files import check_output
+from ssmast.html import PAGE_BEGINS
 from ssmast.progress import Progress
 from ssmast.report import write_report
 from ssmast.settings import (
@@ -234,7 +235,7 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
     """`ssmast evaluate`: parse, score, print the table of classes."""
     out = _out(config)
     check_output(out, folder=True)
-    check_output(out / "report.html", begins="<!doctype html")
+    check_output(out / "report.html", begins=PAGE_BEGINS)
     labelled, classifier = _open(config)
     split = labelled.split(config.fold)
     positions = split.parts()[config.part]

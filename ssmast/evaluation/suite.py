@@ -29,6 +29,7 @@ from ssmast.evaluation.results import (
 from ssmast.evaluation.scorer import ProbeConfig, Scorer
 from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
+from ssmast.html import PAGE_BEGINS
 from ssmast.report import write_report
 from ssmast.report.scores import POSTER_TABLE, filled_table
 from ssmast.settings import UsageError, command, wants_dry_run
@@ -128,7 +129,7 @@ def _check_outputs(config: ProbeConfig) -> None:
     check_output(out, folder=True)
     check_results(out / "results.json")
     check_output(out / "poster.md", begins=r"\|")
-    check_output(out / "report.html", begins="<!doctype html")
+    check_output(out / "report.html", begins=PAGE_BEGINS)
     if config.cache:
         check_output(config.cache, key="cache", folder=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ssmast.evaluation.results import Result
 from ssmast.files import check_output, write_atomic
-from ssmast.html import page, section, tiles
+from ssmast.html import PAGE_BEGINS, page, section, tiles
 from ssmast.report.clusters_map import clusters, scatter
 from ssmast.report.run_sections import about, headline, learnt, left_out, reproduce, views
 from ssmast.report.scores import paper_tables, scores
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     paths = [Path(in_home(word)) for word in ([config.run] if config.run else []) + named]
     first = (paths or [Path(config.results)])[0]
     out = Path(config.out or (first if first.is_dir() else first.parent) / "report.html")
-    check_output(out, begins="<!doctype html")
+    check_output(out, begins=PAGE_BEGINS)
     sources = read_sources(paths)
     if config.results:
         sources = _with_results(sources, Path(config.results))

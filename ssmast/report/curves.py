@@ -201,7 +201,8 @@ def curve(
         canvas.print_figure(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = _hoverable(svg, [_said(series, step, along) for step in steps])
+    by_step = [dict(points) for points in series]
+    svg = _hoverable(svg, [_said(by_step, step, along) for step in steps])
     for stand_in, colour in _COLOURS.items():
         svg = svg.replace(stand_in, colour)
     # Metadata names matplotlib's site; a page without network has no use for addresses.
@@ -220,11 +221,11 @@ def _thinned(steps: list[float]) -> list[float]:
     return steps[::-1][::apart][::-1]
 
 
-def _said(series: Sequence[list[tuple[float, float]]], step: float, along: str) -> str:
+def _said(series: Sequence[dict[float, float]], step: float, along: str) -> str:
     """`step 100: 0.53`, of several runs with commas between; what is not there is a dash."""
-    found = [dict(points).get(step) for points in series]
-    values = ", ".join("\u2013" if value is None else f"{value:.4g}" for value in found)
-    return f"{along} {step:g}: {values}"
+    found = [values.get(step) for values in series]
+    shown = ", ".join("\u2013" if value is None else f"{value:.4g}" for value in found)
+    return f"{along} {step:g}: {shown}"
 
 
 def _hoverable(svg: str, said: Sequence[str]) -> str:

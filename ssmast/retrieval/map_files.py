@@ -23,6 +23,7 @@ from ssmast.evaluation import clusters
 from ssmast.evaluation.embedding_cache import Embeddings
 from ssmast.evaluation.processes import process_state
 from ssmast.files import check_output, write_atomic
+from ssmast.html import PAGE_BEGINS
 from ssmast.report import write_map
 from ssmast.retrieval.embed_files import (
     WindowSettings,
@@ -68,7 +69,7 @@ class MapConfig(WindowSettings):
 def main(config: MapConfig, argv: list[str]) -> int:
     """`ssmast map`: parse, embed, draw, write page and table."""
     check_output(config.out, folder=True)
-    check_output(Path(config.out) / "map.html", begins="<!doctype html")
+    check_output(Path(config.out) / "map.html", begins=PAGE_BEGINS)
     check_output(Path(config.out) / "map.csv", begins="file,start,stop,group,")
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")

@@ -78,7 +78,7 @@ class ViewMaker:
         columns, rows = self.config.lost_lines
         if columns or rows:
             lost = {"columns": columns} if view == 0 else {"rows": rows}
-            return _of_lines(self._lines_of(view, step=step, backbone=backbone, **lost))
+            return self._lines_of(view, step=step, backbone=backbone, **lost)
         return self.drop(segments, view, step=step, backbone=backbone)
 
     def drop(
@@ -121,13 +121,14 @@ class ViewMaker:
             columns: fraction of the groups of columns.
         """
         drop = self._lines_of(view, step=step, backbone=backbone, rows=rows, columns=columns)
-        kept_rows, kept_columns = sent(*_lines(drop), device=self._device)
-        return drop._replace(rows=kept_rows, columns=kept_columns)
+        placed = drop.placed(sent(*drop.drawn, device=self._device))
+        assert placed is not None
+        return placed
 
     def _lines_of(
         self, view: int, *, step: int, backbone: Backbone, rows: float = 0.0, columns: float = 0.0
-    ) -> PatchDrop:
-        """`drop_lines` on the CPU."""
+    ) -> "DrawnDrop":
+        """`drop_lines` before they are placed."""
         grid = backbone.grid_of(self.config.front_end.num_mels, self.config.views.frames)[0]
         groups = grid.pool(backbone.drop_group)
         draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]))
@@ -139,7 +140,7 @@ class ViewMaker:
             chosen = draw.argsort()[:num].sort().values
             members = (chosen[:, None] * size + torch.arange(size)).flatten()
             kept.append(members[members < length])
-        return PatchDrop(grid, rows=kept[0], columns=kept[1])
+        return _of_lines(PatchDrop(grid, rows=kept[0], columns=kept[1]))
 
     @property
     def _device(self) -> torch.device:
@@ -187,14 +188,12 @@ class DrawnDrop(NamedTuple):
 
 def _of_lines(drop: PatchDrop) -> DrawnDrop:
     """Of rows and columns, which are sizes too: so they are chosen on the CPU."""
-    return DrawnDrop(_lines(drop), lambda placed: drop._replace(rows=placed[0], columns=placed[1]))
-
-
-def _lines(drop: PatchDrop) -> list[Tensor]:
-    """The kept rows and columns."""
     assert drop.rows is not None
     assert drop.columns is not None
-    return [drop.rows, drop.columns]
+    return DrawnDrop(
+        [drop.rows, drop.columns],
+        lambda placed: drop._replace(rows=placed[0], columns=placed[1]),
+    )
 
 
 def build_augment(config: PretrainConfig) -> ViewAugment:

@@ -1,4 +1,4 @@
-"""Objectives of lightly's losses and heads: SS-MAST mosaic, VICReg, Barlow Twins, SwAV, DINO.
+"""Objectives of the kinds that lightly has: SS-MAST mosaic, VICReg, Barlow Twins, SwAV, DINO.
 
 Mosaic contrasts clips, VICReg and Barlow Twins keep dimensions apart in place of clips, SwAV and
 DINO sort views into learnt classes. The loss sees all clips of the step already, so lightly's own
@@ -57,13 +57,10 @@ class Mosaic(_TwoProjections):
         z = F.normalize(self.projector(embeddings.flatten(0, 1)), dim=1)
         z_1, z_2 = z.unflatten(0, (-1, 2)).unbind(1)
         own = torch.arange(len(z_1), device=z.device)
+        ids = {"query_ids": own, "negative_ids": own.repeat_interleave(2)}
+        temperature = self.config.loss.temperature
         losses = [
-            info_nce(
-                *(query, key, z),
-                temperature=self.config.loss.temperature,
-                query_ids=own,
-                negative_ids=own.repeat_interleave(2),
-            )[0]
+            info_nce(query, key, z, temperature=temperature, **ids)[0]
             for query, key in ((z_1, z_2), (z_2, z_1))
         ]
         return StepLoss(
