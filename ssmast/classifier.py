@@ -48,12 +48,7 @@ class Outputs(NamedTuple):
         return [len(classes) for _, classes in self.heads]
 
     def top(
-        self,
-        scores: Tensor,
-        most: int,
-        *,
-        threshold: float = 0.0,
-        background: Collection[str] = (),
+        self, scores: Tensor, most: int, *, threshold: float = 0.0, background: Collection[str] = ()
     ) -> list[tuple[str, str, float]]:
         """Head, class and probability of the likeliest classes of each head, likeliest first.
 

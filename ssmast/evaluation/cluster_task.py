@@ -39,14 +39,7 @@ from ssmast.evaluation.results import (
 )
 from ssmast.files import check_output, write_atomic
 from ssmast.html import markdown_table
-from ssmast.settings import (
-    SoundSettings,
-    UsageError,
-    command,
-    require,
-    setting,
-    wants_dry_run,
-)
+from ssmast.settings import SoundSettings, UsageError, command, require, setting, wants_dry_run
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -137,9 +130,7 @@ class ClusterConfig(SoundSettings):
     seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
     baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     umap: str = setting(
-        "auto",
-        "draw the map; auto: if umap-learn is installed",
-        choices=("auto", "true", "false"),
+        "auto", "draw the map; auto: if umap-learn is installed", choices=("auto", "true", "false")
     )
     points: int = setting(
         2000, "most clips on the map; of more, a random sample is drawn", range="[4, inf)"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio,
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import FEWEST_CLIPS, Whitening
+from ssmast.encoder.windows import window_starts
 from ssmast.evaluation.embedding_cache import Embeddings, PartialEmbeddings, joined, load, store
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import (
@@ -135,7 +137,7 @@ def embed_corpus(
         embedder: to embed with.
         corpus: the clips.
         title: for the progress line.
-        cache: folder to keep vectors in, by the hashes of encoder, corpus and crop; None for none.
+        cache: folder to keep vectors in, by `cache_key`; None for none.
             What was embedded there before an interruption is not embedded again.
         workers: threads that decode; 0 for one a core, at most 8.
         batch_seconds: audio that goes through the encoder at once.
@@ -146,18 +148,15 @@ def embed_corpus(
     Raises:
         ValueError: if no clip could be read.
     """
-    key = cache_key(embedder, corpus, sha256, crop)
-    file = None if cache is None else cache / f"{key}.safetensors"
-    found = load(file) if file is not None else None
+    file = cache and cache / f"{cache_key(embedder, corpus, sha256, crop)}.safetensors"
+    found = load(file) if file else None
     state = processes or process_state()
     whole = found is not None and len(found.rows) == len(corpus)
     if not all_agree(whole, state) or found is None:
-        parts = (
-            None if cache is None else PartialEmbeddings(cache / f"{key}.parts", state, kept=found)
-        )
+        parts = PartialEmbeddings(file and file.with_suffix(".parts"), state, kept=found)
         # What was done before, by whichever process, lies with the first one.
-        made, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
-        mine = list(rest)[state.rank :: state.size]
+        made, rest = parts.read(len(corpus))
+        mine = rest[state.rank :: state.size]
         rate = embedder.sample_rate
         if mine and state.is_main and isinstance(embedder, Encoder):
             heard = (corpus.listing_hash, str(embedder.log_mel.settings()))
@@ -167,19 +166,23 @@ def embed_corpus(
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
                 made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
-                if parts is not None:
-                    parts.add(made[-1], seen=[row for row, _ in batch])
+                parts.add(made[-1], seen=[row for row, _ in batch])
                 progress.advance(len(batch))
         found = _gather(joined(made, dim=embedder.dim), state)
-        if file is not None and parts is not None and state.is_main:
+        if file and state.is_main:
             store(file, found)
             parts.remove()
+    check_any(found, corpus)
+    return found
+
+
+def check_any(found: Embeddings, corpus: Corpus) -> None:
+    """Refuse a corpus of which no clip has a vector, by a ValueError that says why the first."""
     if not len(found.rows):
         name, reason = found.rejected[0]
         raise ValueError(
             f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
         )
-    return found
 
 
 def cache_key(
@@ -197,19 +200,41 @@ def cache_key(
 
 
 def embed_batch(
-    embedder: Embedder, corpus: Corpus, batch: Batch, *, batch_seconds: float
+    embedder: Embedder,
+    corpus: Corpus,
+    batch: Batch,
+    *,
+    batch_seconds: float,
+    window: float = 0.0,
+    hop: float = 0.0,
 ) -> Embeddings:
-    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`."""
+    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
+
+    Args:
+        embedder: to embed with.
+        corpus: of the clips.
+        batch: the clips.
+        batch_seconds: audio that goes through the encoder at once.
+        window: seconds of windows that clips are cut into, for a vector each; 0 for whole clips.
+        hop: seconds from window to window; 0 for the length of one.
+    """
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
+    sounds = [(row, clip) for row, clip in batch if not isinstance(clip, str)]
     # Long sounds are decoded while they are embedded: what is wrong with one must harm no other.
-    short = [(row, clip) for row, clip in batch if isinstance(clip, Tensor)]
-    groups: list[Sequence[tuple[int, Sound]]] = [short]
-    groups += [[(row, clip)] for row, clip in batch if isinstance(clip, LongSound)]
-    found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=_rows(), rejected=rejected)]
+    alone = [bool(window) or isinstance(clip, LongSound) for _, clip in sounds]
+    groups = [[sound for sound, own in zip(sounds, alone, strict=True) if not own]]
+    groups += [[sound] for sound, own in zip(sounds, alone, strict=True) if own]
+    none = np.zeros(0, dtype=np.int64)
+    found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=none, rejected=rejected)]
     for group in filter(None, groups):
-        rows = _rows([row for row, _ in group])
+        rows, spans = np.array([row for row, _ in group], dtype=np.int64), None
         try:
-            values = embedder.embed_clips([clip for _, clip in group], batch_seconds=batch_seconds)
+            if window:
+                values, spans = _embed_windows(embedder, group[0][1], window, hop, batch_seconds)
+                rows = rows.repeat(len(values))
+            else:
+                clips = [clip for _, clip in group]
+                values = embedder.embed_clips(clips, batch_seconds=batch_seconds)
         except RemoteError:
             raise  # the network failed, not the clip
         except (AudioError, OSError) as error:
@@ -219,11 +244,30 @@ def embed_batch(
             for _, clip in group:
                 if isinstance(clip, LongSound):
                     clip.close()
-        finite = values.isfinite().all(dim=1)
-        bad = rows[(~finite).numpy()]
+        bad = np.unique(rows[~values.isfinite().all(dim=1).numpy()])
         rejected += [(corpus.name(int(row)), NOT_FINITE) for row in bad]
-        found.append(Embeddings(values=values[finite], rows=rows[finite.numpy()], rejected=[]))
+        kept = ~np.isin(rows, bad)  # one bad window takes its clip out
+        spans = None if spans is None else spans[kept]
+        values = values[torch.from_numpy(kept)]
+        found.append(Embeddings(values=values, rows=rows[kept], rejected=[], spans=spans))
     return joined(found, dim=embedder.dim)
+
+
+def _embed_windows(
+    embedder: Embedder, clip: Sound, window: float, hop: float, batch_seconds: float
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Vectors (n, D) of windows along a clip, read front to back; their spans (n, 2) in seconds."""
+    rate = embedder.sample_rate
+    size, hop_samples = round(window * rate), max(round((hop or window) * rate), 1)
+    starts = window_starts(len(clip), size=size, hop=hop_samples)
+    at_once, found = max(1, int(batch_seconds / window)), []
+    for first in range(0, len(starts), at_once):
+        some = starts[first : first + at_once]
+        windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
+        found.append(embedder.embed_clips(windows, batch_seconds=batch_seconds))
+    start = np.array(starts)
+    stop = np.minimum(start + size, len(clip))
+    return torch.cat(found), np.stack([start, stop], axis=1) / rate
 
 
 def measured_whitening(
@@ -259,10 +303,6 @@ def measured_whitening(
         )
         return None
     return Whitening.of(vectors, directions=directions)
-
-
-def _rows(numbers: Sequence[int] = ()) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array(numbers, dtype=np.int64)
 
 
 def read_batches(

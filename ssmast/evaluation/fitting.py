@@ -46,6 +46,11 @@ class Problem(NamedTuple):
     slots: int = 1
 
     @property
+    def dim(self) -> int:
+        """D."""
+        return self.train[0].shape[1]
+
+    @property
     def multi_label(self) -> bool:
         """Whether a clip may have several labels."""
         return self.train[1].ndim == 2
@@ -115,18 +120,16 @@ class PreparedSplit:
             numbers = torch.full((len(labelled.classes),), -1)
             numbers[self.classes.cpu()] = torch.arange(len(self.classes))
             self._targets = numbers[self._truth]
-        if not standardise:
-            self._mean = self._std = None
-            return
-        self._mean, self._std = mean_and_std(features[train.to(device)])
+        self._scale = mean_and_std(features[train.to(device)]) if standardise else None
 
     def part(self, name: str) -> Part:
         """Features and targets of train, valid or test."""
         where = torch.from_numpy(self._parts[name])
         features = self._features[name]
         features = features[where.to(features.device)]
-        if self._mean is not None and self._std is not None:
-            features = ((features.double() - self._mean) / self._std).float()
+        if self._scale is not None:
+            mean, std = self._scale
+            features = ((features.double() - mean) / std).float()
         return features, self._targets[where].to(features.device)
 
     def truth(self, name: str) -> Tensor:

@@ -394,8 +394,7 @@ class OpenSmileEncoder(ForeignEncoder):
         if feature_set not in names:
             raise ValueError(f"openSMILE has no set {feature_set!r}; take one of {names}")
         self._smile = smile.Smile(
-            feature_set=smile.FeatureSet[feature_set],
-            feature_level=smile.FeatureLevel.Functionals,
+            feature_set=smile.FeatureSet[feature_set], feature_level=smile.FeatureLevel.Functionals
         )
         self._version = smile.__version__
         self.dim = len(self._smile.feature_names)

@@ -21,14 +21,7 @@ from torch import Tensor
 from ssmast.audio import Corpus, open_corpus
 from ssmast.classifier import Head
 from ssmast.evaluation.task_spec import TaskSpec
-from ssmast.splits import (
-    Split,
-    hold_out,
-    ids_sha256,
-    label_set,
-    look_alikes,
-    name_hash,
-)
+from ssmast.splits import Split, hold_out, ids_sha256, label_set, look_alikes, name_hash
 
 logger = logging.getLogger(__name__)
 

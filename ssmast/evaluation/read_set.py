@@ -17,11 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import (
-    find_column,
-    find_table,
-    read_task_file,
-)
+from ssmast.audio.corpus.table import find_column, find_table, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (

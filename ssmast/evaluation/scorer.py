@@ -20,13 +20,7 @@ from ssmast.evaluation.baselines import (
     Scored,
     make_columns,
 )
-from ssmast.evaluation.embed import (
-    NOT_FINITE,
-    Crop,
-    Embeddings,
-    embed_corpus,
-    rejected_clips,
-)
+from ssmast.evaluation.embed import NOT_FINITE, Crop, Embeddings, embed_corpus, rejected_clips
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuffled, without
@@ -42,13 +36,7 @@ from ssmast.evaluation.probe import (
 )
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
-from ssmast.settings import (
-    NETWORK_PRECISIONS,
-    PRECISION,
-    SoundSettings,
-    UsageError,
-    setting,
-)
+from ssmast.settings import NETWORK_PRECISIONS, PRECISION, SoundSettings, UsageError, setting
 from ssmast.version import __version__
 from ssmast.weights import DEFAULT
 
@@ -351,11 +339,7 @@ class Scorer:
         return self._of_column(job, column, embedder, score)
 
     def _embed(
-        self,
-        job: Job,
-        column: Column,
-        embedder: Scored,
-        processes: Processes | None = None,
+        self, job: Job, column: Column, embedder: Scored, processes: Processes | None = None
     ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
         alone = Processes(rank=0, size=1, device=process_state().device)

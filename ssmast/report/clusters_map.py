@@ -20,12 +20,7 @@ from ssmast.audio import AudioError, Corpus, RemoteError, open_corpus, read_audi
 from ssmast.audio.encode import encode_sound
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.read import Source as Sound
-from ssmast.evaluation.cluster_task import (
-    CLUSTER_TITLES,
-    SILHOUETTES,
-    cluster_rows,
-    clusters_note,
-)
+from ssmast.evaluation.cluster_task import CLUSTER_TITLES, SILHOUETTES, cluster_rows, clusters_note
 from ssmast.evaluation.results import TITLES, ClusterResult
 from ssmast.html import section, table, text
 from ssmast.report.scores import PUBLISHED_CLUSTERS

@@ -71,10 +71,7 @@ _HIDDEN |= {f"{_VALID}n"}
 
 
 def curves(
-    rows: list[dict[str, Any]],
-    *,
-    others: Sequence[list[dict[str, Any]]] = (),
-    objective: str = "",
+    rows: list[dict[str, Any]], *, others: Sequence[list[dict[str, Any]]] = (), objective: str = ""
 ) -> list[tuple[str, str, bool]]:
     """One picture for each number that was logged.
 

@@ -29,18 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
+from ssmast.audio import Corpus, Quarantine, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.windows import window_starts
 from ssmast.engine import run_jobs
-from ssmast.evaluation.embed import NOT_FINITE, Batch, cache_key, embed_batch, read_batches
+from ssmast.evaluation.embed import cache_key, check_any, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
-from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.evaluation.processes import gather_list, process_state, scoring_seconds
 from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, lock_of, locked, replacing
 from ssmast.progress import Progress
@@ -108,9 +106,7 @@ class EmbedConfig(WindowSettings):
         "", "running Ray cluster that can read the files and write out; empty: start one here"
     )
     format: str = setting(
-        "",
-        "with window=: also write tables that raven or audacity opens",
-        choices=("", *TABLES),
+        "", "with window=: also write tables that raven or audacity opens", choices=("", *TABLES)
     )
     part: int = setting(
         512, "clips after which finished embeddings are saved, for resuming", range="[1, inf)"
@@ -211,7 +207,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
         for start, rejected in _run_parts(encoder, corpus, config, todo):
             quarantine.add(rejected)
             progress.advance(sizes[start])
-    _wait(state)
+    gather_list([0], state)  # until every process has written its parts
     if not state.is_main:
         return None
     parts = [part for part in map(load, files) if part is not None]
@@ -222,11 +218,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
         )
     found = joined(parts, dim=encoder.dim)
     quarantine.add(found.rejected)
-    if not len(found.rows):
-        name, reason = found.rejected[0]
-        raise ValueError(
-            f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
-        )
+    check_any(found, corpus)
     for name, reason in found.rejected[:10]:
         logger.warning("left out: %s (%s)", name, reason)
     return found
@@ -299,61 +291,14 @@ def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, Path]:
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    batches = read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     seconds = config.batch_seconds or scoring_seconds()
-    if config.window:
-        made = [
-            part
-            for batch in batches
-            for part in _embed_windows(encoder, corpus, batch, config, seconds)
-        ]
-    else:
-        made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
-    return joined(made, dim=encoder.dim)
-
-
-def _embed_windows(
-    encoder: Encoder, corpus: Corpus, batch: Batch, config: EmbedConfig, batch_seconds: float
-) -> Iterator[Embeddings]:
-    """Vectors of the windows of clips, a clip at a time, read from front to back."""
-    rate = encoder.sample_rate
-    size, hop = round(config.window * rate), round((config.hop or config.window) * rate)
-    for row, clip in batch:
-        found: list[Tensor] = []
-        spans: list[tuple[float, float]] = []
-        if isinstance(clip, str):
-            yield joined([embed_batch(encoder, corpus, [(row, clip)], batch_seconds=0)],
-                         dim=encoder.dim)  # fmt: skip
-            continue
-        starts = window_starts(len(clip), size=size, hop=max(hop, 1))
-        at_once = max(1, int(batch_seconds / config.window))
-        try:
-            for first in range(0, len(starts), at_once):
-                some = starts[first : first + at_once]
-                windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
-                found.append(encoder.embed_clips(windows, batch_seconds=batch_seconds))
-                spans += [(s / rate, min(s + size, len(clip)) / rate) for s in some]
-        except RemoteError:
-            raise  # the network failed, not the clip
-        except (AudioError, OSError) as error:
-            why = [(corpus.name(row), str(error))]
-            none = np.zeros(0, dtype=np.int64)
-            yield Embeddings(values=torch.zeros(0, encoder.dim), rows=none, rejected=why)
-            continue
-        finally:
-            if isinstance(clip, LongSound):
-                clip.close()
-        values = torch.cat(found)
-        if not values.isfinite().all():
-            yield joined([embed_batch(encoder, corpus, [(row, NOT_FINITE)], batch_seconds=0)],
-                         dim=encoder.dim)  # fmt: skip
-            continue
-        yield Embeddings(
-            values=values,
-            rows=np.full(len(spans), row, dtype=np.int64),
-            rejected=[],
-            spans=np.array(spans, dtype=np.float64),
+    made = [
+        embed_batch(
+            encoder, corpus, batch, batch_seconds=seconds, window=config.window, hop=config.hop
         )
+        for batch in read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
+    ]
+    return joined(made, dim=encoder.dim)
 
 
 def names_of(found: Embeddings, corpus: Corpus) -> list[str]:
@@ -384,11 +329,6 @@ def _write_tables(config: EmbedConfig, names: Sequence[str]) -> None:
     for file, own in events.items():
         write(file, own)
     logger.info("tables of %d files in %s.tables", len(events), config.out)
-
-
-def _wait(state: Processes) -> None:
-    """Until every process has written its parts."""
-    gather_list([(str(state.rank), "")], state)
 
 
 def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Encoder) -> None:

@@ -34,12 +34,7 @@ from ssmast.retrieval.embed_files import (
     read_embeddings,
     sole_writer,
 )
-from ssmast.settings import (
-    UsageError,
-    command,
-    setting,
-    wants_dry_run,
-)
+from ssmast.settings import UsageError, command, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
