@@ -148,11 +148,7 @@ def main(argv: list[str]) -> int:
 
 
 def _sounds_in(names: Sequence[str]) -> Iterator[str]:
-    """The files named, and of folders the sounds at any depth, sorted.
-
-    Raises:
-        UsageError: if a folder holds none.
-    """
+    """The files named, and of folders the sounds at any depth, sorted."""
     for name in names:
         if not Path(name).is_dir():
             yield name

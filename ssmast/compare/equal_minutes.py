@@ -32,14 +32,7 @@ _CHECKPOINTS = 10  # of a run, spread over it
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How fast a variant trains here; measured once.
-
-    Attributes:
-        settings: of the variant.
-        minutes: that were asked for.
-        seconds_per_step: processor time of one core.
-        steps: that fit.
-    """
+    """How fast a variant trains here, in processor time of one core; measured once."""
 
     settings: dict[str, Any]
     minutes: float
@@ -52,9 +45,7 @@ class Trained:
     """A finished run.
 
     Attributes:
-        encoder: its folder.
         minutes: processor time that its steps took.
-        alarms: what the alarm said at the end.
         curve: (minutes, accuracy) while it trained, the average over the sets.
     """
 
@@ -66,10 +57,6 @@ class Trained:
 
 class Calibrations:
     """The calibrations of a comparison, kept in `calibration.json`.
-
-    Args:
-        config: of the comparison.
-        variants: of the comparison.
 
     Raises:
         FileExistsError: if the folder holds one of the variants with other settings or minutes.

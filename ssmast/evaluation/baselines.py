@@ -58,9 +58,7 @@ def layers_to_try(backbone: Backbone) -> list[str]:
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
     """The same architecture, front end and pooling with fresh weights: what training must beat.
 
-    Args:
-        encoder: to copy all but the weights of; made or loaded, on any device.
-        seed: of the fresh weights; the global generator is left as it was.
+    The global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,38 +115,15 @@ class LogMelBaseline(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(B, S) at 16 kHz -> (B, `dim`)."""
-        return torch.stack([self.summary(iter([one])) for one in self._log_mel(waveform)])
-
-    @torch.no_grad()
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> Tensor:
         """One vector for each clip (S,) at 16 kHz, on the CPU."""
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.stack([self.summary(self._windows(clip)).cpu() for clip in waveforms])
+        return torch.stack([self.summary(self.log_mels(clip)).cpu() for clip in waveforms])
 
-    def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
-        """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
-        spectrum = torch.stft(
-            waveform.float(),
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            window=self.hann,
-            center=center,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
-        return (power.transpose(1, 2) @ self.filters + self.eps).log()
-
-    def _windows(self, clip: Tensor | LongSound) -> Iterator[Tensor]:
+    def log_mels(self, clip: Tensor | LongSound) -> Iterator[Tensor]:
         """Log-mel (t, num_mels) of a clip; each window begins with `context` frames of the last."""
-        if len(clip) <= _LONGEST * self.hop_length:
-            yield self._log_mel(torch.as_tensor(clip[:]).to(self.hann.device)[None])[0]
-            return
         half, hop, total = self.n_fft // 2, self.hop_length, 1 + len(clip) // self.hop_length
         before = torch.zeros(0, self.num_mels, device=self.hann.device)
         for first in range(0, total, _LONGEST):
@@ -156,8 +131,17 @@ class LogMelBaseline(nn.Module):
             begin, end = first * hop - half, (stop - 1) * hop + half  # zeros beyond the clip
             part = torch.as_tensor(clip[max(begin, 0) : min(end, len(clip))])
             padded = F.pad(part, (max(-begin, 0), max(end - len(clip), 0)))
-            window = self._log_mel(padded.to(self.hann.device)[None], center=False)[0]
-            window = torch.cat([before, window])
+            spectrum = torch.stft(
+                padded.to(self.hann.device).float(),
+                n_fft=self.n_fft,
+                hop_length=hop,
+                win_length=self.win_length,
+                window=self.hann,
+                center=False,
+                return_complex=True,
+            )
+            power = spectrum.real.square() + spectrum.imag.square()  # (n_fft / 2 + 1, t)
+            window = torch.cat([before, (power.T @ self.filters + self.eps).log()])
             before = window[len(window) - self.context :]
             yield window
 

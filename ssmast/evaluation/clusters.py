@@ -123,15 +123,19 @@ def kmeans(features: Tensor, num_clusters: int, *, seed: int) -> Clustering:
     points = np.ascontiguousarray(features.cpu().numpy())
     # Distances lose digits to a common offset; clusters do not change without it.
     points = points - points.mean(axis=0, keepdims=True)
-    settings = faiss.ClusteringParameters()
-    settings.seed, settings.niter = seed, 50
-    settings.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    settings.early_stop_threshold = 0.0
-    # faiss would draw a sample, and warn of few points; every clip counts here.
-    settings.max_points_per_centroid, settings.min_points_per_centroid = len(points), 1
-    index = faiss.IndexFlatL2(points.shape[1])
-    faiss.Clustering(points.shape[1], num_clusters, settings).train(points, index)
-    distances, nearest = index.search(points, 1)
+    found = faiss.Kmeans(
+        points.shape[1],
+        num_clusters,
+        niter=50,
+        seed=seed,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        early_stop_threshold=0.0,
+        # faiss would draw a sample, and warn of few points; every clip counts here.
+        max_points_per_centroid=len(points),
+        min_points_per_centroid=1,
+    )
+    found.train(points)
+    distances, nearest = found.index.search(points, 1)
     return Clustering(
         labels=nearest[:, 0].astype(np.int64), inertia=float(distances.sum(dtype=np.float64))
     )
@@ -157,10 +161,7 @@ def agreement(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[st
 def silhouette(features: Tensor, labels: NDArray[np.int64], *, distance: str) -> float:
     """Mean silhouette of a partition of the clips, over all pairs, by scikit-learn; -1 to 1.
 
-    Args:
-        features: (n, D).
-        labels: cluster number of each clip (n,).
-        distance: "euclidean" or "cosine".
+    Of features (n, D) and the cluster number of each (n,).
 
     Raises:
         ValueError: for another distance, or a partition into one cluster or into single clips.
@@ -190,12 +191,7 @@ def can_draw() -> bool:
 def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     """Points (n, 2) of embeddings (n, D); the same seed draws the same picture.
 
-    Args:
-        features: normalised as they were clustered; n >= 4.
-        seed: of the layout, which then runs in one thread.
-
-    Raises:
-        ValueError: if umap-learn is not installed, or for fewer than four clips.
+    Normalised as they were clustered. One thread, so that the seed decides all.
 
     Source: McInnes et al. 2018; 15 neighbours and a least distance of 0.1 as Zhu & Omar, figure 2.
     """
@@ -220,13 +216,6 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
 
 def draw_tsne(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     """Points (n, 2) by t-SNE, which scikit-learn has: for where umap-learn is not installed.
-
-    Args:
-        features: normalised; n >= 4.
-        seed: of the layout.
-
-    Raises:
-        ValueError: for fewer than four clips.
 
     Source: van der Maaten & Hinton 2008; perplexity 30, or a third of the clips.
     """
@@ -285,13 +274,7 @@ def draw(
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Clips drawn in each of several embeddings; at most `limit`, a random sample of more.
 
-    Args:
-        features: of each embedding, (n, D).
-        where: clips that may be drawn, numbers below n.
-        limit: most clips.
-        normalisation: see `score_clusters`.
-        seed: of the sample and the layout.
-        method: umap or tsne.
+    Clips are numbers below n, of features (n, D); normalised as `score_clusters` does.
 
     Returns:
         Numbers of the clips that are drawn (m,), and plain values: how it was drawn, and under

@@ -90,7 +90,6 @@ class Crop(NamedTuple):
     """What is cut out of every clip; shorter clips have zeros after them.
 
     Attributes:
-        seconds: length.
         place: "head", or "random": anywhere, every start equally likely.
         seed: of the random starts.
     """
@@ -210,13 +209,8 @@ def embed_batch(
 ) -> Embeddings:
     """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
 
-    Args:
-        embedder: to embed with.
-        corpus: of the clips.
-        batch: the clips.
-        batch_seconds: audio that goes through the encoder at once.
-        window: seconds of windows that clips are cut into, for a vector each; 0 for whole clips.
-        hop: seconds from window to window; 0 for the length of one.
+    With `window`, clips are cut into windows of so many seconds, `hop` seconds apart (0: the length
+    of one), and each has a vector.
     """
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
     sounds = [(row, clip) for row, clip in batch if not isinstance(clip, str)]
@@ -275,11 +269,7 @@ def measured_whitening(
 ) -> Whitening | None:
     """The whitening of an encoder's vectors, of at most 4,000 clips, 5 s of each.
 
-    Args:
-        encoder: whose vectors it is of; a whitening that it has is not looked at.
-        corpus: of what it was trained on.
-        directions: see `Whitening.of`.
-        seed: of the choice of clips.
+    Of what it was trained on; a whitening that it has is not looked at. See `Whitening.of`.
 
     Returns:
         None, and a warning, where too few clips can be read.
@@ -316,13 +306,8 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Decoded clips (or why not) some hundred at a time, read ahead by threads.
 
-    Args:
-        corpus: the clips.
-        rows: of the corpus.
-        sample_rate: of the clips in Hz.
-        workers: threads that decode; 0 for one a core, at most 8.
-        crop: what is cut of each clip; None for whole clips.
-        stream: give whole clips of over a minute as `LongSound`, which is never held whole.
+    Whole clips, or the crop of each, at `sample_rate` Hz. With `stream`, whole clips of over a
+    minute come as `LongSound`, which is never held whole. 0 workers are a thread a core, at most 8.
     """
 
     def read(row: int) -> Sound | str:

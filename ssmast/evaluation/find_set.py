@@ -78,11 +78,7 @@ def find_sets(data: str | Path) -> list[str]:
 
 
 def find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set, in a folder of them or that folder itself.
-
-    Raises:
-        FileNotFoundError: naming the sets that are there.
-    """
+    """The folder of one labelled set, in a folder of them or that folder itself."""
     for folder in (data / name, data if set_name(data) == name else None):
         if folder is not None and _is_set(folder):
             return folder
@@ -178,11 +174,7 @@ def table_of(folder: Path) -> Path:
 
 
 def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
-    """Columns of a set, without the space around their values; and what it says of itself.
-
-    Raises:
-        ValueError: if there is no row.
-    """
+    """Columns of a set, without the space around their values; and what it says of itself."""
     if are_class_folders(place):
         table = _class_folders(place, open_corpus(place))
         if "fold" in table or "test" in table.get("split", ()):
@@ -214,9 +206,6 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     """Path, label and, where folders say it, split of sounds whose folders are their classes.
 
     Sounds that lie in no class folder have an empty label.
-
-    Raises:
-        ValueError: if some folders are parts and others are not.
     """
     paths = _names(corpus)
     levels = [path.split("/")[:-1] for path in paths]
@@ -264,11 +253,7 @@ def _stripped(table: pa.Table) -> Table:
 
 
 def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
-    """Refuse a table that lacks a column which the task names.
-
-    Raises:
-        ValueError: naming the columns there are.
-    """
+    """Refuse a table that lacks a column which the task names."""
     wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
     wanted += filter(None, [spec.group])
     if spec.split != "split" or spec.protocol == "split":

@@ -25,9 +25,7 @@ class Problem(NamedTuple):
     Attributes:
         train: features and targets; of class numbers, each of the C classes is there.
         valid: the same; class -1 (not in train) is never right.
-        num_classes: C.
         metric: what validation decides by.
-        seeds: one repetition each.
         widths: lengths of the layers' vectors that lie one after the other in the features; empty
             for one layer.
         lr: asked for in place of the protocol's fixed rate; 0 for that one.
@@ -87,8 +85,6 @@ class PreparedSplit:
 
     Args:
         features: embeddings (n, D), row i of `labelled.clips[i]`.
-        labelled: whose clips they are.
-        split: of the set.
         standardise: mean 0 and std 1 on the training part.
         test_features: of the test part, where it is embedded otherwise; None for `features`.
 

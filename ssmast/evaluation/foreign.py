@@ -36,7 +36,6 @@ class ForeignEncoder(nn.Module):
     mean by length is taken, of the numbers in `is_max` the largest.
 
     Attributes:
-        sample_rate: Hz.
         dim: length of a vector.
         pooling: how frames become one vector, in words.
         layers: which layers are in it.

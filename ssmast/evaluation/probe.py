@@ -44,7 +44,6 @@ class Protocol:
     """One way to score an encoder.
 
     Attributes:
-        name: what users write.
         fit: the probes of a split, one a seed; None for a protocol that trains the encoder too, so
             that there are no embeddings to fit to (`finetuned_probe.py`).
         num_seeds: repetitions where the user says nothing.
@@ -80,9 +79,8 @@ class Protocol:
     def crop_seconds(self, built: str, asked: float) -> float:
         """Length of the crops on a set; 0 for whole clips.
 
-        Args:
-            built: name that `ssmast prepare task=` knows the set by; empty for another set.
-            asked: by the user; 0 for the published length.
+        `built` is what `ssmast prepare task=` calls the set, empty for another; `asked` is 0 for
+        the published length.
 
         Raises:
             ValueError: if the protocol crops and no length is known, or does not and one is asked.
@@ -231,12 +229,9 @@ def metric_of(labelled: LabelledSet, name: str = "") -> Metric:
 def chance(labelled: LabelledSet, metric: Metric, *, shuffled: bool = False) -> float:
     """The score of an encoder that knows nothing, mean over the splits.
 
-    Args:
-        labelled: with its splits.
-        metric: whose chance level it is.
-        shuffled: whether its labels were permuted. Which class is then the commonest of a part is
-            an accident; on average every part has the frequencies of the whole set, so the
-            commonest class of the set is the best guess.
+    Where labels were `shuffled`, which class is the commonest of a part is an accident; on average
+    every part has the frequencies of the whole set, so the commonest class of the set is the best
+    guess.
     """
     if metric.name == "accuracy" and shuffled:
         return max(Counter(labelled.labels).values()) / len(labelled.labels)
@@ -267,11 +262,7 @@ class Tally:
     ) -> None:
         """One split.
 
-        Args:
-            logits: (S, n, C) scores of the test part.
-            prepared: the split.
-            valid: validation metric of the S models.
-            chosen: for the result.
+        Scores (S, n, C) of its test part and validation metrics of the S models.
         """
         targets, truth = prepared.part("test")[1], prepared.truth("test")
         self._fold_scores.append(self._metric.score(logits, targets).tolist())

@@ -36,7 +36,6 @@ from ssmast.splits import (
     few_names,
     group_folds,
     label_set,
-    leave_one_out,
     look_alikes,
     named_parts,
     part_of,
@@ -129,7 +128,7 @@ def load_set(
         if kind == "split":
             splits = [named_parts(clips, strata, values, groups=groups, fraction=held_out)]
         else:
-            splits = (group_folds if kind == "folds" else leave_one_out)(values)
+            splits = group_folds(values, what="fold" if kind == "folds" else "left out")
     except ValueError as error:  # among twenty sets, which one?
         raise ValueError(f"{where}, column {column!r}: {error}") from error
     labelled = with_class_names(
@@ -230,11 +229,7 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 
 def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
-    """Group of each clip: what the first brackets of a pattern take of its path.
-
-    Raises:
-        ValueError: if it is no pattern, or a path does not fit it.
-    """
+    """Group of each clip: what the first brackets of a pattern take of its path."""
     try:
         searched = re.compile(pattern)
     except re.error as error:

@@ -124,8 +124,6 @@ class Job(NamedTuple):
 
     Attributes:
         labelled: its labels shuffled and its validation part drawn, where that is asked for.
-        corpus: of its folder.
-        metric: what it is scored by.
         crop_seconds: length that clips are cut to; 0 for whole clips.
     """
 
@@ -155,11 +153,7 @@ class Scorer:
         self._corpora: dict[Path, Corpus] = {}
 
     def job(self, labelled: LabelledSet) -> Job:
-        """What there is to do for a set.
-
-        Raises:
-            ValueError: if the metric or the protocol does not fit it.
-        """
+        """What there is to do for a set."""
         metric = metric_of(labelled, self.config.metric)
         built = str(labelled.origin.get("task", ""))
         crop = self.protocol.crop_seconds(built, self.config.crop_seconds)

@@ -164,8 +164,7 @@ class RidgeFit(NamedTuple):
     """One linear layer, and what it says of the clips that it was fitted to.
 
     Attributes:
-        weight: (C, D) float64 on features as they come.
-        bias: (C,) float64.
+        weight: (C, D) float64 on features as they come; `bias` (C,) as well.
         left_out: logits (n, C) float64 of each clip, by a fit without its group.
         penalty: that was chosen, in units of `PENALTIES`.
     """

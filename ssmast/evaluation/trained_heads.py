@@ -24,12 +24,9 @@ class Schedule:
     """How a head is trained: Adam, and the best epoch by the validation part.
 
     Attributes:
-        lr: learning rate.
         batch_size: clips a step.
-        num_epochs: at most.
         patience: looks at the validation part without a better one before it stops; None: never.
         look_every: epochs between such looks.
-        weight_decay: Adam's.
         last_lr: fraction of `lr` that a cosine would reach after the last epoch, falling from epoch
             to epoch; 1 for a constant rate.
         clip: greatest norm of the gradient; None for any.
@@ -70,11 +67,8 @@ def train_head(
 ) -> Trained:
     """Train one head; `seed` decides its first weights, the order of the clips and dropout.
 
-    Args:
-        of: training part, and the validation part, which decides which epoch is kept.
-        make: the head, features (n, D) -> (n, C), with fresh weights.
-        schedule: of the training.
-        seed: the global generator is left as it was.
+    `make` gives a head, features (n, D) -> (n, C), with fresh weights. The global generator is left
+    as it was.
     """
     (features, targets), device = of.train, of.train[0].device
     devices = [device] if device.type == "cuda" else []
@@ -239,7 +233,6 @@ class LayerSum(nn.Module):
 
     Args:
         widths: length of each layer's vector; they lie one after the other in the features.
-        num_classes: C.
         hidden: size that every layer is projected to; layers of one width have one matrix.
 
     The mean over time is taken before the projection, not after it: both are linear.
@@ -295,8 +288,6 @@ class AttentiveHead(nn.Module):
 
     Args:
         widths: length of each layer's vector, its `slots` parts one after the other.
-        num_classes: C.
-        slots: parts of a clip.
         hidden: size that every layer is projected to.
         num_heads: of the attention; divides `hidden`.
     """

@@ -75,10 +75,7 @@ def curves(
 ) -> list[tuple[str, str, bool]]:
     """One picture for each number that was logged.
 
-    Args:
-        rows: objects of metrics.jsonl.
-        others: the same of other runs, drawn beside it in colours of their own, `MOST_RUNS` in all.
-        objective: that was trained for, as config.yaml names it.
+    `others` are drawn beside it in colours of their own, `MOST_RUNS` in all.
 
     Returns:
         (title, svg, whether it is one of the main curves), main ones first.

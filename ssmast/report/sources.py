@@ -23,7 +23,6 @@ class Source:
     """One encoder: the run that made it, as far as it is known, and what it scored.
 
     Attributes:
-        name: what the page calls it.
         run: its run folder; None where only results were given.
         probes: results of `ssmast probe`, `ssmast evaluate` and `ssmast finetune`.
         clusters: results of `ssmast cluster`.
@@ -110,8 +109,7 @@ def _results_in(path: Path) -> list[Result | ClusterResult]:
 def read_sources(paths: list[Path]) -> list[Source]:
     """Runs and results in the order they were named; results join the encoder they are of.
 
-    Args:
-        paths: run folders, folders of results, and result files.
+    Paths are run folders, folders of results, and result files.
 
     Raises:
         FileNotFoundError: if a path is not there, or holds neither a run nor a result.

@@ -96,11 +96,7 @@ def _embed(encoder: Encoder, files: Sequence[str], channel: str) -> Vectors:
 
 
 def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
-    """Vectors of the rows of a reviewed table that have y, and of those that have n.
-
-    Raises:
-        ValueError: if the table is not one that a search wrote, or another answer stands there.
-    """
+    """Vectors of the rows of a reviewed table that have y, and of those that have n."""
     names: dict[bool, list[str]] = {True: [], False: []}
     if table:
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -116,11 +112,7 @@ def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
 
 
 def _check_answers(out: Path) -> None:
-    """Refuse to replace a table that somebody has gone through.
-
-    Raises:
-        FileExistsError: if there are answers in it.
-    """
+    """Refuse to replace a table that somebody has gone through."""
     if out.suffix != ".csv" or not out.is_file():
         return
     with out.open(newline="", encoding="utf-8-sig") as file:
