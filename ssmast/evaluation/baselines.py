@@ -5,9 +5,10 @@ random convolution of it.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,11 +39,6 @@ BASELINES_HELP = (
     "also score the same encoder untrained (random weights) and log-mel statistics; all: a "
     "fixed random convolution too"
 )
-
-
-def poolings_to_try(backbone: Backbone) -> list[str]:
-    """What pooling=best chooses from."""
-    return [mode for mode in POOL_MODES if mode != "cls" or backbone.num_class_tokens]
 
 
 def layers_to_try(backbone: Backbone) -> list[str]:
@@ -274,12 +270,14 @@ def make_columns(
             fresh = foreign.untrained(seed).to(device)
             columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
     else:
-        loaded = load_encoder(encoder, precision=precision).to(device).eval()
-        wanted = pooling or protocol.pooling, layers or protocol.layers
-        columns = [_column("pretrained", loaded, *wanted)]
+        networks = {"pretrained": load_encoder(encoder, precision=precision).to(device).eval()}
         if has_twin:
-            twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
-            columns.append(replace(twin, is_twin=True))
+            networks["untrained"] = random_twin(networks["pretrained"], seed=seed)
+        columns = []
+        for name, network in networks.items():
+            own = _variants(network, pooling or protocol.pooling, layers or protocol.layers)
+            is_twin = name == "untrained"
+            columns.append(Column(name, own, network.sha256, trainable=own[0], is_twin=is_twin))
     names = {"true": ["log_mel"], "all": ["log_mel", "random_conv"]}.get(baselines, [])
     return columns + [_without_weights(name, device) for name in names]
 
@@ -289,20 +287,16 @@ def _without_weights(name: str, device: torch.device) -> Column:
     return Column(name, [embedder], embedder.sha256)
 
 
-def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:
-    variants = _variants(encoder, pooling, layers)
-    return Column(name, variants, encoder.sha256, trainable=variants[0])
-
-
 def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
     """The encoder with other settings, smaller vectors first; all with the same weights."""
-    poolings = (
-        poolings_to_try(encoder.backbone) if pooling == BEST else [pooling or encoder.pooling]
-    )
-    layer_modes = layers_to_try(encoder.backbone) if layers == BEST else [layers or encoder.layers]
+    poolings, layer_modes = [pooling or encoder.pooling], [layers or encoder.layers]
+    if pooling == BEST:
+        has_class_tokens = encoder.backbone.num_class_tokens
+        poolings = [mode for mode in POOL_MODES if mode != "cls" or has_class_tokens]
+    if layers == BEST:
+        layer_modes = layers_to_try(encoder.backbone)
     if (poolings, layer_modes) == ([encoder.pooling], [encoder.layers]):
         return [encoder]
-    made = [
-        encoder.variant(pooling=mode, layers=which) for mode in poolings for which in layer_modes
-    ]
+    pairs = itertools.product(poolings, layer_modes)
+    made = [encoder.variant(pooling=mode, layers=which) for mode, which in pairs]
     return sorted(made, key=lambda variant: variant.dim)

@@ -245,9 +245,8 @@ class Tally:
 
     def __init__(self, labelled: LabelledSet, metric: Metric) -> None:
         self._labelled, self._metric = labelled, metric
-        self._others = [
-            m for m in METRICS.values() if m.multi_label == metric.multi_label and m != metric
-        ]
+        self._others = [m for m in METRICS.values() if m.multi_label == metric.multi_label]
+        self._others.remove(metric)
         size = len(labelled.classes)
         self._confusion = torch.zeros(size, size, dtype=torch.long)
         self._fold_scores: list[list[float]] = []
@@ -295,16 +294,16 @@ class Tally:
                 "class has both clips that are of it and others, or one is separated without a "
                 "mistake; choose another metric="
             )
-        is_accuracy = self._metric.name == "accuracy"
+        interval = None
+        if self._metric.name == "accuracy":
+            interval = bootstrap_interval(torch.cat(self._right), seed=seed)
         return Score(
             mean=mean,
             ci95=ci95,
             scores=by_seed,
             fold_scores=folds if has_folds else None,
             valid=sum(self._valid) / len(self._valid),
-            test_interval95=(
-                bootstrap_interval(torch.cat(self._right), seed=seed) if is_accuracy else None
-            ),
+            test_interval95=interval,
             also={name: sum(values) / len(values) for name, values in self._also.items()},
             classes_scored=sum(self._scored) / len(self._scored),
             chosen=self._chosen,

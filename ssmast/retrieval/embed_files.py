@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -184,37 +184,48 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
             f"engine=ray starts its processes itself, and {state.size} of `accelerate launch` run "
             "already; use one of the two"
         )
-    starts = range(0, len(corpus), config.part)
-    folder = _parts_folder(encoder, corpus, config)
-    files = [_part_file(folder, start, config) for start in starts]
+    files = _part_files(encoder, corpus, config)
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
     quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
-    mine = list(starts)[state.rank :: state.size]
+    mine = list(files)[state.rank :: state.size]
     sizes = {start: min(config.part, len(corpus) - start) for start in mine}
     todo = []
     if state.is_main:
         warn_of_lost_energy(corpus, encoder.log_mel)
     with Progress("embedding", total=sum(sizes.values()), enabled=state.is_main) as progress:
         for start in mine:
-            kept = load(_part_file(folder, start, config))
+            kept = load(files[start])
             if kept is None:
                 todo.append(start)
                 continue
             quarantine.add(kept.rejected)
             progress.advance(sizes[start])
-        for start, rejected in _run_parts(encoder, corpus, config, todo):
+        call, workers = partial(_embed_part, encoder, corpus, files, config), 1
+        if config.engine == "ray":
+            named = "\n".join(map(_absolute, config.data.split("\n")))
+            there = replace(
+                config,
+                data=named,
+                encoder=_absolute(config.encoder),
+                out=os.path.abspath(config.out),
+                workers=1,  # thread that decodes
+            )
+            call, workers = partial(_embed_part_elsewhere, there), config.workers or num_cores()
+        for start, rejected in run_jobs(
+            call, todo, engine=config.engine, workers=workers, address=config.ray_address
+        ):
             quarantine.add(rejected)
             progress.advance(sizes[start])
     gather_list([0], state)  # until every process has written its parts
     if not state.is_main:
         return None
-    parts = [part for part in map(load, files) if part is not None]
+    parts = [part for part in map(load, files.values()) if part is not None]
     if len(parts) < len(files):
         raise ValueError(
-            f"{len(files) - len(parts)} of {len(files)} parts are missing from {folder}: other "
-            "machines must see the same encoder, sounds and out= under the same paths"
+            f"{len(files) - len(parts)} of {len(files)} parts are missing from {files[0].parent}: "
+            "other machines must see the same encoder, sounds and out= under the same paths"
         )
     found = joined(parts, dim=encoder.dim)
     quarantine.add(found.rejected)
@@ -230,62 +241,40 @@ def left_out(found: Embeddings, out: Path) -> str:
     return f"{len(found.rejected)} clips left out{where}"
 
 
-def _parts_folder(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Path:
-    """Where finished parts are kept until all are."""
+def _part_files(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> dict[int, Path]:
+    """Where the vectors of each part are kept until all are there, by the first row of it."""
     out = Path(config.out)
     how = f"-{config.window:g}-{config.hop:g}" if config.window else ""
-    return out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+    folder = out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+    starts = range(0, len(corpus), config.part)
+    return {start: folder / f"{config.part}-{start:09d}.safetensors" for start in starts}
 
 
-def _part_file(folder: Path, start: int, config: EmbedConfig) -> Path:
-    return folder / f"{config.part}-{start:09d}.safetensors"
-
-
-Rejected = list[tuple[str, str]]
-
-
-def _run_parts(
-    encoder: Encoder, corpus: Corpus, config: EmbedConfig, starts: Sequence[int]
-) -> Iterator[tuple[int, Rejected]]:
-    """Embed and keep the parts that begin at these rows; yields each with what it left out."""
-    folder = _parts_folder(encoder, corpus, config)
-    call, workers = partial(_embed_part, encoder, corpus, folder, config), 1
-    if config.engine == "ray":
-        named = [os.path.abspath(p) if os.path.exists(p) else p for p in config.data.split("\n")]
-        given = config.encoder
-        there = replace(
-            config,
-            data="\n".join(named),
-            encoder=os.path.abspath(given) if os.path.exists(given) else given,
-            out=os.path.abspath(config.out),
-            workers=1,  # thread that decodes
-        )
-        call, workers = partial(_embed_part_elsewhere, there), config.workers or num_cores()
-    yield from run_jobs(
-        call, starts, engine=config.engine, workers=workers, address=config.ray_address
-    )
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def _embed_part(
-    encoder: Encoder, corpus: Corpus, folder: Path, config: EmbedConfig, start: int
-) -> Rejected:
+    encoder: Encoder, corpus: Corpus, files: dict[int, Path], config: EmbedConfig, start: int
+) -> list[tuple[str, str]]:
+    """Keep the vectors of a part; returns what it left out."""
     part = _embed_rows(encoder, corpus, range(start, min(start + config.part, len(corpus))), config)
-    store(_part_file(folder, start, config), part)
+    store(files[start], part)
     return part.rejected
 
 
-def _embed_part_elsewhere(config: EmbedConfig, start: int) -> Rejected:
+def _embed_part_elsewhere(config: EmbedConfig, start: int) -> list[tuple[str, str]]:
     """`_embed_part` in a process that has only the settings."""
     return _embed_part(*_opened(config), config, start)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, Path]:
-    """What the settings name, and the folder of the parts; a process embeds many of them."""
+def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, dict[int, Path]]:
+    """What the settings name, and the files of the parts; a process embeds many of them."""
     torch.set_num_threads(1)
     encoder = load_encoder(config.encoder, precision=config.precision)
     corpus = open_files(config.data).with_channel(config.channel)
-    return encoder, corpus, _parts_folder(encoder, corpus, config)
+    return encoder, corpus, _part_files(encoder, corpus, config)
 
 
 def _embed_rows(
@@ -337,7 +326,13 @@ def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Enco
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
     with replacing(out) as partial:
         if out.suffix == ".parquet":
-            _write_parquet(partial, names, found.values.numpy(), about)
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            flat = pa.array(found.values.numpy().reshape(-1))
+            vectors = pa.FixedSizeListArray.from_arrays(flat, found.values.shape[1])
+            table = pa.table({"name": names, "embedding": vectors})
+            pq.write_table(table.replace_schema_metadata({"encoder": about}), partial)
         else:
             with partial.open("wb") as file:
                 np.savez(
@@ -361,15 +356,6 @@ def _holds_embeddings(file: Path) -> bool:
             return {"embeddings", "names", "encoder"} <= set(found.files)
     except (ValueError, OSError, AttributeError, zipfile.BadZipFile):  # an .npy has no `files`
         return False
-
-
-def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    table = pa.table({"name": names, "embedding": vectors})
-    pq.write_table(table.replace_schema_metadata({"encoder": about}), file)
 
 
 def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], dict[str, Any]]:

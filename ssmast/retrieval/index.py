@@ -121,11 +121,9 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors,
     found = embed_in_parts(encoder, corpus, config.to_embed(_embeddings_of(config)))
     if found is None:
         return None
-    bad = Path(f"{_embeddings_of(config)}.quarantine.csv")
-    if bad.is_file():
-        bad.replace(listed)
-    else:
-        listed.unlink(missing_ok=True)
+    listed.unlink(missing_ok=True)
+    if found.rejected:
+        Path(f"{_embeddings_of(config)}.quarantine.csv").replace(listed)
     return names_of(found, corpus), found.values.numpy(), f", {left_out(found, Path(config.out))}"
 
 
