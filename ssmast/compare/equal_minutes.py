@@ -93,7 +93,9 @@ class Calibrations:
             variant.config, run=str(folder), seed=self.config.seed, steps=steps, log_every=steps,
             checkpoint_every=0,
         )  # fmt: skip
-        _run(settings, alarm="off")
+        if isinstance(settings, PretrainConfig):
+            settings = dataclasses.replace(settings, alarm="off")
+        _run(settings)
         # The first step, which has a line of its own, also sets things up.
         rows = _training_rows(folder)[1:]
         each = _seconds(rows, steps - 1, settings) / (steps - 1)
@@ -162,11 +164,9 @@ def labelled_sets(config: CompareConfig) -> str:
     return config.sets or str(built_in_corpus(Path(config.out) / RUNS))
 
 
-def _run(settings: PretrainConfig | FinetuneConfig, **changes: Any) -> Path:
-    """Pretrain, or learn from labels; `changes` are of pretraining."""
-    if isinstance(settings, FinetuneConfig):
-        return tune(settings)
-    return run(dataclasses.replace(settings, **changes))
+def _run(settings: PretrainConfig | FinetuneConfig) -> Path:
+    """Pretrain, or learn from labels."""
+    return tune(settings) if isinstance(settings, FinetuneConfig) else run(settings)
 
 
 def _training_rows(folder: Path) -> list[dict[str, Any]]:

@@ -103,8 +103,8 @@ class PreparedSplit:
         test_features: Tensor | None = None,
     ) -> None:
         self._parts, self._truth = split.parts(), labelled.targets()
-        self._features = {"test": features if test_features is None else test_features}
-        self._features |= {"train": features, "valid": features}
+        tested = features if test_features is None else test_features
+        self._features = {"train": features, "valid": features, "test": tested}
         device = features.device
         train = torch.from_numpy(split.train)
         if labelled.multi_label:
@@ -120,8 +120,7 @@ class PreparedSplit:
 
     def part(self, name: str) -> Part:
         """Features and targets of train, valid or test."""
-        where = torch.from_numpy(self._parts[name])
-        features = self._features[name]
+        where, features = torch.from_numpy(self._parts[name]), self._features[name]
         features = features[where.to(features.device)]
         if self._scale is not None:
             mean, std = self._scale
