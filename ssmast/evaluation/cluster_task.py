@@ -44,7 +44,6 @@ from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("test", "all")
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
     "homogeneity": "homogeneity",
@@ -59,12 +58,12 @@ SILHOUETTES = {
 }
 
 
-def clusters_table(results: list[ClusterResult]) -> str:
-    """Markdown of what `run_clusters` returns: one row an encoder, chance below each task."""
+def clusters_table(result: ClusterResult) -> str:
+    """Markdown of what `run_clusters` returns: one row an encoder, chance below them."""
     titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
-    rows = [[result.task, *row] for result in results for row in cluster_rows(result)]
+    rows = [[result.task, *row] for row in cluster_rows(result)]
     table = markdown_table(["task", "encoder", *titles], rows, numbers=len(titles))
-    return table + "".join(f"\n{clusters_note(one)}\n" for one in results)
+    return f"{table}\n{clusters_note(result)}\n"
 
 
 def cluster_rows(result: ClusterResult) -> list[list[str]]:
@@ -115,7 +114,9 @@ class ClusterConfig(SoundSettings):
         "",
         "set in `data`, with other columns if wanted: NAME:label=COLUMN; empty: the only one there",
     )
-    part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
+    part: str = setting(
+        "test", "clips to use: test (with folds: every clip) or all", choices=("test", "all")
+    )
     classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
     first_classes: int = setting(
         0, "draw the first classes by name, so many, in place of classes=", range="[0, inf)"
@@ -156,7 +157,7 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
         return 0
     result = run_clusters(config)
     if result is not None:
-        sys.stdout.write(clusters_table([result]))
+        sys.stdout.write(clusters_table(result))
     return 0
 
 
@@ -268,7 +269,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         picture=picture,
     )
     write_result(file, result)
-    write_atomic(file.with_suffix(".md"), clusters_table([result]))
+    write_atomic(file.with_suffix(".md"), clusters_table(result))
     logger.info("results: %s", file)
     return result
 

@@ -118,10 +118,9 @@ def _with_results(sources: list[Source], folder: Path) -> list[Source]:
     found = read_sources([folder])
     if not sources:
         return found
-    sources[0].probes = [result for source in found for result in source.probes]
-    sources[0].clusters = [result for source in found for result in source.clusters] or sources[
-        0
-    ].clusters
+    first, clustered = sources[0], [result for source in found for result in source.clusters]
+    first.probes = [result for source in found for result in source.probes]
+    first.clusters = clustered or first.clusters
     return sources
 
 
