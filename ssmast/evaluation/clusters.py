@@ -46,12 +46,8 @@ def score_clusters(
 ) -> dict[str, Any]:
     """Score an embedding by its clusters; k-means looks for as many as there are classes.
 
-    Args:
-        features: float32 (n, D).
-        labels: class number of each (n,), each of 0 .. K - 1 at least once.
-        normalisation: "l2" (unit length), "standard" (each feature to mean 0, std 1), or "raw".
-        num_seeds: k-means from that many starting points.
-        seed: the first of them.
+    Of float32 features (n, D) and the class number of each, 0 .. K - 1; k-means starts from
+    `num_seeds` points. See `normalise`.
 
     Returns:
         Plain values for JSON. silhouette: of the "true" labels, the "kmeans" labels, and "random"

@@ -153,17 +153,9 @@ def run_probe(
 ) -> Score:
     """Fit on train, choose on valid, touch test once; for every split of the set.
 
-    Args:
-        features: embeddings (n, D), row i of `labelled.clips[i]`.
-        labelled: with its splits.
-        protocol: one that leaves the encoder as it is.
-        metric: one that fits the set; None for the set's own.
-        num_seeds: repetitions; 0 for the protocol's own number.
-        seed: of the first.
-        test_features: of the test parts, where they are embedded otherwise; (n, D) as `features`.
-        widths: lengths of the layers' vectors that lie one after the other in the features.
-        lr: another rate for the protocols that have one fixed rate.
-        slots: parts of a clip that lie one after the other in each layer's vector.
+    Row i of the features (n, D), and of `test_features` where the test parts are embedded
+    otherwise, is of `labelled.clips[i]`. Where `metric` is None it is the set's own, where
+    `num_seeds` is 0 the protocol's. See `Problem` for widths, lr and slots.
 
     Raises:
         ValueError: for a protocol that trains the encoder, or features that do not fit.

@@ -64,11 +64,8 @@ K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)
 def fit_knn(of: Problem, *, k_grid: tuple[int, ...] = K_GRID, temperature: float = 0.07) -> Fitted:
     """Vote of the k training clips of highest cosine similarity, by exp(similarity / temperature).
 
-    Args:
-        of: standardised features; k is chosen on `valid`, the smaller k winning ties. Where a clip
-            has several labels, each class's score is the neighbours' fraction of it.
-        k_grid: numbers of neighbours to try; those above n are left out.
-        temperature: divides the similarity.
+    The features are standardised; k is chosen on `valid`, the smaller one winning ties. Where a
+    clip has several labels, each class's score is the neighbours' fraction of it.
 
     Source: Wu et al. 2018 (instance discrimination), section 3.4; the defaults of DINO.
     """
@@ -189,13 +186,9 @@ def fit_ridge(
     cross-entropy, after one scale and one offset that make them logits; so probabilities are those
     of clips that were not fitted.
 
-    Args:
-        features: (n, D), finite.
-        targets: zeros and ones (n, C).
-        multi_label: clips have any number of classes, else exactly one.
-        groups: clips of one name are left out together, as those of one recording are alike; None
-            for one clip after the other.
-        penalties: to choose from.
+    Of finite features (n, D) and targets of zeros and ones (n, C), any number of ones a clip where
+    `multi_label`, else one. Clips of one of the `groups` are left out together, as those of one
+    recording are alike; where there are none, one clip after the other.
 
     Raises:
         ValueError: if there are fewer than two groups, so that nothing can be left out.

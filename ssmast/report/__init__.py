@@ -87,13 +87,8 @@ def write_report(
 ) -> Path:
     """Write the page of one run or of results; whatever is missing is left out of it.
 
-    Args:
-        out: HTML file.
-        run: run folder with any of config.yaml, facts.json, metrics.jsonl, quarantine.csv,
-            views.png, probe/, clusters/.
-        results: what `run_suite` returned; by default what lies in probe/ of the run folder.
-        title: of the page.
-        commands: to repeat it; by default derived from the settings.
+    `results` are what `run_suite` returned, by default what lies in probe/ of the run folder;
+    `commands` repeat it, and are by default derived from the settings.
     """
     source = run_source(None if run is None else Path(run), results)
     return _write(Path(out), [source], title=title, commands=commands)

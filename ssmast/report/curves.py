@@ -142,11 +142,8 @@ def curve(
 ) -> str:
     """The SVG of one number; the first series lies on top.
 
-    Args:
-        key: of the number; seeds the names inside the SVG.
-        series: points (x, y) of up to `MOST_RUNS` runs.
-        levels: name -> height of lines to compare with.
-        along: what x is.
+    A key's number over `along`: points of up to `MOST_RUNS` runs, and names of heights to compare
+    with.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

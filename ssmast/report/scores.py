@@ -267,9 +267,7 @@ PUBLISHED_CLUSTERS: dict[str, Any] = _DATA["clusters"]
 def _set_of(task: str, built: str) -> str:
     """The published set that a task is of; another label column than its own is of none.
 
-    Args:
-        task: as it was asked for.
-        built: the data set it was prepared from; empty for one made by hand, whose name counts.
+    `built` is the data set it was prepared from, empty for one made by hand, whose name counts.
     """
     name, _, options = task.partition(":")
     return "" if "label=" in options else built or name
