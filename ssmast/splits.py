@@ -304,14 +304,14 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(names)):
-        groups[_bare(name)].append(name)
+        groups[_without_spelling(name)].append(name)
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
 _PLAIN = {"Pd": "-", "Pi": "'", "Pf": "'"}  # category of Unicode -> what it is typed as
 
 
-def _bare(name: str) -> str:
+def _without_spelling(name: str) -> str:
     """A name without case, unseen marks and the form of its characters; a number as a float."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # U+200B, U+FEFF

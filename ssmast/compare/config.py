@@ -26,7 +26,7 @@ _SHARED: dict[str, Any] = {
     "tensorboard": False,
     "show_views": 0,
 }
-_OURS = {"data", "run", "steps", "epochs", "seed", "checkpoint_every", *_SHARED}
+_NOT_OF_A_VARIANT = {"data", "run", "steps", "epochs", "seed", "checkpoint_every", *_SHARED}
 _BASELINES = ("untrained", "log_mel", "log-mel", "random_conv")
 
 
@@ -167,7 +167,7 @@ def _settings(
         key = word.partition("=")[0]
         if "=" not in word:
             raise UsageError(f"variant {name}: settings are key=value words, got {word!r}")
-        if key in _OURS or key.startswith("probe."):
+        if key in _NOT_OF_A_VARIANT or key.startswith("probe."):
             raise UsageError(
                 f"variant {name}: {key} is the same for all variants and set by `ssmast compare` "
                 "itself; leave it out"

@@ -150,9 +150,9 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
         )
     if wants_dry_run(argv):
         labelled = load_set(config.data, config.task)
+        num_clips, num_classes = len(_positions(labelled, config)), len(labelled.classes)
         sys.stdout.write(
-            f"{labelled.spec}: {len(labelled.classes)} classes, {len(_taken(labelled, config))} "
-            f"clips, to {_out(config)}\n"
+            f"{labelled.spec}: {num_classes} classes, {num_clips} clips, to {_out(config)}\n"
         )
         return 0
     result = run_clusters(config)
@@ -204,7 +204,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         return None
     unread = dict(rejected_clips(labelled, corpus, found))
     readable = np.array([clip not in unread for clip in labelled.clips])
-    taken = _taken(labelled, config)
+    taken = _positions(labelled, config)
     positions = taken[readable[taken]]
     rows = labelled.rows[positions]
     features = {column.name: one.of(rows) for column, one in zip(columns, found, strict=True)}
@@ -295,7 +295,7 @@ def _wants_picture(config: ClusterConfig) -> bool:
     return config.umap == "true"
 
 
-def _taken(labelled: LabelledSet, config: ClusterConfig) -> NDArray[np.int64]:
+def _positions(labelled: LabelledSet, config: ClusterConfig) -> NDArray[np.int64]:
     """Positions of the clips that take part, in the order of the corpus."""
     taken = np.arange(len(labelled.clips))
     if config.part != "all":

@@ -52,7 +52,7 @@ _BATCH_SAMPLES, _BATCH_CLIPS = 8_000_000, 512
 # Enough for 256 directions of 2,240 numbers: 5,000 gave the same scores.
 _WHITENING_CLIPS, _WHITENING_SECONDS = 4000, 5.0
 
-_heard: set[tuple[str, str]] = set()  # a run probes the same clips again and again
+_warned_of: set[tuple[str, str]] = set()  # a run probes the same clips again and again
 
 # Rows of a corpus, each with its waveform (S,) or the reason why it has none.
 Sound = Tensor | LongSound
@@ -158,10 +158,10 @@ def embed_corpus(
         mine = rest[state.rank :: state.size]
         rate = embedder.sample_rate
         if mine and state.is_main and isinstance(embedder, Encoder):
-            heard = (corpus.listing_hash, str(embedder.log_mel.settings()))
-            if heard not in _heard:
+            pair = (corpus.listing_hash, str(embedder.log_mel.settings()))
+            if pair not in _warned_of:
                 warn_of_lost_energy(corpus, embedder.log_mel)
-            _heard.add(heard)
+            _warned_of.add(pair)
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
                 made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))

@@ -347,7 +347,7 @@ def score_recordings(
     with Progress("events", total=len(own)) as progress:
         for file in own:
             try:
-                predicted += merged(_heard(classifier, file, recordings[file], rules))
+                predicted += merged(_window_events(classifier, file, recordings[file], rules))
             except (AudioError, OSError) as error:
                 failed.append(file)
                 logger.warning("left out: %s", error)
@@ -359,7 +359,7 @@ def score_recordings(
     return score_events(truth, predicted, collar=rules.collar) if truth else None
 
 
-def _heard(
+def _window_events(
     classifier: Classifier, file: str, excerpt: Excerpt, rules: EventRules
 ) -> Iterator[Event]:
     """An event for each window of a recording and each class that is heard in it."""

@@ -37,7 +37,7 @@ Table = dict[str, list[str]]
 """Columns by name, a value a row."""
 
 # What people call the one folder that holds those of the classes.
-_AROUND = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
+_CONTAINERS = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
 
 
 def find_sets(data: str | Path) -> list[str]:
@@ -211,7 +211,7 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     levels = [path.split("/")[:-1] for path in paths]
     around = {above[0].lower() if above[1:] else "" for above in levels}
     # Beside a table, folders are hardly the classes.
-    if len(around) == 1 and around <= _AROUND and not _other_tables(folder):
+    if len(around) == 1 and around <= _CONTAINERS and not _other_tables(folder):
         levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     part_by_name = {top: part_of(top) for top in tops}

@@ -46,7 +46,7 @@ from ssmast.splits import (
 logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
-_NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+_EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
@@ -172,7 +172,7 @@ def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dic
 
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
+    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _EMPTY_WORDS)
     if missing:
         logger.warning(
             "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
