@@ -36,7 +36,7 @@ class SearchConfig(Settings):
 
     query: str = setting("", "sound files to look for; several are put together", required=True)
     not_like: list[str] = setting([], "sound files that what is found should not be like")
-    minus: float = setting(0.5, "weight of what it should not be like", range="[0, inf)")
+    minus: float = setting(0.5, "weight of what it should not be like", range="[0, 1000]")
     reviewed: str = setting("", "table that an earlier search wrote, with y or n in column like")
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
     top: int = setting(10, "neighbours to print", range="[1, inf)")
