@@ -104,6 +104,7 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     method = config.layout
     if method == "auto":
         method = "umap" if clusters.can_draw() else "tsne"
+    logger.info("%d sounds embedded; drawing the map by %s", total, method)
     where, drawn = clusters.draw(
         {"pretrained": found.values}, np.arange(total), limit=config.points, seed=config.seed,
         method=method,
