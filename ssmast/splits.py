@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 HELD_OUT = 0.15
 
-_PARTS = dict.fromkeys(("train", "training"), "train")
+_PARTS: dict[str, str] = dict.fromkeys(("train", "training"), "train")
 _PARTS |= dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 _PARTS |= dict.fromkeys(("test", "testing"), "test")
 
