@@ -15,6 +15,7 @@ import csv
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> int:
     unknown = {*config.background} - names
     if unknown:
         raise UsageError(f"background={sorted(unknown)} are no classes of {config.encoder}")
-    failed = 0
+    failed, started = 0, time.monotonic()
     with (
         _opened(config) as write,
         Progress("classifying", total=len(files), enabled=bool(config.out)) as progress,
@@ -142,6 +143,9 @@ def main(argv: list[str]) -> int:
             progress.advance(1)
     if failed:
         logger.warning("%d of %d files could not be classified", failed, len(files))
+    if config.out:
+        seconds, done = time.monotonic() - started, len(files) - failed
+        logger.info("%d of %d files in %.0f s: %s", done, len(files), seconds, config.out)
     return 1 if failed else 0
 
 

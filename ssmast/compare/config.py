@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmast.settings import Settings, UsageError, load_recipe, parse, require, setting
+from ssmast.settings import SEEDS, Settings, UsageError, load_recipe, parse, require, setting
 from ssmast.training.config import RECIPES, PretrainConfig, ProbeWhileTraining
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.objective import FineTuning
@@ -64,7 +64,7 @@ class CompareConfig(Settings):
         range="(0, inf)",
     )
     seeds: int = setting(3, "runs of each variant", range="[1, inf)")
-    seed: int = setting(0, "first seed")
+    seed: int = setting(0, "first seed", range=SEEDS)
     scores_a_run: int = setting(
         4,
         "scores of each run while it trains, without whitening, for the curve over minutes: a "

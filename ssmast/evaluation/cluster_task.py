@@ -39,7 +39,15 @@ from ssmast.evaluation.results import (
 )
 from ssmast.files import check_output, write_atomic
 from ssmast.html import markdown_table
-from ssmast.settings import SoundSettings, UsageError, command, require, setting, wants_dry_run
+from ssmast.settings import (
+    SEEDS,
+    SoundSettings,
+    UsageError,
+    command,
+    require,
+    setting,
+    wants_dry_run,
+)
 from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -128,7 +136,9 @@ class ClusterConfig(SoundSettings):
     )
     normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
     seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
-    seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
+    seed: int = setting(
+        0, "first seed, also that of the untrained encoder and of the map", range=SEEDS
+    )
     baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     umap: str = setting(
         "auto", "draw the map; auto: if umap-learn is installed", choices=("auto", "true", "false")

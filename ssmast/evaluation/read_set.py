@@ -180,15 +180,18 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
             *(where, missing.total(), few_names(list(missing), between=" or ")),
         )
     names = {cell for cells in labels for cell in cells}
+    # `dog;rain` and `cat;rain` tell, though no clip has rain alone; commas stand in names as well.
+    parts = Counter(one for n in names for m in ";|" if m in n for one in label_set(n, m))
     several = [
         repr(name)
         for name in sorted(names)
         if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
+        or any(parts[one] > 1 for mark in ";|" if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
         logger.warning(
-            "%s: %s taken as one class each, though its parts are classes too; multi_label=true "
-            "makes several labels of a cell",
+            "%s: %s taken as one class each, though its parts are classes too, or come again; "
+            "multi_label=true makes several labels of a cell",
             *(where, few_names(several)),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
@@ -297,13 +300,16 @@ def _with_lists_unpacked(
 ) -> tuple[Table, str]:
     """Cells such as `['dog', 'rain']`, as pandas writes lists of labels, with a separator instead.
 
+    So too `('dog', 'rain')`, `{'dog', 'rain'}`, `()` and `set()`.
+
     Returns:
         The table, and what stands between the labels; unchanged where not every cell is a list.
     """
-    cells = [cell.strip() for cell in table[column]]
-    is_list = all(not cell or (cell[0], cell[-1]) == ("[", "]") for cell in cells)
-    # `[dog]` in every row may be how a class is called.
-    if not is_list or not re.search(r"['\",]|\[\]", "".join(cells)):
+    cells = [re.sub(r"^(frozenset|set)\((.*)\)$", r"\2", cell.strip()) for cell in table[column]]
+    around = {cell[0] + cell[-1] for cell in filter(None, cells)}
+    # `[dog]` in every row may be how a class is called, and so may `(dog, barking)`.
+    marks = r"['\",]|\[\]" if around == {"[]"} else r"[\[({]['\"]"
+    if not around or not around <= {"[]", "()", "{}"} or not re.search(marks, "".join(cells)):
         return table, separator
     names = [["".join(found).strip() for found in _LISTED.findall(cell[1:-1])] for cell in cells]
     every = "".join(name for own in names for name in own)

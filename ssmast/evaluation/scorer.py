@@ -36,7 +36,7 @@ from ssmast.evaluation.probe import (
 )
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
-from ssmast.settings import NETWORK_PRECISIONS, PRECISION, SoundSettings, UsageError, setting
+from ssmast.settings import NETWORK_PRECISIONS, PRECISION, SEEDS, SoundSettings, UsageError, setting
 from ssmast.version import __version__
 from ssmast.weights import DEFAULT
 
@@ -75,7 +75,7 @@ class ProbeConfig(SoundSettings):
         "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
     )
     seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
-    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights", range=SEEDS)
     baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     shuffled: bool = setting(
         False, "permute the labels, as a control: scores must then be at chance"

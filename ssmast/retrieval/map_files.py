@@ -34,7 +34,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     sole_writer,
 )
-from ssmast.settings import UsageError, command, setting, wants_dry_run
+from ssmast.settings import SEEDS, UsageError, command, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class MapConfig(WindowSettings):
     layout: str = setting(
         "auto", "auto: umap where it is installed, else tsne", choices=("auto", "umap", "tsne")
     )
-    seed: int = setting(0, "of the groups, the sample and the layout")
+    seed: int = setting(0, "of the groups, the sample and the layout", range=SEEDS)
     audio_mb: float = setting(
         6.0, "most MB of sound put inside the page; 0: only links", range="[0, inf)"
     )
@@ -104,6 +104,7 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     method = config.layout
     if method == "auto":
         method = "umap" if clusters.can_draw() else "tsne"
+    logger.info("%d sounds embedded; drawing the map by %s", total, method)
     where, drawn = clusters.draw(
         {"pretrained": found.values}, np.arange(total), limit=config.points, seed=config.seed,
         method=method,

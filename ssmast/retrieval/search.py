@@ -11,6 +11,7 @@ recordings, with start and end. In a table (.csv) the column `like` is empty: wr
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
 from ssmast.settings import CHANNEL, Settings, UsageError, command, setting, wants_dry_run
 
+logger = logging.getLogger(__name__)
+
 _COLUMNS = ("rank", "file", "start", "stop", "score", "like", "name")
 _ANSWERS = {"y": True, "yes": True, "1": True, "n": False, "no": False, "0": False}
 
@@ -36,7 +39,7 @@ class SearchConfig(Settings):
 
     query: str = setting("", "sound files to look for; several are put together", required=True)
     not_like: list[str] = setting([], "sound files that what is found should not be like")
-    minus: float = setting(0.5, "weight of what it should not be like", range="[0, inf)")
+    minus: float = setting(0.5, "weight of what it should not be like", range="[0, 1000]")
     reviewed: str = setting("", "table that an earlier search wrote, with y or n in column like")
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
     top: int = setting(10, "neighbours to print", range="[1, inf)")
@@ -77,6 +80,7 @@ def main(config: SearchConfig, argv: list[str]) -> int:
     (found,) = index.search(query, config.top)
     if config.out:
         _write(Path(config.out), found)
+        logger.info("%d of %d sounds of the index: %s", len(found), len(index.names), config.out)
     elif config.json:
         sys.stdout.write(json.dumps([{"name": n, "cosine": round(c, 6)} for n, c in found]) + "\n")
     else:

@@ -304,8 +304,8 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any
             is_plain = parameter.ndim < 2 or name in exempt
             (plain if is_plain else decay).append(parameter)
     return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decay, "weight_decay": weight_decay, "is_plain": False},
+        {"params": plain, "weight_decay": 0.0, "is_plain": True},
     ]
 
 
@@ -339,9 +339,10 @@ def layer_groups(
         own = [factor for start, factor in (scales or {}).items() if name.startswith(start)]
         scale = layer_decay ** (last - depth[name]) * (own[0] if own else 1.0)
         is_plain = parameter.ndim < 2 or name in exempt
+        decay = 0.0 if is_plain else weight_decay
         group = groups.setdefault(
             (scale, is_plain),
-            {"params": [], "weight_decay": 0.0 if is_plain else weight_decay, "lr_scale": scale},
+            {"params": [], "weight_decay": decay, "lr_scale": scale, "is_plain": is_plain},
         )
         group["params"].append(parameter)
     return list(groups.values())
@@ -361,14 +362,64 @@ def _spared(model: nn.Module) -> set[str]:
 def build_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
     """The optimiser of `optim.*` over groups of parameters, fused where the device has it.
 
-    Weight decay is decoupled for AdamW and added to the gradient for SGD, as the papers that use
-    them do.
+    Weight decay is decoupled for AdamW and Muon and added to the gradient for SGD, as the papers
+    that use them do.
     """
     fused = next(tensor for group in groups for tensor in group["params"]).is_cuda
+    if optim.name == "muon":
+        return Muon(groups, optim, fused=fused)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
     first, second = optim.betas
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(first, second), fused=fused)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices of groups that decay, AdamW for what is left; one state, one schedule.
+
+    A matrix moves by its momentum with all singular values near one, scaled to the size of a usual
+    step of AdamW, so that rate and decay mean the same for both. Kernels of convolutions stay with
+    AdamW, as do groups that do not say `is_plain`.
+
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2 (the scale).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], optim: Optim, *, fused: bool) -> None:
+        matrices, others = list[dict[str, Any]](), list[dict[str, Any]]()
+        for group in groups:
+            is_matrix = [
+                each.ndim == 2 and not group.get("is_plain", True) for each in group["params"]
+            ]
+            for part, wanted in ((matrices, True), (others, False)):
+                own = [
+                    p
+                    for p, is_one in zip(group["params"], is_matrix, strict=True)
+                    if is_one is wanted
+                ]
+                if own:
+                    part.append({**group, "params": own})
+        first, second = optim.betas
+        self._parts: list[torch.optim.Optimizer] = []
+        if others:
+            self._parts.append(
+                torch.optim.AdamW(others, lr=optim.lr, betas=(first, second), fused=fused)
+            )
+        if matrices:
+            self._parts.append(
+                torch.optim.Muon(
+                    matrices, lr=optim.lr, momentum=optim.momentum, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+        super().__init__(
+            [group for part in self._parts for group in part.param_groups], {"fused": fused}
+        )
+        for part in self._parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move every parameter by its gradient."""
+        for part in self._parts:
+            part.step()
 
 
 def optimizer_tensors(

@@ -114,7 +114,11 @@ def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> No
         ValueError: naming every setting that differs.
     """
     changed = changed_settings(state["settings"], now["settings"])
-    changed += changed_settings({**state, "settings": 0}, {**now, "settings": 0})
+    if state["steps"] != now["steps"]:
+        changed.append(f"steps (was {state['steps']}, now {now['steps']})")
+    was, comes_to = ({"no": "fp32"}.get(p := each["mixed_precision"], p) for each in (state, now))
+    if was != comes_to:  # "auto" of another device
+        changed.append(f"precision (came to {was}, now to {comes_to})")
     if changed:
         raise ValueError(
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(changed)}; "

@@ -1,5 +1,7 @@
 """The choices of the method that a setting makes: negatives, temperature, the teacher's drop."""
 
+import copy
+
 import pytest
 import torch
 
@@ -146,8 +148,71 @@ def test_sgd_follows_its_formula_and_its_state_comes_back():
     assert torch.equal(twin.weight, model.weight)
 
 
+def test_muon_moves_matrices_as_torchs_and_everything_else_as_adamw():
+    torch.manual_seed(0)
+    optim = Optim(name="muon", lr=0.01, momentum=0.9)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 8, bias=False)
+    )
+    twin = copy.deepcopy(net)
+    optimizer = build_optimizer(decay_groups(net, weight_decay=0.5), optim)
+    matrices = [p for p in twin.parameters() if p.ndim == 2]
+    others = [p for p in twin.parameters() if p.ndim == 1]
+    reference = (
+        torch.optim.Muon(
+            matrices, lr=0.01, weight_decay=0.5, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+    )
+    inputs = torch.randn(16, 6)
+    for _ in range(3):
+        for each in (net, twin):
+            each.zero_grad()
+            each(inputs).square().sum().backward()
+        optimizer.step()
+        for part in reference:
+            part.step()
+    for own, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other)
+    # A step turns every direction of a matrix alike: its singular values are near one another.
+    before = net[2].weight.detach().clone()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    moved = torch.linalg.svdvals(net[2].weight - before) / (0.01 * 0.2 * 8**0.5)
+    assert 0.4 < moved.min() <= moved.max() < 1.3
+
+
+def test_muons_state_comes_back_and_groups_of_ones_own_are_left_to_adamw():
+    torch.manual_seed(0)
+    optim = Optim(name="muon", lr=0.01)
+    net = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(decay_groups(net, weight_decay=0.5), optim)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, net).items()}
+    assert set(saved) == {
+        "weight|momentum_buffer", "bias|step", "bias|exp_avg", "bias|exp_avg_sq"
+    }  # fmt: skip
+    twin = copy.deepcopy(net)
+    again = build_optimizer(decay_groups(twin, weight_decay=0.5), optim)
+    load_optimizer_(again, twin, saved)
+    for each, stepper in ((net, optimizer), (twin, again)):
+        stepper.zero_grad()
+        each(torch.ones(1, 3)).square().sum().backward()
+        stepper.step()
+    assert torch.equal(twin.weight, net.weight)
+    assert torch.equal(twin.bias, net.bias)
+    plain = build_optimizer([{"params": list(twin.parameters())}], optim)
+    twin(torch.ones(1, 3)).sum().backward()
+    plain.step()
+    assert {key for state in plain.state.values() for key in state} == {
+        "step", "exp_avg", "exp_avg_sq"
+    }  # fmt: skip
+
+
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(UsageError, match=r"optim\.name must be adamw or sgd, got 'lars'"):
+    with pytest.raises(UsageError, match=r"optim\.name must be one of adamw, muon, sgd, got 'lars'"):
         _trainer(optim=Optim(name="lars"))
 
 
