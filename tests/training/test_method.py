@@ -212,7 +212,9 @@ def test_muons_state_comes_back_and_groups_of_ones_own_are_left_to_adamw():
 
 
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(UsageError, match=r"optim\.name must be one of adamw, muon, sgd, got 'lars'"):
+    with pytest.raises(
+        UsageError, match=r"optim\.name must be one of adamw, muon, sgd, got 'lars'"
+    ):
         _trainer(optim=Optim(name="lars"))
 
 
