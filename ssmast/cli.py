@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] in {"-h", "--help", "help"}:
         print(_help())
         return 0
-    if words[0] == "--version":
+    if words[0] in {"--version", "version"}:
         print(f"ssmast {__version__}")
         return 0
     name, *rest = words
@@ -71,6 +71,7 @@ def _help() -> str:
     lines += [f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
     several = "accelerate launch --multi_gpu --num_processes N -m ssmast COMMAND [key=value ...]"
     lines += ["", "Several processes, on GPUs or CPUs:", f"  {several}"]
+    lines += ["", "`ssmast --version` says which version this is."]
     return "\n".join(lines)
 
 

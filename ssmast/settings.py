@@ -398,6 +398,8 @@ def _converted(
             tails = {known.rpartition(".")[2]: known for known in keys} | {k: k for k in keys}
             near = difflib.get_close_matches(name, tails, n=1)
             hint = f"; did you mean {tails[near[0]]!r}?" if near else "; --help lists the keys"
+            if name == "device":
+                hint = "; CUDA_VISIBLE_DEVICES=1 before the command takes the second GPU, = the CPU"
             raise UsageError(f"unknown key {name!r} in {where}{hint}")
         key = keys[name]
         try:

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 
@@ -57,12 +58,40 @@ def test_a_labelled_set_and_a_folder_of_sets(tmp_path):
     assert found["splits"] == ["11 / 6 / 6 clips train, validate and test"]
     assert any("'Low', 'low'" in text for text in found["problems"])
     assert "1 rows left out (empty label)" in found["problems"]
-    assert found["next"][0].startswith("ssmast probe encoder=runs/mine/encoder data=")
-    assert lines(tmp_path / "sets")["layout"] == ["a folder of 1 labelled sets: tones"]
+    assert found["next"][0].startswith("ssmast probe data=")
+    assert lines(tmp_path / "sets")["layout"] == ["a folder of 1 labelled set: tones"]
     for label in ("frog", "rain"):
         for i in range(6):
             write(tmp_path / "card", f"{label}/{i}.wav", seconds=0.1)
     assert lines(tmp_path / "card")["layout"] == ["a labelled set: a folder for each class"]
+
+
+def test_labels_in_a_column_of_another_name_are_named_beside_the_sounds(tmp_path):
+    for i in range(4):
+        write(tmp_path, f"data/train/{i}.wav", seconds=0.1)
+    rows = "".join(f"{i}.wav,d{i % 2}\n" for i in range(4))
+    (tmp_path / "data/train/metadata.csv").write_text("file_name,digit\n" + rows)
+    found = lines(tmp_path)
+    assert found["layout"] == ["an AudioFolder with data/train/metadata.csv"]
+    assert "has no column 'label'; it has: path, digit" in found["labels"][0]
+    assert found["files"] == ["4 clips (4 .wav), 0.0 MB"]
+
+
+def test_a_recording_counts_once_and_its_spans_are_the_clips(tmp_path):
+    for i in range(2):
+        write(tmp_path, f"audio/{i}.wav", seconds=10)
+    rows = [f"D:\\audio\\{i}.wav,{s},{s + 0.5},{'ab'[s % 2]}\n" for i in range(2) for s in range(4)]
+    (tmp_path / "spans.csv").write_text("path,start,end,label\n" + "".join(rows))
+    kept = logging.StreamHandler(io.StringIO())
+    logging.getLogger("ssmast").addHandler(kept)
+    try:
+        found = lines(tmp_path)
+    finally:
+        logging.getLogger("ssmast").removeHandler(kept)
+    assert found["files"] == ["8 clips (8 .wav, parts of 2 recordings), 0.6 MB"]
+    assert found["length"] == ["0.00111 hours; a clip has 0.5 to 0.5 s, the median is 0.5 s"]
+    assert any("'D:/audio/0.wav#t=0,0.5', is taken as" in text for text in found["problems"])
+    assert not kept.stream.getvalue()  # said among the findings, and nowhere else
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def measure_mean_std(
                 name=corpus.name(clip),
             )
             if swing(unpadded(waveform[0])) < MIN_PEAK:
-                raise AudioError(f"{corpus.name(clip)} is silent or constant")
+                raise AudioError(f"{corpus.name(clip)} is silent or constant in the segment drawn")
         except AudioError as error:
             num_bad, last = num_bad + 1, str(error)
         else:

@@ -60,19 +60,18 @@ def check_sounds(data: str) -> Iterator[Finding]:
     """
     folder = Path(data)
     with _warnings_kept() as said:
-        sets = _sets_in(folder) if folder.exists() else []
+        sets, no_labels = _sets_in(folder) if folder.exists() else ([], "")
         several = bool(sets) and sets[0].folder != folder
         corpora = [one.corpus() for one in sets] or list(open_corpus(data).corpora)
+        shared = [one.shared for one in sets]  # opens them once more
     yield ok("layout", _layout(folder, sets, several=several))
-    sizes = sum(corpus.entries[i].size for corpus in corpora for i in range(len(corpus)))
     names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
-    kinds = Counter(os.path.splitext(split_excerpt(name)[0])[1].lower() for name in names)
-    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
-    megabytes = f", {sizes / 1e6:,.1f} MB" if sizes else ""
-    yield ok("files", f"{len(names):,} clips ({shown}){megabytes}")
+    yield ok("files", _files(corpora, names))
     looks = _looks(corpora)
     yield from _about_sound(looks, len(names))
-    for one in sets:
+    if no_labels:
+        yield note("labels", no_labels)
+    for one, alike in zip(sets, shared, strict=True):
         prefix = f"{one.spec.name}: " if several else ""
         counts = Counter(name for own in one.label_sets[0] for name in own)
         common = few_names([f"{name} ({count})" for name, count in counts.most_common()])
@@ -83,26 +82,44 @@ def check_sounds(data: str) -> Iterator[Finding]:
         yield ok("splits", f"{prefix}{parts} clips train, validate and test{folds}")
         for why, count in one.left_out.items():
             yield note("problems", f"{prefix}{count} rows left out ({why})")
-        if one.shared:
-            yield note("problems", f"{prefix}{shared_note(one.shared)}")
+        if alike:
+            yield note("problems", f"{prefix}{shared_note(alike)}")
     for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)
     yield ok("next", _next_command(data, folder, sets, looks, len(names)))
 
 
-def _sets_in(folder: Path) -> list[LabelledSet]:
-    """The labelled sets that a folder or file is or holds; none where it has no labels."""
+def _sets_in(folder: Path) -> tuple[list[LabelledSet], str]:
+    """The labelled sets that a folder or file is or holds; none and why where it has no labels."""
     try:
         names = find_sets(folder)
     except (FileNotFoundError, ValueError):
-        return []
-    return [load_set(folder, name) for name in names]
+        return [], ""
+    try:
+        return [load_set(folder, name) for name in names], ""
+    except ValueError as error:  # mostly a column of labels with a name of its own
+        return [], str(error)
+
+
+def _files(corpora: list[Corpus], names: list[str]) -> str:
+    """How many clips of which kinds, and the size of their files: of a recording once."""
+    files = [split_excerpt(name)[0] for name in names]
+    kinds = Counter(os.path.splitext(file)[1].lower() for file in files)
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    entries = (corpus.entries[i] for corpus in corpora for i in range(len(corpus)))
+    if any(file != name for file, name in zip(files, names, strict=True)):
+        sizes = sum({file: one.size for file, one in zip(files, entries, strict=True)}.values())
+        shown += f", parts of {len(set(files)):,} recordings"
+    else:
+        sizes = sum(one.size for one in entries)
+    return f"{len(names):,} clips ({shown})" + (f", {sizes / 1e6:,.1f} MB" if sizes else "")
 
 
 def _layout(folder: Path, sets: list[LabelledSet], *, several: bool) -> str:
     if several:
-        return f"a folder of {len(sets)} labelled sets: {few_names([s.spec.name for s in sets])}"
+        sets_of = "1 labelled set" if len(sets) == 1 else f"{len(sets)} labelled sets"
+        return f"a folder of {sets_of}: {few_names([s.spec.name for s in sets])}"
     layout = layout_of(folder) if folder.exists() else None
     if layout is not None:
         return f"{'a labelled set: ' * bool(sets)}{layout.name}"
@@ -136,7 +153,10 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
                 rate = file.samplerate
                 looks.rates[rate] += 1
                 looks.channels[file.channels] += 1
-                looks.seconds.append(file.frames / rate)
+                start, stop = 0, file.frames
+                if isinstance(source, Excerpt):
+                    start, stop = source.samples(file.frames, rate)
+                looks.seconds.append((stop - start) / rate)
                 if at in heard:
                     frames = min(file.frames, _HEARD_SECONDS * rate)
                     sound = decode(file, frames)
@@ -184,7 +204,7 @@ def _next_command(
 ) -> str:
     word = shlex.quote(f"data={data}")
     if sets:
-        return f"ssmast probe encoder=runs/mine/encoder {word}"
+        return f"ssmast probe {word}"
     hours = float(np.mean(looks.seconds)) * clips / 3600 if looks.seconds else 0.0
     if (clips > _MANY_CLIPS or hours > _MANY_HOURS) and not (folder / MANIFEST).is_file():
         return f"ssmast prepare {shlex.quote(data)} out=corpus"
@@ -202,12 +222,10 @@ def _warnings_kept() -> Iterator[list[str]]:
                 said.append(record.getMessage())
 
     logger, handler = logging.getLogger("ssmast"), Kept()
-    before = logger.propagate, logger.level
-    logger.addHandler(handler)
-    logger.propagate = False
+    before = logger.propagate, logger.level, logger.handlers
+    logger.propagate, logger.handlers = False, [handler]
     logger.setLevel(logging.INFO)
     try:
         yield said
     finally:
-        logger.removeHandler(handler)
-        logger.propagate, logger.level = before
+        logger.propagate, logger.level, logger.handlers = before

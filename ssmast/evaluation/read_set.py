@@ -17,11 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import (
-    find_column,
-    find_table,
-    read_task_file,
-)
+from ssmast.audio.corpus.table import find_column, find_table, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (
@@ -40,7 +36,6 @@ from ssmast.splits import (
     few_names,
     group_folds,
     label_set,
-    leave_one_out,
     look_alikes,
     named_parts,
     part_of,
@@ -51,7 +46,7 @@ from ssmast.splits import (
 logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
-_NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+_EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
@@ -133,7 +128,7 @@ def load_set(
         if kind == "split":
             splits = [named_parts(clips, strata, values, groups=groups, fraction=held_out)]
         else:
-            splits = (group_folds if kind == "folds" else leave_one_out)(values)
+            splits = group_folds(values, what="fold" if kind == "folds" else "left out")
     except ValueError as error:  # among twenty sets, which one?
         raise ValueError(f"{where}, column {column!r}: {error}") from error
     labelled = with_class_names(
@@ -177,7 +172,7 @@ def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dic
 
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
+    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _EMPTY_WORDS)
     if missing:
         logger.warning(
             "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
@@ -237,11 +232,7 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 
 def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
-    """Group of each clip: what the first brackets of a pattern take of its path.
-
-    Raises:
-        ValueError: if it is no pattern, or a path does not fit it.
-    """
+    """Group of each clip: what the first brackets of a pattern take of its path."""
     try:
         searched = re.compile(pattern)
     except re.error as error:

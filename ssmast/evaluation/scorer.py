@@ -20,13 +20,7 @@ from ssmast.evaluation.baselines import (
     Scored,
     make_columns,
 )
-from ssmast.evaluation.embed import (
-    NOT_FINITE,
-    Crop,
-    Embeddings,
-    embed_corpus,
-    rejected_clips,
-)
+from ssmast.evaluation.embed import NOT_FINITE, Crop, Embeddings, embed_corpus, rejected_clips
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuffled, without
@@ -130,8 +124,6 @@ class Job(NamedTuple):
 
     Attributes:
         labelled: its labels shuffled and its validation part drawn, where that is asked for.
-        corpus: of its folder.
-        metric: what it is scored by.
         crop_seconds: length that clips are cut to; 0 for whole clips.
     """
 
@@ -161,11 +153,7 @@ class Scorer:
         self._corpora: dict[Path, Corpus] = {}
 
     def job(self, labelled: LabelledSet) -> Job:
-        """What there is to do for a set.
-
-        Raises:
-            ValueError: if the metric or the protocol does not fit it.
-        """
+        """What there is to do for a set."""
         metric = metric_of(labelled, self.config.metric)
         built = str(labelled.origin.get("task", ""))
         crop = self.protocol.crop_seconds(built, self.config.crop_seconds)
@@ -345,11 +333,7 @@ class Scorer:
         return self._of_column(job, column, embedder, score)
 
     def _embed(
-        self,
-        job: Job,
-        column: Column,
-        embedder: Scored,
-        processes: Processes | None = None,
+        self, job: Job, column: Column, embedder: Scored, processes: Processes | None = None
     ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
         alone = Processes(rank=0, size=1, device=process_state().device)

@@ -93,11 +93,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:
-    """Groups, points and neighbours of embeddings, as a page's scatter takes them.
-
-    Raises:
-        ValueError: for fewer than four sounds.
-    """
+    """Groups, points and neighbours of embeddings, as a page's scatter takes them."""
     names, total = names_of(found, corpus), len(found.rows)
     if total < 4:
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
@@ -108,6 +104,7 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     method = config.layout
     if method == "auto":
         method = "umap" if clusters.can_draw() else "tsne"
+    logger.info("%d sounds embedded; drawing the map by %s", total, method)
     where, drawn = clusters.draw(
         {"pretrained": found.values}, np.arange(total), limit=config.points, seed=config.seed,
         method=method,

@@ -11,6 +11,7 @@ recordings, with start and end. In a table (.csv) the column `like` is empty: wr
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ssmast.files import check_output, write_atomic
 from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
 from ssmast.settings import CHANNEL, Settings, UsageError, command, setting, wants_dry_run
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = ("rank", "file", "start", "stop", "score", "like", "name")
 _ANSWERS = {"y": True, "yes": True, "1": True, "n": False, "no": False, "0": False}
@@ -77,6 +80,7 @@ def main(config: SearchConfig, argv: list[str]) -> int:
     (found,) = index.search(query, config.top)
     if config.out:
         _write(Path(config.out), found)
+        logger.info("%d of %d sounds of the index: %s", len(found), len(index.names), config.out)
     elif config.json:
         sys.stdout.write(json.dumps([{"name": n, "cosine": round(c, 6)} for n, c in found]) + "\n")
     else:
@@ -96,11 +100,7 @@ def _embed(encoder: Encoder, files: Sequence[str], channel: str) -> Vectors:
 
 
 def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
-    """Vectors of the rows of a reviewed table that have y, and of those that have n.
-
-    Raises:
-        ValueError: if the table is not one that a search wrote, or another answer stands there.
-    """
+    """Vectors of the rows of a reviewed table that have y, and of those that have n."""
     names: dict[bool, list[str]] = {True: [], False: []}
     if table:
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -116,11 +116,7 @@ def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
 
 
 def _check_answers(out: Path) -> None:
-    """Refuse to replace a table that somebody has gone through.
-
-    Raises:
-        FileExistsError: if there are answers in it.
-    """
+    """Refuse to replace a table that somebody has gone through."""
     if out.suffix != ".csv" or not out.is_file():
         return
     with out.open(newline="", encoding="utf-8-sig") as file:

@@ -113,9 +113,14 @@ def _recordings(path: Path, root: Path) -> dict[str, str]:
             )
         if re.search(r"\.ark(:\d+)?$", place):
             raise ValueError(f"{path}: the entry {key!r} lies in an archive of Kaldi; write files")
-        # Relative to where Kaldi is run from, which nothing says; mostly it is above.
-        if not os.path.isabs(place) and (path.parent / place).is_file():
-            found[key] = os.path.relpath(path.parent / place, root)
+        # Relative to where Kaldi is run from, which nothing says: two folders above data/train.
+        for above in [] if os.path.isabs(place) else path.absolute().parents[:4]:
+            if (above / place).is_file():
+                is_below = above.is_relative_to(root.absolute())
+                found[key] = (
+                    os.path.relpath(above / place, root) if is_below else f"{above / place}"
+                )
+                break
     return found
 
 

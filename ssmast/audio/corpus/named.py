@@ -23,9 +23,6 @@ from ssmast.audio.read import split_excerpt
 from ssmast.progress import say_once
 from ssmast.settings import in_home
 
-_log = logging.getLogger(__name__)
-
-
 # What ssmast writes beside a set's table: the task, and what the built-in corpus was made with.
 _NOTES = (TASK_FILE, "synthetic.json")
 
@@ -254,9 +251,9 @@ def _otherwise_written(
                 f"{path}: {names[other]!r} and {names[i]!r} can only mean {name!r}; write each "
                 "path as the file is called"
             )
-    _log.warning(
-        "%s: %d of %d paths are written otherwise than their files are called; the first, %r, is "
-        "taken as %r",
-        *(path, len(missing), len(names), names[missing[0]], found[missing[0]]),
+    say_once(
+        f"{path}: {len(missing)} of {len(names)} paths are written otherwise than their files are "
+        f"called; the first, '{names[missing[0]]}', is taken as '{found[missing[0]]}'",
+        logging.WARNING,
     )
     return found

@@ -344,7 +344,7 @@ def _of_folder(path: Path, column: str) -> Layout | None:
         name = f"Parquet shards with the sound in them ({len(shards)} files)"
         return Layout(name, lambda: _of_parquet(path, shards))
     if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
-        return _listed("JSON lists of AST", path, list_json, lists)
+        return _listed("JSON lists of AST", _beside_lists(path), list_json, lists)
     if spans := tables_of_spans(path):
         kinds = ", ".join(sorted({kind_of_spans(path / name) for name in spans}))
         name = f"recordings with annotations ({kinds})"
@@ -363,7 +363,7 @@ def _of_file(path: Path, column: str) -> Layout | None:
     if ending == ".jsonl":
         return _listed("a table of JSON lines", root, list_audio_folder, root, [path], column)
     if ending == ".json":
-        return _listed("a JSON list of AST", root, list_json, [path])
+        return _listed("a JSON list of AST", _beside_lists(root), list_json, [path])
     if column == "path" and (kind := kind_of_spans(path)) and not _has_clips(path):
         name = f"annotated recordings ({kind})"
         return _listed(name, root, list_spans, root, [path.name], spans="named")
@@ -375,6 +375,13 @@ def _listed(
 ) -> Layout:
     """A layout whose clips are files below a folder, listed by `read(*args)`."""
     return Layout(name, lambda: of_listing(read(*args), root), spans)
+
+
+def _beside_lists(folder: Path) -> Path:
+    """Where the sounds of AST's lists lie: beside its folder `datafiles`, if that holds none."""
+    if folder.name == "datafiles" and not any(is_sound(name) for name, _ in walk(folder)):
+        return folder.absolute().parent
+    return folder
 
 
 def _has_clips(path: Path) -> bool:

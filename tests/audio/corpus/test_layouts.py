@@ -507,6 +507,12 @@ def test_folders_of_kaldi(tmp_path):
     assert (found.classes, found.heads[0].name) == (["s0", "s1"], "speaker")
     assert [len(part) for part in found.splits[0].parts().values()] == [6, 2, 8]
     assert layout(folder) == "a labelled set: a folder of Kaldi (wav.scp)"
+    for part in (folder, folder / "train"):  # as Kaldi's recipes have it: wav beside data/train
+        shutil.copytree(folder, tmp_path / "egs/data", dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "egs/wav", ignore_errors=True)
+        shutil.move(tmp_path / "egs/data/wav", tmp_path / "egs/wav")
+        moved = open_corpus(tmp_path / "egs/data" / part.relative_to(folder))
+        assert np.array_equal(audio(moved, 0), audio(open_corpus(part), 0))
     shutil.move(folder / "wav", folder / "train/wav")
     (folder / "train/segments").write_text("u1 train0 0.01 0.03\nu2 train1 0 0.02\n")
     for name in ("utt2spk", "text"):
@@ -565,6 +571,12 @@ def test_json_lists_of_ast(tmp_path):
     one = load_set(folder / "esc_train_data.json")
     assert sum(map(len, one.splits[0].parts().values())) == 6
     assert layout(folder) == "a labelled set: JSON lists of AST"
+    for file in folder.iterdir():  # the paths of another machine; the sounds lie beside the lists
+        file.write_text(file.read_text().replace(str(tmp_path), "/data/sls"))
+    assert sorted(names(open_corpus(folder))) == sorted(
+        f"audio/{part}{i}.wav" for part in ("train", "eval") for i in range(6)
+    )
+    assert len(load_set(folder).splits[0].test) == 6
 
 
 @pytest.mark.parametrize(
