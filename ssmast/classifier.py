@@ -20,12 +20,7 @@ from ssmast.encoder.windows import arithmetic, evaluating, window_starts
 
 
 class Head(NamedTuple):
-    """The classes of one label column.
-
-    Attributes:
-        name: of the column.
-        classes: names; a name's position is its class number.
-    """
+    """A label column and its classes; the position of a class is its number."""
 
     name: str
     classes: list[str]
@@ -48,12 +43,7 @@ class Outputs(NamedTuple):
         return [len(classes) for _, classes in self.heads]
 
     def top(
-        self,
-        scores: Tensor,
-        most: int,
-        *,
-        threshold: float = 0.0,
-        background: Collection[str] = (),
+        self, scores: Tensor, most: int, *, threshold: float = 0.0, background: Collection[str] = ()
     ) -> list[tuple[str, str, float]]:
         """Head, class and probability of the likeliest classes of each head, likeliest first.
 
@@ -289,14 +279,7 @@ class WindowMeans(Classifier):
     """Vectors of clips by a network without classes, cut as a `Classifier` cuts; an `Embedder`.
 
     Of a clip longer than a window the mean over its windows. They are not kept on disk, so there is
-    no hash of the weights.
-
-    Args:
-        network: log-mel (B, 1, F, T) -> vectors (B, `dim`), with `lengths` where clips differ.
-        log_mel: front end.
-        dim: length of a vector.
-        frames: of a window.
-        max_windows: most windows of a clip; 0 for as many as cover it.
+    no hash of the weights. The network is as a `Classifier`'s, its vectors are (B, `dim`).
     """
 
     def __init__(
@@ -327,12 +310,8 @@ def window_log_mels(
 
     Those are None where all have T. A window too short for the network has silence after it.
 
-    Args:
-        front_end: to transform with.
-        waveform: (B, S), zeros behind the shorter ones.
-        samples: of each window, int64 (B,) on the CPU.
-        fewest: frames that the network needs.
-        fast: as `LogMel.log_mel`.
+    Of samples (B, S) with zeros behind the shorter ones, and the number of each (B,) on the CPU.
+    `fewest` frames are what the network needs, `fast` is that of `LogMel.log_mel`.
     """
     missing = front_end.samples(fewest) - waveform.shape[1]
     if missing > 0:
@@ -346,10 +325,6 @@ def window_log_mels(
 
 def log_mean_probability(logits: Tensor, outputs: Outputs) -> Tensor:
     """Windows' logits (K, C) -> the clip's score (C,) float64: that of the mean probability.
-
-    Args:
-        logits: of K windows.
-        outputs: what they mean.
 
     Returns:
         Log-probabilities of each head; for several labels the logit of each class. Worked out in
@@ -396,10 +371,7 @@ def load_classifier(path: str | Path, *, cut: bool = False, precision: str = "fp
 def as_classifier(encoder: Encoder, *, name: str = "the encoder", cut: bool = False) -> Classifier:
     """A classifier from an encoder with a head.
 
-    Args:
-        encoder: of a fine-tuned folder.
-        name: of it, for messages.
-        cut: as `load_classifier`.
+    Messages call it `name`; `cut` as in `load_classifier`.
 
     Raises:
         ValueError: if its folder describes no head.

@@ -4,6 +4,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import select
 import signal
 import sys
@@ -41,6 +42,9 @@ def may_start(workers: int) -> int:
     return workers
 
 
+_TRAINING = ("ssmast pretrain", "ssmast finetune")
+
+
 def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str) -> int:
     """Run `main(argv)` and turn its errors into one sentence and an exit status.
 
@@ -74,14 +78,23 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     except (ValueError, OSError) as error:
         return _say(name, error, status=1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorError"):  # torch's, which
+            raise  # is not imported here
+        if "out of memory" not in (said := str(error)):
             raise
-        reason = str(error).partition(" GiB")[0]
-        return _say(name, f"{reason} GiB; lower batch_seconds=", status=1)
+        key = "batch_size" if name in _TRAINING else "batch_seconds"
+        return _say(name, _about_memory(said, key=key), status=1)
     except KeyboardInterrupt:
         return _leave(_say(name, "stopped by SIGINT", status=130))
     except StoppedError as error:
         return _leave(_say(name, error, status=128 + error.signal_number))
+
+
+def _about_memory(said: str, *, key: str) -> str:
+    """What PyTorch says of a GPU without memory, without its advice on PyTorch's own settings."""
+    found = re.search(r"allocate ([\d.]+ .iB)\..* of which ([\d.]+ .iB) is free", said)
+    about = f" ({found[1]} wanted, {found[2]} free)" if found else ""
+    return f"CUDA out of memory{about}; lower {key}=, or end what else runs on that GPU"
 
 
 def _repair_streams() -> None:

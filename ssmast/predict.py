@@ -112,8 +112,6 @@ def main(argv: list[str]) -> int:
     is_folder = config.format in TABLES and not config.out.endswith(".txt")
     if config.out and not is_folder and not Path(config.out).absolute().parent.is_dir():
         raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
-    if config.out:
-        check_output(config.out, folder=is_folder)
     files = list(_sounds_in(files))
     if config.format == "audacity" and len(files) > 1 and (not config.out or not is_folder):
         raise UsageError(
@@ -152,11 +150,7 @@ def main(argv: list[str]) -> int:
 
 
 def _sounds_in(names: Sequence[str]) -> Iterator[str]:
-    """The files named, and of folders the sounds at any depth, sorted.
-
-    Raises:
-        UsageError: if a folder holds none.
-    """
+    """The files named, and of folders the sounds at any depth, sorted."""
     for name in names:
         if not Path(name).is_dir():
             yield name
@@ -173,7 +167,7 @@ def _opened(config: PredictConfig) -> Iterator[Callable[[dict[str, Any]], None]]
     """What takes the prediction of one file after the other and writes each at once."""
     if config.out and config.format in TABLES:
         to_table = tables_writer(config.format, config.out)
-        yield lambda found: to_table(found["file"], as_events(found, config))
+        yield lambda found: to_table(found["file"], as_events(found))
         return
     with (
         open(config.out, "w", encoding="utf-8", newline="")
@@ -198,11 +192,11 @@ def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, 
             case "csv":
                 csv.writer(to, lineterminator="\n").writerows(csv_rows(found))
             case "raven":
-                new = as_events(found, config)
+                new = as_events(found)
                 to.write(raven_table(new, header=not files, first=events + 1))
                 events += len(new)
             case _:
-                to.write(audacity_labels(as_events(found, config)))
+                to.write(audacity_labels(as_events(found)))
         files += 1
         to.flush()
 
@@ -261,7 +255,7 @@ def _merged(windows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return spans
 
 
-def as_events(found: dict[str, Any], config: PredictConfig) -> list[Event]:
+def as_events(found: dict[str, Any]) -> list[Event]:
     """What was found in a file, without the windows that are none of the classes."""
     return [
         Event(

@@ -12,12 +12,14 @@ import functools
 import math
 import operator
 import os
+import re
 import shutil
 import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +49,9 @@ CHANNEL = (
     "it), left, right, or the number of one, from 0 on"
 )
 """Help of the key `channel` of every command that reads sound."""
+
+SEEDS = "[0, 4294967295]"
+"""What scikit-learn takes for a seed."""
 
 NETWORK_PRECISIONS = ("fp32", "bf16")
 PRECISION = (
@@ -393,6 +398,8 @@ def _converted(
             tails = {known.rpartition(".")[2]: known for known in keys} | {k: k for k in keys}
             near = difflib.get_close_matches(name, tails, n=1)
             hint = f"; did you mean {tails[near[0]]!r}?" if near else "; --help lists the keys"
+            if name == "device":
+                hint = "; CUDA_VISIBLE_DEVICES=1 before the command takes the second GPU, = the CPU"
             raise UsageError(f"unknown key {name!r} in {where}{hint}")
         key = keys[name]
         try:
@@ -421,9 +428,11 @@ def _convert(value: Any, kind: Any) -> Any:
         raise TypeError
     if kind is str:
         return str(value)
-    number = float(value)  # YAML reads 1e-3 without a dot as text
+    number = float(value)  # 1e-3 is text, and so is 010
     if math.isnan(number) or (kind is int and not number.is_integer()):
         raise ValueError
+    if kind is int and isinstance(value, str):
+        return int(Decimal(value))
     return kind(value if isinstance(value, int) else number)
 
 
@@ -452,9 +461,37 @@ def _from_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return _loader()(text).get_single_data()
     except yaml.YAMLError as error:
-        raise ValueError(str(error).replace("\n", " ")) from error
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader, less what it changes in silence.
+
+    What it would print otherwise stays text: 010 (to YAML 8), 1:30 (90), 1.50, 2024-01-01. So a
+    class may be called 01, and `steps=010` is 10. A key that comes twice is refused.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: typing.ClassVar = {
+            first: [(tag, form) for tag, form in own if tag.endswith((":bool", ":null", ":merge"))]
+            for first, own in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                raise yaml.YAMLError(f"{name} comes twice{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    whole, part = r"0|-?[1-9]\d*", r"-?(0|[1-9]\d{,14})\.(0|\d{,3}[1-9])"
+    for kind, form in (("int", whole), ("float", part)):
+        pattern = re.compile(f"(?:{form})$", re.ASCII)
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", pattern, list("-0123456789"))
+    return Loader
 
 
 def _without_none(kind: Any) -> Any:

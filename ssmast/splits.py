@@ -15,16 +15,9 @@ from numpy.typing import NDArray
 
 HELD_OUT = 0.15
 
-_PARTS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
+_PARTS = dict.fromkeys(("train", "training"), "train")
+_PARTS |= dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
+_PARTS |= dict.fromkeys(("test", "testing"), "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +48,7 @@ def ids_sha256(
     The one formula of every result file (`ssmast probe`, `finetune`, `evaluate`, `cluster`) and of
     the task.json that `ssmast prepare task=` writes.
 
-    Args:
-        clips: names.
-        splits: positions in `clips`.
-        positions: hash these clips alone; None for all.
+    Splits hold positions in `clips`; with `positions`, these clips alone are hashed.
     """
     kept = None if positions is None else set(positions.tolist())
     lines = sorted(
@@ -68,10 +58,7 @@ def ids_sha256(
         for index in indices.tolist()
         if kept is None or index in kept
     )
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def named_parts(
@@ -89,16 +76,14 @@ def named_parts(
     Raises:
         ValueError: if a value is none of the names (validation, val, dev are valid's).
     """
-    parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
-    for index, value in enumerate(values):
+    for clip, value in zip(clips, values, strict=True):
         if not part_of(value):
             raise ValueError(
-                f"a split must be train, valid or test, got {value!r} for clip {clips[index]!r}; "
-                f"known are {', '.join(_PARTS)}"
+                f"a split must be train, valid or test, got {value!r} for clip {clip!r}; known are "
+                f"{', '.join(_PARTS)}"
             )
-        parts[part_of(value)].append(index)
-    train = np.array(parts["train"], dtype=np.int64)
-    valid = np.array(parts["valid"], dtype=np.int64)
+    column = np.array([part_of(value) for value in values])
+    train, valid, test = (np.flatnonzero(column == part) for part in ("train", "valid", "test"))
     if not len(valid) and len(train):
         held = hold_out(
             [clips[i] for i in train],
@@ -107,9 +92,7 @@ def named_parts(
             fraction=fraction,
         )
         train, valid = train[~held], train[held]
-    return Split(
-        name="split", train=train, valid=valid, test=np.array(parts["test"], dtype=np.int64)
-    )
+    return Split(name="split", train=train, valid=valid, test=test)
 
 
 TESTED = 0.2
@@ -130,9 +113,6 @@ def with_test_part(
         labels: of each; a clip with an empty one is not drawn.
         parts: of each as far as they are known; empty for train.
         groups: what no two parts may share.
-
-    Raises:
-        ValueError: if there are fewer than two groups.
     """
     rows = [i for i, label in enumerate(labels) if label and part_of(parts[i]) in ("", "train")]
     tested = hold_out(
@@ -186,8 +166,10 @@ def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]
     return said
 
 
-def group_folds(values: list[str]) -> list[Split]:
+def group_folds(values: list[str], *, what: str = "fold") -> list[Split]:
     """One split a fold: test = fold k, valid = fold k + 1 (cyclic), train = the rest.
+
+    With what="left out", values are names (speakers, sessions) rather than numbers.
 
     Source: HEAR (Turian et al. 2022) chooses on the next fold; choosing on the test fold, as
     several published evaluations do, inflates the score.
@@ -195,15 +177,6 @@ def group_folds(values: list[str]) -> list[Split]:
     Raises:
         ValueError: for fewer than three folds.
     """
-    return _cyclic(values, what="fold")
-
-
-def leave_one_out(values: list[str]) -> list[Split]:
-    """One split a value (speaker, session): it is tested on, the next one (cyclic) is valid."""
-    return _cyclic(values, what="left out")
-
-
-def _cyclic(values: list[str], *, what: str) -> list[Split]:
     names = sorted(set(values), key=_natural)
     if len(names) < 3:
         raise ValueError(
@@ -213,19 +186,15 @@ def _cyclic(values: list[str], *, what: str) -> list[Split]:
     if what == "fold" and len(set(numbers)) < len(numbers):
         raise ValueError(f"some folds have one number written in two ways: {', '.join(names)}")
     column = np.array(values)
-    splits = []
-    for position, name in enumerate(names):
-        test = column == name
-        valid = column == names[(position + 1) % len(names)]
-        splits.append(
-            Split(
-                name=f"{what} {name}",
-                train=np.flatnonzero(~(test | valid)),
-                valid=np.flatnonzero(valid),
-                test=np.flatnonzero(test),
-            )
+    return [
+        Split(
+            name=f"{what} {name}",
+            train=np.flatnonzero((column != name) & (column != following)),
+            valid=np.flatnonzero(column == following),
+            test=np.flatnonzero(column == name),
         )
-    return splits
+        for name, following in zip(names, [*names[1:], names[0]], strict=True)
+    ]
 
 
 def hold_out(
@@ -335,14 +304,14 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(names)):
-        groups[_bare(name)].append(name)
+        groups[_without_spelling(name)].append(name)
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
 _PLAIN = {"Pd": "-", "Pi": "'", "Pf": "'"}  # category of Unicode -> what it is typed as
 
 
-def _bare(name: str) -> str:
+def _without_spelling(name: str) -> str:
     """A name without case, unseen marks and the form of its characters; a number as a float."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # U+200B, U+FEFF

@@ -81,6 +81,36 @@ def test_another_broken_pipe_is_an_error(capsys):
     assert "a worker is gone" in capsys.readouterr().err
 
 
+# As PyTorch says it; the second is of a card that has no memory for anything at all.
+_NO_MEMORY = {
+    "OutOfMemoryError": "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total "
+    "capacity of 139.81 GiB of which 12.50 MiB is free. This process has 1.00 GiB in use",
+    "AcceleratorError": "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [("embed", "batch_seconds"), ("pretrain", "batch_size")])
+@pytest.mark.parametrize("kind", _NO_MEMORY)
+def test_a_gpu_without_memory_ends_a_command_in_one_sentence(capsys, kind, name, key):
+    def main(_):
+        raise type(kind, (RuntimeError,), {})(_NO_MEMORY[kind])
+
+    assert run_command(main, [], name=f"ssmast {name}") == 1
+    about = " (20.00 MiB wanted, 12.50 MiB free)" if kind == "OutOfMemoryError" else ""
+    assert capsys.readouterr().err == (
+        f"ssmast {name}: CUDA out of memory{about}; lower {key}=, or end what else runs on that "
+        "GPU\n"
+    )
+
+
+def test_another_error_of_a_gpu_keeps_its_traceback():
+    def main(_):
+        raise type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal memory access")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run_command(main, [], name="ssmast embed")
+
+
 def test_an_unknown_command_names_the_nearest(capsys):
     from ssmast import cli
 

@@ -110,6 +110,7 @@ def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):
         ("optim.lrr=1", "unknown key 'optim.lrr'.*did you mean 'optim.lr'"),
         ("lr=1", "did you mean 'optim.lr'"),
         ("zzz=1", "--help lists the keys"),
+        ("device=cpu", "unknown key 'device'.*CUDA_VISIBLE_DEVICES=1 before the command"),
         ("steps=many", "steps=many .* does not fit"),
         ("steps=1.5", "steps=1.5 .* does not fit"),
         ("optim.lr={", "optim.lr={ .* does not fit: wanted a number"),
@@ -154,6 +155,9 @@ def test_recipe_lies_between_defaults_and_words(tmp_path):
         ("!!python/object/apply:os.system ['true']", "cannot be read as plain YAML"),
         ("[1, 2]", "must hold `key: value` lines, got list"),
         ("steps: many", "does not fit"),
+        ("steps: 7\nfree: 1\nsteps: 9", "steps comes twice .*, line 1"),
+        ("optim: {lr: 0.1, lr: 0.2}", "lr comes twice"),
+        ("\tsteps: 7", "cannot be read as plain YAML"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, text, message):
@@ -249,6 +253,31 @@ def test_no_schema_takes_a_word_for_another_type(tmp_path):
     (tmp_path / "r.yaml").write_text("data: 7\nsteps: 1e3\n")
     config = _parse("recipe=r", recipes=tmp_path)
     assert (config.data, config.steps) == ("7", 1000)
+
+
+def test_numbers_are_decimal_and_names_of_digits_stay_as_written(tmp_path):
+    """YAML 1.1 reads 010 as 8, 1:30 as 90, 1.50 as 1.5 and 1_0 as 10: a class 01 would be 1."""
+    assert (_parse("steps=010").steps, _parse("free=1.50").free) == (10, 1.5)
+    assert _parse("steps=12345678901234567891").steps == 12345678901234567891
+    for word in ("steps=0x10", "steps=1:30", "free=2024-01-01", "steps=1e400"):
+        with pytest.raises(UsageError, match="does not fit: wanted a"):
+            _parse(word)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Names(Settings):
+        recipe: str = setting("", "recipe")
+        run: str = setting("", "name")
+        names: list[str] = setting([], "names")
+
+    written = ["01", "1", "010", "1.0", "1.50", "1e3", "1_0", "1:30", "2024-01-01", "-0", "0x1F"]
+    listed = f"[{', '.join(written)}]"
+    assert parse(Names, [f"names={listed}"], command="t").names == written
+    for name in written:
+        (tmp_path / "r.yaml").write_text(f"run: {name}\nnames: {listed}\n")
+        found = parse(Names, ["recipe=r"], command="t", recipes=tmp_path)
+        assert (found.run, found.names) == (name, written)
+    (tmp_path / "r.yaml").write_text("optim: {<<: {lr: 0.1, betas: [0, 0.5]}, lr: 0.2}\n")
+    assert _parse("recipe=r", recipes=tmp_path).optim == Optim(lr=0.2, betas=[0, 0.5])
 
 
 def test_an_old_key_is_refused_with_its_new_name(tmp_path):

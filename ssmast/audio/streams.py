@@ -503,8 +503,8 @@ def _first_tag(data: View) -> tuple[int, int, int | None] | None:
 
 def _mp3_begins(data: View, start: int) -> list[int]:
     """0, and the frames with a tag that begin further streams."""
-    later = (at for at, _ in _xing_frames(data, start, len(data)) if at > start + _FIRST_FRAMES)
-    return [0, *later]
+    first, *later = [at for at, _ in _xing_frames(data, start, len(data))] or [0]
+    return [0, first, *later] if first > start + _FIRST_FRAMES else [0, *later]
 
 
 def _mended_mp3(data: View) -> _Mended:

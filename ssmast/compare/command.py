@@ -17,7 +17,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import UNTRAINED, random_twin
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.results import Result
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
 from ssmast.files import check_output
 from ssmast.html import PAGE_BEGINS
@@ -85,19 +83,27 @@ def compare(config: CompareConfig) -> Comparison:
             entry.steps = calibrations.of(variant).steps
         except Exception as error:
             _give_up(entry, error)
-    pace = _Pace(config, [variant for variant, entry in pairs if not entry.failed], seeds)
-    for seed in seeds:
-        for variant, entry in pairs:
-            if entry.failed:
-                continue
-            pace.say(variant.name, seed, entry.steps)
-            try:
-                _run(config, variant, entry, calibrations, seed)
-                pace.done(variant.name, seed)
-            except Exception as error:
-                _give_up(entry, error)
-                pace.give_up(variant.name)
-        comparison.write()
+    queue = [(seed, variant, entry) for seed in seeds for variant, entry in pairs]
+    number, took = 0, list[float]()
+    while queue := [run for run in queue if not run[2].failed]:
+        number, (seed, variant, entry) = number + 1, queue[0]
+        to_train = [not is_trained(config, variant, seed) for seed, variant, _ in queue]
+        each = sum(took) / len(took) if took else 60 * config.minutes
+        logger.info(
+            "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
+            *(number, number + len(queue) - 1, variant.name, seed, entry.steps),
+            "about" if took else "at least",
+            timedelta(seconds=round(each * sum(to_train))),
+        )
+        start = time.monotonic()
+        try:
+            _run(config, variant, entry, calibrations, seed)
+            took += [time.monotonic() - start] * to_train[0]
+        except Exception as error:
+            _give_up(entry, error)
+        queue = queue[1:]
+        if not queue or queue[0][0] != seed:
+            comparison.write()
     if not comparison.compared:
         first = comparison.entries[0]
         raise ValueError(f"no variant could be compared; {first.name} failed: {first.failed}")
@@ -121,13 +127,10 @@ def _run(
     entry.minutes[seed], entry.curves[seed] = trained.minutes, trained.curve
     entry.alarms = trained.alarms or entry.alarms
     entry.twins[seed] = plain
-    entry.untrained[seed] = checked([max(task, key=_valid) for task in zip(*ways, strict=True)])
+    better = [max(task, key=lambda way: way.valid or 0.0) for task in zip(*ways, strict=True)]
+    entry.untrained[seed] = checked(better)
     entry.best_stage[seed] = checked(run_suite(best))
     entry.scores[seed] = scores
-
-
-def _valid(result: Result) -> float:
-    return result.valid or 0.0
 
 
 def _twins(config: CompareConfig, variant: Variant, encoder: Path, seed: int) -> list[Path]:
@@ -176,42 +179,3 @@ def _give_up(entry: Entry, error: Exception) -> None:
     entry.failed = " ".join(str(error).split()) or type(error).__name__
     is_said = isinstance(error, ValueError | OSError)  # else it is a bug and keeps its traceback
     logger.warning("%s failed: %s", entry.name, entry.failed, exc_info=None if is_said else error)
-
-
-class _Pace:
-    """How long all that is left will take; a run's time and its scores' as they were so far."""
-
-    def __init__(self, config: CompareConfig, variants: Sequence[Variant], seeds: range) -> None:
-        self._left = {
-            (variant.name, seed)
-            for variant in variants
-            for seed in seeds
-            if not is_trained(config, variant, seed)
-        }
-        self._total, self._number = len(variants) * len(seeds), 0
-        self._guess, self._took = 60 * config.minutes, []
-        self._start = time.monotonic()
-
-    def say(self, name: str, seed: int, steps: int) -> None:
-        """Announce a run."""
-        self._number += 1
-        self._start = time.monotonic()
-        each = sum(self._took) / len(self._took) if self._took else self._guess
-        logger.info(
-            "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
-            *(self._number, self._total, name, seed, steps),
-            "about" if self._took else "at least",
-            timedelta(seconds=round(each * len(self._left))),
-        )
-
-    def done(self, name: str, seed: int) -> None:
-        """A run has ended, and is scored."""
-        if (name, seed) in self._left:  # not so if it was finished before
-            self._left.remove((name, seed))
-            self._took.append(time.monotonic() - self._start)
-
-    def give_up(self, name: str) -> None:
-        """A variant failed, so its further seeds are left out."""
-        gone = {one for one in self._left if one[0] == name}
-        self._left -= gone
-        self._total -= max(len(gone) - 1, 0)

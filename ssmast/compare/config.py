@@ -6,19 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmast.settings import Settings, UsageError, load_recipe, parse, require, setting
+from ssmast.settings import SEEDS, Settings, UsageError, load_recipe, parse, require, setting
 from ssmast.training.config import RECIPES, PretrainConfig, ProbeWhileTraining
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.objective import FineTuning
 from ssmast.training.objectives import objective_of
 
-# Settings that all variants have in common, or that say nothing about what is learnt.
-_OURS = {
-    "data", "run", "steps", "epochs", "seed", "resume", "workers", "processes", "threads",
-    "checkpoint_every", "keep_checkpoints", "log_every", "cache", "tensorboard", "show_views",
-}  # fmt: skip
 LOG_EVERY = 10
 """Steps from one logged line to the next; the time that a run used is added up from them."""
+# Settings that all variants have in common, or that say nothing about what is learnt.
+_SHARED: dict[str, Any] = {
+    "workers": 0,  # or its time would be that of other processes
+    "threads": 1,
+    "processes": 1,
+    "log_every": LOG_EVERY,
+    "keep_checkpoints": 1,
+    "resume": "auto",
+    "cache": "auto",
+    "tensorboard": False,
+    "show_views": 0,
+}
+_NOT_OF_A_VARIANT = {"data", "run", "steps", "epochs", "seed", "checkpoint_every", *_SHARED}
 _BASELINES = ("untrained", "log_mel", "log-mel", "random_conv")
 
 
@@ -56,7 +64,7 @@ class CompareConfig(Settings):
         range="(0, inf)",
     )
     seeds: int = setting(3, "runs of each variant", range="[1, inf)")
-    seed: int = setting(0, "first seed")
+    seed: int = setting(0, "first seed", range=SEEDS)
     scores_a_run: int = setting(
         4,
         "scores of each run while it trains, without whitening, for the curve over minutes: a "
@@ -159,61 +167,37 @@ def _settings(
         key = word.partition("=")[0]
         if "=" not in word:
             raise UsageError(f"variant {name}: settings are key=value words, got {word!r}")
-        if key in _OURS or key.startswith("probe."):
+        if key in _NOT_OF_A_VARIANT or key.startswith("probe."):
             raise UsageError(
                 f"variant {name}: {key} is the same for all variants and set by `ssmast compare` "
                 "itself; leave it out"
             )
     said = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
-    shared: dict[str, Any] = {
-        "workers": 0,  # or its time would be that of other processes
-        "threads": 1,
-        "processes": 1,
-        "log_every": LOG_EVERY,
-        "keep_checkpoints": 1,
-        "resume": "auto",
-        "cache": "auto",
-        "tensorboard": False,
-        "show_views": 0,
-    }
     try:
-        if "heads" in load_recipe((said or [config.recipe])[-1], RECIPES):
-            return _supervised(config, words, shared)
+        tunes = "heads" in load_recipe((said or [config.recipe])[-1], RECIPES)
+        if tunes:
+            wanted = "the set that this recipe learns from"
+            require(bool(config.labelled), "labelled", "nothing", wanted)
+            words = [f"data={config.labelled}", "init=none", *words]
         parsed = parse(
-            PretrainConfig,
+            FinetuneConfig if tunes else PretrainConfig,
             words,
             command=f"variant {name}",
             recipes=RECIPES,
             default_recipe=config.recipe,
         )
         assert parsed is not None, "no word is a flag"
+        if isinstance(parsed, FinetuneConfig):
+            tuned = FineTuning.resolve(parsed)
+            # Validated at the end alone: what is compared is its encoder, frozen, as all others.
+            scoring = dataclasses.replace(tuned.scoring, every=1 << 30)
+            return dataclasses.replace(tuned, scoring=scoring, **_SHARED)
         kind = objective_of(parsed.objective)
+        probe = ProbeWhileTraining()
         settings = dataclasses.replace(
-            kind.resolve(parsed),
-            data=config.data,
-            probe=ProbeWhileTraining(),
-            **shared,
+            kind.resolve(parsed), data=config.data, probe=probe, **_SHARED
         )
         kind.check(settings)
     except UsageError as error:
         raise UsageError(f"variant {name}: {error}") from error
     return settings
-
-
-def _supervised(config: CompareConfig, words: list[str], shared: dict[str, Any]) -> FinetuneConfig:
-    """Settings of a variant that learns from labels, from scratch unless `init=` says otherwise.
-
-    It is validated at the end alone: what is compared is its encoder, frozen, as all others.
-    """
-    require(bool(config.labelled), "labelled", "nothing", "the set that this recipe learns from")
-    parsed = parse(
-        FinetuneConfig,
-        [f"data={config.labelled}", "init=none", *words],
-        command="ssmast compare",
-        recipes=RECIPES,
-        default_recipe=config.recipe,
-    )
-    assert parsed is not None, "no word is a flag"
-    settings = FineTuning.resolve(parsed)
-    scoring = dataclasses.replace(settings.scoring, every=1 << 30)
-    return dataclasses.replace(settings, scoring=scoring, **shared)

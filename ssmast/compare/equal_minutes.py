@@ -32,14 +32,7 @@ _CHECKPOINTS = 10  # of a run, spread over it
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How fast a variant trains here; measured once.
-
-    Attributes:
-        settings: of the variant.
-        minutes: that were asked for.
-        seconds_per_step: processor time of one core.
-        steps: that fit.
-    """
+    """How fast a variant trains here, in processor time of one core; measured once."""
 
     settings: dict[str, Any]
     minutes: float
@@ -52,9 +45,7 @@ class Trained:
     """A finished run.
 
     Attributes:
-        encoder: its folder.
         minutes: processor time that its steps took.
-        alarms: what the alarm said at the end.
         curve: (minutes, accuracy) while it trained, the average over the sets.
     """
 
@@ -66,10 +57,6 @@ class Trained:
 
 class Calibrations:
     """The calibrations of a comparison, kept in `calibration.json`.
-
-    Args:
-        config: of the comparison.
-        variants: of the comparison.
 
     Raises:
         FileExistsError: if the folder holds one of the variants with other settings or minutes.
@@ -106,7 +93,9 @@ class Calibrations:
             variant.config, run=str(folder), seed=self.config.seed, steps=steps, log_every=steps,
             checkpoint_every=0,
         )  # fmt: skip
-        _run(settings, alarm="off")
+        if isinstance(settings, PretrainConfig):
+            settings = dataclasses.replace(settings, alarm="off")
+        _run(settings)
         # The first step, which has a line of its own, also sets things up.
         rows = _training_rows(folder)[1:]
         each = _seconds(rows, steps - 1, settings) / (steps - 1)
@@ -175,11 +164,9 @@ def labelled_sets(config: CompareConfig) -> str:
     return config.sets or str(built_in_corpus(Path(config.out) / RUNS))
 
 
-def _run(settings: PretrainConfig | FinetuneConfig, **changes: Any) -> Path:
-    """Pretrain, or learn from labels; `changes` are of pretraining."""
-    if isinstance(settings, FinetuneConfig):
-        return tune(settings)
-    return run(dataclasses.replace(settings, **changes))
+def _run(settings: PretrainConfig | FinetuneConfig) -> Path:
+    """Pretrain, or learn from labels."""
+    return tune(settings) if isinstance(settings, FinetuneConfig) else run(settings)
 
 
 def _training_rows(folder: Path) -> list[dict[str, Any]]:

@@ -30,8 +30,6 @@ class Entry:
     """What became of a variant.
 
     Attributes:
-        name: of the variant.
-        words: its settings.
         steps: that fit into the time.
         minutes: really used, by seed.
         scores: by seed and task.
@@ -73,8 +71,6 @@ class Comparison:
     """All variants, what they are compared with, and what follows.
 
     Attributes:
-        config: of the comparison.
-        entries: one a variant.
         fixed: results of log-mel statistics and the random convolution, by name.
     """
 
@@ -346,11 +342,7 @@ def _legend(comparison: Comparison) -> str:
 
 
 def checked(results: Sequence[Result]) -> dict[str, float]:
-    """Score by task.
-
-    Raises:
-        ValueError: if one is undefined.
-    """
+    """Score by task."""
     for result in results:
         if not math.isfinite(result.mean):
             raise ValueError(f"its {result.metric_title} on {result.task} is undefined")

@@ -26,8 +26,6 @@ class Difference:
     """How much better the first is than the second.
 
     Attributes:
-        first: name of a variant.
-        second: name of another.
         mean: of the difference, over tasks and seeds.
         low: lower end of its 95 % interval; None where there is none, because there is one value
             or because all are the same.
@@ -76,9 +74,6 @@ class Verdict:
 
 def judge(scores: Mapping[str, Scores]) -> Verdict:
     """Compare all pairs on the seeds and tasks that every variant has been scored on.
-
-    Args:
-        scores: of each variant.
 
     Raises:
         ValueError: if there is no variant, or no seed and task that all of them have.
@@ -129,11 +124,7 @@ def difference(first: str, second: str, scores: Mapping[str, Scores]) -> Differe
 
 
 def shared(scores: Mapping[str, Scores]) -> tuple[list[int], list[str]]:
-    """Seeds, and tasks of all of them, that every variant has.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Seeds, and tasks of all of them, that every variant has."""
     if not scores:
         raise ValueError("no variant has a score, so there is nothing to compare")
     seeds = sorted(set.intersection(*(set(of) for of in scores.values())))

@@ -5,9 +5,10 @@ random convolution of it.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,11 +41,6 @@ BASELINES_HELP = (
 )
 
 
-def poolings_to_try(backbone: Backbone) -> list[str]:
-    """What pooling=best chooses from."""
-    return [mode for mode in POOL_MODES if mode != "cls" or backbone.num_class_tokens]
-
-
 def layers_to_try(backbone: Backbone) -> list[str]:
     """What layers=best chooses from: each stage, all, all but the last, and all blocks."""
     stages = len(backbone.stage_ends)
@@ -58,9 +54,7 @@ def layers_to_try(backbone: Backbone) -> list[str]:
 def random_twin(encoder: Encoder, *, seed: int) -> Encoder:
     """The same architecture, front end and pooling with fresh weights: what training must beat.
 
-    Args:
-        encoder: to copy all but the weights of; made or loaded, on any device.
-        seed: of the fresh weights; the global generator is left as it was.
+    The global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,38 +111,15 @@ class LogMelBaseline(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(B, S) at 16 kHz -> (B, `dim`)."""
-        return torch.stack([self.summary(iter([one])) for one in self._log_mel(waveform)])
-
-    @torch.no_grad()
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> Tensor:
         """One vector for each clip (S,) at 16 kHz, on the CPU."""
         # One clip at a time, so `batch_seconds` has no say: padding would move the statistics.
-        return torch.stack([self.summary(self._windows(clip)).cpu() for clip in waveforms])
+        return torch.stack([self.summary(self.log_mels(clip)).cpu() for clip in waveforms])
 
-    def _log_mel(self, waveform: Tensor, *, center: bool = True) -> Tensor:
-        """(B, S) -> (B, T, num_mels); without `center` the half windows come with the samples."""
-        spectrum = torch.stft(
-            waveform.float(),
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            window=self.hann,
-            center=center,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
-        return (power.transpose(1, 2) @ self.filters + self.eps).log()
-
-    def _windows(self, clip: Tensor | LongSound) -> Iterator[Tensor]:
+    def log_mels(self, clip: Tensor | LongSound) -> Iterator[Tensor]:
         """Log-mel (t, num_mels) of a clip; each window begins with `context` frames of the last."""
-        if len(clip) <= _LONGEST * self.hop_length:
-            yield self._log_mel(torch.as_tensor(clip[:]).to(self.hann.device)[None])[0]
-            return
         half, hop, total = self.n_fft // 2, self.hop_length, 1 + len(clip) // self.hop_length
         before = torch.zeros(0, self.num_mels, device=self.hann.device)
         for first in range(0, total, _LONGEST):
@@ -156,8 +127,17 @@ class LogMelBaseline(nn.Module):
             begin, end = first * hop - half, (stop - 1) * hop + half  # zeros beyond the clip
             part = torch.as_tensor(clip[max(begin, 0) : min(end, len(clip))])
             padded = F.pad(part, (max(-begin, 0), max(end - len(clip), 0)))
-            window = self._log_mel(padded.to(self.hann.device)[None], center=False)[0]
-            window = torch.cat([before, window])
+            spectrum = torch.stft(
+                padded.to(self.hann.device).float(),
+                n_fft=self.n_fft,
+                hop_length=hop,
+                win_length=self.win_length,
+                window=self.hann,
+                center=False,
+                return_complex=True,
+            )
+            power = spectrum.real.square() + spectrum.imag.square()  # (n_fft / 2 + 1, t)
+            window = torch.cat([before, (power.T @ self.filters + self.eps).log()])
             before = window[len(window) - self.context :]
             yield window
 
@@ -290,12 +270,14 @@ def make_columns(
             fresh = foreign.untrained(seed).to(device)
             columns.append(Column("untrained", foreign_variants(fresh, "", layers), fresh.sha256))
     else:
-        loaded = load_encoder(encoder, precision=precision).to(device).eval()
-        wanted = pooling or protocol.pooling, layers or protocol.layers
-        columns = [_column("pretrained", loaded, *wanted)]
+        networks = {"pretrained": load_encoder(encoder, precision=precision).to(device).eval()}
         if has_twin:
-            twin = _column("untrained", random_twin(loaded, seed=seed), *wanted)
-            columns.append(replace(twin, is_twin=True))
+            networks["untrained"] = random_twin(networks["pretrained"], seed=seed)
+        columns = []
+        for name, network in networks.items():
+            own = _variants(network, pooling or protocol.pooling, layers or protocol.layers)
+            is_twin = name == "untrained"
+            columns.append(Column(name, own, network.sha256, trainable=own[0], is_twin=is_twin))
     names = {"true": ["log_mel"], "all": ["log_mel", "random_conv"]}.get(baselines, [])
     return columns + [_without_weights(name, device) for name in names]
 
@@ -305,20 +287,16 @@ def _without_weights(name: str, device: torch.device) -> Column:
     return Column(name, [embedder], embedder.sha256)
 
 
-def _column(name: str, encoder: Encoder, pooling: str, layers: str) -> Column:
-    variants = _variants(encoder, pooling, layers)
-    return Column(name, variants, encoder.sha256, trainable=variants[0])
-
-
 def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
     """The encoder with other settings, smaller vectors first; all with the same weights."""
-    poolings = (
-        poolings_to_try(encoder.backbone) if pooling == BEST else [pooling or encoder.pooling]
-    )
-    layer_modes = layers_to_try(encoder.backbone) if layers == BEST else [layers or encoder.layers]
+    poolings, layer_modes = [pooling or encoder.pooling], [layers or encoder.layers]
+    if pooling == BEST:
+        has_class_tokens = encoder.backbone.num_class_tokens
+        poolings = [mode for mode in POOL_MODES if mode != "cls" or has_class_tokens]
+    if layers == BEST:
+        layer_modes = layers_to_try(encoder.backbone)
     if (poolings, layer_modes) == ([encoder.pooling], [encoder.layers]):
         return [encoder]
-    made = [
-        encoder.variant(pooling=mode, layers=which) for mode in poolings for which in layer_modes
-    ]
+    pairs = itertools.product(poolings, layer_modes)
+    made = [encoder.variant(pooling=mode, layers=which) for mode, which in pairs]
     return sorted(made, key=lambda variant: variant.dim)

@@ -7,13 +7,10 @@ from torch import Tensor
 
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.metrics import (
+    METRICS,
     average_precision,
     balanced_accuracy,
     confusion_matrix,
-    d_prime,
-    mean_average_precision,
-    mean_d_prime,
-    mean_roc_auc,
     roc_auc,
 )
 from ssmast.html import markdown_table
@@ -23,13 +20,7 @@ EVENT_NUMBERS = ("f1", "precision", "recall", "mean_f1")
 
 
 def top_k(scores: Tensor, targets: Tensor, *, k: int) -> float:
-    """Fraction of clips whose class is among the k highest scores.
-
-    Args:
-        scores: (n, C).
-        targets: (n,) class numbers.
-        k: at most C are looked at.
-    """
+    """Fraction of clips whose class number (n,) is among the k highest scores (n, C)."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return float((best == targets[:, None]).any(dim=1).double().mean())
 
@@ -39,12 +30,7 @@ def action_top_k(
 ) -> float:
     """Fraction of clips whose pair is among the k likeliest, a pair's chance being the product.
 
-    Args:
-        verb_scores: log-probabilities (n, V).
-        noun_scores: log-probabilities (n, N).
-        verbs: (n,) class numbers.
-        nouns: (n,) class numbers.
-        k: pairs looked at.
+    Of log-probabilities (n, V) and (n, N), and class numbers (n,).
 
     Source: Damen et al. 2022 (EPIC-KITCHENS-100), the action-recognition challenge.
     Differs from its code: logarithms are added in float64, where the code multiplies
@@ -62,20 +48,13 @@ def action_top_k(
 def score_part(labelled: LabelledSet, scores: Tensor, positions: Any) -> dict[str, float]:
     """Every number of a part.
 
-    Args:
-        labelled: the set.
-        scores: of the clips at `positions` (n, classes of all heads): log-probabilities of each
-            head, or logits where clips have several labels.
-        positions: of the clips in the set (n,).
+    Scores (n, classes of all heads) of the clips at `positions` are log-probabilities of each head,
+    or logits where clips have several labels.
     """
     if labelled.multi_label:
         targets = labelled.one_hot(positions)
-        return {
-            "map": float(mean_average_precision(scores, targets)),
-            "auc": float(mean_roc_auc(scores, targets)),
-            "d_prime": float(d_prime(scores, targets)),
-            "mean_d_prime": float(mean_d_prime(scores, targets)),
-        }
+        several = [metric for metric in METRICS.values() if metric.multi_label]
+        return {metric.name: float(metric.score(scores, targets)) for metric in several}
     numbers: dict[str, float] = {}
     by_head = scores.split([len(head.classes) for head in labelled.heads], dim=1)
     truths = [labelled.class_numbers(i, positions) for i in range(len(labelled.heads))]
@@ -93,10 +72,7 @@ def score_part(labelled: LabelledSet, scores: Tensor, positions: Any) -> dict[st
 def main_metric(labelled: LabelledSet, asked: str = "", *, events: bool = False) -> str:
     """What a set is chosen and reported by: asked for, its own, or what its labels suggest.
 
-    Args:
-        labelled: the set.
-        asked: metric; empty for any.
-        events: whether events are scored, so that one of `EVENT_NUMBERS` may be asked for.
+    With `events`, one of `EVENT_NUMBERS` may be asked for.
 
     Raises:
         ValueError: if that is no number of `score_part` for such labels.
@@ -165,12 +141,7 @@ def event_rows(events: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def classes_table(rows: list[dict[str, Any]], *, what: str = "clips") -> str:
-    """`score_classes` as Markdown, the worst found first; classes without a clip at the end.
-
-    Args:
-        rows: one a class.
-        what: is counted.
-    """
+    """`score_classes` as Markdown, the worst found first; classes without one of `what` last."""
     if not rows:
         return ""
     keys = [key for key in rows[0] if key not in ("head", "class", "n")]

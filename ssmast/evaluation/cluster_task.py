@@ -40,6 +40,7 @@ from ssmast.evaluation.results import (
 from ssmast.files import check_output, write_atomic
 from ssmast.html import markdown_table
 from ssmast.settings import (
+    SEEDS,
     SoundSettings,
     UsageError,
     command,
@@ -51,7 +52,6 @@ from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("test", "all")
 CLUSTER_TITLES = {
     "adjusted_rand": "adjusted Rand",
     "homogeneity": "homogeneity",
@@ -66,12 +66,12 @@ SILHOUETTES = {
 }
 
 
-def clusters_table(results: list[ClusterResult]) -> str:
-    """Markdown of what `run_clusters` returns: one row an encoder, chance below each task."""
+def clusters_table(result: ClusterResult) -> str:
+    """Markdown of what `run_clusters` returns: one row an encoder, chance below them."""
     titles = [*CLUSTER_TITLES.values(), *SILHOUETTES.values()]
-    rows = [[result.task, *row] for result in results for row in cluster_rows(result)]
+    rows = [[result.task, *row] for row in cluster_rows(result)]
     table = markdown_table(["task", "encoder", *titles], rows, numbers=len(titles))
-    return table + "".join(f"\n{clusters_note(one)}\n" for one in results)
+    return f"{table}\n{clusters_note(result)}\n"
 
 
 def cluster_rows(result: ClusterResult) -> list[list[str]]:
@@ -122,7 +122,9 @@ class ClusterConfig(SoundSettings):
         "",
         "set in `data`, with other columns if wanted: NAME:label=COLUMN; empty: the only one there",
     )
-    part: str = setting("test", "clips to use: test (with folds: every clip) or all", choices=PARTS)
+    part: str = setting(
+        "test", "clips to use: test (with folds: every clip) or all", choices=("test", "all")
+    )
     classes: list[str] = setting([], "classes on the map; empty: the 20 most frequent")
     first_classes: int = setting(
         0, "draw the first classes by name, so many, in place of classes=", range="[0, inf)"
@@ -134,12 +136,12 @@ class ClusterConfig(SoundSettings):
     )
     normalise: str = setting("l2", "normalisation of the embeddings", choices=NORMALISATIONS)
     seeds: int = setting(5, "runs of k-means; the one of lowest inertia counts", range="[1, inf)")
-    seed: int = setting(0, "first seed, also that of the untrained encoder and of the map")
+    seed: int = setting(
+        0, "first seed, also that of the untrained encoder and of the map", range=SEEDS
+    )
     baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     umap: str = setting(
-        "auto",
-        "draw the map; auto: if umap-learn is installed",
-        choices=("auto", "true", "false"),
+        "auto", "draw the map; auto: if umap-learn is installed", choices=("auto", "true", "false")
     )
     points: int = setting(
         2000, "most clips on the map; of more, a random sample is drawn", range="[4, inf)"
@@ -158,14 +160,14 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
         )
     if wants_dry_run(argv):
         labelled = load_set(config.data, config.task)
+        num_clips, num_classes = len(_positions(labelled, config)), len(labelled.classes)
         sys.stdout.write(
-            f"{labelled.spec}: {len(labelled.classes)} classes, {len(_taken(labelled, config))} "
-            f"clips, to {_out(config)}\n"
+            f"{labelled.spec}: {num_classes} classes, {num_clips} clips, to {_out(config)}\n"
         )
         return 0
     result = run_clusters(config)
     if result is not None:
-        sys.stdout.write(clusters_table([result]))
+        sys.stdout.write(clusters_table(result))
     return 0
 
 
@@ -212,7 +214,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         return None
     unread = dict(rejected_clips(labelled, corpus, found))
     readable = np.array([clip not in unread for clip in labelled.clips])
-    taken = _taken(labelled, config)
+    taken = _positions(labelled, config)
     positions = taken[readable[taken]]
     rows = labelled.rows[positions]
     features = {column.name: one.of(rows) for column, one in zip(columns, found, strict=True)}
@@ -277,7 +279,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         picture=picture,
     )
     write_result(file, result)
-    write_atomic(file.with_suffix(".md"), clusters_table([result]))
+    write_atomic(file.with_suffix(".md"), clusters_table(result))
     logger.info("results: %s", file)
     return result
 
@@ -303,7 +305,7 @@ def _wants_picture(config: ClusterConfig) -> bool:
     return config.umap == "true"
 
 
-def _taken(labelled: LabelledSet, config: ClusterConfig) -> NDArray[np.int64]:
+def _positions(labelled: LabelledSet, config: ClusterConfig) -> NDArray[np.int64]:
     """Positions of the clips that take part, in the order of the corpus."""
     taken = np.arange(len(labelled.clips))
     if config.part != "all":

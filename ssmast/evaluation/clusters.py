@@ -24,7 +24,6 @@ from ssmast.evaluation.fitting import mean_and_std
 
 NORMALISATIONS = ("l2", "standard", "raw")
 DISTANCES = ("euclidean", "cosine")
-AGREEMENTS = ("adjusted_rand", "homogeneity", "completeness", "adjusted_mutual_info")
 N_NEIGHBORS, MIN_DIST = 15, 0.1
 MOST_CLASSES = 20  # drawn where none are named: more colours cannot be distinguished
 INSTALL = "install it with: pip install 'ssmast[umap]'"
@@ -47,12 +46,8 @@ def score_clusters(
 ) -> dict[str, Any]:
     """Score an embedding by its clusters; k-means looks for as many as there are classes.
 
-    Args:
-        features: float32 (n, D).
-        labels: class number of each (n,), each of 0 .. K - 1 at least once.
-        normalisation: "l2" (unit length), "standard" (each feature to mean 0, std 1), or "raw".
-        num_seeds: k-means from that many starting points.
-        seed: the first of them.
+    Of float32 features (n, D) and the class number of each, 0 .. K - 1; k-means starts from
+    `num_seeds` points. See `normalise`.
 
     Returns:
         Plain values for JSON. silhouette: of the "true" labels, the "kmeans" labels, and "random"
@@ -87,7 +82,7 @@ def score_clusters(
         },
         "kmeans": agreement(labels, clusters),
         "random": {
-            name: float(np.mean([scores[name] for scores in by_chance])) for name in AGREEMENTS
+            name: float(np.mean([scores[name] for scores in by_chance])) for name in by_chance[0]
         },
         "seeds": [
             {"seed": number, "inertia": one.inertia, **agreement(labels, one.labels)}
@@ -123,15 +118,19 @@ def kmeans(features: Tensor, num_clusters: int, *, seed: int) -> Clustering:
     points = np.ascontiguousarray(features.cpu().numpy())
     # Distances lose digits to a common offset; clusters do not change without it.
     points = points - points.mean(axis=0, keepdims=True)
-    settings = faiss.ClusteringParameters()
-    settings.seed, settings.niter = seed, 50
-    settings.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    settings.early_stop_threshold = 0.0
-    # faiss would draw a sample, and warn of few points; every clip counts here.
-    settings.max_points_per_centroid, settings.min_points_per_centroid = len(points), 1
-    index = faiss.IndexFlatL2(points.shape[1])
-    faiss.Clustering(points.shape[1], num_clusters, settings).train(points, index)
-    distances, nearest = index.search(points, 1)
+    found = faiss.Kmeans(
+        points.shape[1],
+        num_clusters,
+        niter=50,
+        seed=seed,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        early_stop_threshold=0.0,
+        # faiss would draw a sample, and warn of few points; every clip counts here.
+        max_points_per_centroid=len(points),
+        min_points_per_centroid=1,
+    )
+    found.train(points)
+    distances, nearest = found.index.search(points, 1)
     return Clustering(
         labels=nearest[:, 0].astype(np.int64), inertia=float(distances.sum(dtype=np.float64))
     )
@@ -157,10 +156,7 @@ def agreement(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[st
 def silhouette(features: Tensor, labels: NDArray[np.int64], *, distance: str) -> float:
     """Mean silhouette of a partition of the clips, over all pairs, by scikit-learn; -1 to 1.
 
-    Args:
-        features: (n, D).
-        labels: cluster number of each clip (n,).
-        distance: "euclidean" or "cosine".
+    Of features (n, D) and the cluster number of each (n,).
 
     Raises:
         ValueError: for another distance, or a partition into one cluster or into single clips.
@@ -190,12 +186,7 @@ def can_draw() -> bool:
 def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     """Points (n, 2) of embeddings (n, D); the same seed draws the same picture.
 
-    Args:
-        features: normalised as they were clustered; n >= 4.
-        seed: of the layout, which then runs in one thread.
-
-    Raises:
-        ValueError: if umap-learn is not installed, or for fewer than four clips.
+    Normalised as they were clustered. One thread, so that the seed decides all.
 
     Source: McInnes et al. 2018; 15 neighbours and a least distance of 0.1 as Zhu & Omar, figure 2.
     """
@@ -220,13 +211,6 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
 
 def draw_tsne(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     """Points (n, 2) by t-SNE, which scikit-learn has: for where umap-learn is not installed.
-
-    Args:
-        features: normalised; n >= 4.
-        seed: of the layout.
-
-    Raises:
-        ValueError: for fewer than four clips.
 
     Source: van der Maaten & Hinton 2008; perplexity 30, or a third of the clips.
     """
@@ -285,13 +269,7 @@ def draw(
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Clips drawn in each of several embeddings; at most `limit`, a random sample of more.
 
-    Args:
-        features: of each embedding, (n, D).
-        where: clips that may be drawn, numbers below n.
-        limit: most clips.
-        normalisation: see `score_clusters`.
-        seed: of the sample and the layout.
-        method: umap or tsne.
+    Clips are numbers below n, of features (n, D); normalised as `score_clusters` does.
 
     Returns:
         Numbers of the clips that are drawn (m,), and plain values: how it was drawn, and under

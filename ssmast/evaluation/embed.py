@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from ssmast.audio import AudioError, Corpus, LongSound, RemoteError, open_audio,
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.encoder import Encoder
 from ssmast.encoder.whitening import FEWEST_CLIPS, Whitening
+from ssmast.encoder.windows import window_starts
 from ssmast.evaluation.embedding_cache import Embeddings, PartialEmbeddings, joined, load, store
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import (
@@ -50,7 +52,7 @@ _BATCH_SAMPLES, _BATCH_CLIPS = 8_000_000, 512
 # Enough for 256 directions of 2,240 numbers: 5,000 gave the same scores.
 _WHITENING_CLIPS, _WHITENING_SECONDS = 4000, 5.0
 
-_heard: set[tuple[str, str]] = set()  # a run probes the same clips again and again
+_warned_of: set[tuple[str, str]] = set()  # a run probes the same clips again and again
 
 # Rows of a corpus, each with its waveform (S,) or the reason why it has none.
 Sound = Tensor | LongSound
@@ -88,7 +90,6 @@ class Crop(NamedTuple):
     """What is cut out of every clip; shorter clips have zeros after them.
 
     Attributes:
-        seconds: length.
         place: "head", or "random": anywhere, every start equally likely.
         seed: of the random starts.
     """
@@ -135,7 +136,7 @@ def embed_corpus(
         embedder: to embed with.
         corpus: the clips.
         title: for the progress line.
-        cache: folder to keep vectors in, by the hashes of encoder, corpus and crop; None for none.
+        cache: folder to keep vectors in, by `cache_key`; None for none.
             What was embedded there before an interruption is not embedded again.
         workers: threads that decode; 0 for one a core, at most 8.
         batch_seconds: audio that goes through the encoder at once.
@@ -146,40 +147,41 @@ def embed_corpus(
     Raises:
         ValueError: if no clip could be read.
     """
-    key = cache_key(embedder, corpus, sha256, crop)
-    file = None if cache is None else cache / f"{key}.safetensors"
-    found = load(file) if file is not None else None
+    file = cache and cache / f"{cache_key(embedder, corpus, sha256, crop)}.safetensors"
+    found = load(file) if file else None
     state = processes or process_state()
     whole = found is not None and len(found.rows) == len(corpus)
     if not all_agree(whole, state) or found is None:
-        parts = (
-            None if cache is None else PartialEmbeddings(cache / f"{key}.parts", state, kept=found)
-        )
+        parts = PartialEmbeddings(file and file.with_suffix(".parts"), state, kept=found)
         # What was done before, by whichever process, lies with the first one.
-        made, rest = ([], range(len(corpus))) if parts is None else parts.read(len(corpus))
-        mine = list(rest)[state.rank :: state.size]
+        made, rest = parts.read(len(corpus))
+        mine = rest[state.rank :: state.size]
         rate = embedder.sample_rate
         if mine and state.is_main and isinstance(embedder, Encoder):
-            heard = (corpus.listing_hash, str(embedder.log_mel.settings()))
-            if heard not in _heard:
+            pair = (corpus.listing_hash, str(embedder.log_mel.settings()))
+            if pair not in _warned_of:
                 warn_of_lost_energy(corpus, embedder.log_mel)
-            _heard.add(heard)
+            _warned_of.add(pair)
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
                 made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
-                if parts is not None:
-                    parts.add(made[-1], seen=[row for row, _ in batch])
+                parts.add(made[-1], seen=[row for row, _ in batch])
                 progress.advance(len(batch))
         found = _gather(joined(made, dim=embedder.dim), state)
-        if file is not None and parts is not None and state.is_main:
+        if file and state.is_main:
             store(file, found)
             parts.remove()
+    check_any(found, corpus)
+    return found
+
+
+def check_any(found: Embeddings, corpus: Corpus) -> None:
+    """Refuse a corpus of which no clip has a vector, by a ValueError that says why the first."""
     if not len(found.rows):
         name, reason = found.rejected[0]
         raise ValueError(
             f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
         )
-    return found
 
 
 def cache_key(
@@ -197,19 +199,36 @@ def cache_key(
 
 
 def embed_batch(
-    embedder: Embedder, corpus: Corpus, batch: Batch, *, batch_seconds: float
+    embedder: Embedder,
+    corpus: Corpus,
+    batch: Batch,
+    *,
+    batch_seconds: float,
+    window: float = 0.0,
+    hop: float = 0.0,
 ) -> Embeddings:
-    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`."""
+    """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
+
+    With `window`, clips are cut into windows of so many seconds, `hop` seconds apart (0: the length
+    of one), and each has a vector.
+    """
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
+    sounds = [(row, clip) for row, clip in batch if not isinstance(clip, str)]
     # Long sounds are decoded while they are embedded: what is wrong with one must harm no other.
-    short = [(row, clip) for row, clip in batch if isinstance(clip, Tensor)]
-    groups: list[Sequence[tuple[int, Sound]]] = [short]
-    groups += [[(row, clip)] for row, clip in batch if isinstance(clip, LongSound)]
-    found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=_rows(), rejected=rejected)]
+    alone = [bool(window) or isinstance(clip, LongSound) for _, clip in sounds]
+    groups = [[sound for sound, own in zip(sounds, alone, strict=True) if not own]]
+    groups += [[sound] for sound, own in zip(sounds, alone, strict=True) if own]
+    none = np.zeros(0, dtype=np.int64)
+    found = [Embeddings(values=torch.zeros(0, embedder.dim), rows=none, rejected=rejected)]
     for group in filter(None, groups):
-        rows = _rows([row for row, _ in group])
+        rows, spans = np.array([row for row, _ in group], dtype=np.int64), None
         try:
-            values = embedder.embed_clips([clip for _, clip in group], batch_seconds=batch_seconds)
+            if window:
+                values, spans = _embed_windows(embedder, group[0][1], window, hop, batch_seconds)
+                rows = rows.repeat(len(values))
+            else:
+                clips = [clip for _, clip in group]
+                values = embedder.embed_clips(clips, batch_seconds=batch_seconds)
         except RemoteError:
             raise  # the network failed, not the clip
         except (AudioError, OSError) as error:
@@ -219,11 +238,30 @@ def embed_batch(
             for _, clip in group:
                 if isinstance(clip, LongSound):
                     clip.close()
-        finite = values.isfinite().all(dim=1)
-        bad = rows[(~finite).numpy()]
+        bad = np.unique(rows[~values.isfinite().all(dim=1).numpy()])
         rejected += [(corpus.name(int(row)), NOT_FINITE) for row in bad]
-        found.append(Embeddings(values=values[finite], rows=rows[finite.numpy()], rejected=[]))
+        kept = ~np.isin(rows, bad)  # one bad window takes its clip out
+        spans = None if spans is None else spans[kept]
+        values = values[torch.from_numpy(kept)]
+        found.append(Embeddings(values=values, rows=rows[kept], rejected=[], spans=spans))
     return joined(found, dim=embedder.dim)
+
+
+def _embed_windows(
+    embedder: Embedder, clip: Sound, window: float, hop: float, batch_seconds: float
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Vectors (n, D) of windows along a clip, read front to back; their spans (n, 2) in seconds."""
+    rate = embedder.sample_rate
+    size, hop_samples = round(window * rate), max(round((hop or window) * rate), 1)
+    starts = window_starts(len(clip), size=size, hop=hop_samples)
+    at_once, found = max(1, int(batch_seconds / window)), []
+    for first in range(0, len(starts), at_once):
+        some = starts[first : first + at_once]
+        windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
+        found.append(embedder.embed_clips(windows, batch_seconds=batch_seconds))
+    start = np.array(starts)
+    stop = np.minimum(start + size, len(clip))
+    return torch.cat(found), np.stack([start, stop], axis=1) / rate
 
 
 def measured_whitening(
@@ -231,11 +269,7 @@ def measured_whitening(
 ) -> Whitening | None:
     """The whitening of an encoder's vectors, of at most 4,000 clips, 5 s of each.
 
-    Args:
-        encoder: whose vectors it is of; a whitening that it has is not looked at.
-        corpus: of what it was trained on.
-        directions: see `Whitening.of`.
-        seed: of the choice of clips.
+    Of what it was trained on; a whitening that it has is not looked at. See `Whitening.of`.
 
     Returns:
         None, and a warning, where too few clips can be read.
@@ -261,10 +295,6 @@ def measured_whitening(
     return Whitening.of(vectors, directions=directions)
 
 
-def _rows(numbers: Sequence[int] = ()) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array(numbers, dtype=np.int64)
-
-
 def read_batches(
     corpus: Corpus,
     rows: Sequence[int],
@@ -276,13 +306,8 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Decoded clips (or why not) some hundred at a time, read ahead by threads.
 
-    Args:
-        corpus: the clips.
-        rows: of the corpus.
-        sample_rate: of the clips in Hz.
-        workers: threads that decode; 0 for one a core, at most 8.
-        crop: what is cut of each clip; None for whole clips.
-        stream: give whole clips of over a minute as `LongSound`, which is never held whole.
+    Whole clips, or the crop of each, at `sample_rate` Hz. With `stream`, whole clips of over a
+    minute come as `LongSound`, which is never held whole. 0 workers are a thread a core, at most 8.
     """
 
     def read(row: int) -> Sound | str:

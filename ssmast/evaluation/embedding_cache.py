@@ -59,7 +59,7 @@ class PartialEmbeddings:
     """What has been embedded so far: a file every few seconds, by whichever process.
 
     Args:
-        folder: of the parts; made when there is one.
+        folder: of the parts; made when there is one. None to keep none.
         state: processes; they must agree on what is done, so the first one reads for all.
         kept: what is there besides the parts.
 
@@ -69,7 +69,7 @@ class PartialEmbeddings:
 
     EVERY = 20.0
 
-    def __init__(self, folder: Path, state: Processes, kept: Embeddings | None = None) -> None:
+    def __init__(self, folder: Path | None, state: Processes, kept: Embeddings | None) -> None:
         self._folder, self._state, self._kept = folder, state, kept
         self._pending: list[Embeddings] = []
         self._seen: list[int] = []
@@ -82,8 +82,7 @@ class PartialEmbeddings:
         if self._kept is not None and self._state.is_main:
             done.append(replace(self._kept, rejected=[]))  # those are tried again
             seen += self._kept.rows.tolist()
-        for file in sorted(self._folder.glob("*.safetensors")) if self._state.is_main else []:
-            part = load(file)
+        for part in map(load, self._files() if self._state.is_main else []):
             if part is not None:
                 done.append(part)
                 seen += part.seen
@@ -96,7 +95,7 @@ class PartialEmbeddings:
         """Keep vectors; `seen` are the rows they came from, those of rejected clips too."""
         self._pending.append(new)
         self._seen += seen
-        if time.monotonic() - self._last >= self.EVERY:
+        if self._folder is not None and time.monotonic() - self._last >= self.EVERY:
             first = min(self._seen)
             together = joined(self._pending, dim=new.values.shape[1])
             store(self._folder / f"{first:010d}.safetensors", together, self._seen)
@@ -104,10 +103,13 @@ class PartialEmbeddings:
 
     def remove(self) -> None:
         """Delete the parts: they are in the whole now."""
-        for file in self._folder.glob("*.safetensors"):
+        for file in self._files():
             file.unlink(missing_ok=True)
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
+        if self._folder and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.safetensors")) if self._folder else []
 
 
 def store(file: Path, found: Embeddings, seen: Sequence[int] = ()) -> None:
@@ -133,20 +135,14 @@ def load(file: Path) -> Embeddings | None:
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            metadata, names = opened.metadata() or {}, list(opened.keys())
-            rejected, seen = (
-                json.loads(metadata["rejected"]),
-                json.loads(metadata.get("seen", "[]")),
+            metadata, names = opened.metadata() or {}, set(opened.keys())
+            return Embeddings(
+                values=opened.get_tensor("values"),
+                rows=opened.get_tensor("rows").numpy(),
+                rejected=[(name, reason) for name, reason in json.loads(metadata["rejected"])],
+                seen=json.loads(metadata.get("seen", "[]")),
+                spans=opened.get_tensor("spans").numpy() if "spans" in names else None,
             )
-            values, rows = opened.get_tensor("values"), opened.get_tensor("rows")
-            spans = opened.get_tensor("spans").numpy() if "spans" in names else None
     except (SafetensorError, KeyError, ValueError) as error:
         logger.warning("%s is damaged (%s); embedding again", file, error)
         return None
-    return Embeddings(
-        values=values,
-        rows=rows.numpy(),
-        rejected=[(name, reason) for name, reason in rejected],
-        seen=seen,
-        spans=spans,
-    )

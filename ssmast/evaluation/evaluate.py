@@ -45,7 +45,6 @@ from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import (
     MOST_CLASSES_SHOWN,
     Result,
-    Score,
     beside,
     check_results,
     result_notes,
@@ -144,15 +143,8 @@ def part_scores(
 ) -> PartScores:
     """Score some clips of a set; processes divide the work and all get the whole.
 
-    Args:
-        classifier: with the heads of the set.
-        labelled: the set.
-        corpus: of the set's folder.
-        positions: of the clips in the set (n,).
-        title: for the progress line.
-        workers: threads that decode.
-        batch_seconds: audio scored at once.
-        events: score events in the clips' recordings too, by these rules.
+    With `events`, events in the clips' recordings are scored too, by these rules. See
+    `embed_corpus` for the others.
 
     Raises:
         ValueError: if no clip could be read; with `events` as `true_events`.
@@ -201,13 +193,15 @@ def result_of(
         matrix = confusion(labelled, own, scored.positions, head=0).tolist()
     of_fold = replace(labelled, splits=[split])
     unread = np.setdiff1d(split.parts()[part], scored.positions)
-    score = Score(mean=mean, scores=[mean], confusion=matrix, encoder_sha256=sha256)
     unknown = sum(
         any((numbers[position] < 0).any() for numbers in labelled.numbers)
         for position in scored.positions
     )
     return Result(
-        **vars(score),
+        mean=mean,
+        scores=[mean],
+        confusion=matrix,
+        encoder_sha256=sha256,
         **{
             **set_facts(of_fold),
             "num_unseen": unknown,
@@ -271,7 +265,15 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
             sha256=classifier.sha256,
             part=config.part,
         )
-        _write(config, file, replace(result, data=config.data))
+        result = replace(result, data=config.data)
+        write_result(file, result)
+        write_report(
+            out / "report.html",
+            results=[result],
+            title=f"{result.task}, {config.part} part",
+            commands=[shlex.join(["ssmast", "evaluate", *to_words(config)])],
+        )
+        logger.info("results: %s", out)
         sys.stdout.write(f"{tables_of(result)}\n{numbers_text(scored.numbers)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in result_notes(result)))
     return 0
@@ -285,12 +287,6 @@ def true_events(
     background: Collection[str] = (),
 ) -> tuple[list[Event], dict[str, Excerpt]]:
     """What is to be found in the recordings that some clips are spans of, and these recordings.
-
-    Args:
-        labelled: the set, whose clips are spans.
-        corpus: of the set's folder.
-        positions: of the clips in the set (n,).
-        background: classes whose spans are no events.
 
     Raises:
         ValueError: if a clip is no span, spans of one recording are in other parts too, a class of
@@ -340,22 +336,10 @@ def score_recordings(
     positions: NDArray[np.int64],
     rules: EventRules,
 ) -> EventScores | None:
-    """Onset and offset scores of the recordings that some clips are spans of.
+    """Onset and offset scores of the recordings that some clips are spans of, see `true_events`.
 
-    Processes divide the recordings and all get the whole.
-
-    Args:
-        classifier: with the heads of the set.
-        labelled: the set, whose clips are spans.
-        corpus: of the set's folder.
-        positions: of the clips in the set (n,).
-        rules: window hop, threshold, background classes, collar.
-
-    Returns:
-        The scores; None where no recording with an event can be read.
-
-    Raises:
-        ValueError: as `true_events`.
+    Processes divide the recordings and all get the whole; None where no recording with an event
+    can be read.
     """
     truth, recordings = true_events(labelled, corpus, positions, background=rules.background)
     state, predicted, failed = process_state(), list[Event](), list[str]()
@@ -363,7 +347,7 @@ def score_recordings(
     with Progress("events", total=len(own)) as progress:
         for file in own:
             try:
-                predicted += merged(_heard(classifier, file, recordings[file], rules))
+                predicted += merged(_window_events(classifier, file, recordings[file], rules))
             except (AudioError, OSError) as error:
                 failed.append(file)
                 logger.warning("left out: %s", error)
@@ -375,7 +359,7 @@ def score_recordings(
     return score_events(truth, predicted, collar=rules.collar) if truth else None
 
 
-def _heard(
+def _window_events(
     classifier: Classifier, file: str, excerpt: Excerpt, rules: EventRules
 ) -> Iterator[Event]:
     """An event for each window of a recording and each class that is heard in it."""
@@ -424,15 +408,3 @@ def _out(config: EvaluateConfig) -> Path:
     if (folder / "encoder").is_dir():
         folder = folder / "encoder"
     return Path(config.out) if config.out else beside(folder, "evaluate")
-
-
-def _write(config: EvaluateConfig, file: Path, result: Result) -> None:
-    write_result(file, result)
-    commands = [shlex.join(["ssmast", "evaluate", *to_words(config)])]
-    write_report(
-        file.with_name("report.html"),
-        results=[result],
-        title=f"{result.task}, {config.part} part",
-        commands=commands,
-    )
-    logger.info("results: %s", file.parent)

@@ -37,7 +37,7 @@ Table = dict[str, list[str]]
 """Columns by name, a value a row."""
 
 # What people call the one folder that holds those of the classes.
-_AROUND = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
+_CONTAINERS = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
 
 
 def find_sets(data: str | Path) -> list[str]:
@@ -78,11 +78,7 @@ def find_sets(data: str | Path) -> list[str]:
 
 
 def find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set, in a folder of them or that folder itself.
-
-    Raises:
-        FileNotFoundError: naming the sets that are there.
-    """
+    """The folder of one labelled set, in a folder of them or that folder itself."""
     for folder in (data / name, data if set_name(data) == name else None):
         if folder is not None and _is_set(folder):
             return folder
@@ -178,11 +174,7 @@ def table_of(folder: Path) -> Path:
 
 
 def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
-    """Columns of a set, without the space around their values; and what it says of itself.
-
-    Raises:
-        ValueError: if there is no row.
-    """
+    """Columns of a set, without the space around their values; and what it says of itself."""
     if are_class_folders(place):
         table = _class_folders(place, open_corpus(place))
         if "fold" in table or "test" in table.get("split", ()):
@@ -214,15 +206,12 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     """Path, label and, where folders say it, split of sounds whose folders are their classes.
 
     Sounds that lie in no class folder have an empty label.
-
-    Raises:
-        ValueError: if some folders are parts and others are not.
     """
     paths = _names(corpus)
     levels = [path.split("/")[:-1] for path in paths]
     around = {above[0].lower() if above[1:] else "" for above in levels}
     # Beside a table, folders are hardly the classes.
-    if len(around) == 1 and around <= _AROUND and not _other_tables(folder):
+    if len(around) == 1 and around <= _CONTAINERS and not _other_tables(folder):
         levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     part_by_name = {top: part_of(top) for top in tops}
@@ -264,11 +253,7 @@ def _stripped(table: pa.Table) -> Table:
 
 
 def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
-    """Refuse a table that lacks a column which the task names.
-
-    Raises:
-        ValueError: naming the columns there are.
-    """
+    """Refuse a table that lacks a column which the task names."""
     wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
     wanted += filter(None, [spec.group])
     if spec.split != "split" or spec.protocol == "split":

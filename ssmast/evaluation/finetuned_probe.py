@@ -50,18 +50,9 @@ def run_finetuned_probe(
 ) -> tuple[Score, Rejected]:
     """Train encoder and head end to end on every split of a set; `encoder` itself stays as it is.
 
-    Args:
-        encoder: where training starts; its last layer's tokens are pooled as it says.
-        corpus: of the set's folder.
-        labelled: with its splits.
-        metric: of the set.
-        seconds: a random crop of each training clip, the head of the others.
-        num_epochs: passes over the training part.
-        num_seeds: repetitions, which differ in the head's weights, the order and the crops.
-        seed: the first of them.
-        lr: Adam's rate, constant.
-        title: for the progress line.
-        workers: threads that decode audio.
+    It trains on a random crop of `seconds` of each clip, other parts are scored by the head of
+    each. Seeds differ in the head's weights, the order and the crops. Tokens of the last layer are
+    pooled as the encoder says.
 
     Returns:
         The result, and the clips that could not be read with their reasons.

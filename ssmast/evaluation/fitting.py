@@ -25,9 +25,7 @@ class Problem(NamedTuple):
     Attributes:
         train: features and targets; of class numbers, each of the C classes is there.
         valid: the same; class -1 (not in train) is never right.
-        num_classes: C.
         metric: what validation decides by.
-        seeds: one repetition each.
         widths: lengths of the layers' vectors that lie one after the other in the features; empty
             for one layer.
         lr: asked for in place of the protocol's fixed rate; 0 for that one.
@@ -44,6 +42,11 @@ class Problem(NamedTuple):
     lr: float = 0.0
     shots: int = 0
     slots: int = 1
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.train[0].shape[1]
 
     @property
     def multi_label(self) -> bool:
@@ -82,8 +85,6 @@ class PreparedSplit:
 
     Args:
         features: embeddings (n, D), row i of `labelled.clips[i]`.
-        labelled: whose clips they are.
-        split: of the set.
         standardise: mean 0 and std 1 on the training part.
         test_features: of the test part, where it is embedded otherwise; None for `features`.
 
@@ -102,8 +103,8 @@ class PreparedSplit:
         test_features: Tensor | None = None,
     ) -> None:
         self._parts, self._truth = split.parts(), labelled.targets()
-        self._features = {"test": features if test_features is None else test_features}
-        self._features |= {"train": features, "valid": features}
+        tested = features if test_features is None else test_features
+        self._features = {"train": features, "valid": features, "test": tested}
         device = features.device
         train = torch.from_numpy(split.train)
         if labelled.multi_label:
@@ -115,18 +116,15 @@ class PreparedSplit:
             numbers = torch.full((len(labelled.classes),), -1)
             numbers[self.classes.cpu()] = torch.arange(len(self.classes))
             self._targets = numbers[self._truth]
-        if not standardise:
-            self._mean = self._std = None
-            return
-        self._mean, self._std = mean_and_std(features[train.to(device)])
+        self._scale = mean_and_std(features[train.to(device)]) if standardise else None
 
     def part(self, name: str) -> Part:
         """Features and targets of train, valid or test."""
-        where = torch.from_numpy(self._parts[name])
-        features = self._features[name]
+        where, features = torch.from_numpy(self._parts[name]), self._features[name]
         features = features[where.to(features.device)]
-        if self._mean is not None and self._std is not None:
-            features = ((features.double() - self._mean) / self._std).float()
+        if self._scale is not None:
+            mean, std = self._scale
+            features = ((features.double() - mean) / std).float()
         return features, self._targets[where].to(features.device)
 
     def truth(self, name: str) -> Tensor:

@@ -36,7 +36,6 @@ class ForeignEncoder(nn.Module):
     mean by length is taken, of the numbers in `is_max` the largest.
 
     Attributes:
-        sample_rate: Hz.
         dim: length of a vector.
         pooling: how frames become one vector, in words.
         layers: which layers are in it.
@@ -394,8 +393,7 @@ class OpenSmileEncoder(ForeignEncoder):
         if feature_set not in names:
             raise ValueError(f"openSMILE has no set {feature_set!r}; take one of {names}")
         self._smile = smile.Smile(
-            feature_set=smile.FeatureSet[feature_set],
-            feature_level=smile.FeatureLevel.Functionals,
+            feature_set=smile.FeatureSet[feature_set], feature_level=smile.FeatureLevel.Functionals
         )
         self._version = smile.__version__
         self.dim = len(self._smile.feature_names)

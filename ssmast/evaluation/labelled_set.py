@@ -21,14 +21,7 @@ from torch import Tensor
 from ssmast.audio import Corpus, open_corpus
 from ssmast.classifier import Head
 from ssmast.evaluation.task_spec import TaskSpec
-from ssmast.splits import (
-    Split,
-    hold_out,
-    ids_sha256,
-    label_set,
-    look_alikes,
-    name_hash,
-)
+from ssmast.splits import Split, hold_out, ids_sha256, label_set, look_alikes, name_hash
 
 logger = logging.getLogger(__name__)
 
@@ -187,11 +180,7 @@ class LabelledSet:
         return open_corpus(self.folder, spans="spans").with_channel(channel)
 
     def split(self, fold: str) -> Split:
-        """The split of a fold by its name; the only one, or the first, where none is named.
-
-        Raises:
-            ValueError: naming the folds there are.
-        """
+        """The split of a fold by its name; the only one, or the first, where none is named."""
         names = [split.name.split(" ")[-1] for split in self.splits]
         if not fold:
             return self.splits[0]
@@ -287,12 +276,7 @@ def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSe
 
 
 def check_splits(labelled: LabelledSet) -> None:
-    """Refuse a set of which a split cannot be scored.
-
-    Raises:
-        ValueError: if a part is empty, there are too few classes to train on, or no class of the
-            training part is validated and tested.
-    """
+    """Refuse a set of which a split cannot be scored."""
     least = 2 - labelled.multi_label
     for split in labelled.splits:
         parts = {part: labelled.labels_of(where) for part, where in split.parts().items()}

@@ -179,7 +179,6 @@ class Metric:
     """A score to be maximised.
 
     Attributes:
-        name: what users write.
         score: (..., n, C) scores and the targets -> (...).
         chance: targets of the training part and of the scored clips -> the score of an encoder
             that knows nothing.
@@ -208,10 +207,7 @@ METRICS = {
 def confusion_matrix(predictions: Tensor, targets: Tensor, *, num_classes: int) -> Tensor:
     """Counts (true class, predicted class); clips of unknown class (-1) are left out.
 
-    Args:
-        predictions: (..., n) class numbers; leading dimensions (seeds) are added up.
-        targets: (n,) class numbers.
-        num_classes: C.
+    Of class numbers (..., n), whose leading dimensions (seeds) are added up, and true ones (n,).
     """
     targets = targets.expand_as(predictions)
     known = targets >= 0
@@ -243,9 +239,7 @@ def bootstrap_interval(right: Tensor, *, seed: int) -> tuple[float, float]:
     How far a fresh test set might move it. Clips of one speaker or recording are not independent,
     so the truth is wider still.
 
-    Args:
-        right: (n,) score of each clip, e.g. the fraction of seeds that were right.
-        seed: of the resampling.
+    Of the score of each clip (n,), e.g. the fraction of seeds that were right.
     """
     from scipy.stats import bootstrap
 

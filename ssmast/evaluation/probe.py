@@ -44,7 +44,6 @@ class Protocol:
     """One way to score an encoder.
 
     Attributes:
-        name: what users write.
         fit: the probes of a split, one a seed; None for a protocol that trains the encoder too, so
             that there are no embeddings to fit to (`finetuned_probe.py`).
         num_seeds: repetitions where the user says nothing.
@@ -80,9 +79,8 @@ class Protocol:
     def crop_seconds(self, built: str, asked: float) -> float:
         """Length of the crops on a set; 0 for whole clips.
 
-        Args:
-            built: name that `ssmast prepare task=` knows the set by; empty for another set.
-            asked: by the user; 0 for the published length.
+        `built` is what `ssmast prepare task=` calls the set, empty for another; `asked` is 0 for
+        the published length.
 
         Raises:
             ValueError: if the protocol crops and no length is known, or does not and one is asked.
@@ -155,17 +153,9 @@ def run_probe(
 ) -> Score:
     """Fit on train, choose on valid, touch test once; for every split of the set.
 
-    Args:
-        features: embeddings (n, D), row i of `labelled.clips[i]`.
-        labelled: with its splits.
-        protocol: one that leaves the encoder as it is.
-        metric: one that fits the set; None for the set's own.
-        num_seeds: repetitions; 0 for the protocol's own number.
-        seed: of the first.
-        test_features: of the test parts, where they are embedded otherwise; (n, D) as `features`.
-        widths: lengths of the layers' vectors that lie one after the other in the features.
-        lr: another rate for the protocols that have one fixed rate.
-        slots: parts of a clip that lie one after the other in each layer's vector.
+    Row i of the features (n, D), and of `test_features` where the test parts are embedded
+    otherwise, is of `labelled.clips[i]`. Where `metric` is None it is the set's own, where
+    `num_seeds` is 0 the protocol's. See `Problem` for widths, lr and slots.
 
     Raises:
         ValueError: for a protocol that trains the encoder, or features that do not fit.
@@ -231,12 +221,9 @@ def metric_of(labelled: LabelledSet, name: str = "") -> Metric:
 def chance(labelled: LabelledSet, metric: Metric, *, shuffled: bool = False) -> float:
     """The score of an encoder that knows nothing, mean over the splits.
 
-    Args:
-        labelled: with its splits.
-        metric: whose chance level it is.
-        shuffled: whether its labels were permuted. Which class is then the commonest of a part is
-            an accident; on average every part has the frequencies of the whole set, so the
-            commonest class of the set is the best guess.
+    Where labels were `shuffled`, which class is the commonest of a part is an accident; on average
+    every part has the frequencies of the whole set, so the commonest class of the set is the best
+    guess.
     """
     if metric.name == "accuracy" and shuffled:
         return max(Counter(labelled.labels).values()) / len(labelled.labels)
@@ -250,9 +237,8 @@ class Tally:
 
     def __init__(self, labelled: LabelledSet, metric: Metric) -> None:
         self._labelled, self._metric = labelled, metric
-        self._others = [
-            m for m in METRICS.values() if m.multi_label == metric.multi_label and m != metric
-        ]
+        self._others = [m for m in METRICS.values() if m.multi_label == metric.multi_label]
+        self._others.remove(metric)
         size = len(labelled.classes)
         self._confusion = torch.zeros(size, size, dtype=torch.long)
         self._fold_scores: list[list[float]] = []
@@ -267,11 +253,7 @@ class Tally:
     ) -> None:
         """One split.
 
-        Args:
-            logits: (S, n, C) scores of the test part.
-            prepared: the split.
-            valid: validation metric of the S models.
-            chosen: for the result.
+        Scores (S, n, C) of its test part and validation metrics of the S models.
         """
         targets, truth = prepared.part("test")[1], prepared.truth("test")
         self._fold_scores.append(self._metric.score(logits, targets).tolist())
@@ -304,16 +286,16 @@ class Tally:
                 "class has both clips that are of it and others, or one is separated without a "
                 "mistake; choose another metric="
             )
-        is_accuracy = self._metric.name == "accuracy"
+        interval = None
+        if self._metric.name == "accuracy":
+            interval = bootstrap_interval(torch.cat(self._right), seed=seed)
         return Score(
             mean=mean,
             ci95=ci95,
             scores=by_seed,
             fold_scores=folds if has_folds else None,
             valid=sum(self._valid) / len(self._valid),
-            test_interval95=(
-                bootstrap_interval(torch.cat(self._right), seed=seed) if is_accuracy else None
-            ),
+            test_interval95=interval,
             also={name: sum(values) / len(values) for name, values in self._also.items()},
             classes_scored=sum(self._scored) / len(self._scored),
             chosen=self._chosen,

@@ -17,11 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import (
-    find_column,
-    find_table,
-    read_task_file,
-)
+from ssmast.audio.corpus.table import find_column, find_table, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (
@@ -40,7 +36,6 @@ from ssmast.splits import (
     few_names,
     group_folds,
     label_set,
-    leave_one_out,
     look_alikes,
     named_parts,
     part_of,
@@ -51,7 +46,7 @@ from ssmast.splits import (
 logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
-_NO_LABEL = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
+_EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
@@ -133,7 +128,7 @@ def load_set(
         if kind == "split":
             splits = [named_parts(clips, strata, values, groups=groups, fraction=held_out)]
         else:
-            splits = (group_folds if kind == "folds" else leave_one_out)(values)
+            splits = group_folds(values, what="fold" if kind == "folds" else "left out")
     except ValueError as error:  # among twenty sets, which one?
         raise ValueError(f"{where}, column {column!r}: {error}") from error
     labelled = with_class_names(
@@ -177,7 +172,7 @@ def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dic
 
 def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) -> None:
     """Say what is read as it stands, but was hardly meant."""
-    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _NO_LABEL)
+    missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _EMPTY_WORDS)
     if missing:
         logger.warning(
             "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
@@ -185,15 +180,18 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
             *(where, missing.total(), few_names(list(missing), between=" or ")),
         )
     names = {cell for cells in labels for cell in cells}
+    # `dog;rain` and `cat;rain` tell, though no clip has rain alone; commas stand in names as well.
+    parts = Counter(one for n in names for m in ";|" if m in n for one in label_set(n, m))
     several = [
         repr(name)
         for name in sorted(names)
         if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
+        or any(parts[one] > 1 for mark in ";|" if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
         logger.warning(
-            "%s: %s taken as one class each, though its parts are classes too; multi_label=true "
-            "makes several labels of a cell",
+            "%s: %s taken as one class each, though its parts are classes too, or come again; "
+            "multi_label=true makes several labels of a cell",
             *(where, few_names(several)),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
@@ -234,11 +232,7 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
 
 
 def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
-    """Group of each clip: what the first brackets of a pattern take of its path.
-
-    Raises:
-        ValueError: if it is no pattern, or a path does not fit it.
-    """
+    """Group of each clip: what the first brackets of a pattern take of its path."""
     try:
         searched = re.compile(pattern)
     except re.error as error:
@@ -306,13 +300,16 @@ def _with_lists_unpacked(
 ) -> tuple[Table, str]:
     """Cells such as `['dog', 'rain']`, as pandas writes lists of labels, with a separator instead.
 
+    So too `('dog', 'rain')`, `{'dog', 'rain'}`, `()` and `set()`.
+
     Returns:
         The table, and what stands between the labels; unchanged where not every cell is a list.
     """
-    cells = [cell.strip() for cell in table[column]]
-    is_list = all(not cell or (cell[0], cell[-1]) == ("[", "]") for cell in cells)
-    # `[dog]` in every row may be how a class is called.
-    if not is_list or not re.search(r"['\",]|\[\]", "".join(cells)):
+    cells = [re.sub(r"^(frozenset|set)\((.*)\)$", r"\2", cell.strip()) for cell in table[column]]
+    around = {cell[0] + cell[-1] for cell in filter(None, cells)}
+    # `[dog]` in every row may be how a class is called, and so may `(dog, barking)`.
+    marks = r"['\",]|\[\]" if around == {"[]"} else r"[\[({]['\"]"
+    if not around or not around <= {"[]", "()", "{}"} or not re.search(marks, "".join(cells)):
         return table, separator
     names = [["".join(found).strip() for found in _LISTED.findall(cell[1:-1])] for cell in cells]
     every = "".join(name for own in names for name in own)

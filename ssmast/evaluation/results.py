@@ -81,8 +81,6 @@ class Score(JsonRecord):
         chosen: what the validation part decided, one entry a split.
         confusion: counts (true, predicted) added up over seeds and folds; None where clips have
             several labels.
-        seconds: that it took.
-        encoder_sha256: of the weights.
         dim: numbers of an embedding; None where a network was fine-tuned.
         fitted_by: protocol, where it is another than that of the result.
     """
@@ -114,13 +112,9 @@ class About(JsonRecord):
 
     Attributes:
         task: labelled set and columns, as asked for.
-        version: of ssmast.
-        encoder: folder or name, as asked for.
-        data: labelled set, or folder of sets.
         column: name of what the result is about; others stand beside it for comparison.
         part: that was scored: test, valid, train or all.
         num_classes: classes of the (first) label column.
-        classes: their names.
         ids_sha256: `splits.ids_sha256` of the clips that could be read.
         rejected: (name, reason) of the clips that could not.
         left_out: rows of the set that took no part, by reason.
@@ -172,8 +166,6 @@ class Result(About, Score):
         inputs_sha256: hash of all that decides the result.
         n: clips that a classifier was scored on.
         numbers: every metric of a classifier; None for one that is infinite or undefined.
-        heads: name and number of classes of each of its heads.
-        per_class: scores of each class.
         events: `EventScores` of the recordings that the clips are spans of.
         init: weights that fine-tuning started from.
     """
@@ -220,12 +212,8 @@ class ClusterResult(About):
     """Scores of clusters.
 
     Attributes:
-        n: clips.
         normalisation: of the embeddings.
-        num_seeds: of k-means.
-        columns: scores by column.
         picture: what the scatter of the page shows; None where none was drawn.
-        kind: "clusters".
     """
 
     n: int
@@ -318,11 +306,7 @@ def parse_result(content: Any) -> Result | ClusterResult | None:
 
 
 def check_results(*files: Path) -> None:
-    """Refuse to replace what is no result: JSON files, and tables in Markdown beside them.
-
-    Raises:
-        FileExistsError, OSError: as `check_output`.
-    """
+    """Refuse to replace what is no result: JSON files, and tables in Markdown beside them."""
     for file in files:
         check_output(file, begins=r'\{\s*($|"(mean|task)")')  # or cut short
         check_output(file.with_suffix(".md"), begins=r"\| task|no results")

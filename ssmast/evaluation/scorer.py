@@ -20,13 +20,7 @@ from ssmast.evaluation.baselines import (
     Scored,
     make_columns,
 )
-from ssmast.evaluation.embed import (
-    NOT_FINITE,
-    Crop,
-    Embeddings,
-    embed_corpus,
-    rejected_clips,
-)
+from ssmast.evaluation.embed import NOT_FINITE, Crop, Embeddings, embed_corpus, rejected_clips
 from ssmast.evaluation.finetuned_probe import run_finetuned_probe
 from ssmast.evaluation.foreign import NAMES
 from ssmast.evaluation.labelled_set import LabelledSet, random_validation, shuffled, without
@@ -42,13 +36,7 @@ from ssmast.evaluation.probe import (
 )
 from ssmast.evaluation.processes import Processes, process_state, scoring_seconds
 from ssmast.evaluation.results import MOST_CLASSES_SHOWN, Result, Score, set_facts
-from ssmast.settings import (
-    NETWORK_PRECISIONS,
-    PRECISION,
-    SoundSettings,
-    UsageError,
-    setting,
-)
+from ssmast.settings import NETWORK_PRECISIONS, PRECISION, SEEDS, SoundSettings, UsageError, setting
 from ssmast.version import __version__
 from ssmast.weights import DEFAULT
 
@@ -87,7 +75,7 @@ class ProbeConfig(SoundSettings):
         "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS
     )
     seeds: int = setting(0, "repetitions; 0: as the protocol says, 5 for linear", range="[0, inf)")
-    seed: int = setting(0, "first seed, also that of the untrained encoder's weights")
+    seed: int = setting(0, "first seed, also that of the untrained encoder's weights", range=SEEDS)
     baselines: str = setting("true", BASELINES_HELP, choices=BASELINES)
     shuffled: bool = setting(
         False, "permute the labels, as a control: scores must then be at chance"
@@ -136,8 +124,6 @@ class Job(NamedTuple):
 
     Attributes:
         labelled: its labels shuffled and its validation part drawn, where that is asked for.
-        corpus: of its folder.
-        metric: what it is scored by.
         crop_seconds: length that clips are cut to; 0 for whole clips.
     """
 
@@ -167,11 +153,7 @@ class Scorer:
         self._corpora: dict[Path, Corpus] = {}
 
     def job(self, labelled: LabelledSet) -> Job:
-        """What there is to do for a set.
-
-        Raises:
-            ValueError: if the metric or the protocol does not fit it.
-        """
+        """What there is to do for a set."""
         metric = metric_of(labelled, self.config.metric)
         built = str(labelled.origin.get("task", ""))
         crop = self.protocol.crop_seconds(built, self.config.crop_seconds)
@@ -351,11 +333,7 @@ class Scorer:
         return self._of_column(job, column, embedder, score)
 
     def _embed(
-        self,
-        job: Job,
-        column: Column,
-        embedder: Scored,
-        processes: Processes | None = None,
+        self, job: Job, column: Column, embedder: Scored, processes: Processes | None = None
     ) -> Vectors:
         """Vectors of the whole corpus of a set; without `processes` by this one alone."""
         alone = Processes(rank=0, size=1, device=process_state().device)

@@ -6,6 +6,7 @@ the embedding is measured; ridge regression is for few labelled clips.
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,63 +25,37 @@ def fit_logreg(of: Problem) -> Fitted:
     """scikit-learn's LogisticRegression, its C chosen on `valid`, fitted on `train` alone.
 
     Features are standardised; the stronger regularisation wins ties. Where a clip has several
-    labels, every class is fitted against the rest.
+    labels, every class is fitted against the rest; one that all training clips have, or none, has
+    nothing to be fitted to and one score for every clip.
     """
-    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
 
+    def scores(model: Any, features: Tensor) -> Tensor:
+        """(1, n, C)."""
+        logits = torch.from_numpy(model.decision_function(features.cpu().numpy())).float()
+        logits = logits.reshape(len(features), -1).to(features.device)
+        if logits.shape[1] < of.num_classes:  # two classes have one logit
+            logits = torch.cat([-logits, logits], dim=1)
+        return logits[None]
+
+    x, y = of.train[0].cpu().numpy(), of.train[1].cpu().numpy()
     models, values = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `chosen`
-        for c in C_GRID:
-            models.append((_OneByOne if of.multi_label else _AllAtOnce)(of, c))
-            values.append(float(of.metric.score(models[-1](of.valid[0]), of.valid[1])))
+    for c in C_GRID:
+        model: Any = LogisticRegression(C=c, max_iter=_MOST_STEPS)
+        model = OneVsRestClassifier(model) if of.multi_label else model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # ends too early: reported in `chosen`
+            models.append(model.fit(x, y))
+        values.append(float(of.metric.score(scores(model, of.valid[0]), of.valid[1])))
     index = values.index(max(values))
-    best = models[index]
+    fitted = models[index].estimators_ if of.multi_label else [models[index]]
+    steps = max((max(one.n_iter_) for one in fitted if hasattr(one, "n_iter_")), default=0)
     return Fitted(
-        scores=best,
-        chosen={"C": C_GRID[index], "converged": best.steps < _MOST_STEPS},
+        scores=partial(scores, models[index]),
+        chosen={"C": C_GRID[index], "converged": bool(steps < _MOST_STEPS)},
         valid=[values[index]],
     )
-
-
-def _regression(c: float) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=c, max_iter=_MOST_STEPS)
-
-
-class _AllAtOnce:
-    """One multinomial regression; features (n, D) -> (1, n, C)."""
-
-    def __init__(self, of: Problem, c: float) -> None:
-        self._model = _regression(c).fit(of.train[0].cpu().numpy(), of.train[1].cpu().numpy())
-        self.steps = int(max(self._model.n_iter_))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        logits = torch.from_numpy(self._model.decision_function(features.cpu().numpy())).float()
-        if logits.ndim == 1:  # two classes have one logit
-            logits = torch.stack([-logits, logits], dim=1)
-        return logits[None].to(features.device)
-
-
-class _OneByOne:
-    """A regression for each class against the rest; features (n, D) -> (1, n, C).
-
-    A class that all training clips have, or none, has nothing to be fitted to: its score is 0.
-    """
-
-    def __init__(self, of: Problem, c: float) -> None:
-        features, truth = of.train[0].cpu().numpy(), of.train[1].cpu().numpy()
-        self._num_classes = of.num_classes
-        varied = [k for k in range(of.num_classes) if 0 < truth[:, k].sum() < len(truth)]
-        self._models = {k: _regression(c).fit(features, truth[:, k] > 0) for k in varied}
-        self.steps = max((int(max(model.n_iter_)) for model in self._models.values()), default=0)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        logits = torch.zeros(1, len(features), self._num_classes)
-        for column, model in self._models.items():
-            logits[0, :, column] = torch.from_numpy(model.decision_function(features.cpu().numpy()))
-        return logits.to(features.device)
 
 
 K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)
@@ -89,11 +64,8 @@ K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)
 def fit_knn(of: Problem, *, k_grid: tuple[int, ...] = K_GRID, temperature: float = 0.07) -> Fitted:
     """Vote of the k training clips of highest cosine similarity, by exp(similarity / temperature).
 
-    Args:
-        of: standardised features; k is chosen on `valid`, the smaller k winning ties. Where a clip
-            has several labels, each class's score is the neighbours' fraction of it.
-        k_grid: numbers of neighbours to try; those above n are left out.
-        temperature: divides the similarity.
+    The features are standardised; k is chosen on `valid`, the smaller one winning ties. Where a
+    clip has several labels, each class's score is the neighbours' fraction of it.
 
     Source: Wu et al. 2018 (instance discrimination), section 3.4; the defaults of DINO.
     """
@@ -189,8 +161,7 @@ class RidgeFit(NamedTuple):
     """One linear layer, and what it says of the clips that it was fitted to.
 
     Attributes:
-        weight: (C, D) float64 on features as they come.
-        bias: (C,) float64.
+        weight: (C, D) float64 on features as they come; `bias` (C,) as well.
         left_out: logits (n, C) float64 of each clip, by a fit without its group.
         penalty: that was chosen, in units of `PENALTIES`.
     """
@@ -215,13 +186,9 @@ def fit_ridge(
     cross-entropy, after one scale and one offset that make them logits; so probabilities are those
     of clips that were not fitted.
 
-    Args:
-        features: (n, D), finite.
-        targets: zeros and ones (n, C).
-        multi_label: clips have any number of classes, else exactly one.
-        groups: clips of one name are left out together, as those of one recording are alike; None
-            for one clip after the other.
-        penalties: to choose from.
+    Of finite features (n, D) and targets of zeros and ones (n, C), any number of ones a clip where
+    `multi_label`, else one. Clips of one of the `groups` are left out together, as those of one
+    recording are alike; where there are none, one clip after the other.
 
     Raises:
         ValueError: if there are fewer than two groups, so that nothing can be left out.

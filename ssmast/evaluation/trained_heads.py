@@ -9,7 +9,8 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,9 @@ class Schedule:
     """How a head is trained: Adam, and the best epoch by the validation part.
 
     Attributes:
-        lr: learning rate.
         batch_size: clips a step.
-        num_epochs: at most.
         patience: looks at the validation part without a better one before it stops; None: never.
         look_every: epochs between such looks.
-        weight_decay: Adam's.
         last_lr: fraction of `lr` that a cosine would reach after the last epoch, falling from epoch
             to epoch; 1 for a constant rate.
         clip: greatest norm of the gradient; None for any.
@@ -69,11 +67,8 @@ def train_head(
 ) -> Trained:
     """Train one head; `seed` decides its first weights, the order of the clips and dropout.
 
-    Args:
-        of: training part, and the validation part, which decides which epoch is kept.
-        make: the head, features (n, D) -> (n, C), with fresh weights.
-        schedule: of the training.
-        seed: the global generator is left as it was.
+    `make` gives a head, features (n, D) -> (n, C), with fresh weights. The global generator is left
+    as it was.
     """
     (features, targets), device = of.train, of.train[0].device
     devices = [device] if device.type == "cuda" else []
@@ -127,8 +122,24 @@ def _look(head: nn.Module, of: Problem, *, epoch: int) -> Trained:
     return Trained(head=head, score=score if score == score else -math.inf, loss=loss, epoch=epoch)
 
 
-def _fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
-    """Heads, one a seed, as a fitted probe."""
+def _fit_best(
+    of: Problem, points: Sequence[tuple[Callable[[], nn.Module], Schedule, dict[str, Any]]]
+) -> Fitted:
+    """Heads at the point of a grid that is best by validation, one a seed, as a fitted probe.
+
+    Args:
+        of: what they are fitted to.
+        points: the head, its schedule, and what is reported of it beside the rate. Each is tried
+            with the first seed; of equals the first is taken.
+    """
+    first, *others = of.seeds
+    tried = [train_head(of, make, schedule=schedule, seed=first) for make, schedule, _ in points]
+    best = max(range(len(points)), key=lambda i: tried[i].rank)
+    make, schedule, facts = points[best]
+    models = [train_head(of, make, schedule=schedule, seed=seed) for seed in others]
+    models.insert(0, tried[best])
+    sums = [part for part in models[0].head.modules() if isinstance(part, LayerSum)]
+    weights = [[round(value, 4) for value in one.layer_weights.tolist()] for one in sums]
 
     @torch.no_grad()
     def scores(features: Tensor) -> Tensor:
@@ -136,7 +147,12 @@ def _fitted(models: Sequence[Trained], chosen: dict[str, Any]) -> Fitted:
 
     return Fitted(
         scores=scores,
-        chosen={**chosen, "epoch": [model.epoch for model in models]},
+        chosen={
+            "lr": schedule.lr,
+            **({"layer_weights": weights[0]} if weights else {}),
+            **facts,
+            "epoch": [model.epoch for model in models],
+        },
         valid=[model.score for model in models],
     )
 
@@ -148,11 +164,10 @@ def fit_evar(of: Problem) -> Fitted:
     its configurations of AST and BYOL-A v2 have. Differs from EVAR: of equally good epochs that of
     least loss is kept, there the last one.
     """
-    return _at_one_rate(
-        of,
-        lambda: nn.Linear(of.train[0].shape[1], of.num_classes),
-        Schedule(lr=of.lr or 3e-4, batch_size=200, num_epochs=200, patience=20, weight_decay=1e-8),
+    schedule = Schedule(
+        lr=of.lr or 3e-4, batch_size=200, num_epochs=200, patience=20, weight_decay=1e-8
     )
+    return _fit_best(of, [(lambda: nn.Linear(of.dim, of.num_classes), schedule, {})])
 
 
 def fit_xares(of: Problem) -> Fitted:
@@ -160,40 +175,18 @@ def fit_xares(of: Problem) -> Fitted:
 
     Source: X-ARES (Zhang et al. 2025): batches of 32, the rate (1e-3) set anew at every epoch.
     """
-    dim = of.train[0].shape[1]
-    return _at_one_rate(
-        of,
-        lambda: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, of.num_classes)),
-        Schedule(lr=of.lr or 1e-3, batch_size=32, num_epochs=10, last_lr=0.1),
-    )
 
+    def make() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(of.dim), nn.Linear(of.dim, of.num_classes))
 
-def _at_one_rate(of: Problem, make: Callable[[], nn.Module], schedule: Schedule) -> Fitted:
-    models = [train_head(of, make, schedule=schedule, seed=seed) for seed in of.seeds]
-    return _fitted(models, {"lr": schedule.lr})
+    schedule = Schedule(lr=of.lr or 1e-3, batch_size=32, num_epochs=10, last_lr=0.1)
+    return _fit_best(of, [(make, schedule, {})])
 
 
 # Hidden layers, initialisation, rate: in the order that HEAR lists them in before it draws.
 HEAR_GRID = tuple(
     itertools.product((1, 2), ("xavier_uniform", "xavier_normal"), (3.2e-3, 1e-3, 3.2e-4, 1e-4))
 )
-
-P = TypeVar("P")
-
-
-def _at_best_point(
-    train_one: Callable[[P, int], Trained], points: Sequence[P], seeds: range
-) -> tuple[list[Trained], P]:
-    """Heads at the point of a grid that is best by validation, one a seed, and the point.
-
-    Args:
-        train_one: of a point and a seed.
-        points: each is tried with the first seed; of equals the first is taken.
-        seeds: of the heads.
-    """
-    tried = [train_one(point, seeds[0]) for point in points]
-    best = max(range(len(points)), key=lambda i: tried[i].rank)
-    return [tried[best], *(train_one(points[best], seed) for seed in seeds[1:])], points[best]
 
 
 def fit_hear(of: Problem, *, num_epochs: int = 500) -> Fitted:
@@ -205,24 +198,16 @@ def fit_hear(of: Problem, *, num_epochs: int = 500) -> Fitted:
     Source: HEAR (Turian et al. 2022): BatchNorm, dropout 0.1, ReLU, Adam, batches of 1024, up to
     500 epochs, the validation part every third, patience 20 looks.
     """
-    points = list(HEAR_GRID)
-    random.Random(of.seeds[0]).shuffle(points)  # noqa: S311
-
-    def train_one(point: tuple[int, str, float], seed: int) -> Trained:
-        layers, init, lr = point
+    grid = list(HEAR_GRID)
+    random.Random(of.seeds[0]).shuffle(grid)  # noqa: S311
+    points = []
+    for layers, init, lr in grid[:8]:
+        make = partial(_mlp, of.dim, of.num_classes, layers=layers, init=init)
         schedule = Schedule(
             lr=lr, batch_size=1024, num_epochs=num_epochs, patience=20, look_every=3
         )
-        dim = of.train[0].shape[1]
-        return train_head(
-            of,
-            lambda: _mlp(dim, of.num_classes, layers=layers, init=init),
-            schedule=schedule,
-            seed=seed,
-        )
-
-    models, (layers, init, lr) = _at_best_point(train_one, points[:8], of.seeds)
-    return _fitted(models, {"lr": lr, "hidden_layers": layers, "initialization": init})
+        points.append((make, schedule, {"hidden_layers": layers, "initialization": init}))
+    return _fit_best(of, points)
 
 
 def _mlp(dim: int, num_classes: int, *, layers: int, init: str) -> nn.Sequential:
@@ -248,7 +233,6 @@ class LayerSum(nn.Module):
 
     Args:
         widths: length of each layer's vector; they lie one after the other in the features.
-        num_classes: C.
         hidden: size that every layer is projected to; layers of one width have one matrix.
 
     The mean over time is taken before the projection, not after it: both are linear.
@@ -288,25 +272,12 @@ def fit_superb(of: Problem, *, num_epochs: int = 100) -> Fitted:
     and task.
     Differs from SUPERB: at most 100 epochs with patience 20 instead of 30,000 to 200,000 steps.
     """
-    widths = of.widths or (of.train[0].shape[1],)
-    return _at_best_rate(of, lambda: LayerSum(widths, of.num_classes), SUPERB_RATES, num_epochs)
+    make = partial(LayerSum, of.widths or (of.dim,), of.num_classes)
+    return _fit_best(of, [(make, _superb_schedule(lr, num_epochs), {}) for lr in SUPERB_RATES])
 
 
-def _at_best_rate(
-    of: Problem, make: Callable[[], nn.Module], rates: Sequence[float], num_epochs: int, **more: int
-) -> Fitted:
-    """Heads with a sum over layers; `more` is reported as it is."""
-
-    def train_one(lr: float, seed: int) -> Trained:
-        schedule = Schedule(lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0)
-        return train_head(of, make, schedule=schedule, seed=seed)
-
-    models, lr = _at_best_point(train_one, rates, of.seeds)
-    head = models[0].head
-    layers = head.sum if isinstance(head, AttentiveHead) else head
-    assert isinstance(layers, LayerSum)
-    weights = [round(value, 4) for value in layers.layer_weights.tolist()]
-    return _fitted(models, {"lr": lr, "layer_weights": weights, **more})
+def _superb_schedule(lr: float, num_epochs: int) -> Schedule:
+    return Schedule(lr=lr, batch_size=32, num_epochs=num_epochs, patience=20, clip=1.0)
 
 
 class AttentiveHead(nn.Module):
@@ -317,8 +288,6 @@ class AttentiveHead(nn.Module):
 
     Args:
         widths: length of each layer's vector, its `slots` parts one after the other.
-        num_classes: C.
-        slots: parts of a clip.
         hidden: size that every layer is projected to.
         num_heads: of the attention; divides `hidden`.
     """
@@ -362,11 +331,8 @@ def fit_attentive(of: Problem, *, num_epochs: int = 100) -> Fitted:
 
     Where the embedding has one part a clip (`slots` 1), only the layers are weighted.
     """
-    widths = of.widths or (of.train[0].shape[1],)
-    return _at_best_rate(
+    make = partial(AttentiveHead, of.widths or (of.dim,), of.num_classes, slots=of.slots)
+    return _fit_best(
         of,
-        lambda: AttentiveHead(widths, of.num_classes, slots=of.slots),
-        ATTENTIVE_RATES,
-        num_epochs,
-        parts=of.slots,
+        [(make, _superb_schedule(lr, num_epochs), {"parts": of.slots}) for lr in ATTENTIVE_RATES],
     )

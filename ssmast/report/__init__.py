@@ -87,13 +87,8 @@ def write_report(
 ) -> Path:
     """Write the page of one run or of results; whatever is missing is left out of it.
 
-    Args:
-        out: HTML file.
-        run: run folder with any of config.yaml, facts.json, metrics.jsonl, quarantine.csv,
-            views.png, probe/, clusters/.
-        results: what `run_suite` returned; by default what lies in probe/ of the run folder.
-        title: of the page.
-        commands: to repeat it; by default derived from the settings.
+    `results` are what `run_suite` returned, by default what lies in probe/ of the run folder;
+    `commands` repeat it, and are by default derived from the settings.
     """
     source = run_source(None if run is None else Path(run), results)
     return _write(Path(out), [source], title=title, commands=commands)
@@ -118,10 +113,9 @@ def _with_results(sources: list[Source], folder: Path) -> list[Source]:
     found = read_sources([folder])
     if not sources:
         return found
-    sources[0].probes = [result for source in found for result in source.probes]
-    sources[0].clusters = [result for source in found for result in source.clusters] or sources[
-        0
-    ].clusters
+    first, clustered = sources[0], [result for source in found for result in source.clusters]
+    first.probes = [result for source in found for result in source.probes]
+    first.clusters = clustered or first.clusters
     return sources
 
 

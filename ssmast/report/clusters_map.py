@@ -20,12 +20,7 @@ from ssmast.audio import AudioError, Corpus, RemoteError, open_corpus, read_audi
 from ssmast.audio.encode import encode_sound
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.read import Source as Sound
-from ssmast.evaluation.cluster_task import (
-    CLUSTER_TITLES,
-    SILHOUETTES,
-    cluster_rows,
-    clusters_note,
-)
+from ssmast.evaluation.cluster_task import CLUSTER_TITLES, SILHOUETTES, cluster_rows, clusters_note
 from ssmast.evaluation.results import TITLES, ClusterResult
 from ssmast.html import section, table, text
 from ssmast.report.scores import PUBLISHED_CLUSTERS
@@ -49,13 +44,8 @@ def playable(
 ) -> list[str]:
     """What an audio element can play for each clip; empty where there is nothing.
 
-    Args:
-        folder: the labelled set, or its clips.
-        clips: name of each clip as its metadata.csv has it, or of a window of it.
-        rows: its number in the corpus.
-        page: where the page will lie; links are relative to it.
-        max_bytes: audio to put inside the page, as it is written there.
-        max_seconds: of each clip that are put inside.
+    Clips are called as metadata.csv has them, or are windows of those; links are relative to the
+    page. The sounds inside it, `max_seconds` of each, take `max_bytes` as they are written.
     """
     sources = [""] * len(clips)
     corpus = folder if isinstance(folder, Corpus) else _open(folder, clips, rows)
@@ -171,13 +161,7 @@ def scatter(
 ) -> str:
     """A picture as a scatter that names and plays clips; it needs the page's scripts.
 
-    Args:
-        picture: points, neighbours and names, as `ssmast cluster` and `ssmast map` make them.
-        task: what the clips are.
-        number: of the scatter on its page.
-        page: where the page will lie.
-        audio_bytes: of sound to put inside.
-        seconds: of each clip.
+    The picture is one of `ssmast cluster` or `ssmast map`; see `playable` for its sound.
     """
     sound = playable(
         picture["folder"],

@@ -71,17 +71,11 @@ _HIDDEN |= {f"{_VALID}n"}
 
 
 def curves(
-    rows: list[dict[str, Any]],
-    *,
-    others: Sequence[list[dict[str, Any]]] = (),
-    objective: str = "",
+    rows: list[dict[str, Any]], *, others: Sequence[list[dict[str, Any]]] = (), objective: str = ""
 ) -> list[tuple[str, str, bool]]:
     """One picture for each number that was logged.
 
-    Args:
-        rows: objects of metrics.jsonl.
-        others: the same of other runs, drawn beside it in colours of their own, `MOST_RUNS` in all.
-        objective: that was trained for, as config.yaml names it.
+    `others` are drawn beside it in colours of their own, `MOST_RUNS` in all.
 
     Returns:
         (title, svg, whether it is one of the main curves), main ones first.
@@ -148,11 +142,8 @@ def curve(
 ) -> str:
     """The SVG of one number; the first series lies on top.
 
-    Args:
-        key: of the number; seeds the names inside the SVG.
-        series: points (x, y) of up to `MOST_RUNS` runs.
-        levels: name -> height of lines to compare with.
-        along: what x is.
+    A key's number over `along`: points of up to `MOST_RUNS` runs, and names of heights to compare
+    with.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -139,9 +139,7 @@ def _counts(result: Result) -> str:
 def dot(row: Dot, mark: str) -> str:
     """The row of a dot with its whisker on a track from 0 to 100.
 
-    Args:
-        row: what to draw.
-        mark: HTML of what else lies on the track, such as chance.
+    `mark` is HTML of what else lies on the track, such as chance.
     """
     low, high = max(0.0, row.mean - row.reach), min(100.0, row.mean + row.reach)
     note = f'<small class="soft">{text(row.note)}</small>' if row.note else ""
@@ -211,10 +209,8 @@ class Published(NamedTuple):
     Attributes:
         task: data set, as `ssmast prepare task=` calls it.
         name: encoder.
-        percent: the score.
         reach: half-width of its 95 % interval, in percent; None if none was published.
         protocol: how it was measured.
-        source: where it was read.
         metric: accuracy or map.
     """
 
@@ -231,8 +227,6 @@ class PublishedTable(NamedTuple):
     """A published table, in %.
 
     Attributes:
-        title: what it is.
-        source: where it was read.
         columns: header, task as `ssmast prepare task=` calls it, and metric.
         rows: name -> its numbers; None where it has none.
         cited: the source, in short.
@@ -273,9 +267,7 @@ PUBLISHED_CLUSTERS: dict[str, Any] = _DATA["clusters"]
 def _set_of(task: str, built: str) -> str:
     """The published set that a task is of; another label column than its own is of none.
 
-    Args:
-        task: as it was asked for.
-        built: the data set it was prepared from; empty for one made by hand, whose name counts.
+    `built` is the data set it was prepared from, empty for one made by hand, whose name counts.
     """
     name, _, options = task.partition(":")
     return "" if "label=" in options else built or name
@@ -293,9 +285,7 @@ ABSENT = "absent"
 def filled_table(published: PublishedTable, own: Mapping[str, Sequence[Result]]) -> str:
     """Markdown: the published rows, then one's own.
 
-    Args:
-        published: the table.
-        own: name of each own row -> its results; sets of the table without one are absent.
+    Own results by the name of their row; sets of the table without one are absent.
     """
     heads = ["", *(header for header, _, _ in published.columns)]
     filled = markdown_table(heads, _rows(published, own), numbers=len(published.columns))

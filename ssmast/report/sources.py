@@ -1,6 +1,7 @@
 """What a report is made of: runs and results, found in the folders and files a user names."""
 
 import csv
+import io
 import json
 import logging
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ class Source:
     """One encoder: the run that made it, as far as it is known, and what it scored.
 
     Attributes:
-        name: what the page calls it.
         run: its run folder; None where only results were given.
         probes: results of `ssmast probe`, `ssmast evaluate` and `ssmast finetune`.
         clusters: results of `ssmast cluster`.
@@ -40,12 +40,16 @@ class Source:
         if result not in own:
             own.append(result)
 
-    def read_mapping(self, name: str) -> dict[str, Any]:
-        """A JSON or YAML file of the run; empty where there is none."""
+    def read(self, name: str) -> str:
+        """Text of a file of the run; empty where there is none."""
         file = None if self.run is None else self.run / name
         if file is None or not file.is_file():
-            return {}
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML too
+            return ""
+        return file.read_text(encoding="utf-8", errors="replace")
+
+    def read_mapping(self, name: str) -> dict[str, Any]:
+        """A JSON or YAML file of the run; empty where there is none."""
+        content = yaml.safe_load(self.read(name))  # JSON is YAML too
         return content if isinstance(content, dict) else {}
 
     @property
@@ -65,11 +69,8 @@ class Source:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that can be read: a run in progress may be writing one."""
-        file = None if self.run is None else self.run / "metrics.jsonl"
-        if file is None or not file.is_file():
-            return []
         rows = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.read("metrics.jsonl").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:  # the line a kill cut short
@@ -80,17 +81,11 @@ class Source:
 
     def read_quarantine(self) -> list[tuple[str, str]]:
         """(name, reason) of every clip left out, in training and in scoring."""
-        rows: list[tuple[str, str]] = []
-        file = None if self.run is None else self.run / "quarantine.csv"
-        if file is not None and file.is_file():
-            with file.open(newline="", encoding="utf-8", errors="replace") as opened:
-                rows += [
-                    (row.get("name") or "", row.get("reason") or "")
-                    for row in csv.DictReader(opened)
-                ]
+        listed = csv.DictReader(io.StringIO(self.read("quarantine.csv"), newline=""))
+        rows = {(row.get("name") or "", row.get("reason") or "") for row in listed}
         for result in (*self.probes, *self.clusters):
-            rows += [(name, reason) for name, reason in result.rejected]
-        return sorted(set(rows))
+            rows |= {(name, reason) for name, reason in result.rejected}
+        return sorted(rows)
 
 
 def run_source(run: Path | None, probes: list[Result] | None = None) -> Source:
@@ -110,8 +105,7 @@ def _results_in(path: Path) -> list[Result | ClusterResult]:
 def read_sources(paths: list[Path]) -> list[Source]:
     """Runs and results in the order they were named; results join the encoder they are of.
 
-    Args:
-        paths: run folders, folders of results, and result files.
+    Paths are run folders, folders of results, and result files.
 
     Raises:
         FileNotFoundError: if a path is not there, or holds neither a run nor a result.

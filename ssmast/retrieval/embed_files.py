@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -29,18 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ssmast.audio import AudioError, Corpus, LongSound, Quarantine, RemoteError, open_corpus
+from ssmast.audio import Corpus, Quarantine, open_corpus
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.windows import window_starts
 from ssmast.engine import run_jobs
-from ssmast.evaluation.embed import NOT_FINITE, Batch, cache_key, embed_batch, read_batches
+from ssmast.evaluation.embed import cache_key, check_any, embed_batch, read_batches
 from ssmast.evaluation.embedding_cache import Embeddings, joined, load, store
-from ssmast.evaluation.processes import Processes, gather_list, process_state, scoring_seconds
+from ssmast.evaluation.processes import gather_list, process_state, scoring_seconds
 from ssmast.events import TABLES, Event, tables_writer
 from ssmast.files import check_output, lock_of, locked, replacing
 from ssmast.progress import Progress
@@ -108,9 +106,7 @@ class EmbedConfig(WindowSettings):
         "", "running Ray cluster that can read the files and write out; empty: start one here"
     )
     format: str = setting(
-        "",
-        "with window=: also write tables that raven or audacity opens",
-        choices=("", *TABLES),
+        "", "with window=: also write tables that raven or audacity opens", choices=("", *TABLES)
     )
     part: int = setting(
         512, "clips after which finished embeddings are saved, for resuming", range="[1, inf)"
@@ -188,45 +184,52 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
             f"engine=ray starts its processes itself, and {state.size} of `accelerate launch` run "
             "already; use one of the two"
         )
-    starts = range(0, len(corpus), config.part)
-    folder = _parts_folder(encoder, corpus, config)
-    files = [_part_file(folder, start, config) for start in starts]
+    files = _part_files(encoder, corpus, config)
     bad = out.with_name(f"{out.name}.quarantine.csv") if state.is_main else None
     if bad is not None:
         bad.unlink(missing_ok=True)  # counted anew: a file may have been repaired since
     quarantine = Quarantine(bad, corpus_size=len(corpus), max_fraction=config.max_bad_fraction)
-    mine = list(starts)[state.rank :: state.size]
+    mine = list(files)[state.rank :: state.size]
     sizes = {start: min(config.part, len(corpus) - start) for start in mine}
     todo = []
     if state.is_main:
         warn_of_lost_energy(corpus, encoder.log_mel)
     with Progress("embedding", total=sum(sizes.values()), enabled=state.is_main) as progress:
         for start in mine:
-            kept = load(_part_file(folder, start, config))
+            kept = load(files[start])
             if kept is None:
                 todo.append(start)
                 continue
             quarantine.add(kept.rejected)
             progress.advance(sizes[start])
-        for start, rejected in _run_parts(encoder, corpus, config, todo):
+        call, workers = partial(_embed_part, encoder, corpus, files, config), 1
+        if config.engine == "ray":
+            named = "\n".join(map(_absolute, config.data.split("\n")))
+            there = replace(
+                config,
+                data=named,
+                encoder=_absolute(config.encoder),
+                out=os.path.abspath(config.out),
+                workers=1,  # thread that decodes
+            )
+            call, workers = partial(_embed_part_elsewhere, there), config.workers or num_cores()
+        for start, rejected in run_jobs(
+            call, todo, engine=config.engine, workers=workers, address=config.ray_address
+        ):
             quarantine.add(rejected)
             progress.advance(sizes[start])
-    _wait(state)
+    gather_list([0], state)  # until every process has written its parts
     if not state.is_main:
         return None
-    parts = [part for part in map(load, files) if part is not None]
+    parts = [part for part in map(load, files.values()) if part is not None]
     if len(parts) < len(files):
         raise ValueError(
-            f"{len(files) - len(parts)} of {len(files)} parts are missing from {folder}: other "
-            "machines must see the same encoder, sounds and out= under the same paths"
+            f"{len(files) - len(parts)} of {len(files)} parts are missing from {files[0].parent}: "
+            "other machines must see the same encoder, sounds and out= under the same paths"
         )
     found = joined(parts, dim=encoder.dim)
     quarantine.add(found.rejected)
-    if not len(found.rows):
-        name, reason = found.rejected[0]
-        raise ValueError(
-            f"none of {len(corpus)} clips could be embedded; the first, {name}: {reason}"
-        )
+    check_any(found, corpus)
     for name, reason in found.rejected[:10]:
         logger.warning("left out: %s (%s)", name, reason)
     return found
@@ -238,122 +241,53 @@ def left_out(found: Embeddings, out: Path) -> str:
     return f"{len(found.rejected)} clips left out{where}"
 
 
-def _parts_folder(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Path:
-    """Where finished parts are kept until all are."""
+def _part_files(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> dict[int, Path]:
+    """Where the vectors of each part are kept until all are there, by the first row of it."""
     out = Path(config.out)
     how = f"-{config.window:g}-{config.hop:g}" if config.window else ""
-    return out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+    folder = out.with_name(f"{out.name}.parts") / (cache_key(encoder, corpus)[:16] + how)
+    starts = range(0, len(corpus), config.part)
+    return {start: folder / f"{config.part}-{start:09d}.safetensors" for start in starts}
 
 
-def _part_file(folder: Path, start: int, config: EmbedConfig) -> Path:
-    return folder / f"{config.part}-{start:09d}.safetensors"
-
-
-Rejected = list[tuple[str, str]]
-
-
-def _run_parts(
-    encoder: Encoder, corpus: Corpus, config: EmbedConfig, starts: Sequence[int]
-) -> Iterator[tuple[int, Rejected]]:
-    """Embed and keep the parts that begin at these rows; yields each with what it left out."""
-    folder = _parts_folder(encoder, corpus, config)
-    call, workers = partial(_embed_part, encoder, corpus, folder, config), 1
-    if config.engine == "ray":
-        named = [os.path.abspath(p) if os.path.exists(p) else p for p in config.data.split("\n")]
-        given = config.encoder
-        there = replace(
-            config,
-            data="\n".join(named),
-            encoder=os.path.abspath(given) if os.path.exists(given) else given,
-            out=os.path.abspath(config.out),
-            workers=1,  # thread that decodes
-        )
-        call, workers = partial(_embed_part_elsewhere, there), config.workers or num_cores()
-    yield from run_jobs(
-        call, starts, engine=config.engine, workers=workers, address=config.ray_address
-    )
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def _embed_part(
-    encoder: Encoder, corpus: Corpus, folder: Path, config: EmbedConfig, start: int
-) -> Rejected:
+    encoder: Encoder, corpus: Corpus, files: dict[int, Path], config: EmbedConfig, start: int
+) -> list[tuple[str, str]]:
+    """Keep the vectors of a part; returns what it left out."""
     part = _embed_rows(encoder, corpus, range(start, min(start + config.part, len(corpus))), config)
-    store(_part_file(folder, start, config), part)
+    store(files[start], part)
     return part.rejected
 
 
-def _embed_part_elsewhere(config: EmbedConfig, start: int) -> Rejected:
+def _embed_part_elsewhere(config: EmbedConfig, start: int) -> list[tuple[str, str]]:
     """`_embed_part` in a process that has only the settings."""
     return _embed_part(*_opened(config), config, start)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, Path]:
-    """What the settings name, and the folder of the parts; a process embeds many of them."""
+def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, dict[int, Path]]:
+    """What the settings name, and the files of the parts; a process embeds many of them."""
     torch.set_num_threads(1)
     encoder = load_encoder(config.encoder, precision=config.precision)
     corpus = open_files(config.data).with_channel(config.channel)
-    return encoder, corpus, _parts_folder(encoder, corpus, config)
+    return encoder, corpus, _part_files(encoder, corpus, config)
 
 
 def _embed_rows(
     encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
 ) -> Embeddings:
-    batches = read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
     seconds = config.batch_seconds or scoring_seconds()
-    if config.window:
-        made = [
-            part
-            for batch in batches
-            for part in _embed_windows(encoder, corpus, batch, config, seconds)
-        ]
-    else:
-        made = [embed_batch(encoder, corpus, batch, batch_seconds=seconds) for batch in batches]
-    return joined(made, dim=encoder.dim)
-
-
-def _embed_windows(
-    encoder: Encoder, corpus: Corpus, batch: Batch, config: EmbedConfig, batch_seconds: float
-) -> Iterator[Embeddings]:
-    """Vectors of the windows of clips, a clip at a time, read from front to back."""
-    rate = encoder.sample_rate
-    size, hop = round(config.window * rate), round((config.hop or config.window) * rate)
-    for row, clip in batch:
-        found: list[Tensor] = []
-        spans: list[tuple[float, float]] = []
-        if isinstance(clip, str):
-            yield joined([embed_batch(encoder, corpus, [(row, clip)], batch_seconds=0)],
-                         dim=encoder.dim)  # fmt: skip
-            continue
-        starts = window_starts(len(clip), size=size, hop=max(hop, 1))
-        at_once = max(1, int(batch_seconds / config.window))
-        try:
-            for first in range(0, len(starts), at_once):
-                some = starts[first : first + at_once]
-                windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
-                found.append(encoder.embed_clips(windows, batch_seconds=batch_seconds))
-                spans += [(s / rate, min(s + size, len(clip)) / rate) for s in some]
-        except RemoteError:
-            raise  # the network failed, not the clip
-        except (AudioError, OSError) as error:
-            why = [(corpus.name(row), str(error))]
-            none = np.zeros(0, dtype=np.int64)
-            yield Embeddings(values=torch.zeros(0, encoder.dim), rows=none, rejected=why)
-            continue
-        finally:
-            if isinstance(clip, LongSound):
-                clip.close()
-        values = torch.cat(found)
-        if not values.isfinite().all():
-            yield joined([embed_batch(encoder, corpus, [(row, NOT_FINITE)], batch_seconds=0)],
-                         dim=encoder.dim)  # fmt: skip
-            continue
-        yield Embeddings(
-            values=values,
-            rows=np.full(len(spans), row, dtype=np.int64),
-            rejected=[],
-            spans=np.array(spans, dtype=np.float64),
+    made = [
+        embed_batch(
+            encoder, corpus, batch, batch_seconds=seconds, window=config.window, hop=config.hop
         )
+        for batch in read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
+    ]
+    return joined(made, dim=encoder.dim)
 
 
 def names_of(found: Embeddings, corpus: Corpus) -> list[str]:
@@ -386,18 +320,19 @@ def _write_tables(config: EmbedConfig, names: Sequence[str]) -> None:
     logger.info("tables of %d files in %s.tables", len(events), config.out)
 
 
-def _wait(state: Processes) -> None:
-    """Until every process has written its parts."""
-    gather_list([(str(state.rank), "")], state)
-
-
 def write_embeddings(out: Path, found: Embeddings, corpus: Corpus, encoder: Encoder) -> None:
     """Write the file whole or not at all, then drop the parts."""
     names = names_of(found, corpus)
     about = json.dumps({"sha256": encoder.sha256, **encoder.settings()})
     with replacing(out) as partial:
         if out.suffix == ".parquet":
-            _write_parquet(partial, names, found.values.numpy(), about)
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            flat = pa.array(found.values.numpy().reshape(-1))
+            vectors = pa.FixedSizeListArray.from_arrays(flat, found.values.shape[1])
+            table = pa.table({"name": names, "embedding": vectors})
+            pq.write_table(table.replace_schema_metadata({"encoder": about}), partial)
         else:
             with partial.open("wb") as file:
                 np.savez(
@@ -421,15 +356,6 @@ def _holds_embeddings(file: Path) -> bool:
             return {"embeddings", "names", "encoder"} <= set(found.files)
     except (ValueError, OSError, AttributeError, zipfile.BadZipFile):  # an .npy has no `files`
         return False
-
-
-def _write_parquet(file: Path, names: list[str], values: np.ndarray[Any, Any], about: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    table = pa.table({"name": names, "embedding": vectors})
-    pq.write_table(table.replace_schema_metadata({"encoder": about}), file)
 
 
 def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], dict[str, Any]]:

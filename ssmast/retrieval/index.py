@@ -34,12 +34,7 @@ from ssmast.retrieval.embed_files import (
     read_embeddings,
     sole_writer,
 )
-from ssmast.settings import (
-    UsageError,
-    command,
-    setting,
-    wants_dry_run,
-)
+from ssmast.settings import UsageError, command, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +86,7 @@ def main(config: IndexConfig, argv: list[str]) -> int:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a place where an index cannot be written.
-
-    Raises:
-        FileExistsError: if it holds something else.
-    """
+    """Refuse a place where an index cannot be written."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; an index is a folder, so give another name")
@@ -130,11 +121,9 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors,
     found = embed_in_parts(encoder, corpus, config.to_embed(_embeddings_of(config)))
     if found is None:
         return None
-    bad = Path(f"{_embeddings_of(config)}.quarantine.csv")
-    if bad.is_file():
-        bad.replace(listed)
-    else:
-        listed.unlink(missing_ok=True)
+    listed.unlink(missing_ok=True)
+    if found.rejected:
+        Path(f"{_embeddings_of(config)}.quarantine.csv").replace(listed)
     return names_of(found, corpus), found.values.numpy(), f", {left_out(found, Path(config.out))}"
 
 
@@ -142,8 +131,6 @@ class Index:
     """Names and vectors, searched by cosine.
 
     Args:
-        index: of faiss.
-        names: of the vectors.
         mean: subtracted from every vector, float32 (D,).
         about: encoder and kind, plain JSON values.
     """
@@ -168,12 +155,8 @@ class Index:
     ) -> "Index":
         """Index vectors.
 
-        Args:
-            values: (n, D).
-            names: n of them.
-            kind: "flat", "ivfpq", or "auto", which is flat up to 100,000 vectors.
-            probes: cells of ivfpq that a query looks into.
-            about: kept with it.
+        Of vectors (n, D) and n names. auto is flat up to 100,000 vectors; a query looks into
+        `probes` cells of ivfpq; `about` is kept with it.
 
         Raises:
             ValueError: if there are too few vectors for ivfpq, or values and names do not fit.

@@ -34,12 +34,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     sole_writer,
 )
-from ssmast.settings import (
-    UsageError,
-    command,
-    setting,
-    wants_dry_run,
-)
+from ssmast.settings import SEEDS, UsageError, command, setting, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +51,7 @@ class MapConfig(WindowSettings):
     layout: str = setting(
         "auto", "auto: umap where it is installed, else tsne", choices=("auto", "umap", "tsne")
     )
-    seed: int = setting(0, "of the groups, the sample and the layout")
+    seed: int = setting(0, "of the groups, the sample and the layout", range=SEEDS)
     audio_mb: float = setting(
         6.0, "most MB of sound put inside the page; 0: only links", range="[0, inf)"
     )
@@ -98,11 +93,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:
-    """Groups, points and neighbours of embeddings, as a page's scatter takes them.
-
-    Raises:
-        ValueError: for fewer than four sounds.
-    """
+    """Groups, points and neighbours of embeddings, as a page's scatter takes them."""
     names, total = names_of(found, corpus), len(found.rows)
     if total < 4:
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")

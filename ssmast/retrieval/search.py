@@ -39,7 +39,7 @@ class SearchConfig(Settings):
 
     query: str = setting("", "sound files to look for; several are put together", required=True)
     not_like: list[str] = setting([], "sound files that what is found should not be like")
-    minus: float = setting(0.5, "weight of what it should not be like", range="[0, inf)")
+    minus: float = setting(0.5, "weight of what it should not be like", range="[0, 1000]")
     reviewed: str = setting("", "table that an earlier search wrote, with y or n in column like")
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
     top: int = setting(10, "neighbours to print", range="[1, inf)")
@@ -100,11 +100,7 @@ def _embed(encoder: Encoder, files: Sequence[str], channel: str) -> Vectors:
 
 
 def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
-    """Vectors of the rows of a reviewed table that have y, and of those that have n.
-
-    Raises:
-        ValueError: if the table is not one that a search wrote, or another answer stands there.
-    """
+    """Vectors of the rows of a reviewed table that have y, and of those that have n."""
     names: dict[bool, list[str]] = {True: [], False: []}
     if table:
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -120,11 +116,7 @@ def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
 
 
 def _check_answers(out: Path) -> None:
-    """Refuse to replace a table that somebody has gone through.
-
-    Raises:
-        FileExistsError: if there are answers in it.
-    """
+    """Refuse to replace a table that somebody has gone through."""
     if out.suffix != ".csv" or not out.is_file():
         return
     with out.open(newline="", encoding="utf-8-sig") as file:

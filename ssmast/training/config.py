@@ -237,7 +237,11 @@ class DINOConfig:
 class Optim:
     """Optimiser and its schedule: linear warm-up, then cosine."""
 
-    name: str = setting("adamw", "optimiser", choices=("adamw", "sgd"))
+    name: str = setting(
+        "adamw",
+        "optimiser; muon moves the encoder's matrices by an orthogonal step, all else as adamw",
+        choices=("adamw", "muon", "sgd"),
+    )
     lr: float = setting(5e-4, "peak learning rate", range="(0, 10)")
     min_lr: float = setting(1e-6, "learning rate at the last step", range="[0, 10]")
     warmup: float = setting(0.1, "fraction of the steps spent warming up", range="[0, 1)")
@@ -247,7 +251,7 @@ class Optim:
     betas: list[float] = setting(
         [0.9, 0.95], "AdamW's two decay rates", range="[0, 0.99999]", length=2
     )
-    momentum: float = setting(0.9, "SGD's momentum", range="[0, 0.99999]")
+    momentum: float = setting(0.9, "momentum of SGD and of Muon", range="[0, 0.99999]")
     max_grad_norm: float = setting(
         3.0, "gradients of a larger norm are scaled down to it; 0: no clipping", range="[0, inf)"
     )

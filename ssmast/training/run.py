@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 AnyObjective = Objective[Any, Any, Any]
 
+_OWN_GIB = 2  # that a process takes of a GPU beside what PyTorch's allocator reserves
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
@@ -108,15 +110,18 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
 
 def _too_large(config: TrainConfig, accelerator: Accelerator) -> str:
     """What to do about a step that a GPU has no memory for, what costs least first."""
-    gib = torch.cuda.get_device_properties(accelerator.device).total_memory / 2**30
+    free, total = torch.cuda.mem_get_info(accelerator.device)
+    others = (total - free - torch.cuda.memory_reserved(accelerator.device)) / 2**30
+    held = f", of which other programs hold about {others:.1f}" if others > _OWN_GIB else ""
     pieces, size = config.optim.gradient_accumulation_steps, config.batch_size
     share = size // accelerator.num_processes
     own = [] if config.grad_checkpointing else ["grad_checkpointing=true"]
     if share % (2 * pieces) == 0:
         own.append(f"optim.gradient_accumulation_steps={2 * pieces}")
+    keys = " or ".join([*own, "a smaller model="])
     return (
         f"CUDA out of memory: {share} clips in {pieces} micro-batch(es) do not fit the "
-        f"{gib:.1f} GiB of {accelerator.device}; use {' or '.join([*own, 'a smaller model='])}, "
+        f"{total / 2**30:.1f} GiB of {accelerator.device}{held}; use {keys}, "
         f"or a batch_size below {size}"
     )
 

@@ -22,7 +22,8 @@ def test_the_random_convolution_is_its_formula():
     """Every frame and filter written out: sum over mels and nine frames, ReLU, mean and max."""
     baseline = RandomConvolution()
     clip = 0.1 * torch.randn(16000 // 4, generator=torch.Generator().manual_seed(0))
-    (log_mel,) = LogMelStatistics()._log_mel(clip[None]).double().numpy()  # (T, 128)
+    (log_mel,) = LogMelStatistics().log_mels(clip)  # (T, 128)
+    log_mel = log_mel.double().numpy()
     weight = baseline.convolution.weight.double().numpy()  # (256, 128, 9)
     bias = baseline.convolution.bias.double().numpy()
     responses = np.array(
@@ -35,7 +36,6 @@ def test_the_random_convolution_is_its_formula():
     (found,) = baseline.embed_clips([clip])
     assert found.shape == (512,)
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(baseline(clip[None])[0], found)
 
 
 def test_its_filters_never_change_and_leave_the_generator_alone():

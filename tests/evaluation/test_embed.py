@@ -121,7 +121,7 @@ def test_the_baseline_of_a_long_clip_is_that_of_its_pieces(monkeypatch, extra):
     clip = torch.randn(16000 * 9 + extra, generator=generator) * torch.linspace(
         0.001, 1, 16000 * 9 + extra
     )
-    wanted = baseline(clip[None])
+    wanted = baseline.embed_clips([clip])
     monkeypatch.setattr("ssmast.evaluation.baselines._LONGEST", 101)
 
     class InOrder:  # as a `LongSound`, and never more than a piece

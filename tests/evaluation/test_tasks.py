@@ -110,6 +110,10 @@ def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     assert "1 labels are the word nan, taken as a class" in caplog.text
     assert "'x|y' taken as one class each, though its parts are classes too" in caplog.text
     assert "separator" not in caplog.text
+    both = rows.replace("x|y", "x").replace(",x,", ",dog;rain,").replace(",y,", ",cat;rain,")
+    write(tmp_path / "r", "path,label,split\n" + both)
+    assert load_set(tmp_path, "r").classes == ["cat;rain", "dog;rain", "nan"]
+    assert "'cat;rain', 'dog;rain' taken as one class each" in caplog.text
     load_set(tmp_path, "s:multi_label=true")
     assert "no clip has more than one label by the separator ';'" in caplog.text
     caplog.clear()
@@ -269,7 +273,15 @@ def test_a_clip_with_none_of_the_classes_trains_and_is_scored(tmp_path):
 
 @pytest.mark.parametrize(
     "write_list",
-    [str, json.dumps, lambda own: f"[{', '.join(own)}]", lambda own: str(np.array(own))],
+    [
+        str,
+        json.dumps,
+        lambda own: f"[{', '.join(own)}]",
+        lambda own: str(np.array(own)),
+        lambda own: str(tuple(own)),
+        lambda own: str(set(own)),
+        lambda own: str(frozenset(own)),
+    ],
 )
 def test_cells_that_hold_lists_are_several_labels(tmp_path, write_list):
     """pandas and datasets write a list of labels so; with one name in each it is that class."""

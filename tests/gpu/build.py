@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -31,21 +32,27 @@ def _headers() -> Path | None:
     return next((each for each in folders if (each / "cuda_runtime_api.h").is_file()), None)
 
 
+def _cuda_of_torch() -> str | None:
+    """The version of CUDA that PyTorch was built for, read without the seconds of its import."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
+
+
 def missing() -> str:
     """Why the stand-in cannot be built here; empty where it can."""
-    import torch
-
-    headers = _headers()
+    headers, built_for = _headers(), _cuda_of_torch()
     if not sys.platform.startswith("linux"):
         return f"the stand-in of a card needs Linux, this is {sys.platform}"
-    if torch.version.cuda is None:
+    if built_for is None:
         return "the stand-in of a card needs a PyTorch built for CUDA"
     if _compiler() is None:
         return "the stand-in of a card needs a C compiler: cc, gcc or clang"
     if headers is None:
         return "the stand-in of a card needs CUDA's headers, as triton's wheel has them"
     found = re.search(r"define CUDA_VERSION (\d+)", (headers / "cuda.h").read_text())
-    major = torch.version.cuda.split(".")[0]
+    major = built_for.split(".")[0]
     if found is None or str(int(found[1]) // 1000) != major:
         return f"the stand-in of a card needs the headers of CUDA {major}, {headers} has others"
     return ""

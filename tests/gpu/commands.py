@@ -121,6 +121,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "pretrain": Command(("pretrain", *_SMOKE, "run={out}/mast"), "mast", _metrics),
     "resume": Command(("pretrain", *_SMOKE, "run={out}/mast", "resume=auto"), "mast", _metrics),
+    "resume, begun on a CPU": Command(
+        ("pretrain", *_SMOKE, "run={out}/begun", "resume=auto"), "begun", _metrics
+    ),
     "pretrain, random drop": Command(
         ("pretrain", *_SMOKE, "patch_drop.mode=random", "run={out}/random"), "random", _metrics
     ),
@@ -270,6 +273,9 @@ def run(name: str, device: str) -> dict[str, Any]:
         return {"status": 0, "said": "", "numbers": _adapted()}
     if name == "resume":  # of the first step, as if the second had been lost
         shutil.rmtree(out / "mast" / "checkpoints" / "00000002")
+    if name == "resume, begun on a CPU":
+        shutil.copytree("cpu/mast", out / "begun")
+        shutil.rmtree(out / "begun" / "checkpoints" / "00000002")
     try:
         with contextlib.redirect_stdout(printed):
             status = ssmast(words)

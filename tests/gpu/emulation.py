@@ -12,6 +12,7 @@ cuDNN, NCCL nor Triton is run.
 """
 
 import ctypes
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
@@ -137,6 +138,18 @@ def _writes(func: Any) -> bool:
     return any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
 
 
+def trace_without_mode_() -> None:
+    """`torch.jit.trace` keeps no weights of a model under any mode; it is for the CPU here."""
+    original = torch.jit.trace
+
+    @functools.wraps(original)
+    def trace(*args: Any, **words: Any) -> Any:
+        with _disable_current_modes():
+            return original(*args, **words)
+
+    torch.jit.trace = trace
+
+
 def current() -> "Emulation":
     """The mode that this process runs in."""
     modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
@@ -168,6 +181,11 @@ class Emulation(TorchDispatchMode):
         self.mixed: Counter[tuple[str, str]] = Counter()
         self.lines: Counter[tuple[str, str]] = Counter()
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Else `torch.compile` refuses, of tensors of the CPU too."""
+        return True
+
     @property
     def num_kernels(self) -> int:
         """Kernels launched so far, of PyTorch and of libraries."""
@@ -184,6 +202,10 @@ class Emulation(TorchDispatchMode):
         wanted = next((x for x in flat if isinstance(x, torch.device)), None)
         if not any(x.is_cuda for x in tensors) and (wanted is None or wanted.type != "cuda"):
             return func(*args, **kwargs)
+        if torch._C._cuda_isInBadFork():
+            raise RuntimeError(
+                "CUDA error: initialization error: the parent of this process used it"
+            )
         self.num_ops += 1
         name = func.overloadpacket.__name__
         before = self.num_kernels if self.by_line else 0

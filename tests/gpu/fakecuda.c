@@ -6,8 +6,11 @@
    kernel, checks before a launch. Functions that are absent here end the process with their name.
 
    Environment: FAKE_CUDA_ARCH (compute capability times ten, 90), FAKE_CUDA_GB (memory of a card,
-   139.8), FAKE_CUDA_DEVICES (cards, 1), FAKE_CUDA_SKIP_COPIES (any value: copies and fills of 1 MB or
-   more are left out, for runs that ask for memory and kernels, not for numbers). */
+   139.8), FAKE_CUDA_TAKEN_GB (what another program holds of it, 0), FAKE_CUDA_DEVICES (cards, 1),
+   CUDA_VISIBLE_DEVICES (which of them are there), FAKE_CUDA_SKIP_COPIES (any value: copies and fills of
+   1 MB or more are left out, for runs that ask for memory and kernels, not for numbers),
+   FAKE_CUDA_NO_PINNED (any value: no page-locked memory is had). A forked child can use no card that its
+   parent used, as on a machine that has one. */
 
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -28,13 +31,30 @@ static double number(const char *name, double otherwise) {
   return text && *text ? atof(text) : otherwise;
 }
 static int arch(void) { return (int)number("FAKE_CUDA_ARCH", 90); }
-static int device_count(void) { return (int)number("FAKE_CUDA_DEVICES", 1); }
+static int device_count(void) { /* those named, up to the first that is none */
+  int there = (int)number("FAKE_CUDA_DEVICES", 1), n = 0;
+  const char *named = getenv("CUDA_VISIBLE_DEVICES");
+  if (!named) return there;
+  for (char *end; *named; named = end + (*end == ',')) {
+    long card = strtol(named, &end, 10);
+    if (end == named || card < 0 || card >= there) break;
+    n++;
+  }
+  return n;
+}
+static size_t taken_memory(void) { return CONTEXT_BYTES + (size_t)(number("FAKE_CUDA_TAKEN_GB", 0) * (1ul << 30)); }
 static size_t total_memory(void) { return (size_t)(number("FAKE_CUDA_GB", 139.8) * (1ul << 30)); }
 static int skips(size_t bytes) {
   static int asked = -1;
   if (asked < 0) asked = getenv("FAKE_CUDA_SKIP_COPIES") != NULL;
   return asked && bytes >= LARGE;
 }
+
+/* After a fork the parent's card is lost to the child, which a loader's worker must not notice. */
+static int is_used, is_lost;
+static void in_child(void) { is_lost = is_used; }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
+#define USE_CARD() do { if (is_lost) return cudaErrorInitializationError; is_used = 1; } while (0)
 
 /* Read from Python through ctypes. */
 API long fake_launches, fake_waits;
@@ -91,7 +111,8 @@ static cudaError_t release(void *p) {
 }
 
 API cudaError_t cudaMalloc(void **p, size_t bytes) {
-  *p = used[current] + bytes + CONTEXT_BYTES > total_memory() ? NULL : reserve(bytes);
+  USE_CARD();
+  *p = used[current] + bytes + taken_memory() > total_memory() ? NULL : reserve(bytes);
   if (!*p) return cudaErrorMemoryAllocation;
   add_range(*p, bytes, 0);
   return 0;
@@ -100,12 +121,19 @@ API cudaError_t cudaFree(void *p) { return release(p); }
 API cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t s) { return cudaMalloc(p, bytes); }
 API cudaError_t cudaFreeAsync(void *p, cudaStream_t s) { return release(p); }
 API cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
+  USE_CARD();
+  if (getenv("FAKE_CUDA_NO_PINNED")) return cudaErrorMemoryAllocation;
   *p = reserve(bytes);
   add_range(*p, bytes, 1);
   return 0;
 }
 API cudaError_t cudaFreeHost(void *p) { return release(p); }
-API cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags) { add_range(p, bytes, 1); return 0; }
+API cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags) {
+  USE_CARD();
+  if (getenv("FAKE_CUDA_NO_PINNED")) return cudaErrorMemoryAllocation;
+  add_range(p, bytes, 1);
+  return 0;
+}
 API cudaError_t cudaHostUnregister(void *p) { drop_range(p); return 0; }
 /* Memory and addresses apart, as the allocator's expandable segments take them. */
 typedef struct { size_t bytes; int device; } Pages;
@@ -123,7 +151,9 @@ API CUresult cuMemAddressFree(CUdeviceptr p, size_t bytes) {
   return 0;
 }
 API CUresult cuMemCreate(CUmemGenericAllocationHandle *h, size_t bytes, const CUmemAllocationProp *prop, unsigned long long f) {
-  if (used[prop->location.id] + bytes + CONTEXT_BYTES > total_memory()) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (is_lost) return CUDA_ERROR_NOT_INITIALIZED;
+  is_used = 1;
+  if (used[prop->location.id] + bytes + taken_memory() > total_memory()) return CUDA_ERROR_OUT_OF_MEMORY;
   Pages *pages = malloc(sizeof *pages);
   *pages = (Pages){bytes, prop->location.id};
   used[pages->device] += bytes;
@@ -152,11 +182,15 @@ API CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationP
 /* Asked of the management library (found under its name) before pages are made. */
 API int nvmlInit_v2(void) { return 0; }
 API int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) { *device = (void *)0x10; return 0; }
-API int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return 3; /* not supported */ }
+API int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) {
+  if (arch() < 90) return 3; /* not supported, of which PyTorch warns */
+  memset((char *)info + 4, 0, 32); /* behind its version: no fabric */
+  return 0;
+}
 
 API cudaError_t cudaMemGetInfo(size_t *unused, size_t *total) {
   *total = total_memory();
-  *unused = *total - used[current] - CONTEXT_BYTES;
+  *unused = *total - used[current] - taken_memory();
   return 0;
 }
 API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
@@ -172,6 +206,7 @@ API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const 
 }
 
 static cudaError_t copy(void *to, const void *from, size_t bytes) {
+  USE_CARD();
   if (!skips(bytes)) memmove(to, from, bytes);
   return 0;
 }
@@ -187,7 +222,10 @@ API cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s
 
 /* ---- devices ------------------------------------------------------------------------------ */
 
-API cudaError_t cudaGetDeviceCount(int *n) { *n = device_count(); return 0; }
+API cudaError_t cudaGetDeviceCount(int *n) {
+  *n = device_count();
+  return *n ? 0 : cudaErrorNoDevice;
+}
 API cudaError_t cudaGetDevice(int *device) { *device = current; return 0; }
 API cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
@@ -296,7 +334,7 @@ API cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t k, enum cudaFuncAtt
 API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, const void *f, int b, size_t s) { *n = 2; return 0; }
 API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const void *f, int b, size_t s, unsigned flags) { *n = 2; return 0; }
 API cudaError_t cudaGetSymbolAddress(void **p, const void *symbol) { static char room[1 << 16]; *p = room; return 0; }
-API cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t t) { fake_launches++; return 0; }
+API cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t t) { USE_CARD(); fake_launches++; return 0; }
 API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) { fake_launches++; return 0; }
 API cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void **a, size_t s, cudaStream_t t) { fake_launches++; return 0; }
 API cudaError_t __cudaGetKernel(cudaKernel_t *k, const void *f) { *k = (cudaKernel_t)f; return 0; }

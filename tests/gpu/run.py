@@ -4,8 +4,12 @@
     python -m tests.gpu.run [options] SCRIPT.py [words]
 
     processes=2      that many, each with a card of its own, in a group as strict as NCCL's
+    cards=2          of the machine, for one process or what it starts; as many as processes
+    visible=1        CUDA_VISIBLE_DEVICES; all
     arch=75          compute capability times ten: 75, 80, 89, 90, 100, 120
     gb=23.6          memory of a card
+    taken_gb=20      what another program holds of it
+    pinned=false     no page-locked memory is had
     emulation=off    nothing takes the kernels' place: the first product of matrices ends the run
     compute=false    shapes, memory and launches alone
     out=FILE.json    what happened: exit status, mixed devices, collectives, waits by line; of
@@ -28,7 +32,11 @@ from typing import Any
 
 from tests.gpu.build import ROOT, build
 
-OPTIONS = ("processes", "arch", "gb", "emulation", "compute", "out", "native")
+OPTIONS = (
+    "processes", "cards", "visible", "arch", "gb", "taken_gb", "pinned", "emulation", "compute",
+    "out", "native",
+)  # fmt: skip
+SITE = Path(__file__).parent / "site"  # its sitecustomize.py is read by every Python
 
 
 def command(*words: str, **options: Any) -> tuple[list[str], dict[str, str]]:
@@ -37,19 +45,28 @@ def command(*words: str, **options: Any) -> tuple[list[str], dict[str, str]]:
     preloaded = [folder / "libcuda.so.1"]
     if options.get("native"):  # PyTorch calls cuBLAS itself; see measure.py
         preloaded.append(folder / "libfakeblas.so")
+    cards = int(options.get("cards", options.get("processes", 1)))
+    path = os.environ.get("PYTHONPATH", "").removeprefix(f"{SITE}{os.pathsep}")
+    kernels = "counted" if str(options.get("compute", "true")) == "false" else "computed"
+    if options.get("emulation") == "off":
+        kernels = "off"
     environment = {
         "LD_PRELOAD": " ".join(map(str, preloaded)),
         "LD_LIBRARY_PATH": str(folder),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(SITE), str(ROOT), *filter(None, [path])]),
+        "STAND_IN_KERNELS": kernels,
         "FAKE_CUDA_ARCH": str(options.get("arch", 90)),
         "FAKE_CUDA_GB": str(options.get("gb", 139.8)),
-        "FAKE_CUDA_DEVICES": str(options.get("processes", 1)),
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(int(options.get("processes", 1))))),
+        "FAKE_CUDA_TAKEN_GB": str(options.get("taken_gb", 0)),
+        "FAKE_CUDA_DEVICES": str(cards),
+        "CUDA_VISIBLE_DEVICES": str(options.get("visible", ",".join(map(str, range(cards))))),
     }
-    inside = {key: options[key] for key in ("emulation", "compute", "out") if key in options}
-    if str(options.get("compute", "true")) == "false" or options.get("native"):
+    inside = {"out": options.get("out", "")}
+    if kernels == "counted" or options.get("native"):
         environment["FAKE_CUDA_SKIP_COPIES"] = "1"
+    if str(options.get("pinned", "true")) == "false":
+        environment["FAKE_CUDA_NO_PINNED"] = "1"
     words = ("-m", "tests.gpu.run", f"inside={json.dumps(inside, default=str)}", *words)
     return [sys.executable, *words], {**os.environ, **environment}
 
@@ -81,18 +98,16 @@ def main(argv: list[str]) -> int:
 
 
 def inside(options: dict[str, Any], words: list[str]) -> int:
-    """What the started process does: run the program in the mode that emulates kernels."""
-    from tests.gpu.emulation import Emulation
-    from tests.gpu.group import be_strict_, collectives
+    """What the started process does: run the program, and tell of it."""
+    import torch  # noqa: F401 - site/sitecustomize.py enters the mode then
 
-    mode = Emulation(compute=str(options.get("compute", "true")) != "false")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        be_strict_()
-    if options.get("emulation") != "off":
-        mode.__enter__()
     status = _status_of(lambda: _run(words))
     rank = int(os.environ.get("RANK", 0))
-    if options.get("out"):
+    if options["out"]:
+        from tests.gpu.emulation import current
+        from tests.gpu.group import collectives
+
+        mode = current()
         waits = Counter((e.line, e.kind) for e in mode.events if e.waits)
         Path(f"{options['out']}{rank or ''}").write_text(
             json.dumps(

@@ -2,13 +2,17 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ssmast.cli import main as ssmast
+from ssmast.encoder import load_encoder
 from tests.gpu.build import ROOT
 from tests.gpu.commands import COMMANDS, make_given
 from tests.gpu.run import command
@@ -19,9 +23,14 @@ RELATIVE, AFTER_ADAM = 1e-5, 1e-4
 
 
 @pytest.fixture(scope="module")
-def results(stand_in, tmp_path_factory) -> dict[str, dict[str, Any]]:
+def folder(tmp_path_factory) -> Path:
+    """Where the commands run."""
+    return tmp_path_factory.mktemp("commands")
+
+
+@pytest.fixture(scope="module")
+def results(stand_in, folder) -> dict[str, dict[str, Any]]:
     """Device -> command -> what it left; "" -> what the stand-in saw."""
-    folder = tmp_path_factory.mktemp("commands")
     make_given(folder)
     words = ["-W", "ignore", "-m", "tests.gpu.commands", str(folder)]
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
@@ -48,6 +57,23 @@ def test_a_command_ends_well_on_a_card_with_the_numbers_of_the_cpu(results, name
 def test_no_command_gives_a_kernel_tensors_of_both_devices(results):
     assert results["seen"]["mixed"] == []
     assert results["seen"]["operations"] > 10_000  # they did run there
+
+
+@pytest.mark.slow
+def test_what_a_card_began_and_exported_goes_on_without_one(results, folder, monkeypatch):
+    run = folder / "begun/mast"
+    shutil.copytree(folder / "card/mast", run)
+    shutil.rmtree(run / "checkpoints/00000002")
+    monkeypatch.chdir(folder)
+    words = [word.format(out="begun", cpu="") for word in COMMANDS["resume"].words]
+    assert ssmast(words) == 0
+    found, wanted = (COMMANDS["resume"].numbers(each) for each in (run, folder / "cpu/mast"))
+    assert found.keys() == wanted.keys()
+    for key in wanted:
+        assert different(found[key], wanted[key]) <= AFTER_ADAM, key
+    sound = torch.sin(torch.arange(16000) / 7.0)
+    a, b = (load_encoder(folder / d / "exported").embed(sound, 16000) for d in ("cpu", "card"))
+    assert torch.equal(a, b)  # both of {cpu}/mast
 
 
 @pytest.mark.slow

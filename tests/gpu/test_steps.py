@@ -191,6 +191,21 @@ def test_a_card_that_is_too_small_ends_the_run(stand_in, tmp_path):
     said = done.stderr.strip().splitlines()[-1]
     for key in ("grad_checkpointing=true", "optim.gradient_accumulation_steps=2", "0.7 GiB"):
         assert key in said
+    assert "other programs" not in said
+
+
+def test_a_card_that_another_program_fills_is_said_to_be(stand_in, tmp_path):
+    words = ["pretrain", "recipe=smoke", "steps=2", "show_views=0", "front_end.stats_clips=8"]
+    line, environment = command(
+        "-m", "ssmast", *words, "run=x", compute="false", gb=80, taken_gb=79.3
+    )
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-2000:]
+    held = re.search(
+        r"80.0 GiB of cuda:0, of which other programs hold about ([\d.]+)", done.stderr
+    )
+    assert held is not None
+    assert float(held[1]) == pytest.approx(79.9, abs=0.1)  # with the context's 0.6
 
 
 def test_without_emulation_the_first_library_call_ends_the_run(stand_in, tmp_path):

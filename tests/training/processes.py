@@ -13,6 +13,7 @@ import soundfile
 
 ROOT = Path(__file__).parents[2]
 DOOR = ROOT / "pretrain" / "run.py"
+_PATH = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
 
 # Small and quick: a step takes some 20 ms.
 SMALL = (
@@ -47,7 +48,7 @@ class Group:
         self.members = []
         for rank in range(size):
             variables = {
-                **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": _PATH},
                 **environment,
             }
             if size > 1:

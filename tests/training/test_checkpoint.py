@@ -17,6 +17,7 @@ from ssmast.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from ssmast.training.state import check_state
 
 
 def _save(folder: Path, step: int, keep: int = 2) -> Path:
@@ -217,3 +218,10 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert room > 0  # it failed before it worked
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_that_another_device_began_is_told_the_precision_to_give():
+    begun = {"settings": {"precision": "auto"}, "steps": 2, "mixed_precision": "bf16"}
+    check_state(begun, {**begun, "settings": {"precision": "bf16"}}, path=Path("00000002"))
+    with pytest.raises(ValueError, match=r": precision \(came to bf16, now to fp32\); use those"):
+        check_state(begun, {**begun, "mixed_precision": "no"}, path=Path("00000002"))

@@ -1,5 +1,7 @@
 """The choices of the method that a setting makes: negatives, temperature, the teacher's drop."""
 
+import copy
+
 import pytest
 import torch
 
@@ -146,8 +148,77 @@ def test_sgd_follows_its_formula_and_its_state_comes_back():
     assert torch.equal(twin.weight, model.weight)
 
 
+def test_muon_moves_given_matrices_as_torchs_and_everything_else_as_adamw():
+    torch.manual_seed(0)
+    optim = Optim(name="muon", lr=0.01, momentum=0.9)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 8, bias=False)
+    )
+    twin = copy.deepcopy(net)
+    optimizer = build_optimizer(
+        decay_groups(net, weight_decay=0.5), optim, matrices=[net[2].weight]
+    )
+    reference = (
+        torch.optim.Muon(
+            [twin[2].weight],
+            lr=0.01,
+            weight_decay=0.5,
+            momentum=0.9,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW([twin[0].weight], lr=0.01, betas=(0.9, 0.95), weight_decay=0.5),
+        torch.optim.AdamW(
+            [twin[0].bias, *twin[1].parameters()], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+    )
+    inputs = torch.randn(16, 6)
+    for _ in range(3):
+        for each in (net, twin):
+            each.zero_grad()
+            each(inputs).square().sum().backward()
+        optimizer.step()
+        for part in reference:
+            part.step()
+    for own, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other)
+    # A step turns every direction of a matrix alike: its singular values are near one another.
+    before = net[2].weight.detach().clone()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    moved = torch.linalg.svdvals(net[2].weight - before) / (0.01 * 0.2 * 8**0.5)
+    assert 0.4 < moved.min() <= moved.max() < 1.3
+
+
+def test_muon_is_for_the_encoder_and_its_state_comes_back():
+    trainer = _trainer(optim=Optim(name="muon"))
+    trainer.train_step(_batch())
+    saved = {
+        name: tensor.clone()
+        for name, tensor in optimizer_tensors(trainer.optimizer, trainer.objective).items()
+    }
+    by_muon = {name.split("|")[0] for name in saved if name.endswith("|momentum_buffer")}
+    by_adamw = {name.split("|")[0] for name in saved if name.endswith("|exp_avg")}
+    assert not by_muon & by_adamw
+    assert sum(name.endswith("attn.qkv.weight") for name in by_muon) > 2
+    assert all(name.startswith("student.branch.backbone.") for name in by_muon)
+    assert not any("rel_pos" in name or "pool" in name or "patch" in name for name in by_muon)
+    again = _trainer(optim=Optim(name="muon"))
+    again.objective.load_state_dict(trainer.objective.state_dict())
+    load_optimizer_(again.optimizer, again.objective, saved)
+    again.step = trainer.step
+    for each in (trainer, again):
+        each.train_step(_batch(1))
+    for own, other in zip(
+        trainer.objective.parameters(), again.objective.parameters(), strict=True
+    ):
+        assert torch.equal(own, other)
+
+
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(UsageError, match=r"optim\.name must be adamw or sgd, got 'lars'"):
+    with pytest.raises(
+        UsageError, match=r"optim\.name must be one of adamw, muon, sgd, got 'lars'"
+    ):
         _trainer(optim=Optim(name="lars"))
 
 

@@ -114,7 +114,7 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
     """
     with _rows_of(path) as (columns, rows):
         # As columns: a million rows would take a gigabyte.
-        fields = list(zip(*_full_rows(path, rows, len(columns)), strict=True))
+        fields = list(zip(*_full_rows(path, rows, columns), strict=True))
     fields = fields or [() for _ in columns]
     kept = [i for i, name in enumerate(columns) if name or any(map(str.strip, fields[i]))]
     columns, fields = [columns[i] for i in kept], [fields[i] for i in kept]
@@ -257,19 +257,25 @@ def _check_header(path: str | PathLike[str], columns: list[str]) -> None:
         raise ValueError(f"{path} is empty; a header with the column names was wanted")
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} names a column twice in its header: {', '.join(twice)}")
+        named = ", ".join(name or "one without a name" for name in twice)
+        raise ValueError(
+            f"{path} names a column twice in its header: {named}; the first line must be the header"
+        )
 
 
 def _full_rows(
-    path: str | PathLike[str], rows: Iterator[list[str]], width: int
+    path: str | PathLike[str], rows: Iterator[list[str]], columns: Sequence[str]
 ) -> Iterator[list[str]]:
     # csv readers count lines, not rows, which is what an editor shows.
     for row in rows:
         if not any(map(str.strip, row)):
             continue
-        if len(row) != width:
+        if len(row) != len(columns):
             line = getattr(rows, "line_num", "?")
-            raise ValueError(f"{path} has {len(row)} fields in line {line}; its header has {width}")
+            raise ValueError(
+                f"{path} has {len(row)} fields in line {line}; its header has {len(columns)}: "
+                f"{', '.join(columns)}"
+            )
         yield row
 
 
