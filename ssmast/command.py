@@ -27,6 +27,12 @@ class StoppedError(BaseException):
         super().__init__(f"stopped by {name}{'; ' if outcome else ''}{outcome}")
 
 
+def stop_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP, as of a closed terminal, unless `nohup` has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+
+
 def num_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -49,9 +55,9 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     """Run `main(argv)` and turn its errors into one sentence and an exit status.
 
     Returns:
-        0 if it worked; 2 for a wrong command line; 1 for wrong input; 130 / 143 after Ctrl-C /
-        SIGTERM; 141 if the output pipe was closed. Any other exception is a bug and keeps its
-        traceback.
+        0 if it worked; 2 for a wrong command line; 1 for wrong input; 130, 143, 129 after Ctrl-C,
+        SIGTERM, SIGHUP; 141 if the output pipe was closed. Any other exception is a bug and keeps
+        its traceback.
     """
     _repair_streams()
     logging.basicConfig(
@@ -67,7 +73,7 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     except FileNotFoundError:  # oneMKL, for one, would end the process without a clear message
         return _say(name, "the current folder was deleted; change to another one", status=1)
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             status = main(argv)
             sys.stdout.flush()
             return status
@@ -122,8 +128,8 @@ def _pipe_is_closed() -> bool:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM end the command as Ctrl-C does: through every `finally`."""
+def _signals_raise() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the command as Ctrl-C does: through every `finally`."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         raise StoppedError(number)
@@ -131,11 +137,12 @@ def _sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in stop_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(status: int) -> int:

@@ -138,6 +138,22 @@ def test_a_module_of_training_that_is_run_does_something(module, tmp_path):
     assert "unknown key 'no_such_key'" in done.stderr
 
 
+def test_a_closed_terminal_stops_a_command_unless_nohup_has_that_ignored(capsys):
+    def main(argv: list[str]) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, status in ((signal.SIG_IGN, 0), (signal.SIG_DFL, 129)):
+            signal.signal(signal.SIGHUP, handler)
+            assert run_command(main, [], name="ssmast test") == status
+            assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert capsys.readouterr().err.endswith("ssmast test: stopped by SIGHUP\n")
+
+
 def test_training_in_a_thread_leaves_signals_alone(tmp_path, caplog):
     """As in a sweep, a notebook's worker or a web server."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

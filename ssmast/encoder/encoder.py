@@ -9,6 +9,7 @@ README.md            model card
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Encoder(nn.Module):
                 f"backbone must come from ssmast.create_model, got {type(backbone).__name__}"
             )
         check_pooling(backbone, pooling=pooling, layers=layers)
-        if not window_seconds > 0:
+        if not 0 < window_seconds < math.inf:
             raise ValueError(f"window_seconds must be above 0, got {window_seconds}")
         self.backbone = backbone
         self.log_mel = log_mel

@@ -303,6 +303,11 @@ def check_config(config: Mapping[str, Any], *, folder: Path) -> None:
     Raises:
         ValueError: in one sentence.
     """
+    for name, kind in (("architecture", str), ("model_args", dict), ("ssmast", dict)):
+        if not isinstance(config[name], kind):
+            raise ValueError(f"{folder}/config.json is damaged: {name} is {config[name]!r}")
+    if not isinstance(front_end := config["ssmast"].get("front_end", {}), dict):
+        raise ValueError(f"{folder}/config.json is damaged: front_end is {front_end!r}")
     if unknown := sorted(config["ssmast"].keys() - _SETTINGS):
         raise ValueError(
             f"{folder} is of another version of ssmast: this one does not know its settings "

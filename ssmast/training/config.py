@@ -239,7 +239,7 @@ class Optim:
 
     name: str = setting(
         "adamw",
-        "optimiser; muon moves matrices by an orthogonal step, everything else as adamw does",
+        "optimiser; muon moves the encoder's matrices by an orthogonal step, all else as adamw",
         choices=("adamw", "muon", "sgd"),
     )
     lr: float = setting(5e-4, "peak learning rate", range="(0, 10)")

@@ -196,9 +196,10 @@ def segment_loader(
 
 
 def _quiet_worker(worker: int) -> None:
-    """One thread a worker, and Ctrl-C left to the main process, which still needs the data."""
+    """One thread a worker; Ctrl-C and SIGHUP are the main process's, which still needs the data."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from ssmast.command import StoppedError, num_cores
+from ssmast.command import StoppedError, num_cores, stop_signals
 from ssmast.evaluation.processes import (
     broadcast,
     end_group_at_exit,
@@ -166,7 +166,7 @@ def on_main(accelerator: Accelerator | PartialState, make: Callable[[], T]) -> T
 
 
 class StopRequest:
-    """What to do on Ctrl-C, SIGTERM and the launcher's death: finish the step, save, stop.
+    """What to do on Ctrl-C, SIGTERM, SIGHUP and the launcher's death: finish the step, save, stop.
 
     Inside `with stop.deferred():` a signal sets a flag that the loop polls; elsewhere nothing is
     to be saved, so it raises `StoppedError` at once, as a second signal does anywhere.
@@ -179,14 +179,14 @@ class StopRequest:
         self._parent = os.getppid() if _launcher() or "LOCAL_RANK" in os.environ else None
 
     def __enter__(self) -> "StopRequest":
-        """Take over the two signals; only the main thread may, so in another one do without."""
+        """Take over the signals; only the main thread may, so in another one do without."""
         if threading.current_thread() is not threading.main_thread():
             logger.warning(
                 "training in a thread: Ctrl-C and SIGTERM are left to the program around it, so a "
                 "stopped run resumes from its last checkpoint"
             )
             return self
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *stop_signals()):
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -9,6 +9,7 @@ import torch.distributed
 from lightly.utils.scheduler import cosine_warmup_schedule
 from torch import Tensor, nn
 
+from ssmast.model import Backbone
 from ssmast.model.attention import product_type
 from ssmast.model.block import PoolingAttention
 from ssmast.training.config import Optim
@@ -304,8 +305,8 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any
             is_plain = parameter.ndim < 2 or name in exempt
             (plain if is_plain else decay).append(parameter)
     return [
-        {"params": decay, "weight_decay": weight_decay, "is_plain": False},
-        {"params": plain, "weight_decay": 0.0, "is_plain": True},
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
 
 
@@ -339,10 +340,9 @@ def layer_groups(
         own = [factor for start, factor in (scales or {}).items() if name.startswith(start)]
         scale = layer_decay ** (last - depth[name]) * (own[0] if own else 1.0)
         is_plain = parameter.ndim < 2 or name in exempt
-        decay = 0.0 if is_plain else weight_decay
         group = groups.setdefault(
             (scale, is_plain),
-            {"params": [], "weight_decay": decay, "lr_scale": scale, "is_plain": is_plain},
+            {"params": [], "weight_decay": 0.0 if is_plain else weight_decay, "lr_scale": scale},
         )
         group["params"].append(parameter)
     return list(groups.values())
@@ -359,60 +359,75 @@ def _spared(model: nn.Module) -> set[str]:
     return spared
 
 
-def build_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], optim: Optim, *, matrices: Iterable[Tensor] = ()
+) -> torch.optim.Optimizer:
     """The optimiser of `optim.*` over groups of parameters, fused where the device has it.
 
     Weight decay is decoupled for AdamW and Muon and added to the gradient for SGD, as the papers
     that use them do.
+
+    Args:
+        groups: of parameters, as `decay_groups` makes them.
+        optim: the settings.
+        matrices: parameters that Muon moves, see `encoder_matrices`.
     """
     fused = next(tensor for group in groups for tensor in group["params"]).is_cuda
-    if optim.name == "muon":
-        return Muon(groups, optim, fused=fused)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
+    if optim.name == "muon":
+        return Muon(groups, optim, matrices=matrices, fused=fused)
+    return _adamw(groups, optim, fused=fused)
+
+
+def _adamw(groups: list[dict[str, Any]], optim: Optim, *, fused: bool) -> torch.optim.Optimizer:
     first, second = optim.betas
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(first, second), fused=fused)
 
 
+def encoder_matrices(model: nn.Module) -> list[Tensor]:
+    """Weights of the linear layers of all encoders in a model.
+
+    Heads are left out: they are thrown away in the end, and one wide matrix of theirs would take
+    Muon longer than the encoder.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, Backbone)]
+    layers = [layer for each in encoders for layer in each.modules()]
+    return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices of groups that decay, AdamW for what is left; one state, one schedule.
+    """Muon for some matrices, AdamW for what is left; one state, one schedule.
 
     A matrix moves by its momentum with all singular values near one, scaled to the size of a usual
-    step of AdamW, so that rate and decay mean the same for both. Kernels of convolutions stay with
-    AdamW, as do groups that do not say `is_plain`.
+    step of AdamW, so that rate and decay mean the same for both.
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2 (the scale).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], optim: Optim, *, fused: bool) -> None:
-        matrices, others = list[dict[str, Any]](), list[dict[str, Any]]()
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        optim: Optim,
+        *,
+        matrices: Iterable[Tensor],
+        fused: bool,
+    ) -> None:
+        moved = set(map(id, matrices))
+        muon, others = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in groups:
-            is_matrix = [
-                each.ndim == 2 and not group.get("is_plain", True) for each in group["params"]
-            ]
-            for part, wanted in ((matrices, True), (others, False)):
-                own = [
-                    p
-                    for p, is_one in zip(group["params"], is_matrix, strict=True)
-                    if is_one is wanted
-                ]
-                if own:
-                    part.append({**group, "params": own})
-        first, second = optim.betas
-        self._parts: list[torch.optim.Optimizer] = []
-        if others:
-            self._parts.append(
-                torch.optim.AdamW(others, lr=optim.lr, betas=(first, second), fused=fused)
-            )
-        if matrices:
+            for part, wanted in ((muon, True), (others, False)):
+                own = [each for each in group["params"] if (id(each) in moved) is wanted]
+                part += [{**group, "params": own}] if own else []
+        self._parts = [_adamw(others, optim, fused=fused)] if others else []
+        if muon:
             self._parts.append(
                 torch.optim.Muon(
-                    matrices, lr=optim.lr, momentum=optim.momentum, adjust_lr_fn="match_rms_adamw"
+                    muon, lr=optim.lr, momentum=optim.momentum, adjust_lr_fn="match_rms_adamw"
                 )
             )
-        super().__init__(
-            [group for part in self._parts for group in part.param_groups], {"fused": fused}
-        )
+        both = [group for part in self._parts for group in part.param_groups]
+        super().__init__(both, {"fused": fused})
         for part in self._parts:
             part.state = self.state
 

@@ -198,7 +198,7 @@ def _train(
     elif plan.start is not None:
         about = folder.path / "init.json" if is_main else None
         report = objective.start_from_(plan.start, about)
-        logger.info("init %s: %s; everything else starts random", plan.start, report)
+        logger.info("init %s: %s; the heads are new", plan.start, report)
     history = [row for row in plan.history if row["step"] <= state.step]
     items = kind.items(config, opened.source, data)
     clips_shown = objective.config.show_views

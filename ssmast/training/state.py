@@ -15,7 +15,12 @@ from accelerate import Accelerator
 from ssmast.settings import to_dict
 from ssmast.training.checkpoint import Tensors, load_checkpoint, save_checkpoint
 from ssmast.training.objective import Objective
-from ssmast.training.optim import build_optimizer, load_optimizer_, optimizer_tensors
+from ssmast.training.optim import (
+    build_optimizer,
+    encoder_matrices,
+    load_optimizer_,
+    optimizer_tensors,
+)
 from ssmast.training.run_folder import RunFolder, changed_settings
 from ssmast.version import __version__
 
@@ -39,7 +44,9 @@ class SavedState:
         self.steps, self.step = objective.run.steps, 0
         if wants_compile(self.config.compile, accelerator.device):
             objective.compile_()
-        self.optimizer = build_optimizer(objective.parameter_groups(), self.config.optim)
+        self.optimizer = build_optimizer(
+            objective.parameter_groups(), self.config.optim, matrices=encoder_matrices(objective)
+        )
         # With fp16 alone: small gradients would be zero there. `train_step` skips what the scaler
         # would skip, and reads it once: both see the same gradients.
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler

@@ -271,6 +271,13 @@ def test_a_folder_cannot_make_us_load_anything_else(folder, change):
         (lambda config: config["model_args"].update(embed_dim=16), "do not make an encoder"),
         (lambda config: config.update(architecture="resnet18", model_args={}), "backbone must"),
         (lambda config: config.pop("ssmast"), "lacks ssmast"),
+        (lambda config: config.update(ssmast=None), "damaged: ssmast is None"),
+        (lambda config: config.update(architecture=7), "damaged: architecture is 7"),
+        (lambda config: config["ssmast"].update(front_end=[]), "damaged: front_end is"),
+        (
+            lambda config: config["ssmast"].update(window_seconds=float("inf")),
+            "must be above 0, got inf",
+        ),
         (lambda config: config["ssmast"].pop("front_end"), "do not make an encoder"),
     ],
 )

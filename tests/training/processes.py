@@ -36,6 +36,7 @@ def write_tones(folder: Path, *, num: int = 12) -> Path:
 
 def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Group:

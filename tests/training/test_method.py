@@ -148,21 +148,28 @@ def test_sgd_follows_its_formula_and_its_state_comes_back():
     assert torch.equal(twin.weight, model.weight)
 
 
-def test_muon_moves_matrices_as_torchs_and_everything_else_as_adamw():
+def test_muon_moves_given_matrices_as_torchs_and_everything_else_as_adamw():
     torch.manual_seed(0)
     optim = Optim(name="muon", lr=0.01, momentum=0.9)
     net = torch.nn.Sequential(
         torch.nn.Linear(6, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 8, bias=False)
     )
     twin = copy.deepcopy(net)
-    optimizer = build_optimizer(decay_groups(net, weight_decay=0.5), optim)
-    matrices = [p for p in twin.parameters() if p.ndim == 2]
-    others = [p for p in twin.parameters() if p.ndim == 1]
+    optimizer = build_optimizer(
+        decay_groups(net, weight_decay=0.5), optim, matrices=[net[2].weight]
+    )
     reference = (
         torch.optim.Muon(
-            matrices, lr=0.01, weight_decay=0.5, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+            [twin[2].weight],
+            lr=0.01,
+            weight_decay=0.5,
+            momentum=0.9,
+            adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW([twin[0].weight], lr=0.01, betas=(0.9, 0.95), weight_decay=0.5),
+        torch.optim.AdamW(
+            [twin[0].bias, *twin[1].parameters()], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0
+        ),
     )
     inputs = torch.randn(16, 6)
     for _ in range(3):
@@ -183,32 +190,29 @@ def test_muon_moves_matrices_as_torchs_and_everything_else_as_adamw():
     assert 0.4 < moved.min() <= moved.max() < 1.3
 
 
-def test_muons_state_comes_back_and_groups_of_ones_own_are_left_to_adamw():
-    torch.manual_seed(0)
-    optim = Optim(name="muon", lr=0.01)
-    net = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(decay_groups(net, weight_decay=0.5), optim)
-    net(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, net).items()}
-    assert set(saved) == {
-        "weight|momentum_buffer", "bias|step", "bias|exp_avg", "bias|exp_avg_sq"
-    }  # fmt: skip
-    twin = copy.deepcopy(net)
-    again = build_optimizer(decay_groups(twin, weight_decay=0.5), optim)
-    load_optimizer_(again, twin, saved)
-    for each, stepper in ((net, optimizer), (twin, again)):
-        stepper.zero_grad()
-        each(torch.ones(1, 3)).square().sum().backward()
-        stepper.step()
-    assert torch.equal(twin.weight, net.weight)
-    assert torch.equal(twin.bias, net.bias)
-    plain = build_optimizer([{"params": list(twin.parameters())}], optim)
-    twin(torch.ones(1, 3)).sum().backward()
-    plain.step()
-    assert {key for state in plain.state.values() for key in state} == {
-        "step", "exp_avg", "exp_avg_sq"
-    }  # fmt: skip
+def test_muon_is_for_the_encoder_and_its_state_comes_back():
+    trainer = _trainer(optim=Optim(name="muon"))
+    trainer.train_step(_batch())
+    saved = {
+        name: tensor.clone()
+        for name, tensor in optimizer_tensors(trainer.optimizer, trainer.objective).items()
+    }
+    by_muon = {name.split("|")[0] for name in saved if name.endswith("|momentum_buffer")}
+    by_adamw = {name.split("|")[0] for name in saved if name.endswith("|exp_avg")}
+    assert not by_muon & by_adamw
+    assert sum(name.endswith("attn.qkv.weight") for name in by_muon) > 2
+    assert all(name.startswith("student.branch.backbone.") for name in by_muon)
+    assert not any("rel_pos" in name or "pool" in name or "patch" in name for name in by_muon)
+    again = _trainer(optim=Optim(name="muon"))
+    again.objective.load_state_dict(trainer.objective.state_dict())
+    load_optimizer_(again.optimizer, again.objective, saved)
+    again.step = trainer.step
+    for each in (trainer, again):
+        each.train_step(_batch(1))
+    for own, other in zip(
+        trainer.objective.parameters(), again.objective.parameters(), strict=True
+    ):
+        assert torch.equal(own, other)
 
 
 def test_an_unknown_optimiser_is_refused():

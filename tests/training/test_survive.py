@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_another_number_of_processes(audio, tmp_path):
 _LONG = (*SMALL, "steps=4000", "checkpoint_every=0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_signal_in_training_ends_in_a_checkpoint(audio, tmp_path, number, size):
     run = tmp_path / "run"
