@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 TESTFLAGS ?=
 
-.PHONY: demo test test-slow results harnesses check lint format docs figures package clean
+.PHONY: demo test test-slow test-card results harnesses check lint format docs figures package clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -21,6 +21,12 @@ test: $(READY)
 # One after another: several measure memory or start processes of their own.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(TESTFLAGS)
+
+# On a machine with a card, the stand-in of tests/gpu: the quick tests of what a device is touched by most.
+CARD := tests/training/test_pretrain.py tests/training/test_online_probe.py tests/evaluation/test_embed.py tests/test_adapters.py tests/test_precision.py
+
+test-card: $(READY)
+	$(BIN)/python -m tests.gpu.run -m pytest -q -m "not slow" $(CARD) $(TESTFLAGS)
 
 # The tables of scores of RESULTS.md: make results DATA=SETS; without, on the built-in corpus, to be printed.
 # With SPEED=true the benchmarks too, into runs/results: an hour of a machine that does nothing else.

@@ -9,6 +9,7 @@ numbers. Each command that it runs is printed, to be used on one's own sounds.
 import importlib.util
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     logger.info("report   %s", (folder / "report.html").resolve())
     logger.info("time     %.0f s", time.monotonic() - started)
     logger.info("the same on your own sounds:")
-    for line in YOURS:
+    for line in [*_activation(), *YOURS]:
         logger.info("  %s", line)
     return 0
 
@@ -90,6 +91,15 @@ def _use(folder: Path, data: Path) -> None:
         *("index", str(data), f"encoder={folder / 'exported'}", f"out={folder / 'index'}"),
     )
     _run(search, "search", clip, f"index={folder / 'index'}", "top=3")
+
+
+def _activation() -> list[str]:
+    """What makes `ssmast` a command here, as after `make demo`; nothing where it is one."""
+    script = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("ssmast") or not script.is_file():
+        return []
+    is_below = script.is_relative_to(Path.cwd())
+    return [f"source {shlex.quote(str(script.relative_to(Path.cwd()) if is_below else script))}"]
 
 
 def _run(command: Callable[[list[str]], int], name: str, *words: str) -> None:

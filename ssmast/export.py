@@ -105,6 +105,7 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
     if config.onnx:
         from ssmast.encoder.graph import graph_files
 
+        logger.info("making and comparing the ONNX graph, which takes a minute or more")
         extra, encoder.info["onnx"] = graph_files(encoder, int8=config.int8)
         logger.info(
             "ONNX: largest difference to PyTorch %.1e", encoder.info["onnx"]["largest_difference"]
@@ -117,7 +118,8 @@ def export(config: ExportConfig, encoder: Encoder) -> Path:
             )
     encoder.save(out, extra=extra)
     scores = len(encoder.info["scores"])
-    logger.info("encoder: %s (%s, %d scores)", out, encoder.info.get("network", "-"), scores)
+    network = encoder.info.get("network", "-")
+    logger.info("encoder: %s (%s, probe scores on its card: %d)", out, network, scores)
     if config.push:
         from ssmast.encoder.folder import push_to_hub
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 HELD_OUT = 0.15
 
-_PARTS = dict.fromkeys(("train", "training"), "train")
+_PARTS: dict[str, str] = dict.fromkeys(("train", "training"), "train")
 _PARTS |= dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 _PARTS |= dict.fromkeys(("test", "testing"), "test")
 
@@ -169,8 +169,6 @@ def other_copies(here: Mapping[str, int], copies: Mapping[str, Mapping[str, int]
 def group_folds(values: list[str], *, what: str = "fold") -> list[Split]:
     """One split a fold: test = fold k, valid = fold k + 1 (cyclic), train = the rest.
 
-    With what="left out", values are names (speakers, sessions) rather than numbers.
-
     Source: HEAR (Turian et al. 2022) chooses on the next fold; choosing on the test fold, as
     several published evaluations do, inflates the score.
 
@@ -195,6 +193,11 @@ def group_folds(values: list[str], *, what: str = "fold") -> list[Split]:
         )
         for name, following in zip(names, [*names[1:], names[0]], strict=True)
     ]
+
+
+def leave_one_out(values: list[str]) -> list[Split]:
+    """One split a value (speaker, session): it is tested on, the next one (cyclic) is valid."""
+    return group_folds(values, what="left out")
 
 
 def hold_out(

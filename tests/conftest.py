@@ -15,6 +15,7 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from ssmast.command import num_cores
 from tests.gpu.build import build, missing
@@ -62,6 +63,22 @@ def _threads_as_before():
     torch.set_num_threads(_THREADS)
     yield
     torch.set_num_threads(_THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _device_as_the_test_says():
+    """Accelerate keeps device and precision for a process; one test's would be those of all.
+
+    Where there is a card a command takes it, and in bfloat16, while others ask for the CPU.
+    """
+    _forget_device()
+    yield
+    _forget_device()
+
+
+def _forget_device() -> None:
+    if torch.cuda.is_available():
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

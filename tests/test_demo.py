@@ -18,3 +18,15 @@ def test_onnx_is_exported_only_where_its_extra_is_installed(tmp_path, monkeypatc
     demo._use(tmp_path / "run", tmp_path)
     assert list(ran) == ["finetune", "export", "index", "search"]
     assert ("onnx=true" in ran["export"]) == installed
+
+
+def test_lines_for_ones_own_sounds_begin_by_making_ssmast_a_command(tmp_path, monkeypatch):
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / "env/bin/activate").touch()
+    monkeypatch.setattr(demo.sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demo._activation() == [f"source {tmp_path}/env/bin/activate"]
+    monkeypatch.chdir(tmp_path)
+    assert demo._activation() == ["source env/bin/activate"]
+    (tmp_path / "ssmast").touch(mode=0o755)
+    assert demo._activation() == []

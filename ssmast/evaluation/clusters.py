@@ -24,6 +24,7 @@ from ssmast.evaluation.fitting import mean_and_std
 
 NORMALISATIONS = ("l2", "standard", "raw")
 DISTANCES = ("euclidean", "cosine")
+AGREEMENTS = ("adjusted_rand", "homogeneity", "completeness", "adjusted_mutual_info")
 N_NEIGHBORS, MIN_DIST = 15, 0.1
 MOST_CLASSES = 20  # drawn where none are named: more colours cannot be distinguished
 INSTALL = "install it with: pip install 'ssmast[umap]'"
@@ -82,7 +83,7 @@ def score_clusters(
         },
         "kmeans": agreement(labels, clusters),
         "random": {
-            name: float(np.mean([scores[name] for scores in by_chance])) for name in by_chance[0]
+            name: float(np.mean([scores[name] for scores in by_chance])) for name in AGREEMENTS
         },
         "seeds": [
             {"seed": number, "inertia": one.inertia, **agreement(labels, one.labels)}

@@ -5,6 +5,7 @@ A file of its own because no other one of the evaluation imports accelerate.
 
 import atexit
 import functools
+import socket
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,6 +41,7 @@ def process_state() -> Processes:
     assert state.device is not None
     if state.num_processes > 1:
         end_group_at_exit()
+        refuse_shared_gpus()
     return Processes(state.process_index, state.num_processes, state.device)
 
 
@@ -47,6 +49,26 @@ def process_state() -> Processes:
 def end_group_at_exit() -> None:
     """End the group before the interpreter does: its threads now and then abort a process else."""
     atexit.register(PartialState().destroy_process_group)
+
+
+@functools.cache
+def refuse_shared_gpus() -> None:
+    """Two processes of a group on one GPU: accelerate lets them, and NCCL fails at the first sum.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    device = PartialState().device
+    if device is None or device.type != "cuda":
+        return
+    own = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
+    gpus = joined_lists([own])
+    if len({*gpus}) < len(gpus):
+        raise ValueError(
+            f"{len(gpus)} processes share {len({*gpus})} GPU(s), and each needs one of its own; "
+            "start as many as there are (--num_processes), or CUDA_VISIBLE_DEVICES= before the "
+            "command to use the CPU"
+        )
 
 
 def set_tf32(allowed: bool) -> None:

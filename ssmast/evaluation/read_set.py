@@ -36,6 +36,7 @@ from ssmast.splits import (
     few_names,
     group_folds,
     label_set,
+    leave_one_out,
     look_alikes,
     named_parts,
     part_of,
@@ -128,7 +129,7 @@ def load_set(
         if kind == "split":
             splits = [named_parts(clips, strata, values, groups=groups, fraction=held_out)]
         else:
-            splits = group_folds(values, what="fold" if kind == "folds" else "left out")
+            splits = (group_folds if kind == "folds" else leave_one_out)(values)
     except ValueError as error:  # among twenty sets, which one?
         raise ValueError(f"{where}, column {column!r}: {error}") from error
     labelled = with_class_names(

@@ -182,6 +182,8 @@ def scatter(
     }
     inside = sum(one.startswith("data:") for one in sound)
     linked = sum(bool(one) for one in sound) - inside
+    is_map = "grouping" in picture  # of `ssmast map`: no labels, and one embedding
+    made_by = "ssmast map" if is_map else "ssmast report"
     how = f"UMAP ({picture['n_neighbors']} neighbours, least distance {picture['min_dist']}, seed "
     if picture.get("method") == "tsne":
         how = "t-SNE (seed "
@@ -190,7 +192,7 @@ def scatter(
         "in the picture are not the embedding's; neighbours below it are (cosine). "
         f"Sound: {inside} clips inside this page (their first {seconds:g} s), {linked} linked, "
         f"{len(sound) - inside - linked} without"
-        + (" (`audio_mb=` of `ssmast report` makes room)." if not all(sound) else ".")
+        + (f" (`audio_mb=` of `{made_by}` makes room)." if not all(sound) else ".")
     )
     options = "".join(
         f'<option value="{text(name)}">{text(TITLES.get(name, name))}</option>' for name in columns
@@ -201,12 +203,14 @@ def scatter(
         for i, (clip, label) in enumerate(zip(picture["clips"], picture["labels"], strict=True))
     )
     name = html.escape(task)
+    hidden = " hidden" * (len(columns) == 1)
+    shown = text(f"Shown: {picture['grouping']}" if is_map else "Classes shown")
     # ruff sees SQL in the word select.
     return f"""
 <div class="scatter" id="scatter-{number}">
 <p class="soft">{text(note)}</p>
-<p><label>Embedding <select class="column">{options}</select></label></p>
-<fieldset class="legend"><legend class="soft">Classes shown</legend>{legend}</fieldset>
+<p{hidden}><label>Embedding <select class="column">{options}</select></label></p>
+<fieldset class="legend"><legend class="soft">{shown}</legend>{legend}</fieldset>
 <div class="plot" id="scatter-{number}-plot" tabindex="0" role="application"
  aria-label="Scatter of {name}: arrow keys go from clip to clip, Enter plays"></div>
 <p class="soft">Point at a clip for its name, click to play it. Arrow keys and Enter do the same;

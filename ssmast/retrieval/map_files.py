@@ -111,6 +111,7 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
     )  # fmt: skip
     return {
         **drawn,
+        "grouping": "groups of k-means, which are no classes",
         "classes": [f"group {number + 1}" for number in range(int(groups.max()) + 1)],
         "clips": [names[i] for i in where],
         "rows": found.rows[where].tolist(),

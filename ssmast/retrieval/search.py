@@ -42,7 +42,7 @@ class SearchConfig(Settings):
     minus: float = setting(0.5, "weight of what it should not be like", range="[0, 1000]")
     reviewed: str = setting("", "table that an earlier search wrote, with y or n in column like")
     index: str = setting("", "folder that `ssmast index` wrote", required=True)
-    top: int = setting(10, "neighbours to print", range="[1, inf)")
+    top: int = setting(10, "neighbours to print or write", range="[1, inf)")
     out: str = setting("", "table to write: .csv to review, .txt for Raven; empty: the terminal")
     encoder: str = setting("", "encoder folder, if it has moved since")
     channel: str = setting("mean", CHANNEL)

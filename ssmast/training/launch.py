@@ -13,9 +13,15 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 from ssmast.command import StoppedError, num_cores, stop_signals
-from ssmast.evaluation.processes import broadcast, end_group_at_exit, set_tf32
+from ssmast.evaluation.processes import (
+    broadcast,
+    end_group_at_exit,
+    refuse_shared_gpus,
+    set_tf32,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,8 @@ def start_accelerator(
     # Nothing here reads memory that nobody has written, and to fill it doubles the kernels.
     filled = sys.modules["torch.utils.deterministic"]
     filled.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    # A run before this one in the same process may have had another precision; the group stays.
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]
     accelerator = Accelerator(
         cpu=not has_gpu, mixed_precision="no" if precision == "fp32" else precision
     )
@@ -89,6 +97,7 @@ def start_accelerator(
     torch.set_num_threads(min(share, _openmp_limit()))
     if accelerator.num_processes > 1:
         end_group_at_exit()
+        refuse_shared_gpus()
     return accelerator
 
 

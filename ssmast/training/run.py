@@ -112,7 +112,8 @@ def _too_large(config: TrainConfig, accelerator: Accelerator) -> str:
     """What to do about a step that a GPU has no memory for, what costs least first."""
     free, total = torch.cuda.mem_get_info(accelerator.device)
     others = (total - free - torch.cuda.memory_reserved(accelerator.device)) / 2**30
-    held = f", of which other programs hold about {others:.1f}" if others > _OWN_GIB else ""
+    held = f", of which other programs hold about {others:.1f}; end those, or"
+    held = held if others > _OWN_GIB else ";"
     pieces, size = config.optim.gradient_accumulation_steps, config.batch_size
     share = size // accelerator.num_processes
     own = [] if config.grad_checkpointing else ["grad_checkpointing=true"]
@@ -121,7 +122,7 @@ def _too_large(config: TrainConfig, accelerator: Accelerator) -> str:
     keys = " or ".join([*own, "a smaller model="])
     return (
         f"CUDA out of memory: {share} clips in {pieces} micro-batch(es) do not fit the "
-        f"{total / 2**30:.1f} GiB of {accelerator.device}{held}; use {keys}, "
+        f"{total / 2**30:.1f} GiB of {accelerator.device}{held} use {keys}, "
         f"or a batch_size below {size}"
     )
 
@@ -197,7 +198,7 @@ def _train(
     elif plan.start is not None:
         about = folder.path / "init.json" if is_main else None
         report = objective.start_from_(plan.start, about)
-        logger.info("init %s: %s; everything else starts random", plan.start, report)
+        logger.info("init %s: %s; the heads are new", plan.start, report)
     history = [row for row in plan.history if row["step"] <= state.step]
     items = kind.items(config, opened.source, data)
     clips_shown = objective.config.show_views

@@ -139,15 +139,19 @@ def _writes(func: Any) -> bool:
 
 
 def trace_without_mode_() -> None:
-    """`torch.jit.trace` keeps no weights of a model under any mode; it is for the CPU here."""
-    original = torch.jit.trace
+    """`torch.jit.trace` and what it gives work under no mode; they are for the CPU here."""
+    kind = torch.jit.TopLevelTracedModule
+    torch.jit.trace = _without_mode(torch.jit.trace)
+    kind.__call__ = _without_mode(kind.__call__)
 
+
+def _without_mode(original: Any) -> Any:
     @functools.wraps(original)
-    def trace(*args: Any, **words: Any) -> Any:
+    def call(*args: Any, **words: Any) -> Any:
         with _disable_current_modes():
             return original(*args, **words)
 
-    torch.jit.trace = trace
+    return call
 
 
 def current() -> "Emulation":

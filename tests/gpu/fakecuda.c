@@ -279,7 +279,7 @@ API cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
   p->l2CacheSize = 50 << 20;
   p->memoryBusWidth = 5120;
   p->asyncEngineCount = 3;
-  p->pciBusID = device + 1;
+  p->pciBusID = p->uuid.bytes[0] = device + 1;
   p->concurrentKernels = p->unifiedAddressing = p->managedMemory = p->canMapHostMemory = p->cooperativeLaunch = 1;
   int v;
   cudaDeviceGetAttribute(&p->multiProcessorCount, cudaDevAttrMultiProcessorCount, device);

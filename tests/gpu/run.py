@@ -12,8 +12,8 @@
     pinned=false     no page-locked memory is had
     emulation=off    nothing takes the kernels' place: the first product of matrices ends the run
     compute=false    shapes, memory and launches alone
-    out=FILE.json    what happened: exit status, mixed devices, collectives, waits by line; of
-                     process 1 in FILE.json1, and so on
+    out=FILE.json    what happened: exit status, mixed devices, collectives, cards with memory of
+                     the process, waits by line; of process 1 in FILE.json1, and so on
 
 Ends with the program's own exit status; see README.md.
 """
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
 
 def inside(options: dict[str, Any], words: list[str]) -> int:
     """What the started process does: run the program, and tell of it."""
-    import torch  # noqa: F401 - site/sitecustomize.py enters the mode then
+    import torch  # site/sitecustomize.py enters the mode
 
     status = _status_of(lambda: _run(words))
     rank = int(os.environ.get("RANK", 0))
@@ -107,7 +107,10 @@ def inside(options: dict[str, Any], words: list[str]) -> int:
         from tests.gpu.emulation import current
         from tests.gpu.group import collectives
 
-        mode = current()
+        mode, used = current(), []
+        if torch.cuda.is_initialized():
+            peaks = [torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())]
+            used = [number for number, peak in enumerate(peaks) if peak]
         waits = Counter((e.line, e.kind) for e in mode.events if e.waits)
         Path(f"{options['out']}{rank or ''}").write_text(
             json.dumps(
@@ -115,6 +118,7 @@ def inside(options: dict[str, Any], words: list[str]) -> int:
                     "status": status,
                     "operations": mode.num_ops,
                     "collectives": collectives,
+                    "cards": used,
                     "mixed": [f"{name} at {line}" for name, line in mode.mixed],
                     "waits": {f"{line} {kind}": n for (line, kind), n in waits.most_common()},
                 },

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -93,8 +94,36 @@ def test_two_processes_pretrain_over_a_group_as_strict_as_nccl(stand_in, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     seen = [json.loads((tmp_path / f"seen.json{rank}").read_text()) for rank in ("", "1")]
     assert [each["mixed"] for each in seen] == [[], []]
+    assert [each["cards"] for each in seen] == [[0], [1]]  # no process touches another's
     assert seen[0]["collectives"] == seen[1]["collectives"]
     assert "all_reduce" in seen[0]["collectives"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_card_are_refused_in_a_sentence(stand_in, tmp_path):
+    words = ["processes=2", "cards=1", "-m", "ssmast", "pretrain", "recipe=smoke", "run=x"]
+    line = [sys.executable, "-W", "ignore", "-m", "tests.gpu.run", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "2 processes share 1 GPU(s)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_probe_on_cards_of_their_own(results, folder):
+    """Clips that were shared, gathered over the group, and the scores of one process."""
+    words = [word.format(out="two", cpu="cpu") for word in COMMANDS["probe"].words]
+    line = [sys.executable, "-W", "ignore", "-m", "tests.gpu.run", "processes=2"]
+    line += [f"out={folder}/two.json", "-m", "ssmast", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for rank, name in enumerate(("two.json", "two.json1")):
+        seen = json.loads((folder / name).read_text())
+        assert (seen["mixed"], seen["cards"]) == ([], [rank])
+    found = COMMANDS["probe"].numbers(folder / "two/linear")
+    assert different(found, results["cpu"]["probe"]["numbers"]) <= RELATIVE
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_a_card_that_another_program_fills_is_said_to_be(stand_in, tmp_path):
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr[-2000:]
     held = re.search(
-        r"80.0 GiB of cuda:0, of which other programs hold about ([\d.]+)", done.stderr
+        r"80.0 GiB of cuda, of which other programs hold about ([\d.]+); end those,", done.stderr
     )
     assert held is not None
     assert float(held[1]) == pytest.approx(79.9, abs=0.1)  # with the context's 0.6

@@ -31,6 +31,9 @@ def test_a_folder_becomes_a_page_and_a_table(encoder_folder, tmp_path):
     drawn = _drawn(out / "map.html")
     assert all(one.startswith("data:audio/ogg") for one in drawn["sound"])
     assert "t-SNE (seed 0) of 11 of 11 clips" in (out / "map.html").read_text()
+    page = (out / "map.html").read_text()
+    assert "Shown: groups of k-means, which are no classes" in page
+    assert "<p hidden><label>Embedding" in page  # there is one alone
     assert (out / "map.npz.quarantine.csv").is_file()
     first = (out / "map.csv").read_text()
     assert map_files.main([*words, "audio_mb=0"]) == 0

@@ -1,12 +1,13 @@
 """The launch: precision, what a GPU may round, and gradients that are scaled."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from ssmast.audio.segments import SegmentBatch
+from ssmast.evaluation import processes
 from ssmast.training.config import Optim
 from ssmast.training.launch import gpu_precision, start_accelerator
 from ssmast.training.step import TrainingState
@@ -48,7 +49,8 @@ def test_a_gpu_trains_in_what_it_has(monkeypatch, capability, emulates, wanted):
     assert gpu_precision() == wanted
 
 
-def test_fp16_without_a_gpu_is_refused():
+def test_fp16_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="precision=fp16 needs a GPU; use precision=bf16 or fp32"):
         start_accelerator(precision="fp16", processes=0, threads=1)
 
@@ -56,7 +58,6 @@ def test_fp16_without_a_gpu_is_refused():
 @pytest.mark.usefixtures("flags_as_before")
 @pytest.mark.parametrize("on", [False, True])
 def test_kernels_are_chosen_as_it_is_asked_for(on):
-    AcceleratorState._reset_state(True)
     asked = {"tf32": on, "deterministic": on, "cudnn_attention": on}
     start_accelerator(precision="fp32", processes=0, threads=1, **asked)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -116,3 +117,27 @@ def test_the_scale_is_part_of_a_checkpoint(tmp_path):
     assert again.scaler.state_dict() == trainer.scaler.state_dict()
     again.train_step(_batch(1))
     assert again.scaler.get_scale() == 128.0  # the second step in a row that was finite
+
+
+@pytest.mark.usefixtures("flags_as_before")
+def test_a_second_run_in_a_process_may_have_another_precision():
+    for precision in ("fp32", "bf16", "fp32"):
+        found = start_accelerator(precision=precision, processes=0, threads=1)
+        assert found.mixed_precision == {"fp32": "no"}.get(precision, precision)
+
+
+@pytest.mark.parametrize("uuids", [("a", "a"), ("a", "b")])
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch, uuids):
+    state = SimpleNamespace(device=torch.device("cuda:0"))
+    properties = SimpleNamespace(uuid=uuids[0])
+    monkeypatch.setattr(processes, "PartialState", lambda: state)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(
+        processes, "joined_lists", lambda own: [*own, *((host, uuids[1]) for host, _ in own)]
+    )
+    check = processes.refuse_shared_gpus.__wrapped__
+    if len({*uuids}) == 2:
+        check()
+    else:
+        with pytest.raises(ValueError, match=r"2 processes share 1 GPU\(s\).*--num_processes"):
+            check()

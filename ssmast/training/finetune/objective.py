@@ -345,8 +345,9 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         heads.write_(self.layers)
         for head, own in zip(setup.found.heads, heads.heads, strict=True):
             logger.info(
-                "%s begins as a linear probe: %.4f on the validation part, %s",
-                *(head.name, own.valid, own.chosen),
+                "%s begins as a linear probe: %.4f on the validation part, learning rate %.2g, %s",
+                *(head.name, own.valid, own.chosen["lr"]),
+                "no penalty" if own.chosen["C"] is None else f"C {own.chosen['C']:g}",
             )
 
     # -- what is scored, shown and left ----------------------------------------------------------
