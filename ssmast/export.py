@@ -60,7 +60,7 @@ class ExportConfig(Settings):
     window_seconds: float = setting(
         0.0,
         "longer audio is embedded in windows of this many seconds; 0: as the run says",
-        range="[0, inf)",
+        range="0 or [0.1, inf)",
     )
     scores: str = setting("", "folder of probe results for the card; empty: probe/ in the run")
     onnx: bool = setting(

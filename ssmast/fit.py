@@ -74,7 +74,7 @@ class FitConfig(SoundSettings):
     window: float = setting(
         0.0,
         "seconds of a window, of which a longer file has several; 0: nine in ten clips fit into it",
-        range="[0, inf)",
+        range="0 or [0.1, inf)",
     )
 
 

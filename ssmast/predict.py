@@ -69,7 +69,9 @@ class PredictConfig(Settings):
         range="[-1, inf)",
     )
     hop: float = setting(
-        0.0, "seconds from one window to the next; 0: the length of a window", range="[0, inf)"
+        0.0,
+        "seconds from one window to the next; 0: the length of a window",
+        range="0 or [0.001, inf)",
     )
     threshold: float = setting(
         0.0,

@@ -76,7 +76,7 @@ class EventRules:
     """How windows of a recording become events, and which events match."""
 
     hop: float = setting(
-        0.0, "of events: seconds from window to window; 0: half a window", range="[0, inf)"
+        0.0, "of events: seconds from window to window; 0: half a window", range="0 or [0.001, inf)"
     )
     threshold: float = setting(
         0.5, "of events: least probability of a class in a window", range="[0, 1]"

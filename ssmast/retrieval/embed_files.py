@@ -70,10 +70,10 @@ class WindowSettings(SoundSettings):
     window: float = setting(
         0.0,
         "seconds of the windows that clips are cut into; 0: each clip as a whole",
-        range="[0, inf)",
+        range="0 or [0.01, inf)",
     )
     hop: float = setting(
-        0.0, "seconds from window to window; 0: the length of one", range="[0, inf)"
+        0.0, "seconds from window to window; 0: the length of one", range="0 or [0.001, inf)"
     )
 
     def __post_init__(self) -> None:
