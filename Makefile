@@ -22,7 +22,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(TESTFLAGS)
 
-# On a machine with a card, the stand-in of tests/gpu: the quick tests of what a device is touched by most.
+# The quick tests of what uses a device most, on a machine with a card: the stand-in of tests/gpu.
 CARD := tests/training/test_pretrain.py tests/training/test_online_probe.py tests/evaluation/test_embed.py tests/test_adapters.py tests/test_precision.py
 
 test-card: $(READY)
