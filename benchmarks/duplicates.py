@@ -1,8 +1,9 @@
 """How many made copies `ssmast prepare` finds, and how many distinct pieces it takes for copies.
 
-    python benchmarks/duplicates.py [FOLDER_OF_SOUND ...]
+    python benchmarks/duplicates.py data=[FOLDER_OF_SOUND] clips=150
+    python benchmarks/duplicates.py
 
-Of each folder up to 150 clips, or without one of made nights with steady noise, with and without a
+Of clips of each folder, or without one of made nights with steady noise, with and without a
 call in every piece, it makes copies (re-encoded as Opus, Vorbis and MP3, quieter, louder, shifted
 by 3 and by 8 ms). A copy counts as found if it is called one of its own original. Goals: at least
 95 % found, at most 2 % of the distinct clips dropped.
@@ -11,6 +12,7 @@ by 3 and by 8 ms). A copy counts as found if it is called one of its own origina
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,18 @@ import torch
 
 from ssmast.audio import AudioError, LogMel, open_corpus, read_audio
 from ssmast.prepare.duplicates import changes, fingerprint, near_duplicates
+from ssmast.settings import Settings, parse, setting
 
-RATE, MOST = 16000, 150
+RATE = 16000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys(Settings):
+    """What to look for copies in."""
+
+    data: list[str] = setting([], "folders of sound; none: made nights")
+    clips: int = setting(150, "clips of a folder, evenly spaced", range="[2, inf)")
+    pieces: int = setting(120, "pieces of 10 s of a made night", range="[2, inf)")
 
 
 def through(kind: str, subtype: str, level: float = 0.5) -> Callable[[np.ndarray], np.ndarray]:
@@ -65,10 +77,10 @@ def night(pieces: int = 120, seconds: int = 10, *, calls: bool = True) -> list[n
     return list(sound.reshape(pieces, -1))
 
 
-def clips_of(folder: str) -> list[np.ndarray]:
+def clips_of(folder: str, most: int) -> list[np.ndarray]:
     corpus = open_corpus(folder)
     found = []
-    for i in np.unique(np.linspace(0, len(corpus) - 1, MOST).astype(int)).tolist():
+    for i in np.unique(np.linspace(0, len(corpus) - 1, most).astype(int)).tolist():
         try:
             audio = read_audio(corpus.source(i))
         except AudioError:
@@ -105,11 +117,15 @@ def score(clips: list[np.ndarray]) -> tuple[float, dict[str, float]]:
     return float(dropped.mean()), found
 
 
-def main(folders: list[str]) -> int:
-    sets = {}
-    if not folders:
-        sets = {"night with calls": night(), "night of noise": night(60, calls=False)}
-    sets |= {Path(folder).name: clips_of(folder) for folder in folders}
+def main(argv: list[str]) -> int:
+    keys = parse(Keys, argv, command="benchmarks/duplicates.py", description=__doc__ or "")
+    if keys is None:
+        return 0
+    sets = {Path(folder).name: clips_of(folder, keys.clips) for folder in keys.data}
+    sets = sets or {
+        "night with calls": night(keys.pieces),
+        "night of noise": night(keys.pieces // 2, calls=False),
+    }
     print("| clips | distinct | dropped | " + " | ".join(COPIES) + " |")
     print("|---|---:|---:|" + "---:|" * len(COPIES))
     for name, clips in sets.items():
