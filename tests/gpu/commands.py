@@ -271,11 +271,12 @@ def run(name: str, device: str) -> dict[str, Any]:
     printed = io.StringIO()
     if command.words == ("adapters",):
         return {"status": 0, "said": "", "numbers": _adapted()}
-    if name == "resume":  # of the first step, as if the second had been lost
-        shutil.rmtree(out / "mast" / "checkpoints" / "00000002")
     if name == "resume, begun on a CPU":
         shutil.copytree("cpu/mast", out / "begun")
-        shutil.rmtree(out / "begun" / "checkpoints" / "00000002")
+    if name.startswith("resume"):  # of the first step, as if the second had been lost
+        begun = out / ("mast" if name == "resume" else "begun")
+        shutil.rmtree(begun / "checkpoints" / "00000002")
+        (begun / "report.html").unlink()  # with it the run would be finished
     try:
         with contextlib.redirect_stdout(printed):
             status = ssmast(words)
