@@ -113,6 +113,9 @@ def with_test_part(
         labels: of each; a clip with an empty one is not drawn.
         parts: of each as far as they are known; empty for train.
         groups: what no two parts may share.
+
+    Raises:
+        ValueError: if there are fewer than two groups.
     """
     rows = [i for i, label in enumerate(labels) if label and part_of(parts[i]) in ("", "train")]
     tested = hold_out(

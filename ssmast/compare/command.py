@@ -83,26 +83,30 @@ def compare(config: CompareConfig) -> Comparison:
             entry.steps = calibrations.of(variant).steps
         except Exception as error:
             _give_up(entry, error)
-    queue = [(seed, variant, entry) for seed in seeds for variant, entry in pairs]
+    left = [(seed, variant, entry) for seed in seeds for variant, entry in pairs]
+    left = [run for run in left if not run[2].failed]
     number, took = 0, list[float]()
-    while queue := [run for run in queue if not run[2].failed]:
-        number, (seed, variant, entry) = number + 1, queue[0]
-        to_train = [not is_trained(config, variant, seed) for seed, variant, _ in queue]
+    while left:
+        seed, variant, entry = left.pop(0)
+        number += 1
+        is_new = not is_trained(config, variant, seed)
+        to_train = is_new + sum(not is_trained(config, other, of) for of, other, _ in left)
         each = sum(took) / len(took) if took else 60 * config.minutes
         logger.info(
             "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
-            *(number, number + len(queue) - 1, variant.name, seed, entry.steps),
+            *(number, number + len(left), variant.name, seed, entry.steps),
             "about" if took else "at least",
-            timedelta(seconds=round(each * sum(to_train))),
+            timedelta(seconds=round(each * to_train)),
         )
         start = time.monotonic()
         try:
             _run(config, variant, entry, calibrations, seed)
-            took += [time.monotonic() - start] * to_train[0]
+            if is_new:
+                took.append(time.monotonic() - start)
         except Exception as error:
             _give_up(entry, error)
-        queue = queue[1:]
-        if not queue or queue[0][0] != seed:
+            left = [run for run in left if not run[2].failed]
+        if not left or left[0][0] != seed:
             comparison.write()
     if not comparison.compared:
         first = comparison.entries[0]

@@ -342,7 +342,11 @@ def _legend(comparison: Comparison) -> str:
 
 
 def checked(results: Sequence[Result]) -> dict[str, float]:
-    """Score by task."""
+    """Score by task.
+
+    Raises:
+        ValueError: if one is undefined.
+    """
     for result in results:
         if not math.isfinite(result.mean):
             raise ValueError(f"its {result.metric_title} on {result.task} is undefined")

@@ -124,7 +124,11 @@ def difference(first: str, second: str, scores: Mapping[str, Scores]) -> Differe
 
 
 def shared(scores: Mapping[str, Scores]) -> tuple[list[int], list[str]]:
-    """Seeds, and tasks of all of them, that every variant has."""
+    """Seeds, and tasks of all of them, that every variant has.
+
+    Raises:
+        ValueError: if there is none.
+    """
     if not scores:
         raise ValueError("no variant has a score, so there is nothing to compare")
     seeds = sorted(set.intersection(*(set(of) for of in scores.values())))

@@ -189,6 +189,9 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
 
     Normalised as they were clustered. One thread, so that the seed decides all.
 
+    Raises:
+        ValueError: if umap-learn is not installed, or for fewer than four clips.
+
     Source: McInnes et al. 2018; 15 neighbours and a least distance of 0.1 as Zhu & Omar, figure 2.
     """
     if not can_draw():
@@ -212,6 +215,9 @@ def draw_umap(features: Tensor, *, seed: int) -> NDArray[np.float32]:
 
 def draw_tsne(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     """Points (n, 2) by t-SNE, which scikit-learn has: for where umap-learn is not installed.
+
+    Raises:
+        ValueError: for fewer than four clips.
 
     Source: van der Maaten & Hinton 2008; perplexity 30, or a third of the clips.
     """

@@ -340,6 +340,9 @@ def score_recordings(
 
     Processes divide the recordings and all get the whole; None where no recording with an event
     can be read.
+
+    Raises:
+        ValueError: as `true_events`.
     """
     truth, recordings = true_events(labelled, corpus, positions, background=rules.background)
     state, predicted, failed = process_state(), list[Event](), list[str]()

@@ -78,7 +78,11 @@ def find_sets(data: str | Path) -> list[str]:
 
 
 def find_folder(data: Path, name: str) -> Path:
-    """The folder of one labelled set, in a folder of them or that folder itself."""
+    """The folder of one labelled set, in a folder of them or that folder itself.
+
+    Raises:
+        FileNotFoundError: naming the sets that are there.
+    """
     for folder in (data / name, data if set_name(data) == name else None):
         if folder is not None and _is_set(folder):
             return folder
@@ -174,7 +178,11 @@ def table_of(folder: Path) -> Path:
 
 
 def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
-    """Columns of a set, without the space around their values; and what it says of itself."""
+    """Columns of a set, without the space around their values; and what it says of itself.
+
+    Raises:
+        ValueError: if there is no row.
+    """
     if are_class_folders(place):
         table = _class_folders(place, open_corpus(place))
         if "fold" in table or "test" in table.get("split", ()):
@@ -253,7 +261,11 @@ def _stripped(table: pa.Table) -> Table:
 
 
 def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
-    """Refuse a table that lacks a column which the task names."""
+    """Refuse a table that lacks a column which the task names.
+
+    Raises:
+        ValueError: naming the columns there are.
+    """
     wanted = [find_column(columns, "path"), find_column(columns, spec.label)]
     wanted += filter(None, [spec.group])
     if spec.split != "split" or spec.protocol == "split":

@@ -180,7 +180,11 @@ class LabelledSet:
         return open_corpus(self.folder, spans="spans").with_channel(channel)
 
     def split(self, fold: str) -> Split:
-        """The split of a fold by its name; the only one, or the first, where none is named."""
+        """The split of a fold by its name; the only one, or the first, where none is named.
+
+        Raises:
+            ValueError: naming the folds there are.
+        """
         names = [split.name.split(" ")[-1] for split in self.splits]
         if not fold:
             return self.splits[0]
@@ -276,7 +280,12 @@ def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSe
 
 
 def check_splits(labelled: LabelledSet) -> None:
-    """Refuse a set of which a split cannot be scored."""
+    """Refuse a set of which a split cannot be scored.
+
+    Raises:
+        ValueError: if a part is empty, there are too few classes to train on, or no class of the
+            training part is validated and tested.
+    """
     least = 2 - labelled.multi_label
     for split in labelled.splits:
         parts = {part: labelled.labels_of(where) for part, where in split.parts().items()}

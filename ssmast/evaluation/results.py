@@ -306,7 +306,11 @@ def parse_result(content: Any) -> Result | ClusterResult | None:
 
 
 def check_results(*files: Path) -> None:
-    """Refuse to replace what is no result: JSON files, and tables in Markdown beside them."""
+    """Refuse to replace what is no result: JSON files, and tables in Markdown beside them.
+
+    Raises:
+        FileExistsError, OSError: as `check_output`.
+    """
     for file in files:
         check_output(file, begins=r'\{\s*($|"(mean|task)")')  # or cut short
         check_output(file.with_suffix(".md"), begins=r"\| task|no results")

@@ -153,7 +153,11 @@ class Scorer:
         self._corpora: dict[Path, Corpus] = {}
 
     def job(self, labelled: LabelledSet) -> Job:
-        """What there is to do for a set."""
+        """What there is to do for a set.
+
+        Raises:
+            ValueError: if the metric or the protocol does not fit it.
+        """
         metric = metric_of(labelled, self.config.metric)
         built = str(labelled.origin.get("task", ""))
         crop = self.protocol.crop_seconds(built, self.config.crop_seconds)

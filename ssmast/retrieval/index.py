@@ -86,7 +86,11 @@ def main(config: IndexConfig, argv: list[str]) -> int:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a place where an index cannot be written."""
+    """Refuse a place where an index cannot be written.
+
+    Raises:
+        FileExistsError: if it holds something else.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; an index is a folder, so give another name")

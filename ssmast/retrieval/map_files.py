@@ -93,7 +93,11 @@ def main(config: MapConfig, argv: list[str]) -> int:
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:
-    """Groups, points and neighbours of embeddings, as a page's scatter takes them."""
+    """Groups, points and neighbours of embeddings, as a page's scatter takes them.
+
+    Raises:
+        ValueError: for fewer than four sounds.
+    """
     names, total = names_of(found, corpus), len(found.rows)
     if total < 4:
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
