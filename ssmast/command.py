@@ -84,9 +84,10 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
     except (ValueError, OSError) as error:
         return _say(name, error, status=1)
     except RuntimeError as error:
-        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorError"):  # torch's, which
-            raise  # is not imported here
-        if "out of memory" not in (said := str(error)):
+        # By name: they are torch's, which is not imported here.
+        is_of_gpu = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+        said = str(error)
+        if not is_of_gpu or "out of memory" not in said:
             raise
         key = "batch_size" if name in _TRAINING else "batch_seconds"
         return _say(name, _about_memory(said, key=key), status=1)

@@ -85,12 +85,13 @@ def compare(config: CompareConfig) -> Comparison:
             _give_up(entry, error)
     left = [(seed, variant, entry) for seed in seeds for variant, entry in pairs]
     left = [run for run in left if not run[2].failed]
+    new = {(one.name, seed) for seed, one, _ in left if not is_trained(config, one, seed)}
     number, took = 0, list[float]()
     while left:
         seed, variant, entry = left.pop(0)
         number += 1
-        is_new = not is_trained(config, variant, seed)
-        to_train = is_new + sum(not is_trained(config, other, of) for of, other, _ in left)
+        is_new = (variant.name, seed) in new
+        to_train = is_new + sum((other.name, of) in new for of, other, _ in left)
         each = sum(took) / len(took) if took else 60 * config.minutes
         logger.info(
             "run %d of %d: %s, seed %d, %d steps; %s %s left in all",

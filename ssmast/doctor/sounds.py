@@ -63,7 +63,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
         sets, no_labels = _sets_in(folder) if folder.exists() else ([], "")
         several = bool(sets) and sets[0].folder != folder
         corpora = [one.corpus() for one in sets] or list(open_corpus(data).corpora)
-        shared = [one.shared for one in sets]  # opens them once more
+        shared = [one.shared for one in sets]  # here, as it warns again of what it opens
     yield ok("layout", _layout(folder, sets, several=several))
     names = [corpus.name(i) for corpus in corpora for i in range(len(corpus))]
     yield ok("files", _files(corpora, names))

@@ -39,10 +39,19 @@ def process_state() -> Processes:
     set_tf32(False)
     state = PartialState(cpu=not torch.cuda.is_available())
     assert state.device is not None
-    if state.num_processes > 1:
+    prepare_group()
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def prepare_group() -> None:
+    """See to it that a group of several processes can work, and ends well; once a process.
+
+    Raises:
+        ValueError: if two of them share a GPU.
+    """
+    if PartialState().num_processes > 1:
         end_group_at_exit()
         refuse_shared_gpus()
-    return Processes(state.process_index, state.num_processes, state.device)
 
 
 @functools.cache

@@ -16,12 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from ssmast.command import StoppedError, num_cores, stop_signals
-from ssmast.evaluation.processes import (
-    broadcast,
-    end_group_at_exit,
-    refuse_shared_gpus,
-    set_tf32,
-)
+from ssmast.evaluation.processes import broadcast, prepare_group, set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +90,7 @@ def start_accelerator(
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     share = threads or max(1, num_cores() // local)
     torch.set_num_threads(min(share, _openmp_limit()))
-    if accelerator.num_processes > 1:
-        end_group_at_exit()
-        refuse_shared_gpus()
+    prepare_group()
     return accelerator
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssmast.splits import group_folds, hold_out, named_parts
+from ssmast.splits import group_folds, hold_out, leave_one_out, named_parts
 
 
 def test_valid_is_the_next_fold_and_nothing_leaks():
@@ -22,7 +22,7 @@ def test_valid_is_the_next_fold_and_nothing_leaks():
 
 def test_leave_one_out_keeps_a_speaker_in_one_part():
     speakers = ["anna", "bert", "cleo", "dan"] * 5
-    for split in group_folds(speakers, what="left out"):
+    for split in leave_one_out(speakers):
         parts = [{speakers[i] for i in rows} for rows in split.parts().values()]
         assert [len(part) for part in parts] == [2, 1, 1]
         assert set.union(*parts) == set(speakers)
