@@ -40,9 +40,8 @@ from ssmast.settings import (
     PRECISION,
     Settings,
     UsageError,
+    command,
     in_home,
-    named_files,
-    parse,
     setting,
 )
 
@@ -58,8 +57,9 @@ _BEGINS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Settings):
-    """`ssmast predict FILES...`: sound files to classes."""
+    """`ssmast predict a.wav b.wav`: sound files to classes."""
 
+    data: str = setting("", "sound files, and folders of them", required=True)
     encoder: str = setting("", "fine-tuned encoder folder, or its run folder", required=True)
     channel: str = setting("mean", CHANNEL)
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
@@ -100,21 +100,13 @@ class PredictConfig(Settings):
     )
 
 
-def main(argv: list[str]) -> int:
-    """`ssmast predict`: words without = are files."""
-    files = [in_home(word) for word in named_files(argv, PredictConfig)]
-    words = [word for word in argv if in_home(word) not in files]
-    config = parse(
-        PredictConfig, words, command="ssmast predict FILES...", description=__doc__ or ""
-    )
-    if config is None:
-        return 0
-    if not files:
-        raise UsageError("no file was given; `ssmast predict a.wav b.wav encoder=DIR`")
+@command(PredictConfig, "ssmast predict", positional="data", several=True)
+def main(config: PredictConfig, argv: list[str]) -> int:
+    """`ssmast predict`: words without = are files and folders."""
     is_folder = config.format in TABLES and not config.out.endswith(".txt")
     if config.out and not is_folder and not Path(config.out).absolute().parent.is_dir():
         raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
-    files = list(_sounds_in(files))
+    files = list(_sounds_in([in_home(name) for name in config.data.splitlines()]))
     if config.format == "audacity" and len(files) > 1 and (not config.out or not is_folder):
         raise UsageError(
             "an Audacity label track is of one sound; give out=FOLDER, which gets one for each"

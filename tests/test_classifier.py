@@ -172,7 +172,7 @@ def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds
     assert sounds[0] in capsys.readouterr().out
     for words, said in (
         ([sounds[0]], "encoder= is missing"),
-        ([f"encoder={folder}"], "no file was given"),
+        ([f"encoder={folder}"], "data= is missing; wanted: sound files"),
         ([sounds[0], f"encoder={folder}", "format=xml"], "format must be one of"),
         ([sounds[0], f"encoder={folder}", "tops=3"], "did you mean 'top'"),
     ):

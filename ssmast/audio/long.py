@@ -4,6 +4,7 @@ A long file is never held at its own rate: `read_long` returns all samples, `ope
 `LongSound` to be read from front to back. A region comes out as it does within the whole.
 """
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -13,6 +14,8 @@ import soxr
 from ssmast.audio.decode import UNKNOWN_LENGTH, ForeignError, decoded_blocks, opened, scaled
 from ssmast.audio.source import AudioError, SeekError, Source, label_of, source_size
 from ssmast.audio.streams import check_container, check_last_frame, mp3_blocks, streams_of
+
+logger = logging.getLogger(__name__)
 
 # Longer files are read block by block: its samples at their own rate would not fit beside
 # the result. Shorter ones are resampled at once; both give the same bits.
@@ -214,6 +217,8 @@ def _joined(blocks: Iterable[np.ndarray], *, expected: int) -> Waveform:
 LOUDEST = 100.0
 """Largest magnitude of a sample: 40 dB over full scale, which no recording means."""
 
+_LOUD = 4.0  # 12 dB over full scale: a hot mix of floats is below, a clip of unit variance above
+
 
 def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -> tuple[int, int]:
     """Input frames that decide output samples [start, stop), from a whole number of periods on.
@@ -233,11 +238,18 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 
 
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
-    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`."""
+    """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`.
+
+    Those far above full scale are taken as they are, since nothing tells their scale, with a warning
+    for the first.
+    """
     if not audio.size:
         return
     peak = max(float(audio.max()), -float(audio.min()))  # NaN if there is one; nothing is copied
+    if peak <= _LOUD:
+        return
     if peak <= LOUDEST:
+        _warn_of_loud(label, peak)
         return
     bad = int(np.count_nonzero(~np.isfinite(audio)))
     if bad:
@@ -246,6 +258,22 @@ def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> No
     raise AudioError(
         f"{label} has a sample of {peak:.3g}, above {LOUDEST:g} (full scale is 1); divide it by "
         "its full scale, or see whether its bytes were taken for numbers of another type"
+    )
+
+
+_named_loud = list[str]()  # by this process
+
+
+def _warn_of_loud(label: str, peak: float) -> None:
+    """Name the first clip that is far too loud; thousands may follow."""
+    if _named_loud:
+        return
+    _named_loud.append(label)
+    logger.warning(
+        "%s has a sample of %.3g, and full scale is 1: it is taken as it is, though its level "
+        "changes what an encoder hears; if these are normalised or undivided samples, bring them "
+        "to between -1 and 1 (only the first such clip is named)",
+        *(label, peak),
     )
 
 

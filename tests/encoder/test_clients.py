@@ -133,6 +133,20 @@ def test_samples_of_no_certain_scale_are_refused(encoder, alone):
     assert (encoder.embed(square, RATE) - encoder.embed(square * 0.99, RATE)).abs().max() < 0.1
 
 
+def test_normalised_samples_are_embedded_with_one_warning(encoder, alone, monkeypatch, caplog):
+    monkeypatch.setattr("ssmast.audio.long._named_loud", [])
+    clip = alone[0][0]
+    normalised = (clip - clip.mean()) / clip.std()  # as wav2vec2's feature extractor gives them
+    peak = float(normalised.abs().max())
+    hot = clip * (3.9 / clip.abs().max())
+    encoder.embed(hot, RATE)
+    assert not caplog.records
+    for _ in range(3):
+        encoder.embed(normalised * (8 / peak), RATE)
+    (said,) = caplog.records
+    assert "has a sample of 8, and full scale is 1" in said.getMessage()
+
+
 @pytest.mark.parametrize("shape", [(16000, 2), (400, 2), (16000, 16), (100, 64)])
 def test_samples_by_channels_are_no_batch(encoder, shape):
     for samples in (np.zeros(shape, np.float32), torch.zeros(shape), [np.zeros(shape)]):
