@@ -240,8 +240,8 @@ def region_of(start: int, stop: int, rate: int, sample_rate: int, frames: int) -
 def check_samples(audio: np.ndarray, label: str, *, is_whole: bool = True) -> None:
     """Refuse samples that no log-mel can be made of; there may be more unless `is_whole`.
 
-    Those far above full scale are taken as they are, since nothing tells their scale, with a warning
-    for the first.
+    Those far above full scale are taken as they are, since nothing tells their scale, with a
+    warning for the first.
     """
     if not audio.size:
         return
