@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 TESTFLAGS ?=
 
-.PHONY: demo test test-slow test-card results harnesses check lint format docs figures package clean
+.PHONY: demo test test-slow test-card test-others results harnesses check lint format docs figures package clean
 
 demo: $(READY)
 	$(BIN)/ssmast demo
@@ -27,6 +27,19 @@ CARD := tests/training/test_pretrain.py tests/training/test_online_probe.py test
 
 test-card: $(READY)
 	$(BIN)/python -m tests.gpu.run -m pytest -q -m "not slow" $(CARD) $(TESTFLAGS)
+
+# Tests against packages that few need beside ssmast: trackers, openSMILE, sed_eval. None may be skipped.
+OTHERS := .venv-others
+
+test-others: $(OTHERS)/.ready
+	$(OTHERS)/bin/python -m pytest -q --no-skips tests/training/test_trackers.py tests/test_events.py tests/evaluation/test_foreign.py $(TESTFLAGS)
+
+# Without what they ask for: gradio, and mlflow's older protobuf; they run with ours, which lie in .venv.
+$(OTHERS)/.ready: $(READY) tests/requirements_others.txt
+	$(BIN)/python -m venv $(OTHERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(OTHERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
+	$(OTHERS)/bin/python -m pip install --quiet --no-deps -r tests/requirements_others.txt
+	@touch $@
 
 # The tables of scores of RESULTS.md: make results DATA=SETS; without, on the built-in corpus, to be printed.
 # With SPEED=true the benchmarks too, into runs/results: an hour of a machine that does nothing else.
@@ -93,4 +106,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $(READY)
 
 clean:
-	rm -rf runs build dist .venv-harnesses .venv-docs .pytest_cache .ruff_cache
+	rm -rf runs build dist .venv-harnesses .venv-others .venv-docs .pytest_cache .ruff_cache

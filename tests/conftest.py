@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail where no browser is found, instead of skipping the tests that need one",
     )
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--require-browser wants one of {', '.join(BROWSERS)} on the path and found none; "
             "install one, such as Debian's package chromium"
         )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = (yield).get_result()
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
 
 
 @pytest.hookimpl(optionalhook=True)

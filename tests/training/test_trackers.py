@@ -36,11 +36,12 @@ def test_tensorboard_gets_settings_curves_scores_and_the_report(tmp_path):
 
 
 def test_wandb_writes_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     _run("wandb", tmp_path / "mine")
+    wandb.teardown()  # its process writes on after a run is finished
     (file,) = tmp_path.rglob("*.wandb")
     content = file.read_bytes()
     for wanted in (b"probe/tones/knn", b"optim.lr", b"report.html", b"mine"):
