@@ -10,6 +10,7 @@ recordings, with start and end. In a table (.csv) the column `like` is empty: wr
 """
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 from ssmast.audio.read import Excerpt, read_audio, split_excerpt
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.events import raven_table
-from ssmast.files import check_output, write_atomic
+from ssmast.files import as_text, check_output, write_atomic
 from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
 from ssmast.settings import CHANNEL, Settings, UsageError, command, setting, wants_dry_run
@@ -103,15 +104,15 @@ def _reviewed(index: Index, table: str) -> tuple[Vectors, Vectors]:
     """Vectors of the rows of a reviewed table that have y, and of those that have n."""
     names: dict[bool, list[str]] = {True: [], False: []}
     if table:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                if not {"name", "like"} <= row.keys():
-                    raise ValueError(f"{table} has no columns name and like, as `out=` writes")
-                answer = (row["like"] or "").strip().lower()
-                if answer and answer not in _ANSWERS:
-                    raise ValueError(f"{table}: like must be y, n or empty, got {row['like']!r}")
-                if answer:
-                    names[_ANSWERS[answer]].append(row["name"])
+        rows = csv.DictReader(io.StringIO(as_text(Path(table).read_bytes(), table), newline=""))
+        if not {"name", "like"} <= {*(rows.fieldnames or ())}:
+            raise ValueError(f"{table} has no columns name and like, as `out=` writes")
+        for row in rows:
+            answer = (row["like"] or "").strip().lower()
+            if answer and answer not in _ANSWERS:
+                raise ValueError(f"{table}: like must be y, n or empty, got {row['like']!r}")
+            if answer:
+                names[_ANSWERS[answer]].append(row["name"])
     return index.vectors(names[True]), index.vectors(names[False])
 
 
@@ -119,8 +120,8 @@ def _check_answers(out: Path) -> None:
     """Refuse to replace a table that somebody has gone through."""
     if out.suffix != ".csv" or not out.is_file():
         return
-    with out.open(newline="", encoding="utf-8-sig") as file:
-        answers = sum(bool((row.get("like") or "").strip()) for row in csv.DictReader(file))
+    table = io.StringIO(as_text(out.read_bytes(), out), newline="")
+    answers = sum(bool((row.get("like") or "").strip()) for row in csv.DictReader(table))
     if answers:
         raise FileExistsError(
             f"out={out} holds {answers} answers in column like, and is not replaced; give another "
@@ -138,5 +139,6 @@ def _write(out: Path, found: Sequence[tuple[str, float]]) -> None:
     for rank, (event, (name, score)) in enumerate(zip(events, found, strict=True), start=1):
         span = (f"{event.start:g}", f"{event.stop:g}") if event.stop else ("", "")
         lines.append((str(rank), event.file, *span, f"{score:.6f}", "", name))
-    with open(out, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(lines)
+    write_atomic(out, table.getvalue())

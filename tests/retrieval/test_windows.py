@@ -86,6 +86,9 @@ def test_windows_are_found_by_examples_and_reviewed(recording, encoder_folder, t
     assert run_command(search.main, words, name="search") == 0
     said = capsys.readouterr().out.splitlines()
     assert (said[0].split("#t=")[1], said[-1].split("#t=")[1]) == ("2,3", "4,5")
+    table.write_text(table.read_text(), encoding="utf-16")  # as spreadsheets save it
+    assert run_command(search.main, words, name="search") == 0
+    assert capsys.readouterr().out.splitlines() == said
     words = [low, f"not_like=['{high}']", f"index={out}", "top=7", f"out={tmp_path / 'x.txt'}"]
     assert run_command(search.main, words, name="search") == 0
     selections = list(csv.DictReader((tmp_path / "x.txt").open(), delimiter="\t"))
@@ -96,6 +99,12 @@ def test_windows_are_found_by_examples_and_reviewed(recording, encoder_folder, t
     words = [low, f"reviewed={table}", f"index={out}"]
     assert run_command(search.main, words, name="search") == 1
     assert "like must be y, n or empty, got 'maybe'" in capsys.readouterr().err
+    for content, reason in ((b"name,like\n\xe9.wav,y\n", "save it as UTF-8"), (b"", "no columns")):
+        table.write_bytes(content)
+        assert run_command(search.main, words, name="search") == 1
+        said = capsys.readouterr().err
+        assert str(table) in said
+        assert reason in said
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivfpq"])
