@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -380,5 +381,5 @@ def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], 
         with np.load(file, allow_pickle=False) as found:
             about = json.loads(str(found["encoder"]))
             return found["names"].tolist(), found["embeddings"], about
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} was not written by `ssmast embed` ({error})") from error

@@ -126,6 +126,16 @@ def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
         main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])
 
 
+def test_half_of_a_file_of_embeddings_is_refused_in_a_sentence(encoder_folder, tmp_path):
+    data, out = write_set(tmp_path / "data", num_clips=2), tmp_path / "e.npz"
+    main([str(data), f"encoder={encoder_folder}", f"out={out}"])
+    whole = out.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:100] + b"\xff" * 100 + whole[200:]):
+        out.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"e\.npz was not written by `ssmast embed`"):
+            read_embeddings(out)
+
+
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_vectors_and_the_same_list_of_bad_files(
     encoder_folder, tmp_path, monkeypatch
