@@ -262,8 +262,9 @@ def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
     """Refuse to resume a run on other audio or labels, before anything of it is written anew."""
     facts, corpus = folder.read_facts(), data.clips
     if facts and facts["corpus"] != corpus.listing_hash:
+        order = ", or on the same in another order" if facts["clips"] == len(corpus) else ""
         raise ValueError(
-            f"{folder.path} was started on other audio ({facts['clips']} clips, now "
+            f"{folder.path} was started on other audio{order} ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
         )
     if facts.get("labels", data.labels_sha256) != data.labels_sha256:

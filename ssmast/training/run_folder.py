@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from ssmast.files import check_output, locked, write_atomic, write_json
+from ssmast.encoder.folder import read_json
+from ssmast.files import as_text, check_output, locked, write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
@@ -61,7 +62,7 @@ class RunFolder:
 
     def read_facts(self) -> dict[str, Any]:
         """What the run found out once and keeps (corpus, mean and std); empty before that."""
-        return json.loads(self.facts_file.read_text()) if self.facts_file.is_file() else {}
+        return read_json(self.facts_file) if self.facts_file.is_file() else {}
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Keep facts that a resumed run must not measure again."""
@@ -117,9 +118,16 @@ def read_settings(file: Path) -> dict[str, Any]:
     """The settings in a run's config.yaml.
 
     Raises:
+        ValueError: if the file is damaged.
         UsageError: if a version of ssmast wrote them that had other names for its keys.
     """
-    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(as_text(file.read_bytes(), file))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read as plain YAML: {reason}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no settings of a run; put back the file as it was written")
     refuse_renamed(flatten(found), where=f"{file}, which ssmast 0.1.0 wrote,")
     return found
 
@@ -137,9 +145,11 @@ def _same_settings(config: Any, folder: RunFolder) -> None:
     before = folder.read_config()
     changed = changed_settings(before, to_dict(config))
     if changed:
+        # Of fine-tuning, what is not given is sized by the set: rows added to it change optim.lr.
+        data = ", on the same data=," if folder.is_fine_tuning else ""
         raise FileExistsError(
             f"{folder.path} was started with other settings: {'; '.join(changed)}; "
-            "use those again or choose another run="
+            f"use those again{data} or choose another run="
         )
 
 

@@ -5,6 +5,7 @@ state: the same weights, the same queues (they take in the clips of all processe
 (every draw follows from seed and position). So one set of files serves any number of processes.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -106,19 +107,29 @@ class SavedState:
     def _facts(self) -> dict[str, Any]:
         precision = self.accelerator.mixed_precision
         settings = to_dict(self.config)
-        return {"steps": self.steps, "mixed_precision": precision, "settings": settings}
+        facts = {"steps": self.steps, "mixed_precision": precision, "settings": settings}
+        return {**facts, **self._data_hashes}
+
+    @functools.cached_property
+    def _data_hashes(self) -> dict[str, str]:
+        """Hashes of what the run learns from; empty in an objective that is tried without data."""
+        data = self.objective.run.data
+        if data is None:
+            return {}
+        return {"corpus": data.clips.listing_hash, "labels": data.labels_sha256}
 
 
 def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> None:
     """Refuse a checkpoint that this run would not resume to the same bits.
 
     Args:
-        state: of the checkpoint: `steps`, `mixed_precision`, `settings`.
+        state: of the checkpoint: `steps`, `mixed_precision`, `settings`; `corpus` and `labels`,
+            which checkpoints of earlier versions lack.
         now: the same of this run.
         path: of the checkpoint, for the message.
 
     Raises:
-        ValueError: naming every setting that differs.
+        ValueError: naming every setting that differs, or saying that the data do.
     """
     changed = changed_settings(state["settings"], now["settings"])
     if state["steps"] != now["steps"]:
@@ -131,6 +142,12 @@ def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> No
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(changed)}; "
             "use those again or start afresh with resume=never in another run="
         )
+    for key, what in (("corpus", "other audio"), ("labels", "other labels or another split")):
+        if key in state and key in now and state[key] != now[key]:
+            raise ValueError(
+                f"checkpoint {path} belongs to a run on {what}; give the data= that it was "
+                "trained on, or start afresh with resume=never in another run="
+            )
 
 
 def wants_compile(asked: str, device: torch.device) -> bool:

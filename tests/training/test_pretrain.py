@@ -136,6 +136,32 @@ def test_going_on_with_other_audio_is_refused_and_leaves_the_run_as_it_was(
     assert (finished / "config.yaml").read_text() == before
 
 
+def test_a_checkpoint_of_a_run_on_other_audio_is_refused(finished, tmp_path, capsys):
+    other = write_tones(tmp_path / "other", num=12)
+    (other / "0" / "3.wav").rename(other / "0" / "99.wav")
+    words = [f"resume={checkpoints(finished / 'checkpoints')[0]}"]
+    assert _run(*words, audio=other, run=tmp_path / "run") == 1
+    assert "belongs to a run on other audio; give the data= that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "a: [", "config.yaml cannot be read as plain YAML"),
+        ("config.yaml", "", "config.yaml holds no settings of a run"),
+        ("facts.json", '{"mean": ', "facts.json is damaged: it is not JSON"),
+        ("facts.json", "[]", "facts.json is damaged: it holds no JSON object"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    file, content, message, finished, audio, tmp_path, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / file).write_text(content)
+    assert _run("resume=auto", audio=audio, run=run) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_what_may_change_on_going_on_is_what_changes_no_number(finished, audio, capsys):
     may = [
         "workers=1",

@@ -195,6 +195,9 @@ def test_a_run_is_not_resumed_nor_its_result_given_for_other_labels_or_splits(
         assert _run("resume=auto", data=data, run=run) == 1
         assert "was started with other labels or another split" in capsys.readouterr().err
         (run / "report.html").unlink(missing_ok=True)  # as if it had been interrupted
+    words = [f"resume={checkpoints(finished / 'checkpoints')[0]}"]
+    assert _run(*words, data=data, run=tmp_path / "new") == 1
+    assert "belongs to a run on other" in capsys.readouterr().err
 
 
 _EVERYTHING = (
