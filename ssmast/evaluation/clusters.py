@@ -225,8 +225,12 @@ def draw_tsne(features: Tensor, *, seed: int) -> NDArray[np.float32]:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
-    layout = TSNE(perplexity=perplexity, random_state=seed, init="pca")
-    points = layout.fit_transform(features.double().cpu().numpy())
+    values = features.double().cpu().numpy()
+    # Clips that are all the same, such as silence, have no principal axes: scikit-learn divides by
+    # 0 there and ends in a segmentation fault.
+    init = "pca" if np.ptp(values, axis=0).any() else "random"
+    layout = TSNE(perplexity=perplexity, random_state=seed, init=init)
+    points = layout.fit_transform(values)
     return np.asarray(points, dtype=np.float32)
 
 

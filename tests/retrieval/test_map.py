@@ -74,3 +74,9 @@ def test_tsne_keeps_heaps_apart():
     assert apart > 2 * spread
     with pytest.raises(ValueError, match="at least 4 clips"):
         clusters.draw_tsne(values[:3], seed=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_sounds_that_are_all_the_same_are_drawn(value):
+    points = clusters.draw_tsne(torch.full((6, 3), value), seed=0)
+    assert np.isfinite(points).all()
