@@ -29,7 +29,7 @@ from ssmast.evaluation.baselines import UNTRAINED, random_twin
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
-from ssmast.files import check_output
+from ssmast.files import check_output, lock_of, locked
 from ssmast.html import PAGE_BEGINS
 from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
@@ -51,7 +51,9 @@ def main(config: CompareConfig, argv: list[str]) -> int:
             sys.stdout.write(f"{variant.name}: {' '.join(variant.words) or 'the recipe'}\n")
         return 0
     try:
-        comparison = compare(config)
+        # A second one would remove the calibrations of the first.
+        with locked(lock_of(out), doing=f"comparing in {out}"):
+            comparison = compare(config)
     except StoppedError as error:  # a run would speak of its own resume=auto
         raise StoppedError(error.signal_number, "the same command resumes it") from error
     sys.stdout.write(as_markdown(comparison))
@@ -107,7 +109,8 @@ def compare(config: CompareConfig) -> Comparison:
         except Exception as error:
             _give_up(entry, error)
             left = [run for run in left if not run[2].failed]
-        if not left or left[0][0] != seed:
+        # A page without a score would replace the one of a comparison that went well.
+        if comparison.compared and (not left or left[0][0] != seed):
             comparison.write()
     if not comparison.compared:
         first = comparison.entries[0]

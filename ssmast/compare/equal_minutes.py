@@ -60,14 +60,14 @@ class Calibrations:
 
     Raises:
         FileExistsError: if the folder holds one of the variants with other settings or minutes.
+        ValueError: if the file is damaged.
     """
 
     def __init__(self, config: CompareConfig, variants: Sequence[Variant]) -> None:
         self.config, self.file = config, Path(config.out) / "calibration.json"
         self.known: dict[str, Calibration] = {}
         if self.file.is_file():
-            stored = json.loads(self.file.read_text(encoding="utf-8"))
-            self.known = {name: Calibration(**content) for name, content in stored.items()}
+            self.known = _read(self.file)
         for variant in variants:
             before = self.known.get(variant.name)
             if before is None:
@@ -110,6 +110,17 @@ class Calibrations:
         write_json(self.file, {name: vars(one) for name, one in self.known.items()})
         logger.info("%s: %.3g s a step, %d steps", variant.name, each, found.steps)
         return found
+
+
+def _read(file: Path) -> dict[str, Calibration]:
+    """What is stored; without it other numbers of steps would be found than the runs there have."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return {name: Calibration(**content) for name, content in stored.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged; put back the file as it was written, or choose another out="
+        ) from error
 
 
 def run_folder(config: CompareConfig, variant: Variant, seed: int) -> Path:

@@ -6,6 +6,8 @@ import logging
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,46 @@ def test_where_all_fail_the_first_reason_is_the_error(trainer, words, capsys):
     words[-1] = "variants=[bad:optim.lr=9]"
     assert main(["compare", *words]) == 1
     assert "no variant could be compared; bad failed: 5 steps in a row" in capsys.readouterr().err
+
+
+def test_where_all_fail_the_page_of_what_went_well_stays(trainer, words, tmp_path, monkeypatch):
+    assert main(["compare", *words]) == 0
+    page = (tmp_path / "out" / "compare.md").read_text()
+
+    def on_other_audio(config):
+        raise ValueError("was started on other audio")
+
+    monkeypatch.setattr(equal_minutes, "run", on_other_audio)
+    assert main(["compare", *words]) == 1
+    assert (tmp_path / "out" / "compare.md").read_text() == page
+
+
+@pytest.mark.parametrize("content", ['{"fast": ', "[]", '{"fast": {"steps": 3}}'])
+def test_damaged_calibrations_are_named(content, trainer, words, tmp_path, capsys):
+    assert main(["compare", *words]) == 0
+    (tmp_path / "out" / "calibration.json").write_text(content)
+    assert main(["compare", *words]) == 1
+    assert "calibration.json is damaged; put back the file" in capsys.readouterr().err
+
+
+def test_a_second_comparison_is_kept_out_of_the_folder(trainer, words, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = (
+        "import sys\n"
+        "from ssmast.files import lock_of, locked\n"
+        "with locked(lock_of(sys.argv[1]), doing=''):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert main(["compare", *words]) == 1
+        assert f"another process is comparing in {out}; wait until" in capsys.readouterr().err
+        holder.kill()
+    _ran(trainer)
+    assert main(["compare", *words]) == 0
 
 
 def test_time_that_is_more_than_a_tenth_off_is_said(trainer, words, capsys):
