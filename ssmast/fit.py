@@ -83,7 +83,9 @@ def main(config: FitConfig, argv: list[str]) -> int:
     """`ssmast fit`: parse, fit, print how good it is."""
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
-    found = load_set(config.data, config.task, group=config.group)
+    # What would validate is fitted too.
+    scored = () if config.all else ("test",)
+    found = load_set(config.data, config.task, group=config.group, scored=scored)
     split, everything = found.splits[0], config.all or len(found.splits) > 1
     train = np.sort(np.concatenate([split.train, split.valid, *([split.test] * everything)]))
     labelled = with_trained_classes(found, replace(split, train=train))

@@ -64,6 +64,20 @@ def test_groups_are_left_out_together(tmp_path, capsys):
     assert main(["fit", f"data={data}", f"out={tmp_path / 'd'}", "group=nothing"]) != 0
 
 
+def test_a_set_without_a_test_part_can_be_fitted_whole(tmp_path, capsys):
+    data = write_set(tmp_path / "tones")
+    table = data / "metadata.csv"
+    table.write_text(table.read_text().replace(",test,", ",train,"))
+    words = ["fit", f"data={data}", f"out={tmp_path / 'c'}"]
+    assert main(words) == 1
+    assert "no clip in the test part of split" in capsys.readouterr().err
+    assert main([*words, "all=true"]) == 0
+    assert load_encoder(tmp_path / "c").info["clips"] == 48
+    few = write_set(tmp_path / "few", num_clips=3)  # one clip a class: none validates
+    (few / "metadata.csv").write_text("path,label\n000.wav,low\n001.wav,middle\n002.wav,high\n")
+    assert main(["fit", f"data={few}", f"out={tmp_path / 'd'}", "all=true"]) == 0
+
+
 @pytest.mark.parametrize("word", ["out=", "data="])
 def test_what_is_missing_is_named(tmp_path, word, capsys):
     words = {"out=": [f"data={tmp_path}"], "data=": [f"out={tmp_path / 'c'}"]}[word]

@@ -279,12 +279,16 @@ def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSe
     return replace(labelled, heads=[head._replace(classes=own) for head, own in pairs])
 
 
-def check_splits(labelled: LabelledSet) -> None:
+def check_splits(labelled: LabelledSet, *, scored: Collection[str] = ("valid", "test")) -> None:
     """Refuse a set of which a split cannot be scored.
 
+    Args:
+        labelled: the set.
+        scored: parts that are needed beside the training part.
+
     Raises:
-        ValueError: if a part is empty, there are too few classes to train on, or no class of the
-            training part is validated and tested.
+        ValueError: if such a part is empty, there are too few classes to train on, or no class of
+            the training part is in one that is scored.
     """
     least = 2 - labelled.multi_label
     for split in labelled.splits:
@@ -294,7 +298,7 @@ def check_splits(labelled: LabelledSet) -> None:
             if len(labelled.heads) > 1 or head.name != labelled.spec.label:
                 name += f", column {head.name!r}"
             for part, where in split.parts().items():
-                if not len(where):
+                if part in ("train", *scored) and not len(where):
                     raise ValueError(f"{name}: no clip in the {part} part of {split.name}")
             trained = parts["train"][number]
             if len(trained) < least:
@@ -302,7 +306,7 @@ def check_splits(labelled: LabelledSet) -> None:
                     f"{name}: trains on {len(trained)} class in {split.name}; wanted at least "
                     f"{least}"
                 )
-            for part in ("valid", "test"):
+            for part in scored:
                 if not trained & parts[part][number]:
                     raise ValueError(
                         f"{name}: no class of the {part} part of {split.name} is in its "

@@ -10,7 +10,7 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def load_set(
     labels: Sequence[str] | None = None,
     group: str = "",
     held_out: float = HELD_OUT,
+    scored: Collection[str] = ("valid", "test"),
 ) -> LabelledSet:
     """Read a labelled set: columns, the rows that have them all, and splits.
 
@@ -71,6 +72,7 @@ def load_set(
             cell each.
         group: column of what belongs together, or a pattern, in place of the spec's.
         held_out: fraction of the training clips that validates, where the set has no such part.
+        scored: parts that must not be empty, beside the training part.
 
     Raises:
         FileNotFoundError: if the set is not there.
@@ -153,7 +155,7 @@ def load_set(
         *((head.name, head.classes) for head in labelled.heads),
     ):
         _warn_of_look_alikes(own, f"{where}, column {name!r}")
-    check_splits(labelled)
+    check_splits(labelled, scored=scored)
     _warn_of_absent_classes(labelled)
     return labelled
 
