@@ -92,14 +92,13 @@ _NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.
 
 @contextmanager
 def _oserror_if_full(path: Path) -> Iterator[None]:
-    """Say it as everywhere that a disk is full: safetensors and faiss have errors of their own."""
+    """Say alike that a disk is full: Python names no file, safetensors and faiss raise others."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        if any(text in str(error) for text in _NO_ROOM):
-            raise OSError(f"{path} cannot be written: {error}") from error
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        if said and any(text in said for text in _NO_ROOM):
+            raise OSError(f"{path} cannot be written: {said}") from error
         raise
 
 

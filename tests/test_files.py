@@ -48,6 +48,8 @@ def test_a_full_disk_is_an_oserror_whoever_notices_it(tmp_path):
     for writing in (replacing, new_folder):
         with pytest.raises(OSError, match="x cannot be written: write"), writing(tmp_path / "x"):
             raise RuntimeError(f"write error ({os.strerror(errno.ENOSPC)})")
+        with pytest.raises(OSError, match="x cannot be written: No"), writing(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with pytest.raises(RuntimeError, match="of another kind"), writing(tmp_path / "x"):
             raise RuntimeError("of another kind")
     assert not list(tmp_path.iterdir())
