@@ -84,6 +84,11 @@ def main(config: ExportConfig, argv: list[str]) -> int:
     """`ssmast export`: parse, then export."""
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
+    if config.scores and not Path(config.scores).is_dir():
+        raise FileNotFoundError(
+            f"scores={config.scores} is no folder; give the one that `ssmast probe` wrote, or "
+            "leave scores= out"
+        )
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
@@ -207,6 +212,11 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
         raise ValueError(
             f"checkpoint {checkpoint} is not one of {run}: {'; '.join(changed)}; give the run "
             "folder that it was written in"
+        )
+    if state.get("corpus", facts.get("corpus")) != facts.get("corpus"):
+        raise ValueError(
+            f"checkpoint {checkpoint} is not one of {run}, which was trained on other audio; give "
+            "the run folder that it was written in"
         )
     objective = settings.get("objective")
     if not objective:

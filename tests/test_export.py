@@ -148,6 +148,19 @@ def test_a_checkpoint_of_another_run_is_refused(run, ssast_run, tmp_path):
         export.main([str(run), f"out={tmp_path / 'e'}", f"checkpoint={other}"])
 
 
+def test_a_checkpoint_of_a_run_on_other_audio_is_refused(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")  # same settings, another mean and std
+    facts = json.loads((other / "facts.json").read_text())
+    (other / "facts.json").write_text(json.dumps({**facts, "corpus": "0" * 64}))
+    words = [
+        str(other),
+        f"out={tmp_path / 'e'}",
+        f"checkpoint={checkpoints(run / 'checkpoints')[-1]}",
+    ]
+    with pytest.raises(ValueError, match=r"is not one of .*, which was trained on other audio"):
+        export.main(words)
+
+
 @pytest.fixture(scope="module")
 def tuned(run, tmp_path_factory):
     """A finished fine-tuning of the first run's encoder."""
@@ -304,6 +317,8 @@ def test_onnx_goes_into_the_folder_with_a_checksum(run, tmp_path, monkeypatch):
 
 
 def test_what_is_not_there_is_said(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"scores=.*nope is no folder; give the one that"):
+        export.main([str(run), f"out={tmp_path / 'e'}", f"scores={tmp_path / 'nope'}"])
     with pytest.raises(FileNotFoundError, match="no run folder at"):
         export.main([str(tmp_path / "none"), f"out={tmp_path / 'x'}"])
     (tmp_path / "empty").mkdir()
