@@ -106,6 +106,11 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     if missing:
         nested = folder / "encoder"
         hint = f"; did you mean {nested}?" if is_encoder(nested) else ""
+        if not nested.exists() and (folder / "checkpoints").is_dir():
+            hint = (
+                "; it is a run that has not ended: go on with resume=auto, or see what "
+                f"`ssmast export {folder} out=DIR` makes of it"
+            )
         raise FileNotFoundError(
             f"{folder} is no encoder folder: it has no {' and no '.join(missing)}{hint}"
         )

@@ -232,6 +232,14 @@ def test_the_run_folder_points_to_its_encoder(folder):
         load_encoder(folder.parent)
 
 
+def test_a_run_that_has_not_ended_is_called_so(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"a run that has not ended: go on with resume=auto"
+    ):
+        load_encoder(tmp_path)
+
+
 def test_a_missing_folder_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no encoder folder at .*nowhere; wanted a folder"):
         load_encoder(tmp_path / "nowhere")
