@@ -103,6 +103,7 @@ class Classifier:
         cut: of a longer clip take the first window alone, as transformers' AST does.
         sha256: hash of the weights, where it is known.
         precision: of the network: "fp32" or "bf16".
+        trained_on: `Corpus.listing_hash` of the clips it learnt from, where it is known.
     """
 
     def __init__(
@@ -116,10 +117,11 @@ class Classifier:
         cut: bool = False,
         sha256: str = "",
         precision: str = "fp32",
+        trained_on: str = "",
     ) -> None:
         self.network, self.log_mel, self.outputs, self.cut = network, log_mel, outputs, cut
         self.frames, self.max_windows, self.sha256 = frames, max_windows, sha256
-        self.precision = precision
+        self.precision, self.trained_on = precision, trained_on
 
     def to(self, device: torch.device) -> "Classifier":
         """Itself, with network and front end on a device."""
@@ -393,6 +395,7 @@ def as_classifier(encoder: Encoder, *, name: str = "the encoder", cut: bool = Fa
             cut=cut,
             sha256=encoder.sha256,
             precision=encoder.precision,
+            trained_on=str(encoder.info.get("corpus", "")),
         )
     except (TypeError, KeyError, ValueError) as error:
         why = "it has no classes" if not info else f"its classes do not fit ({error})"

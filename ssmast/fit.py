@@ -157,6 +157,7 @@ def fit(
             "network": "fitted",
             "version": __version__,
             "clips": len(positions),
+            "corpus": clips.listing_hash,
             "classifier": classifier_info(outputs, frames=frames, max_windows=0),
             "settings": to_dict(config),
             "penalty": ridge.penalty,

@@ -78,6 +78,16 @@ def test_a_set_without_a_test_part_can_be_fitted_whole(tmp_path, capsys):
     assert main(["fit", f"data={few}", f"out={tmp_path / 'd'}", "all=true"]) == 0
 
 
+def test_a_score_on_clips_that_were_fitted_is_called_so(tmp_path, capsys, caplog):
+    data = write_set(tmp_path / "tones")
+    assert main(["fit", f"data={data}", f"out={tmp_path / 'c'}"]) == 0
+    assert main(["evaluate", f"encoder={tmp_path / 'c'}", f"data={data}"]) == 0
+    assert "learnt by heart" not in caplog.text
+    assert main(["fit", f"data={data}", f"out={tmp_path / 'd'}", "all=true"]) == 0
+    assert main(["evaluate", f"encoder={tmp_path / 'd'}", f"data={data}"]) == 0
+    assert "12 of 12 clips are among those that" in caplog.text
+
+
 @pytest.mark.parametrize("word", ["out=", "data="])
 def test_what_is_missing_is_named(tmp_path, word, capsys):
     words = {"out=": [f"data={tmp_path}"], "data=": [f"out={tmp_path / 'c'}"]}[word]

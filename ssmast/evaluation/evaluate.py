@@ -276,6 +276,30 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
         logger.info("results: %s", out)
         sys.stdout.write(f"{tables_of(result)}\n{numbers_text(scored.numbers)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in result_notes(result)))
+        seen = _num_seen(labelled, corpus, positions, classifier.trained_on)
+        if config.part == "test" and seen:
+            logger.warning(
+                "%d of %d clips are among those that %s was trained or chosen on: what was learnt "
+                "by heart counts as right; with folds, give the fold= of its training",
+                *(seen, len(positions), config.encoder),
+            )
+    return 0
+
+
+def _num_seen(
+    labelled: LabelledSet, corpus: Corpus, positions: NDArray[np.int64], trained_on: str
+) -> int:
+    """How many of some clips a classifier learnt from, where it did so on this very set.
+
+    That is known by the hash of its clips: `ssmast finetune` takes the training part of a split,
+    `ssmast fit` the validation part too, or all.
+    """
+    every = np.arange(len(labelled.clips))
+    for split in labelled.splits if trained_on else ():
+        known = np.sort(np.concatenate([split.train, split.valid]))
+        for learnt, seen in ((split.train, known), (known, known), (every, every)):
+            if corpus.take(labelled.rows[learnt]).listing_hash == trained_on:
+                return int(np.isin(positions, seen).sum())
     return 0
 
 

@@ -7,8 +7,9 @@ import torch
 
 from ssmast.audio import open_corpus
 from ssmast.classifier import Outputs, WindowScores
-from ssmast.evaluation.evaluate import EventRules, score_recordings
+from ssmast.evaluation.evaluate import EventRules, _num_seen, score_recordings
 from ssmast.evaluation.read_set import load_set
+from tests.sets import write_set
 
 
 class Ears:
@@ -72,3 +73,15 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_said(recordings, caplog
     found = _scores(recordings, background=["quiet"])
     assert (found.f1, found.classes["loud"]["n"]) == (1, 1)
     assert "1 of 2 recordings are left out" in caplog.text
+
+
+def test_clips_of_another_fold_than_the_one_of_the_training_are_known_as_seen(tmp_path):
+    table = write_set(tmp_path / "tones") / "metadata.csv"
+    table.write_text(table.read_text().replace(",split,", ",once,", 1))
+    labelled = load_set(str(table.parent))
+    corpus = labelled.corpus()
+    trained, other = labelled.splits[0], labelled.splits[1]
+    sha256 = corpus.take(labelled.rows[trained.train]).listing_hash
+    assert _num_seen(labelled, corpus, trained.test, sha256) == 0
+    assert _num_seen(labelled, corpus, other.test, sha256) == len(other.test) > 0
+    assert _num_seen(labelled, corpus, other.test, "0" * 64) == 0
