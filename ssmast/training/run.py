@@ -259,7 +259,10 @@ def _train(
 
 
 def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
-    """Refuse to resume a run on other audio or labels, before anything of it is written anew."""
+    """Refuse to resume a run on other audio or labels, or scaled by another encoder's mean and std.
+
+    Before anything of it is written anew.
+    """
     facts, corpus = folder.read_facts(), data.clips
     if facts and facts["corpus"] != corpus.listing_hash:
         order = ", or on the same in another order" if facts["clips"] == len(corpus) else ""
@@ -271,6 +274,12 @@ def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
         raise ValueError(
             f"{folder.path} was started with other labels or another split of the same clips; "
             "choose another run="
+        )
+    front = data.log_mel
+    if front is not None and facts and (facts["mean"], facts["std"]) != (front.mean, front.std):
+        raise ValueError(
+            f"{folder.path} was started from an encoder with another mean and std than that of "
+            "init= has now; put that encoder back, or choose another run="
         )
 
 

@@ -318,7 +318,7 @@ def test_the_test_part_decides_nothing(tones, tmp_path, finished):
     assert one["confusion"] != two["confusion"]
 
 
-def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, finished):
+def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, finished, capsys):
     words = [f"init={finished}", "front_end.num_mels=128", "clips.frames=48", "steps=1"]
     assert _run(*words, data=tones, run=tmp_path / "run") == 0  # 128 is what it is unless given
     config = (tmp_path / "run" / "config.yaml").read_text()
@@ -333,6 +333,11 @@ def test_an_encoder_brings_its_own_front_end_and_architecture(tones, tmp_path, f
     assert set(init["random"]) >= {"head.fc.layers.0.weight", "head.fc.layers.0.bias"}
     before, after = load_encoder(finished / "encoder"), load_encoder(tmp_path / "run" / "encoder")
     assert after.log_mel.settings() == before.log_mel.settings()
+    facts = json.loads((tmp_path / "random" / "facts.json").read_text())
+    assert _run(*words, "resume=auto", data=tones, run=tmp_path / "random") == 0
+    (tmp_path / "random" / "facts.json").write_text(json.dumps({**facts, "mean": -9.0}))
+    assert _run(*words, "resume=auto", data=tones, run=tmp_path / "random") == 1
+    assert "from an encoder with another mean and std than that of" in capsys.readouterr().err
 
 
 def test_another_front_end_than_the_encoders_is_refused(tones, tmp_path, finished, capsys):
