@@ -159,7 +159,7 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
             "beside every encoder with baselines=all"
         )
     if wants_dry_run(argv):
-        labelled = load_set(config.data, config.task)
+        labelled = _load(config)
         num_clips, num_classes = len(_positions(labelled, config)), len(labelled.classes)
         sys.stdout.write(
             f"{labelled.spec}: {num_classes} classes, {num_clips} clips, to {_out(config)}\n"
@@ -171,6 +171,11 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
     return 0
 
 
+def _load(config: ClusterConfig) -> LabelledSet:
+    """The set; parts that are not clustered may be empty."""
+    return load_set(config.data, config.task, scored=() if config.part == "all" else [config.part])
+
+
 def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     """Embed, cluster, score and draw one task; returns what the JSON file holds.
 
@@ -179,7 +184,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     wants_picture = _wants_picture(config)
     check_output(_out(config), folder=True)
     check_output(_cache(config), key="cache", folder=True)
-    labelled = load_set(config.data, config.task)
+    labelled = _load(config)
     if labelled.multi_label:
         raise ValueError(
             f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "

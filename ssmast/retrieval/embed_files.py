@@ -364,7 +364,7 @@ def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], 
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is no such file.
+        ValueError: if it is no such file, or one that was changed.
     """
     file = Path(file)
     if not file.is_file():
@@ -377,9 +377,17 @@ def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], 
             about = (table.schema.metadata or {})[b"encoder"].decode()
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
             values = flat.reshape(len(table), -1).astype(np.float32, copy=False)
-            return table["name"].to_pylist(), values, json.loads(about)
-        with np.load(file, allow_pickle=False) as found:
-            about = json.loads(str(found["encoder"]))
-            return found["names"].tolist(), found["embeddings"], about
+            names = table["name"].to_pylist()
+        else:
+            with np.load(file, allow_pickle=False) as found:
+                about = str(found["encoder"])
+                names, values = found["names"].tolist(), found["embeddings"]
+        encoder = json.loads(about)
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} was not written by `ssmast embed` ({error})") from error
+    if len(names) != len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"{file} was changed since `ssmast embed` wrote it: {len(names)} names, {len(values)} "
+            "vectors, and every number must be finite; embed the files again"
+        )
+    return names, values, encoder

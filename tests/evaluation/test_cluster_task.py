@@ -67,6 +67,22 @@ def test_only_the_test_part_is_taken_unless_all_is_asked_for(sets, encoder_folde
     assert folds["n"] == 48  # of folds every clip is tested on
 
 
+def test_what_is_not_clustered_may_be_missing(encoder_folder, tmp_path):
+    """One clip of each class to train on leaves none to validate, which nothing here needs."""
+    folder = write_set(tmp_path / "sets" / "tones", num_clips=12)
+    head, *rows = (folder / "metadata.csv").read_text().splitlines()
+    place = head.split(",").index("split")
+    for number, row in enumerate(rows):
+        cells = row.split(",")
+        cells[place] = "train" if number < 3 else "test"
+        rows[number] = ",".join(cells)
+    (folder / "metadata.csv").write_text("\n".join([head, *rows]) + "\n")
+    for part, num in (("test", 9), ("all", 12)):
+        found = run_clusters(settings(folder.parent, encoder_folder, tmp_path / part, part=part))
+        assert found is not None
+        assert found["n"] == num
+
+
 def test_unreadable_clips_are_left_out_and_named(encoder_folder, tmp_path):
     write_set(tmp_path / "data" / "tones", bad=1)
     result = run_clusters(settings(tmp_path / "data", encoder_folder, tmp_path))

@@ -126,6 +126,18 @@ def test_any_name_that_a_file_can_have_is_taken(encoder_folder, tmp_path):
         main([str(spaced), str(data / "nope.wav"), f"encoder={encoder_folder}", f"out={out}"])
 
 
+@pytest.mark.parametrize("changed", ["names", "embeddings"])
+def test_embeddings_that_were_changed_are_refused(changed, encoder_folder, tmp_path):
+    data, out = write_set(tmp_path / "data", num_clips=2), tmp_path / "e.npz"
+    main([str(data), f"encoder={encoder_folder}", f"out={out}"])
+    with np.load(out) as found:
+        arrays = dict(found)
+    arrays[changed] = arrays[changed][:1] if changed == "names" else arrays[changed] * np.nan
+    np.savez(out, **arrays)
+    with pytest.raises(ValueError, match=r"e\.npz was changed since .* wrote it"):
+        read_embeddings(out)
+
+
 def test_half_of_a_file_of_embeddings_is_refused_in_a_sentence(encoder_folder, tmp_path):
     data, out = write_set(tmp_path / "data", num_clips=2), tmp_path / "e.npz"
     main([str(data), f"encoder={encoder_folder}", f"out={out}"])
