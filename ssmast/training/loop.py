@@ -25,6 +25,7 @@ from ssmast.training.step import StepResult, TrainingState
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.2  # seconds between looks at whether to give up
+_SAVED = "the state is saved, resume it with resume=auto"
 # What a process asks the others for besides the signals, which are below 100.
 _STOP_BY_ALARM = 1000
 
@@ -166,7 +167,7 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
                     f"{alarm.said or 'see the main process'}; the state is saved, "
                     "resume=auto alarm=warn resumes it all the same"
                 )
-            raise StoppedError(stopped_by, "the state is saved, resume it with resume=auto")
+            raise StoppedError(stopped_by, _SAVED)
         rejected += batch.rejected
         result = state.train_step(batch)
         if result.skipped and not result.rescaled:
@@ -206,6 +207,9 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
             _save(state, with_.folder)
         elif config.checkpoint_every and done % config.checkpoint_every == 0:
             _save_or_warn(state, with_.folder)
+    stopped_by = largest(stop.poll(), size=state.accelerator.num_processes)
+    if stopped_by:  # in the last step; what follows takes minutes, and more runs may follow that
+        raise StoppedError(stopped_by, _SAVED)
 
 
 def _save(state: TrainingState, folder: RunFolder) -> None:

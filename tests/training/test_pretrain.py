@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,26 @@ def finished(audio, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
     assert _run(audio=audio, run=run) == 0
     return run
+
+
+def test_a_signal_in_the_last_step_stops_the_run(finished, audio, tmp_path, monkeypatch, capsys):
+    """Whitening, the encoder and the page would take minutes, and more runs may follow them."""
+    run, usual = tmp_path / "run", TrainingState.train_step
+
+    def last_is_disturbed(self, batch):
+        result = usual(self, batch)
+        if self.step == self.steps:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "train_step", last_is_disturbed)
+        assert _run(audio=audio, run=run) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the state is saved" in capsys.readouterr().err
+    assert not (run / "encoder").exists()
+    assert _run("resume=auto", audio=audio, run=run) == 0
+    _assert_same_state(run, finished)
+    assert load_encoder(run / "encoder").sha256 == load_encoder(finished / "encoder").sha256
 
 
 def test_a_run_leaves_what_is_promised(finished):
