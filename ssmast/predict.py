@@ -41,8 +41,8 @@ from ssmast.settings import (
     Settings,
     UsageError,
     command,
-    in_home,
     setting,
+    several_names,
 )
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def main(config: PredictConfig, argv: list[str]) -> int:
     is_folder = config.format in TABLES and not config.out.endswith(".txt")
     if config.out and not is_folder and not Path(config.out).absolute().parent.is_dir():
         raise UsageError(f"out={config.out} lies in a folder that does not exist; make it first")
-    files = list(_sounds_in([in_home(name) for name in config.data.splitlines()]))
+    files = list(_sounds_in(several_names(config.data)))
     if config.format == "audacity" and len(files) > 1 and (not config.out or not is_folder):
         raise UsageError(
             "an Audacity label track is of one sound; give out=FOLDER, which gets one for each"

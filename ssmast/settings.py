@@ -332,6 +332,11 @@ def wants_dry_run(argv: list[str]) -> bool:
     return "--dry-run" in argv
 
 
+def several_names(joined: str) -> list[str]:
+    """The words that `several` joined; what exists under exactly that name is one of them."""
+    return [joined] if os.path.exists(joined) else joined.split("\n")
+
+
 def named_files(argv: list[str], schema: type) -> list[str]:
     """The words that are no keys of a schema and no flags; `year=2024` is one if it exists so."""
     return [word for word in argv if _is_name(word, flat_fields(schema))]

@@ -164,6 +164,14 @@ def test_windows_and_the_whole_clip_come_together_as_they_do_apart(folder, sampl
     torch.testing.assert_close(whole, classifier.embed_clips([clip])[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["a\x85b.wav", "a\nb.wav", "a\u2028b.wav"])
+def test_predict_takes_any_name_that_a_file_can_have(name, folder, sounds, tmp_path, capsys):
+    copy = shutil.copy(sounds[0], tmp_path / name)
+    assert run_command(predict, [str(copy), f"encoder={folder}"], name="predict") == 0
+    assert run_command(predict, [str(tmp_path), f"encoder={folder}"], name="predict") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds, tmp_path, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")

@@ -51,6 +51,7 @@ from ssmast.settings import (
     UsageError,
     command,
     setting,
+    several_names,
     wants_dry_run,
 )
 from ssmast.weights import DEFAULT
@@ -164,7 +165,7 @@ def open_files(data: str) -> Corpus:
     from ssmast.audio.corpus.open import corpus_of_files
     from ssmast.audio.read import SOUND_EXTENSIONS
 
-    files = [data] if os.path.exists(data) else data.split("\n")
+    files = several_names(data)
     is_sound = Path(files[0]).suffix.lower() in SOUND_EXTENSIONS
     is_sound = is_sound and not os.path.isdir(files[0])
     return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
@@ -205,7 +206,7 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
             progress.advance(sizes[start])
         call, workers = partial(_embed_part, encoder, corpus, files, config), 1
         if config.engine == "ray":
-            named = "\n".join(map(_absolute, config.data.split("\n")))
+            named = "\n".join(map(_absolute, several_names(config.data)))
             there = replace(
                 config,
                 data=named,

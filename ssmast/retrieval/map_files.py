@@ -34,7 +34,7 @@ from ssmast.retrieval.embed_files import (
     open_files,
     sole_writer,
 )
-from ssmast.settings import SEEDS, UsageError, command, setting, wants_dry_run
+from ssmast.settings import SEEDS, UsageError, command, setting, several_names, wants_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
             return 0
         drawn = map_of(found, corpus, config)
         drawn["folder"] = corpus
-        title = f"Map of {Path(config.data.splitlines()[0]).name}"
+        title = f"Map of {Path(several_names(config.data)[0]).name}"
         write_map(
             out / "map.html", drawn, title=title, audio_mb=config.audio_mb,
             audio_seconds=config.audio_seconds,

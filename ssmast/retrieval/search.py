@@ -26,7 +26,15 @@ from ssmast.events import raven_table
 from ssmast.files import as_text, check_output, write_atomic
 from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
-from ssmast.settings import CHANNEL, Settings, UsageError, command, setting, wants_dry_run
+from ssmast.settings import (
+    CHANNEL,
+    Settings,
+    UsageError,
+    command,
+    setting,
+    several_names,
+    wants_dry_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +81,7 @@ def main(config: SearchConfig, argv: list[str]) -> int:
             f"{config.encoder or index.about['encoder']}; index again, or give that one"
         )
     liked, disliked = _reviewed(index, config.reviewed)
-    positive = np.concatenate([_embed(encoder, config.query.split("\n"), config.channel), liked])
+    positive = np.concatenate([_embed(encoder, several_names(config.query), config.channel), liked])
     negative = np.concatenate([_embed(encoder, config.not_like, config.channel), disliked])
     query = index.query(positive, negative, minus=config.minus)
     if len(positive) == 1 and not len(negative):
