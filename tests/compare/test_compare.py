@@ -6,8 +6,6 @@ import logging
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from ssmast.evaluation.suite import run_suite
 from ssmast.files import write_json
 from ssmast.settings import UsageError
 from ssmast.training import inputs
+from tests.held import held
 from tests.training.processes import SMALL
 
 # lr -> processor seconds of a step
@@ -313,20 +312,9 @@ def test_damaged_calibrations_are_named(content, trainer, words, tmp_path, capsy
 
 def test_a_second_comparison_is_kept_out_of_the_folder(trainer, words, tmp_path, capsys):
     out = tmp_path / "out"
-    code = (
-        "import sys\n"
-        "from ssmast.files import lock_of, locked\n"
-        "with locked(lock_of(sys.argv[1]), doing=''):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with held("from ssmast.files import lock_of, locked", "locked(lock_of(place), doing='')", out):
         assert main(["compare", *words]) == 1
         assert f"another process is comparing in {out}; wait until" in capsys.readouterr().err
-        holder.kill()
     _ran(trainer)
     assert main(["compare", *words]) == 0
 

@@ -22,6 +22,7 @@ from ssmast.audio import LogMel, open_corpus, read_audio
 from ssmast.audio.encode import with_serial
 from ssmast.prepare import prepare_corpus
 from ssmast.prepare.job import Cut, clip_bounds, read_plan, run_job
+from tests.held import held
 from tests.prepare.conftest import RATE, tones
 from tests.scripts import load_script
 
@@ -272,20 +273,12 @@ def test_a_folder_with_other_files_and_one_inside_the_source_are_refused(source,
 
 
 def test_two_at_once_do_not_disturb_each_other(source, tmp_path, monkeypatch):
-    code = (
-        "import sys, pathlib\n"
-        "from ssmast.files import locked\n"
-        "with locked(pathlib.Path(sys.argv[1]), doing='x'):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out" / ".work" / "lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(BlockingIOError, match="another process is preparing"):
-            prepared(source, tmp_path / "out")
-        holder.kill()
+    lock = tmp_path / "out" / ".work" / "lock"
+    with (
+        held("from ssmast.files import locked", "locked(place, doing='x')", lock),
+        pytest.raises(BlockingIOError, match="another process is preparing"),
+    ):
+        prepared(source, tmp_path / "out")
     prepared(source, tmp_path / "out")
 
 

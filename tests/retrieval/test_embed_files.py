@@ -1,7 +1,5 @@
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from ssmast.evaluation.embed import embed_corpus
 from ssmast.retrieval import embed_files
 from ssmast.retrieval.embed_files import main, read_embeddings
 from ssmast.settings import UsageError
+from tests.held import held
 from tests.sets import write_set
 
 
@@ -189,21 +188,11 @@ def test_a_second_command_is_kept_from_an_output_while_it_is_written(
     data, out = write_set(tmp_path / "data", num_clips=5), tmp_path / "out.npz"
     words = [command, str(data), f"encoder={encoder_folder}", f"out={out}"]
     words += ["groups=2", "layout=tsne"] * (command == "map")
-    code = (
-        "import sys\n"
-        "from ssmast.retrieval.embed_files import sole_writer\n"
-        "with sole_writer(sys.argv[1]):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    imports = "from ssmast.retrieval.embed_files import sole_writer"
+    with held(imports, "sole_writer(place)", out):
         assert cli.main(words) == 1
         assert f"another process is writing {out}; wait until" in capsys.readouterr().err
         assert not out.exists()
-        holder.kill()
     assert cli.main(words) == 0
     assert out.exists()
     assert not list(tmp_path.glob("*.lock"))

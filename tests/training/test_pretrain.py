@@ -21,6 +21,7 @@ from ssmast.training import pretrain
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.step import TrainingState
+from tests.held import held
 from tests.training.processes import DOOR, SMALL, write_tones
 
 
@@ -222,21 +223,10 @@ def test_a_folder_that_is_no_run_and_a_file_are_left_alone(audio, tmp_path, caps
 
 def test_a_second_process_is_kept_out(audio, tmp_path, capsys):
     run = tmp_path / "run"
-    code = (
-        "import sys, pathlib\n"
-        "from ssmast.training.run_folder import RunFolder\n"
-        "with RunFolder(path=pathlib.Path(sys.argv[1])).locked():\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    holder = subprocess.Popen([sys.executable, "-c", code, str(run)], **pipes)
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    assert _run(audio=audio, run=run) == 1
-    assert "another process is training in" in capsys.readouterr().err
-    holder.kill()
-    holder.communicate()
+    imports = "from ssmast.training.run_folder import RunFolder"
+    with held(imports, "RunFolder(path=place).locked()", run):
+        assert _run(audio=audio, run=run) == 1
+        assert "another process is training in" in capsys.readouterr().err
     assert _run("steps=1", audio=audio, run=run) == 0
 
 
