@@ -9,6 +9,12 @@ READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 TESTFLAGS ?=
 
+# An environment in the folder $(1) that has what .venv has, and what is installed into it on top.
+define venv_on_top
+$(BIN)/python -m venv $(1)
+$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
+endef
+
 .PHONY: demo test test-slow test-card test-others results harnesses check lint format docs figures package clean
 
 demo: $(READY)
@@ -36,8 +42,7 @@ test-others: $(OTHERS)/.ready
 
 # Without what they ask for: gradio, and mlflow's older protobuf; they run with ours, which lie in .venv.
 $(OTHERS)/.ready: $(READY) tests/requirements_others.txt
-	$(BIN)/python -m venv $(OTHERS)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(OTHERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
+	$(call venv_on_top,$(OTHERS))
 	$(OTHERS)/bin/python -m pip install --quiet --no-deps -r tests/requirements_others.txt
 	@touch $@
 
@@ -59,8 +64,7 @@ harnesses: $(HARNESSES)/.ready
 
 # The tools ask for versions of 2021 (numpy 1.19); they run with ours, which lie in .venv.
 $(HARNESSES)/.ready: $(READY) tests/acceptance/requirements.txt tests/acceptance/requirements_only.txt
-	$(BIN)/python -m venv $(HARNESSES)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(HARNESSES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ssmast.pth"
+	$(call venv_on_top,$(HARNESSES))
 	$(HARNESSES)/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r tests/acceptance/requirements_only.txt
 	$(HARNESSES)/bin/python -m pip install --quiet --constraint constraints.txt -r tests/acceptance/requirements.txt
 	$(HARNESSES)/bin/python -m pip download --quiet --no-deps --no-binary timm --dest $(HARNESSES)/sdist timm==$$($(BIN)/python -c 'import timm; print(timm.__version__)')

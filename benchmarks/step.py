@@ -145,7 +145,7 @@ def _ours(
     log_mel: LogMel, segments: SegmentBatch, *, drop: float, compile: bool = False
 ) -> Callable[[], object]:
     words = ["recipe=real_nano", f"batch_size={len(segments)}", f"patch_drop.rate={drop}"]
-    words += [f"compile={str(compile).lower()}"]
+    words.append(f"compile={str(compile).lower()}")
     config = parse(PretrainConfig, words, command="ssmast pretrain", recipes=RECIPES)
     assert config is not None
     run = RunFacts(log_mel=log_mel, num_clips=10_000, steps=1000)

@@ -233,19 +233,28 @@ def as_text(data: bytes, what: object) -> str:
         raise ValueError(f"{what} is not UTF-8 text; save it as UTF-8") from error
 
 
+def plain_yaml(text: str, what: object) -> Any:
+    """What YAML or JSON says, as plain values.
+
+    Raises:
+        ValueError: if `what` is neither.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
+
+
 def yaml_list(text: str, what: object, wanted: str) -> list[Any]:
     """The entries of a list in YAML or JSON.
 
     Raises:
         ValueError: if it is none, or empty; it "must {wanted}".
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{what} cannot be read as plain YAML: {reason}") from error
+    content = plain_yaml(text, what)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{what} must {wanted}, got {type(content).__name__}")
     return content

@@ -276,13 +276,14 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
         logger.info("results: %s", out)
         sys.stdout.write(f"{tables_of(result)}\n{numbers_text(scored.numbers)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in result_notes(result)))
-        seen = _num_seen(labelled, corpus, positions, classifier.trained_on)
-        if config.part == "test" and seen:
-            logger.warning(
-                "%d of %d clips are among those that %s was trained or chosen on: what was learnt "
-                "by heart counts as right; with folds, give the fold= of its training",
-                *(seen, len(positions), config.encoder),
-            )
+        if config.part == "test":
+            seen = _num_seen(labelled, corpus, positions, classifier.trained_on)
+            if seen:
+                logger.warning(
+                    "%d of %d clips are among those that %s was trained or chosen on: what was "
+                    "learnt by heart counts as right; with folds, give the fold= of its training",
+                    *(seen, len(positions), config.encoder),
+                )
     return 0
 
 
@@ -294,12 +295,16 @@ def _num_seen(
     That is known by the hash of its clips: `ssmast finetune` takes the training part of a split,
     `ssmast fit` the validation part too, or all.
     """
+    if not trained_on:
+        return 0
     every = np.arange(len(labelled.clips))
-    for split in labelled.splits if trained_on else ():
+    pairs = [(every, every)]  # what was learnt from, and what that was chosen on besides
+    for split in labelled.splits:
         known = np.sort(np.concatenate([split.train, split.valid]))
-        for learnt, seen in ((split.train, known), (known, known), (every, every)):
-            if corpus.take(labelled.rows[learnt]).listing_hash == trained_on:
-                return int(np.isin(positions, seen).sum())
+        pairs += [(split.train, known), (known, known)]
+    for learnt, seen in pairs:
+        if corpus.take(labelled.rows[learnt]).listing_hash == trained_on:
+            return int(np.isin(positions, seen).sum())
     return 0
 
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssmast.encoder.folder import read_json
-from ssmast.files import as_text, check_output, locked, write_atomic, write_json
+from ssmast.files import as_text, check_output, locked, plain_yaml, write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
@@ -121,11 +119,7 @@ def read_settings(file: Path) -> dict[str, Any]:
         ValueError: if the file is damaged.
         UsageError: if a version of ssmast wrote them that had other names for its keys.
     """
-    try:
-        found = yaml.safe_load(as_text(file.read_bytes(), file))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file} cannot be read as plain YAML: {reason}") from error
+    found = plain_yaml(as_text(file.read_bytes(), file), file)
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds no settings of a run; put back the file as it was written")
     refuse_renamed(flatten(found), where=f"{file}, which ssmast 0.1.0 wrote,")
