@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                          # real_nano: batch 96, 0.95 s, one core
     python benchmarks/step.py 'threads=[1,2]' rounds=3 # two cores against one
+    python benchmarks/step.py 'threads=[1,2]' profile=true # operator by operator
     python benchmarks/step.py compile=true             # with compile=true too, and when that pays
 
 The other side is what a person would write: timm's MViTv2 with our numbers (its square assertion
@@ -32,6 +33,7 @@ from rivals import timm_twin
 from timing import take_turns, turns_table
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssmast import create_model
@@ -47,6 +49,7 @@ from ssmast.training.step import TrainingState
 
 RECIPE = "ssmast, patch-drop 20 %"
 COMPILED = RECIPE + ", compiled"
+_SHOWN = 14  # operators of a profile
 WARM_STEPS = 8  # structured patch-drop draws a few sizes, each a graph of its own
 
 
@@ -60,6 +63,7 @@ class Keys(Settings):
     compile: bool = setting(
         False, "the recipe compiled too: a turn more, after minutes of compiling"
     )
+    profile: bool = setting(False, "where our step without patch-drop takes its time, by operator")
     out: str = setting("", "JSON file of every number")
 
 
@@ -126,10 +130,36 @@ def main(argv: list[str]) -> int:
         pays = f"pays after {spent / saved:.0f} steps" if saved > 0 else "never pays"
         print(f"\ncompiling took {spent:.0f} s and saves {saved:.3f} s a step: it {pays}", end="")
     print()
+    if keys.profile:
+        print(f"\nssmast, no patch-drop\n\n{_profile_table(sides['ssmast'], keys)}")
     if keys.out:
         facts = {"settings": asdict(keys), "peak": peak, "shares": shares, "seconds": found}
         Path(keys.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _profile_table(step: Callable[[], object], keys: Keys) -> str:
+    """Milliseconds a step in each operator itself, least of the rounds, Markdown."""
+    least: dict[str, list[float]] = {}
+    for num in keys.threads:
+        rounds = []
+        for _ in range(keys.rounds):
+            with profile(activities=[ProfilerActivity.CPU]) as found:
+                _with_threads(step, num)
+            rounds.append({e.key: e.self_cpu_time_total / 1e3 for e in found.key_averages()})
+        for name in set().union(*rounds):
+            least.setdefault(name, []).append(min(each.get(name, 0.0) for each in rounds))
+    ordered = sorted(least.items(), key=lambda item: -item[1][0])
+    shown, rest = ordered[:_SHOWN], ordered[_SHOWN:]
+    rows = list(shown)
+    for name, some in (("the rest", rest), ("all", ordered)):
+        rows.append((name, [sum(ms[i] for _, ms in some) for i in range(len(keys.threads))]))
+    lines = [f"| | {' | '.join(f'{num} thread(s)' for num in keys.threads)} | |"]
+    lines += ["|---|" + "---:|" * (len(keys.threads) + 1)]
+    for name, ms in rows:
+        each = " | ".join(f"{value:.0f}" for value in ms)
+        lines.append(f"| {name} | {each} | {ms[0] / max(ms[-1], 1e-9):.2f} x |")
+    return "\n".join(lines)
 
 
 def _name(side: str, threads: int) -> str:

@@ -45,7 +45,7 @@ CPU = {
     ),
     "prepare": ("files=4", "workers=1", "out={out}"),
     "probe_set": ("encoder={given}/encoder", "clips=120", "out={out}"),
-    "step": ("batch_size=4", "rounds=1", "threads=[1,2]", "out={out}"),
+    "step": ("batch_size=4", "rounds=1", "threads=[1,2]", "profile=true", "out={out}"),
     "probe": ("clips=200", "dim=8", "classes=3", "seeds=1", "threads=1", "out={out}"),
 }  # fmt: skip
 ELSEWHERE = {"results": "test_results.py"}  # a run of it takes minutes and is tested there

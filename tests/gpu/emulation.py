@@ -145,6 +145,14 @@ def trace_without_mode_() -> None:
     kind.__call__ = _without_mode(kind.__call__)
 
 
+def print_from_host_() -> None:
+    """Let tensors of the card be printed from the host's memory: `repr` leaves every mode."""
+    numbers = torch._tensor_str._tensor_str
+    torch._tensor_str._tensor_str = lambda t, indent: numbers(
+        on_host(t) if t.is_cuda else t, indent
+    )
+
+
 def _without_mode(original: Any) -> Any:
     @functools.wraps(original)
     def call(*args: Any, **words: Any) -> Any:

@@ -208,6 +208,15 @@ def test_a_card_that_another_program_fills_is_said_to_be(stand_in, tmp_path):
     assert float(held[1]) == pytest.approx(79.9, abs=0.1)  # with the context's 0.6
 
 
+def test_a_tensor_of_the_card_is_printed_with_its_numbers(stand_in, tmp_path):
+    """As pytest does of what failed; PyTorch leaves every mode for it."""
+    code = "import torch; print(torch.tensor([1.5, float('nan')], device='cuda'))"
+    (tmp_path / "shown.py").write_text(code)
+    line, environment = command(str(tmp_path / "shown.py"))
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "tensor([1.5000,    nan], device='cuda:0')", done.stderr
+
+
 def test_without_emulation_the_first_library_call_ends_the_run(stand_in, tmp_path):
     """Else a passing test would say nothing: kernels do nothing by themselves."""
     code = "import torch; a = torch.ones(2, 2, device='cuda'); print((a @ a).tolist())"

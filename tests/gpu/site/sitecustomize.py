@@ -26,14 +26,16 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 read(module)
-                from tests.gpu.emulation import Emulation, trace_without_mode_
+                from tests.gpu import emulation
 
                 if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                     from tests.gpu.group import be_strict_
 
                     be_strict_()
-                trace_without_mode_()
-                Emulation(compute=os.environ["STAND_IN_KERNELS"] == "computed").__enter__()
+                emulation.trace_without_mode_()
+                emulation.print_from_host_()
+                compute = os.environ["STAND_IN_KERNELS"] == "computed"
+                emulation.Emulation(compute=compute).__enter__()
 
             spec.loader.exec_module = exec_module
         return spec
