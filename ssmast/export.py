@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.folder import CONFIG, WEIGHTS, check_folder_to_write, is_encoder, read_json
+from ssmast.encoder.folder import CONFIG, WEIGHTS, check_folder_to_write, is_encoder
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import check_output
@@ -28,7 +28,7 @@ from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd, stored_config
 from ssmast.training.init_weights import backbone_weights
 from ssmast.training.inputs import log_mel_of, open_data
-from ssmast.training.run_folder import changed_settings, read_settings
+from ssmast.training.run_folder import RunFolder, changed_settings, read_settings
 from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
         return _of_folder(run, config)
     newest, made = newest_checkpoint(run / "checkpoints"), run / "encoder"
     # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
-    if newest is None or (made.is_dir() and not _settings(run).get("objective")):
+    if newest is None or (made.is_dir() and "heads" in _settings(run)):
         if not made.is_dir():
             raise FileNotFoundError(
                 f"{run} holds neither a checkpoint nor an encoder; give a run folder of "
@@ -205,8 +205,15 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder:
     """An encoder from one of the run's checkpoints."""
-    settings, facts = _settings(run), read_json(run / "facts.json")
+    settings, facts = _settings(run), RunFolder(path=run).read_facts()
+    if not facts:
+        raise FileNotFoundError(f"{run} has lost its facts.json; put it back")
     state, tensors = load_checkpoint(checkpoint)
+    lost = [key for key in state["settings"] if key not in settings]
+    if lost:
+        raise ValueError(
+            f"{run / 'config.yaml'} has lost {', '.join(lost)}; put back the file as it was written"
+        )
     changed = changed_settings(state["settings"], settings)
     if changed:
         raise ValueError(

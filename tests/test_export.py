@@ -161,6 +161,17 @@ def test_a_checkpoint_of_a_run_on_other_audio_is_refused(run, tmp_path):
         export.main(words)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "lost"),
+    [("facts.json", "{}", "mean"), ("config.yaml", "recipe: smoke\nseed: 0\n", "objective")],
+)
+def test_a_run_that_has_lost_what_it_knew_is_refused(run, tmp_path, name, text, lost):
+    cut = shutil.copytree(run, tmp_path / "cut")
+    (cut / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} has lost .*{lost}.*; put back the file"):
+        export.main([str(cut), f"out={tmp_path / 'e'}"])
+
+
 @pytest.fixture(scope="module")
 def tuned(run, tmp_path_factory):
     """A finished fine-tuning of the first run's encoder."""

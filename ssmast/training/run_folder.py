@@ -59,8 +59,20 @@ class RunFolder:
         return "heads" in self.read_config()
 
     def read_facts(self) -> dict[str, Any]:
-        """What the run found out once and keeps (corpus, mean and std); empty before that."""
-        return read_json(self.facts_file) if self.facts_file.is_file() else {}
+        """What the run found out once and keeps (corpus, mean and std); empty before that.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        if not self.facts_file.is_file():
+            return {}
+        facts = read_json(self.facts_file)
+        lost = [key for key in ("clips", "corpus", "mean", "std") if key not in facts]
+        if lost:
+            raise ValueError(
+                f"{self.facts_file} has lost {', '.join(lost)}; put back the file as it was written"
+            )
+        return facts
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Keep facts that a resumed run must not measure again."""
