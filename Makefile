@@ -34,16 +34,18 @@ CARD := tests/training/test_pretrain.py tests/training/test_online_probe.py test
 test-card: $(READY)
 	$(BIN)/python -m tests.gpu.run -m pytest -q -m "not slow" $(CARD) $(TESTFLAGS)
 
-# Tests against packages that few need beside ssmast: trackers, openSMILE, sed_eval. None may be skipped.
+# Tests against packages that few need beside ssmast: trackers, openSMILE, sed_eval, torchcodec with the FFmpeg in PyAV's wheel.
+# None may be skipped.
 OTHERS := .venv-others
 
 test-others: $(OTHERS)/.ready
-	$(OTHERS)/bin/python -m pytest -q --no-skips tests/training/test_trackers.py tests/test_events.py tests/evaluation/test_foreign.py $(TESTFLAGS)
+	LD_LIBRARY_PATH=$(CURDIR)/$(OTHERS)/ffmpeg $(OTHERS)/bin/python -m pytest -q --no-skips tests/training/test_trackers.py tests/test_events.py tests/evaluation/test_foreign.py tests/audio/test_bad_input.py $(TESTFLAGS)
 
 # Without what they ask for: gradio, and mlflow's older protobuf; they run with ours, which lie in .venv.
 $(OTHERS)/.ready: $(READY) tests/requirements_others.txt
 	$(call venv_on_top,$(OTHERS))
 	$(OTHERS)/bin/python -m pip install --quiet --no-deps -r tests/requirements_others.txt
+	$(OTHERS)/bin/python -m tests.ffmpeg_of_pyav $(OTHERS)/ffmpeg
 	@touch $@
 
 # The tables of scores of RESULTS.md: make results DATA=SETS; without, on the built-in corpus, to be printed.
