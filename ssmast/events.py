@@ -4,6 +4,7 @@ Raven opens the selection tables (tab-separated, `Begin Path` says of which file
 label tracks (start, end, label; no header).
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssmast.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 NONE = "none of these"
 TABLES = ("raven", "audacity")
@@ -101,6 +104,12 @@ def tables_writer(kind: str, out: str | Path) -> Callable[[str, Sequence[Event]]
     if kind not in TABLES:
         raise ValueError(f"format must be one of {', '.join(TABLES)}, got {kind!r}")
     out, files, selections, taken = Path(out), 0, 0, set[Path]()
+    earlier = sum(1 for _ in out.glob(f"*{_SUFFIX[kind]}"))
+    if earlier:
+        logger.warning(
+            "%s holds %d tables of before; those of sounds that are not read now stay as they are",
+            *(out, earlier),
+        )
 
     def to_one_file(file: str, events: Sequence[Event]) -> None:
         nonlocal files, selections

@@ -334,7 +334,14 @@ def wants_dry_run(argv: list[str]) -> bool:
 
 def several_names(joined: str) -> list[str]:
     """The words that `several` joined; what exists under exactly that name is one of them."""
-    return [joined] if os.path.exists(joined) else joined.split("\n")
+    if os.path.exists(joined):
+        return [joined]
+    lines, names = joined.split("\n"), list[str]()
+    while lines:  # a file's own name may have new lines
+        tried = ("\n".join(lines[:num]) for num in range(1, min(len(lines), 9) + 1))
+        names.append(next((name for name in tried if os.path.exists(name)), lines[0]))
+        lines = lines[names[-1].count("\n") + 1 :]
+    return names
 
 
 def named_files(argv: list[str], schema: type) -> list[str]:

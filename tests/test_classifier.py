@@ -169,6 +169,8 @@ def test_predict_takes_any_name_that_a_file_can_have(name, folder, sounds, tmp_p
     copy = shutil.copy(sounds[0], tmp_path / name)
     assert run_command(predict, [str(copy), f"encoder={folder}"], name="predict") == 0
     assert run_command(predict, [str(tmp_path), f"encoder={folder}"], name="predict") == 0
+    words = [str(copy), sounds[1], str(copy), f"encoder={folder}"]
+    assert run_command(predict, words, name="predict") == 0
     assert capsys.readouterr().err == ""
 
 

@@ -45,12 +45,15 @@ def test_a_raven_table_has_ravens_columns_and_audacity_its_three():
     assert audacity_labels(events[:1]) == "0.500000\t2.000000\ta bird\n"
 
 
-def test_tables_are_written_sound_by_sound(tmp_path):
+def test_tables_are_written_sound_by_sound(tmp_path, caplog):
     write = tables_writer("audacity", tmp_path / "out")
     write("x/a.wav", [Event("x/a.wav", 0, 1, "one")])
     assert (tmp_path / "out" / "a.wav.labels.txt").read_text() == "0.000000\t1.000000\tone\n"
     write("y/a.wav", [])
     assert (tmp_path / "out" / "a.wav-2.labels.txt").read_text() == ""
+    assert not caplog.records
+    tables_writer("audacity", tmp_path / "out")
+    assert "out holds 2 tables of before" in caplog.text
     write = tables_writer("raven", tmp_path / "all.txt")
     write("a.wav", [])
     write("b.wav", [Event("b.wav", 0, 1, "one"), Event("b.wav", 1, 2, "two")])

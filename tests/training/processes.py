@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
 ROOT = Path(__file__).parents[2]
 DOOR = ROOT / "pretrain" / "run.py"
@@ -40,7 +41,10 @@ def _hear_interrupts() -> None:
 
 
 class Group:
-    """`size` processes of one run, as a launcher would start them; killed together or apart."""
+    """`size` processes of one run, as a launcher would start them; killed together or apart.
+
+    Each has a card of its own; on a machine with fewer, though with some, all are on the CPU.
+    """
 
     def __init__(self, size: int, script: Path, *words: str, **environment: str) -> None:
         with socket.socket() as free:
@@ -56,6 +60,8 @@ class Group:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
                 variables |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
                 variables |= {"MASTER_PORT": port}
+            if torch.cuda.device_count() < size:
+                variables["CUDA_VISIBLE_DEVICES"] = ""
             self.members.append(
                 subprocess.Popen(
                     [sys.executable, str(script), *words],
