@@ -17,10 +17,7 @@ COMMANDS = {
     "probe": ("ssmast.evaluation.suite", "score a frozen encoder on labelled sets"),
     "fit": ("ssmast.fit", "fit a classifier on a frozen encoder, from a few labels"),
     "finetune": ("ssmast.training.finetune.command", "train a classifier from an encoder"),
-    "paper": (
-        "ssmast.paper",
-        "fine-tune on the MAST paper's sets",
-    ),
+    "paper": ("ssmast.paper", "fine-tune on the MAST paper's sets"),
     "evaluate": ("ssmast.evaluation.evaluate", "score a fine-tuned encoder, class by class"),
     "predict": ("ssmast.predict", "classify sound files, with timestamps"),
     "embed": ("ssmast.retrieval.embed_files", "compute embeddings of files (.npz, .parquet)"),

@@ -86,10 +86,7 @@ def _use(folder: Path, data: Path) -> None:
     _run(export, "export", str(folder), f"out={exported}", *["onnx=true"] * onnx)
     if not onnx:
         logger.info("without ONNX, which `pip install 'ssmast[onnx]'` adds; then onnx=true")
-    _run(
-        index,
-        *("index", str(data), f"encoder={folder / 'exported'}", f"out={folder / 'index'}"),
-    )
+    _run(index, *("index", str(data), f"encoder={folder / 'exported'}", f"out={folder / 'index'}"))
     _run(search, "search", clip, f"index={folder / 'index'}", "top=3")
 
 

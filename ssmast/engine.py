@@ -16,12 +16,7 @@ T = TypeVar("T")
 
 
 def run_jobs(
-    call: Callable[[int], T],
-    jobs: Sequence[int],
-    *,
-    engine: str,
-    workers: int,
-    address: str = "",
+    call: Callable[[int], T], jobs: Sequence[int], *, engine: str, workers: int, address: str = ""
 ) -> Iterator[tuple[int, T]]:
     """Run jobs; yields the number of each with what it returned, as it finishes.
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -76,6 +77,11 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON has it: None for a number that is infinite or undefined."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:

@@ -42,13 +42,7 @@ from ssmast.evaluation.results import shared_note
 from ssmast.evaluation.simple import fit_ridge
 from ssmast.files import check_output
 from ssmast.model import Backbone
-from ssmast.settings import (
-    SoundSettings,
-    command,
-    setting,
-    to_dict,
-    wants_dry_run,
-)
+from ssmast.settings import SoundSettings, command, setting, to_dict, wants_dry_run
 from ssmast.version import __version__
 from ssmast.weights import DEFAULT
 

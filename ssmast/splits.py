@@ -85,12 +85,7 @@ def named_parts(
     column = np.array([part_of(value) for value in values])
     train, valid, test = (np.flatnonzero(column == part) for part in ("train", "valid", "test"))
     if not len(valid) and len(train):
-        held = hold_out(
-            [clips[i] for i in train],
-            [labels[i] for i in train],
-            groups=None if groups is None else [groups[i] for i in train],
-            fraction=fraction,
-        )
+        held = hold_out(clips, labels, groups=groups, fraction=fraction, rows=train)
         train, valid = train[~held], train[held]
     return Split(name="split", train=train, valid=valid, test=test)
 
@@ -118,12 +113,7 @@ def with_test_part(
         ValueError: if there are fewer than two groups.
     """
     rows = [i for i, label in enumerate(labels) if label and part_of(parts[i]) in ("", "train")]
-    tested = hold_out(
-        [clips[i] for i in rows],
-        [labels[i] for i in rows],
-        groups=None if groups is None else [groups[i] for i in rows],
-        fraction=TESTED,
-    )
+    tested = hold_out(clips, labels, groups=groups, fraction=TESTED, rows=rows)
     drawn = [part or "train" for part in parts]
     for k in np.flatnonzero(tested):
         drawn[rows[int(k)]] = "test"
@@ -204,11 +194,12 @@ def leave_one_out(values: list[str]) -> list[Split]:
 
 
 def hold_out(
-    clips: list[str],
-    labels: list[str],
+    clips: Sequence[str],
+    labels: Sequence[str],
     *,
-    groups: list[str] | None = None,
+    groups: Sequence[str] | None = None,
     fraction: float = HELD_OUT,
+    rows: Iterable[int] | None = None,
 ) -> NDArray[np.bool_]:
     """Which clips to hold out for validation; a function of their names, not of their order.
 
@@ -218,13 +209,18 @@ def hold_out(
         groups: clips of one group (a speaker) go together; the classes are then balanced as far
             as whole groups allow.
         fraction: of the clips.
+        rows: of the clips that there are to choose from; None for all.
 
     Returns:
-        (n,) True where held out.
+        (n,) True where held out, of the rows.
 
     Raises:
         ValueError: if there are fewer than two groups.
     """
+    if rows is not None:
+        rows = list(rows)
+        clips, labels = [clips[i] for i in rows], [labels[i] for i in rows]
+        groups = None if groups is None else [groups[i] for i in rows]
     if groups is not None:
         return _hold_out_groups(labels, groups, fraction=fraction)
     held = np.zeros(len(clips), dtype=bool)
@@ -239,7 +235,9 @@ def hold_out(
     return held
 
 
-def _hold_out_groups(labels: list[str], groups: list[str], *, fraction: float) -> NDArray[np.bool_]:
+def _hold_out_groups(
+    labels: Sequence[str], groups: Sequence[str], *, fraction: float
+) -> NDArray[np.bool_]:
     names = sorted(set(groups), key=name_hash)
     if len(names) < 2:
         raise ValueError(f"holding out whole groups needs at least 2 of them, got {names}")

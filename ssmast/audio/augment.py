@@ -90,13 +90,7 @@ class ViewAugment:
             )
 
     def __call__(
-        self,
-        log_mel: Tensor,
-        *,
-        draws: Tensor,
-        background: Tensor | None,
-        mean: float,
-        std: float,
+        self, log_mel: Tensor, *, draws: Tensor, background: Tensor | None, mean: float, std: float
     ) -> Tensor:
         """Views of a batch.
 

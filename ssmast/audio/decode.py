@@ -79,13 +79,7 @@ class Mixer:
     `loudest` says which of them is the loudest, and is asked where `channel` wants that.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        channel: str,
-        label: str,
-        loudest: Callable[[], int],
-    ) -> None:
+    def __init__(self, channels: int, channel: str, label: str, loudest: Callable[[], int]) -> None:
         self._channels, self._label = channels, label
         self._pick: int | None = None
         self._mean = self._all = 0.0  # energy about the middle

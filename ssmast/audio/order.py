@@ -141,11 +141,7 @@ class BalancedOrder:
 
 
 def keyed_uniform(
-    seed: int,
-    epoch: int | np.ndarray,
-    index: int | np.ndarray,
-    view: int | np.ndarray,
-    num: int,
+    seed: int, epoch: int | np.ndarray, index: int | np.ndarray, view: int | np.ndarray, num: int
 ) -> np.ndarray:
     """Uniform numbers that follow from (seed, epoch, clip, view) alone, in any batch and process.
 

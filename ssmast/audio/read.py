@@ -334,11 +334,7 @@ _FrameReader = Callable[[Sequence[tuple[int, int]]], Iterable[np.ndarray]]
 
 
 def _with_sound(
-    clip: Excerpt,
-    label: str,
-    cut: Callable[[int, int, _FrameReader], np.ndarray],
-    *,
-    check: bool,
+    clip: Excerpt, label: str, cut: Callable[[int, int, _FrameReader], np.ndarray], *, check: bool
 ) -> tuple[np.ndarray, Mixer | None]:
     """What `cut(frames, rate, read)` makes of a clip's file, decoded no further than it asks.
 

@@ -76,6 +76,11 @@ class SegmentBatch:
             for i in range(num)
         ]
 
+    def uniform(self, seed: int, stream: int, num: int) -> Tensor:
+        """Draws (B, num) on the CPU that follow from (seed, epoch, clip, stream), one row each."""
+        draws = keyed_uniform(seed, self.epoch.numpy(), self.clip.numpy(), stream, num)
+        return torch.from_numpy(draws)
+
     def pin_memory(self) -> Self:
         """In page-locked memory, for a `DataLoader` that pins."""
         return replace(self, **{k: value.pin_memory() for k, value in self._tensors().items()})

@@ -41,12 +41,7 @@ def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | Non
 
 
 def measure_mean_std(
-    corpus: Corpus,
-    log_mel: LogMel,
-    *,
-    num_samples: int,
-    seed: int,
-    max_clips: int = 1000,
+    corpus: Corpus, log_mel: LogMel, *, num_samples: int, seed: int, max_clips: int = 1000
 ) -> tuple[float, float]:
     """Mean and standard deviation over all cells of the log-mel of one segment a clip.
 

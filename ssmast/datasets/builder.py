@@ -273,11 +273,7 @@ def out_folder(definition: DataTask, options: Mapping[str, str]) -> Path:
 
 
 def _build(
-    definition: DataTask,
-    root: Path,
-    out: Path,
-    options: dict[str, str],
-    progress: Progress | None,
+    definition: DataTask, root: Path, out: Path, options: dict[str, str], progress: Progress | None
 ) -> dict[str, Any]:
     """Write the set; returns the facts in its task.json."""
     build = Build(files=DatasetFiles(root), options=options)

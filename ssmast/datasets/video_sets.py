@@ -9,15 +9,7 @@ from dataclasses import dataclass
 
 from ssmast.audio.read import excerpt_name
 from ssmast.datasets.sound_sets import TRUTH
-from ssmast.datasets.task import (
-    Build,
-    Builder,
-    DatasetFiles,
-    Row,
-    YouTubeClips,
-    keyed_order,
-    named,
-)
+from ssmast.datasets.task import Build, Builder, DatasetFiles, Row, YouTubeClips, keyed_order, named
 
 # -- AudioSet --------------------------------------------------------------------------------------
 

@@ -295,11 +295,7 @@ class Encoder(nn.Module):
         shifts = cutter.shifts(hop_ms)
         with evaluating(self):
             embeddings = embed_columns(
-                clips,
-                cutter,
-                shifts=shifts,
-                batch_seconds=batch_seconds,
-                precision=self.precision,
+                clips, cutter, shifts=shifts, batch_seconds=batch_seconds, precision=self.precision
             )
         milliseconds = cutter.centres_ms(embeddings.shape[1], shifts)
         return embeddings, milliseconds.repeat(len(clips), 1)

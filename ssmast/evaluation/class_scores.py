@@ -1,6 +1,5 @@
 """Scores of a classifier on clips with known labels: overall and by class."""
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +12,7 @@ from ssmast.evaluation.metrics import (
     confusion_matrix,
     roc_auc,
 )
+from ssmast.files import finite
 from ssmast.html import markdown_table
 
 EVENT_NUMBERS = ("f1", "precision", "recall", "mean_f1")
@@ -161,7 +161,7 @@ def classes_table(rows: list[dict[str, Any]], *, what: str = "clips") -> str:
 
 def plain_numbers(numbers: dict[str, float]) -> dict[str, float | None]:
     """The numbers as JSON has them: None for what is infinite or undefined."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {name: finite(value) for name, value in numbers.items()}
 
 
 def numbers_text(numbers: dict[str, float]) -> str:

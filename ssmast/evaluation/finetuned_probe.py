@@ -71,8 +71,7 @@ def run_finetuned_probe(
         runs = [
             _Run(
                 encoder=encoder, corpus=corpus, labelled=labelled, prepared=prepared, metric=metric,
-                seconds=seconds, lr=lr,
-                seed=seed + index, workers=workers,
+                seconds=seconds, lr=lr, seed=seed + index, workers=workers,
             )
             for index in range(num_seeds)
         ]  # fmt: skip
@@ -136,7 +135,7 @@ class _Run:
                 crop = Crop(self.seconds, "random", self.seed * num_epochs + epoch)
                 done = 0
                 for waveforms in self._batches(positions[order], crop):
-                    truth = targets[order[done : done + len(waveforms)]].to(self.encoder.device)
+                    truth = targets[order[done : done + len(waveforms)]].to(device)
                     self._adam.zero_grad()
                     probe_loss(self._logits(waveforms), truth).backward()
                     self._adam.step()

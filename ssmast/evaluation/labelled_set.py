@@ -366,8 +366,7 @@ def random_validation(labelled: LabelledSet, *, fraction: float) -> LabelledSet:
     first = [names[0] if names else "" for names in labelled.label_sets[0]]
     for split in labelled.splits:
         rest = np.sort(np.concatenate([split.train, split.valid]))
-        strata = [first[index] for index in rest]
-        held = hold_out([labelled.clips[index] for index in rest], strata, fraction=fraction)
+        held = hold_out(labelled.clips, first, fraction=fraction, rows=rest)
         splits.append(replace(split, train=rest[~held], valid=rest[held]))
     drawn = replace(labelled, splits=splits)
     check_splits(drawn)
@@ -429,7 +428,7 @@ def small_sample(labelled: LabelledSet, *, max_clips: int) -> LabelledSet:
     # A third is scored: a score of 17 clips would move in steps of 6 %.
     scored = _thinned(labelled, split.valid, max_clips // 3)
     train = _thinned(labelled, split.train, max_clips - len(scored))
-    held = hold_out([labelled.clips[i] for i in train], [labelled.labels[i] for i in train])
+    held = hold_out(labelled.clips, labelled.labels, rows=train)
     small = Split(name="while training", train=train[~held], valid=train[held], test=scored)
     kept = set(np.concatenate([train, scored]).tolist())
     gone = [clip for i, clip in enumerate(labelled.clips) if i not in kept]

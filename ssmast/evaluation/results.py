@@ -5,7 +5,6 @@
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ssmast.evaluation.labelled_set import LabelledSet
-from ssmast.files import check_output, write_json
+from ssmast.files import check_output, finite, write_json
 from ssmast.html import markdown_table
 from ssmast.splits import few_names, other_copies
 from ssmast.version import __version__
@@ -328,7 +327,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite(value)
 
 
 def beside(encoder: str | Path, name: str) -> Path:

@@ -174,11 +174,7 @@ class AST(Backbone):
         self.num_features, self.last_heads, self.num_class_tokens = embed_dim, num_heads, 2
         self.drop_rate, self.norm_eps, self.grad_checkpointing = drop_rate, norm_eps, False
         self.patch_embed = PatchEmbed(
-            in_chans,
-            embed_dim,
-            kernel=pair(patch_size),
-            stride=pair(patch_stride),
-            padding=(0, 0),
+            in_chans, embed_dim, kernel=pair(patch_size), stride=pair(patch_stride), padding=(0, 0)
         )
         self.train_grid = self.patch_embed.grid(*self.input_size)
         num_patches = self.train_grid.freq * self.train_grid.time

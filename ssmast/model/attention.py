@@ -135,12 +135,7 @@ def _full_bias(bias_freq: Tensor, bias_time: Tensor, key_mask: Tensor | None) ->
 
 
 def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_freq: Tensor,
-    bias_time: Tensor,
-    key_mask: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, bias_freq: Tensor, bias_time: Tensor, key_mask: Tensor | None
 ) -> Tensor:
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, K)
     logits = logits.unflatten(-1, (bias_freq.shape[-1], bias_time.shape[-1]))
@@ -151,12 +146,7 @@ def _reference(
 
 
 def _augmented(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_freq: Tensor,
-    bias_time: Tensor,
-    key_mask: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, bias_freq: Tensor, bias_time: Tensor, key_mask: Tensor | None
 ) -> Tensor:
     """Q' = [q / sqrt(D), freq bias, time bias, 1], K' = [k, onehot(row), onehot(column), mask]."""
     freq, time, dim = bias_freq.shape[-1], bias_time.shape[-1], q.shape[-1]

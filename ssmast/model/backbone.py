@@ -14,13 +14,7 @@ from timm.layers.weight_init import trunc_normal_tf_
 from torch import Tensor, nn
 
 from ssmast.model.patch import Grid, Lengths, PatchDrop, PatchEmbed, Tokens, draw_patch_drop
-from ssmast.model.pool import (
-    AttentionPool,
-    pool_for_head,
-    pool_tokens,
-    pooled_dim,
-    statistics_of,
-)
+from ssmast.model.pool import AttentionPool, pool_for_head, pool_tokens, pooled_dim, statistics_of
 
 Pair = tuple[int, int]
 # The last tokens, those at the end of every stage, or those of every block; numbers beside them.
@@ -334,10 +328,7 @@ class Backbone(nn.Module, ABC):
         return intermediates if intermediates_only else (_as_timm(last), intermediates)
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove levels after the last one wanted, and norm and head with them."""
         take, last_wanted = _take_levels(len(self.levels), indices)

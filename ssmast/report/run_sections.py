@@ -37,7 +37,7 @@ _VIEWS = {
 def headline(source: Source) -> dict[str, str]:
     """The few numbers in large print: of fine-tuning the test score, of pretraining the loss."""
     shown: dict[str, str] = {}
-    tuned = next((result for result in source.probes if result.column == "fine-tuned"), None)
+    tuned = source.tuned
     if tuned is not None:
         shown[f"{tuned.part} {tuned.metric_title}"] = f"{100 * tuned.mean:.1f} %"
         if tuned.valid is not None:
@@ -86,8 +86,7 @@ def about(source: Source) -> str:
         origin = str(start.get("source") or config["init"])
         origin = "random weights" if origin == "none" else origin
         parts.append(f"<p>Initial weights: {text(origin)}.</p>")
-    tuned = next((result for result in source.probes if result.column == "fine-tuned"), None)
-    step = _chosen_step(tuned)
+    tuned, step = source.tuned, _chosen_step(source.tuned)
     if tuned is not None and step is not None:
         same = " (the linear probe of the frozen encoder, before the first step)" * (step == 0)
         parts.append(

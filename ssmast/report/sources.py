@@ -34,6 +34,11 @@ class Source:
     probes: list[Result] = field(default_factory=list)
     clusters: list[ClusterResult] = field(default_factory=list)
 
+    @property
+    def tuned(self) -> Result | None:
+        """The result of its fine-tuning; None where it was only probed."""
+        return next((result for result in self.probes if result.column == "fine-tuned"), None)
+
     def add(self, result: Result | ClusterResult) -> None:
         """Put a result where it belongs, once."""
         own: list[Any] = self.probes if isinstance(result, Result) else self.clusters

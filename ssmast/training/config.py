@@ -83,9 +83,7 @@ class Views:
         length=2,
     )
     crop_time: list[float] = setting(
-        [0.6, 1.5],
-        "random resized crop: smallest and largest width relative to the view",
-        length=2,
+        [0.6, 1.5], "random resized crop: smallest and largest width relative to the view", length=2
     )
     columns: float | None = setting(
         None,

@@ -30,23 +30,16 @@ from ssmast.model import (
 from ssmast.settings import UsageError
 from ssmast.weights import DEFAULT, FOLDER
 
+logger = logging.getLogger(__name__)
+
 
 def backbone_weights(
     state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, network: str
 ) -> Mapping[str, Tensor]:
-    """State dict of the backbone of one network of a checkpoint.
-
-    Args:
-        state: of the checkpoint.
-        tensors: of the checkpoint.
-        network: one of `state["encoders"]`.
-    """
+    """State dict of the backbone of one network of a checkpoint, one of `state["encoders"]`."""
     place = state["encoders"][network]
     part, prefix = tensors[place["file"]], place["prefix"]
     return {name.removeprefix(prefix): part[name] for name in part if name.startswith(prefix)}
-
-
-logger = logging.getLogger(__name__)
 
 
 class InitialWeights(NamedTuple):
@@ -302,11 +295,7 @@ def write_init_json(
         "source": str(weights.source),
         "used": {key: shape[key] for key in report.used},
         "adapted": {
-            key: {
-                "how": how,
-                "from": shape[key],
-                "to": own.get(f"{prefix}{mast_name(key)}"),
-            }
+            key: {"how": how, "from": shape[key], "to": own.get(f"{prefix}{mast_name(key)}")}
             for key, how in report.adapted.items()
         },
         "left": {key: {"why": why, "shape": shape[key]} for key, why in report.left.items()},

@@ -177,11 +177,7 @@ def segment_loader(
             f"of {parts}"
         )
     sampler = StepSampler(
-        start=first_step,
-        stop=steps,
-        batch_size=config.batch_size,
-        rank=rank,
-        num_ranks=num_ranks,
+        start=first_step, stop=steps, batch_size=config.batch_size, rank=rank, num_ranks=num_ranks
     )
     workers = may_start(config.workers)
     return DataLoader(

@@ -94,12 +94,12 @@ def start_accelerator(
     return accelerator
 
 
-def gpu_precision(device: int = 0) -> str:
+def gpu_precision() -> str:
     """What a GPU trains fastest with: bf16 from compute capability 8.0 on, fp16 from 7.0 on.
 
     Older ones emulate bf16: slower than float32, and without any of the fused attention kernels.
     """
-    major, _ = torch.cuda.get_device_capability(device)
+    major, _ = torch.cuda.get_device_capability(0)
     if major >= 8 and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp16" if major == 7 else "fp32"

@@ -8,7 +8,6 @@ without the last, mlflow writes into the run folder.
 import importlib.util
 import json
 import logging
-import math
 import os
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssmast.files import write_atomic
+from ssmast.files import finite, write_atomic
 from ssmast.settings import UsageError, flatten
 
 logger = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ class MetricsLog:
         """Append a line; NaN becomes null, so every line is JSON."""
         if not self.enabled:
             return
-        clean = {key: _plain(value) for key, value in values.items()}
+        clean = {key: finite(value) for key, value in values.items()}
         try:
             self._file.write(json.dumps({"step": step, **clean}) + "\n")
             self._file.flush()
@@ -233,12 +232,6 @@ def _drop_lines_after(file: Path, step: int) -> None:
     if file.is_file():
         kept = [json.dumps(row) for row in read_metrics(file, up_to=step)]
         write_atomic(file, "".join(f"{line}\n" for line in kept))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def _clock(seconds: float) -> str:

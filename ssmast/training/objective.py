@@ -22,10 +22,7 @@ from ssmast.audio.segments import SegmentBatch, sent
 from ssmast.contrastive.monitors import effective_rank, feature_std
 from ssmast.encoder import Encoder
 from ssmast.evaluation.embed import measured_whitening
-from ssmast.model import (
-    Backbone,
-    LoadReport,
-)
+from ssmast.model import Backbone, LoadReport
 from ssmast.report import write_report
 from ssmast.settings import UsageError, to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
@@ -186,6 +183,11 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
             self.mixup_memory = build_memory(config)
             self.make_views = ViewMaker(config, log_mel=self.log_mel, memory=self.mixup_memory)
 
+    @property
+    def _pretraining(self) -> PretrainConfig:
+        """The settings, for what all pretraining does alike and fine-tuning in its own way."""
+        return cast(PretrainConfig, self.config)
+
     # -- before a run ----------------------------------------------------------------------------
 
     @classmethod
@@ -205,9 +207,8 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         run = RunFacts(log_mel=build_log_mel(config), num_clips=1 << 40, steps=1)
         with torch.device("meta"):
             objective = cls(config, run)
-        settings = cast(PretrainConfig, config)
         objective.exported_network()
-        probe = settings.probe
+        probe = cast(PretrainConfig, config).probe
         if probe.data:
             small_tasks(probe.data, tasks=probe.tasks, max_clips=probe.max_clips)
 
@@ -219,8 +220,9 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     @classmethod
     def open_data(cls, config: Config, *, runs: Path) -> TrainingData:
         """The corpus of `data=`, or the built-in one in the folder of runs."""
-        clips = open_data(cast(PretrainConfig, config), runs=runs)
-        check_enough(cast(PretrainConfig, config), clips)
+        settings = cast(PretrainConfig, config)
+        clips = open_data(settings, runs=runs)
+        check_enough(settings, clips)
         return TrainingData(clips=clips, log_mel=published_front_end(config.init, config.model))
 
     @classmethod
@@ -232,13 +234,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def items(
         cls, config: Config, source: Corpus, data: TrainingData | None
     ) -> SegmentDataset | MixedSegments:
-        """The segments of the clips, by their position in the stream.
-
-        Args:
-            config: settings of the run.
-            source: the clips, perhaps from a cache.
-            data: what `open_data` gave.
-        """
+        """The segments of the clips (`source`, perhaps a cache), by position in the stream."""
         return segments_of(
             cast(PretrainConfig, config),
             source,
@@ -295,7 +291,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         if local and views.local:  # of one length, so in one pass
             inputs.append(torch.cat(views.local))
             dropped.append(None)
-        head = cast(PretrainConfig, self.config).head
+        head = self._pretraining.head
         rows: list[Tensor] = []
         weights = self._weights_of_passes(backbone, len(inputs))
         for log_mel, drop, own in zip(inputs, dropped, weights, strict=True):
@@ -336,10 +332,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
     def after_step(self, loss: Loss, views: list[Views], step: Step) -> None:
         """What moves after the optimiser has: averages, queues; not called for a skipped step.
 
-        Args:
-            loss: of the step, without graph.
-            views: of this process' micro-batches.
-            step: where in the run.
+        The loss is without its graph, the views are of this process' micro-batches.
         """
         if self.make_views is not None and len(views) and isinstance(views[0], TwoViews):
             raw = [cast(TwoViews, micro).raw for micro in views]
@@ -350,7 +343,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
         Source: Grill et al. 2020 (BYOL), section 3.3.
         """
-        teacher = cast(PretrainConfig, self.config).teacher
+        teacher = self._pretraining.teacher
         return cosine_schedule(step, self.run.steps, teacher.momentum, teacher.final_momentum)
 
     @torch.no_grad()
@@ -359,10 +352,6 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
         The alarm reads `rank_embedding` and `feature_std`, and `accuracy`, `loss` and `chance_loss`
         where they are known.
-
-        Args:
-            loss: of the step.
-            step: optimiser steps done.
         """
         known = {"loss": loss.loss, "chance_loss": loss.chance_loss, "accuracy": loss.accuracy}
         found = {name: float(value) for name, value in known.items() if value is not None}
@@ -392,16 +381,16 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     def build_backbone(self) -> Backbone:
         """The encoder of `model=` with fresh weights."""
-        return build_backbone(cast(PretrainConfig, self.config))
+        return build_backbone(self._pretraining)
 
     @property
     def embedding_dim(self) -> int:
         """Length E of what `embed_views` gives of `backbone`."""
-        return embedding_dim(cast(PretrainConfig, self.config), self.backbone)
+        return embedding_dim(self._pretraining, self.backbone)
 
     def build_projector(self) -> nn.Module:
         """Head on the embedding of `backbone`, as the keys `head.*` say, with fresh weights."""
-        return projector_of(cast(PretrainConfig, self.config), self.backbone)
+        return projector_of(self._pretraining, self.backbone)
 
     def encoders(self) -> dict[str, Backbone]:
         """Networks that can be exported, by name, the usual one first; "student" is the trained."""
@@ -413,9 +402,9 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         Raises:
             UsageError: if there is none of that name.
         """
-        asked, names = cast(PretrainConfig, self.config).export.network, list(self.encoders())
+        config, names = self._pretraining, list(self.encoders())
+        asked, who = config.export.network, config.objective
         if asked and asked not in names:
-            who = cast(PretrainConfig, self.config).objective
             raise UsageError(f"export.network must be {' or '.join(names)}: {who} has no {asked}")
         return asked or names[0]
 
@@ -461,7 +450,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     def watcher(self, history: list[dict[str, Any]]) -> Watcher | None:
         """The probe while training, of the encoder that would be exported; None if not wanted."""
-        probe = cast(PretrainConfig, self.config).probe
+        probe = self._pretraining.probe
         if not probe.data:
             return None
         return OnlineProbe(
@@ -475,18 +464,12 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         )
 
     def panels(self, segments: SegmentBatch, step: int, *, clips: int) -> list[list[Panel]]:
-        """Pictures of the first clips of a batch, one row each; none here: its views are drawn.
-
-        Args:
-            segments: of a whole batch.
-            step: optimiser steps done.
-            clips: how many rows.
-        """
+        """Pictures of the first clips of a batch, one row each; none here: its views are drawn."""
         return []
 
     def picture_title(self, step: int) -> str:
         """Above the picture of `panels`."""
-        config = cast(PretrainConfig, self.config)
+        config = self._pretraining
         size = f"{config.views.frames} frames x {config.front_end.num_mels} mel bins"
         columns, rows = config.lost_lines
         rate = f"patch_drop.rate={config.patch_drop.rate:g}"
@@ -496,7 +479,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
 
     def encoder(self, facts: dict[str, Any]) -> Encoder:
         """The encoder to export: the network that was chosen, front end and pooling together."""
-        network, export = self.exported_network(), cast(PretrainConfig, self.config).export
+        network, export = self.exported_network(), self._pretraining.export
         return Encoder(
             self.encoders()[network],
             self.log_mel,
@@ -510,7 +493,7 @@ class Objective(nn.Module, Generic[Config, Views, Loss]):
         """Write encoder/ and report.html of a run folder; all processes call it."""
         if is_main:
             encoder = self.encoder({**facts, "settings": to_dict(self.config)})
-            directions, data = cast(PretrainConfig, self.config).export.whiten, self.run.data
+            directions, data = self._pretraining.export.whiten, self.run.data
             if directions and data is not None:
                 encoder.whitening = measured_whitening(
                     encoder, data.clips, directions=directions, seed=self.config.seed

@@ -67,7 +67,6 @@ class OnlineProbe:
         every: steps between scores.
         max_clips: of each set.
         make_encoder: the encoder to export, of the weights as they are.
-        workers: threads that decode audio; 0 for one a core, at most 8.
         channel: of clips that have several.
         history: lines of metrics.jsonl so far; steps that have scores are not scored again.
 
@@ -83,16 +82,14 @@ class OnlineProbe:
         every: int,
         max_clips: int,
         make_encoder: Callable[[], Encoder],
-        workers: int = 0,
         channel: str = "mean",
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
-        self._make_encoder, self._workers, self.every = make_encoder, workers, every
-        self._channel = channel
+        self._make_encoder, self.every, self._channel = make_encoder, every, channel
         self._samples = [
             self._readable(task) for task in small_tasks(data, tasks=tasks, max_clips=max_clips)
         ]
-        self._done = {row["step"] for row in history if any(_is_score(key) for key in row)}
+        self._done = {row["step"] for row in history if any(key.startswith(_PREFIX) for key in row)}
 
     def is_due(self, step: int, *, steps: int) -> bool:
         """True before the first step, at every multiple of `every` and at the end, once each."""
@@ -125,9 +122,7 @@ class OnlineProbe:
 
     def _score(self, encoder: Encoder, sample: _Sample) -> dict[str, float]:
         """Accuracy by protocol; all processes have the same vectors, so the same errors too."""
-        found = embed_corpus(
-            encoder, sample.corpus, title=f"probe {sample.task.spec}", workers=self._workers
-        )
+        found = embed_corpus(encoder, sample.corpus, title=f"probe {sample.task.spec}")
         task = _without_rejected(sample, found.rows)
         features = found.values.to(process_state().device)
         return {
@@ -141,9 +136,7 @@ class OnlineProbe:
         """The clips of a task that can be read."""
         corpus = task.corpus(channel=self._channel)
         sample = _Sample(task=task, corpus=corpus.take(task.rows))
-        found = embed_corpus(
-            LogMelStatistics(), sample.corpus, title=f"reading {task.spec}", workers=self._workers
-        )
+        found = embed_corpus(LogMelStatistics(), sample.corpus, title=f"reading {task.spec}")
         if found.rejected:
             logger.warning(
                 "probe set %s: %d of %d clips are left out; the first: %s",
@@ -174,10 +167,6 @@ def scores_shown(scores: dict[str, float]) -> dict[str, str]:
         if values:
             shown[protocol.name] = f"{sum(values) / len(values):.3f}"
     return shown
-
-
-def _is_score(key: str) -> bool:
-    return key.startswith(_PREFIX)
 
 
 def _without_rejected(sample: _Sample, rows: np.ndarray) -> LabelledSet:

@@ -304,10 +304,7 @@ def decay_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any
         if parameter.requires_grad:
             is_plain = parameter.ndim < 2 or name in exempt
             (plain if is_plain else decay).append(parameter)
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def layer_groups(
@@ -406,12 +403,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        optim: Optim,
-        *,
-        matrices: Iterable[Tensor],
-        fused: bool,
+        self, groups: list[dict[str, Any]], optim: Optim, *, matrices: Iterable[Tensor], fused: bool
     ) -> None:
         moved = set(map(id, matrices))
         muon, others = list[dict[str, Any]](), list[dict[str, Any]]()

@@ -35,11 +35,7 @@ class ReplayConfig(Settings):
 
 
 def replay_batch(dataset: SegmentDataset | MixedSegments, row: dict[str, Any]) -> SegmentBatch:
-    """The batch of a skipped step as the loader gave it, over all processes.
-
-    Args:
-        dataset: of the run, see `open_dataset`.
-        row: from `read_skipped`.
+    """The batch of a step that `read_skipped` gave, as the loader had it, over all processes.
 
     Raises:
         ValueError: if the clips at those positions are not the ones that were written down.

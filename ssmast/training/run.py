@@ -14,23 +14,11 @@ from ssmast.audio import Corpus, Quarantine
 from ssmast.files import check_output
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
-from ssmast.training.inputs import (
-    build_log_mel,
-    decoded,
-    mean_and_std,
-    segment_loader,
-    steps_of,
-)
+from ssmast.training.inputs import build_log_mel, decoded, mean_and_std, segment_loader, steps_of
 from ssmast.training.launch import StopRequest, on_main, start_accelerator
 from ssmast.training.loop import Instruments, run_loop
 from ssmast.training.metrics_log import MetricsLog, Tracker, check_tracker, read_metrics
-from ssmast.training.objective import (
-    Objective,
-    PretrainConfig,
-    RunFacts,
-    TrainConfig,
-    TrainingData,
-)
+from ssmast.training.objective import Objective, PretrainConfig, RunFacts, TrainConfig, TrainingData
 from ssmast.training.run_folder import RunFolder, open_run
 from ssmast.training.show_views import draw_step
 from ssmast.training.step import TrainingState
@@ -96,8 +84,7 @@ def run_training(kind: type[AnyObjective], config: TrainConfig, *, dry_run: bool
     with StopRequest() as stop, ExitStack() as stack:
         opened: list[_Opened] = []
         plan = on_main(
-            accelerator,
-            lambda: _plan(kind, config, accelerator, stack, opened, dry_run=dry_run),
+            accelerator, lambda: _plan(kind, config, accelerator, stack, opened, dry_run=dry_run)
         )
         if not plan.is_done:
             ours = opened[0] if opened else _open(kind, config, plan.folder)

@@ -252,14 +252,9 @@ class _Axes:
 def draw_panels(
     out: Path, rows: Sequence[Sequence[Panel]], *, names: Sequence[str], log_mel: LogMel, title: str
 ) -> None:
-    """Write a PNG with one row of panels a clip.
+    """Write a PNG with one row of panels a clip, equally many each; its folder is made.
 
-    Args:
-        out: PNG file; its folder is made.
-        rows: panels of each clip, equally many.
-        names: of the clips.
-        log_mel: front end, for the axes.
-        title: of the picture.
+    The axes are those of the front end.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

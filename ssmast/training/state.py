@@ -29,11 +29,7 @@ _OWN = "objective"  # file of the tensors that the objective holds itself
 
 
 class SavedState:
-    """An objective, its optimiser and its place in the run.
-
-    Args:
-        objective: moved to the accelerator's device.
-        accelerator: device, processes, precision.
+    """An objective (moved to the accelerator's device), its optimiser and its place in the run.
 
     Attributes:
         step: optimiser steps done, the run's only counter.
@@ -152,11 +148,7 @@ def check_state(state: dict[str, Any], now: dict[str, Any], *, path: Path) -> No
 
 def wants_compile(asked: str, device: torch.device) -> bool:
     """Whether `compile=` comes to yes: "auto" where Triton makes kernels for the device."""
-    if asked == "auto":
-        has_triton = importlib.util.find_spec("triton") is not None
-        return (
-            device.type == "cuda"
-            and has_triton
-            and torch.cuda.get_device_capability(device) >= (7, 0)
-        )
-    return asked == "true"
+    if asked != "auto":
+        return asked == "true"
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return has_triton and torch.cuda.get_device_capability(device) >= (7, 0)

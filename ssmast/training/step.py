@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from ssmast.audio.segments import SegmentBatch
 from ssmast.training.objective import Objective, Step, StepLoss
-from ssmast.training.optim import (
-    GradientSum,
-    learning_rate,
-)
+from ssmast.training.optim import GradientSum, learning_rate
 from ssmast.training.state import SavedState
 
 # A forward pass moves their buffers.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,8 +56,9 @@ class ViewMaker:
         waveform = segments.waveform.to(self._device, non_blocking=True)
         raw = [self.log_mel.log_mel(waveform[:, i], fast=True) for i in (0, 1)]
         num, crops = self.augment.num_draws, range(self.config.views.local)
-        draws = [self._uniform(segments, _VIEW_STREAM + view, num + 1) for view in (0, 1)]
-        draws += [self._uniform(segments, _LOCAL_STREAM + crop, num + 3) for crop in crops]
+        seed = self.config.seed
+        draws = [segments.uniform(seed, _VIEW_STREAM + view, num + 1) for view in (0, 1)]
+        draws += [segments.uniform(seed, _LOCAL_STREAM + crop, num + 3) for crop in crops]
         drops = [self._drop_of(segments, view, step=step, backbone=backbone) for view in (0, 1)]
         drawn = [tensor for drop in drops for tensor in drop.drawn]
         placed = iter(sent(*draws, *drawn, device=self._device))
@@ -84,14 +84,9 @@ class ViewMaker:
     def drop(
         self, segments: SegmentBatch, view: int, *, step: int, backbone: Backbone, mode: str = ""
     ) -> "DrawnDrop":
-        """Patches to drop of a view at `patch_drop.rate`; none where that is 0.
+        """Patches of the backbone's grid to drop of view 0 or 1, at `patch_drop.rate`.
 
-        Args:
-            segments: of a micro-batch.
-            view: 0 or 1.
-            step: optimiser steps done.
-            backbone: whose grid patches are dropped from.
-            mode: in place of `patch_drop.mode`.
+        None where that is 0; `mode` stands in place of `patch_drop.mode`.
         """
         rate, mode = self.config.patch_drop.rate, mode or self.config.patch_drop.mode
         if rate == 0:
@@ -102,7 +97,7 @@ class ViewMaker:
         num = patch_drop_draws(size, mode=mode, batch=batch, group=group)[-1]
         draw = partial(backbone.draw_patch_drop, mels, frames, rate=rate, mode=mode, batch=batch)
         if mode == "random":  # every clip its own patches, which a GPU sorts out faster
-            uniforms = self._uniform(segments, _DROP_STREAM + view, num)
+            uniforms = segments.uniform(self.config.seed, _DROP_STREAM + view, num)
             return DrawnDrop([uniforms], lambda placed: draw(uniforms=placed[0]))
         return _of_lines(draw(uniforms=self._uniform_of_step(step, _DROP_STREAM + view, num)))
 
@@ -168,12 +163,6 @@ class ViewMaker:
         mean, std = self.log_mel.mean, self.log_mel.std
         return self.augment(raw, draws=draws, background=background, mean=mean, std=std)
 
-    def _uniform(self, segments: SegmentBatch, stream: int, num: int) -> Tensor:
-        """Draws (B, num) on the CPU, one row a clip."""
-        epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
-        draws: np.ndarray = keyed_uniform(self.config.seed, epoch, clip, stream, num)
-        return torch.from_numpy(draws)
-
     def _uniform_of_step(self, step: int, stream: int, num: int) -> Tensor:
         """Draws (num,) on the CPU, the same on every process: sizes follow from them."""
         return torch.from_numpy(keyed_uniform(self.config.seed, 0, step, stream, num))
@@ -191,8 +180,7 @@ def _of_lines(drop: PatchDrop) -> DrawnDrop:
     assert drop.rows is not None
     assert drop.columns is not None
     return DrawnDrop(
-        [drop.rows, drop.columns],
-        lambda placed: drop._replace(rows=placed[0], columns=placed[1]),
+        [drop.rows, drop.columns], lambda placed: drop._replace(rows=placed[0], columns=placed[1])
     )
 
 

@@ -20,7 +20,7 @@ _KEYS = {f"probe/tones/{what}" for what in ("knn", "linear", "chance")}
 
 
 def _probe(data, encoder, **changes) -> OnlineProbe:
-    settings = {"tasks": "all", "every": 2, "max_clips": 24, "workers": 1}
+    settings = {"tasks": "all", "every": 2, "max_clips": 24}
     settings |= {"make_encoder": lambda: encoder}
     return OnlineProbe(data=str(data), **(settings | changes))
 

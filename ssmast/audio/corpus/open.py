@@ -28,13 +28,7 @@ from ssmast.audio.corpus.listings import (
     list_kaldi,
     read_labels,
 )
-from ssmast.audio.corpus.named import (
-    of_files,
-    of_listing,
-    of_members,
-    say_unnamed,
-    say_unused,
-)
+from ssmast.audio.corpus.named import of_files, of_listing, of_members, say_unnamed, say_unused
 from ssmast.audio.corpus.remote import (
     Place,
     below,

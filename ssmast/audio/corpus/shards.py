@@ -19,14 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssmast.audio.corpus.entries import ArrayEntries
-from ssmast.audio.corpus.remote import (
-    Place,
-    RemoteError,
-    RemoteFile,
-    is_hidden,
-    is_url,
-    read_range,
-)
+from ssmast.audio.corpus.remote import Place, RemoteError, RemoteFile, is_hidden, is_url, read_range
 from ssmast.audio.source import SOUND_EXTENSIONS, AudioError
 
 _log = logging.getLogger(__name__)
@@ -101,11 +94,7 @@ def index_tar(
 
 
 def _members(
-    path: Place,
-    tar: tarfile.TarFile,
-    file: BinaryIO,
-    length: int,
-    endings: Collection[str],
+    path: Place, tar: tarfile.TarFile, file: BinaryIO, length: int, endings: Collection[str]
 ) -> list[tuple[str, int, int]]:
     """Name, offset and size of the members with some endings."""
     found: list[tuple[str, int, int]] = []

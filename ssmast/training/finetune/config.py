@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ssmast.evaluation.evaluate import EventRules
-from ssmast.settings import NETWORK_PRECISIONS, PRECISION, setting
+from ssmast.settings import AUTO, NETWORK_PRECISIONS, PRECISION, setting
 from ssmast.training.config import Optim, TrainConfig
 
 Value = TypeVar("Value")
@@ -18,9 +18,6 @@ SCHEDULES = {
     "none": ((1, 1), (1, 1), (1, 1), (1, 1)),
 }
 """The rows of the ablation of Zhu & Omar 2023: name -> (freq, time) stride of each stage."""
-
-
-AUTO = "auto"
 
 
 def resolved(value: Value | None) -> Value:

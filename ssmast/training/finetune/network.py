@@ -84,14 +84,9 @@ class HeadLayers(nn.Module):
 def build_network(
     model: str, *, sizes: Sequence[int], pooling: str, layers: str, arguments: dict[str, Any]
 ) -> Backbone:
-    """A backbone with fresh heads.
+    """A backbone with fresh heads of so many classes each, on a pooling of some layers.
 
-    Args:
-        model: name of the architecture.
-        sizes: classes of each head.
-        pooling: before the heads; empty for the model's own.
-        layers: that are pooled.
-        arguments: of `create_model`.
+    An empty `pooling` is the model's own; `arguments` are those of `create_model`.
 
     Raises:
         ValueError: for a pooling that the model does not have.
@@ -103,6 +98,21 @@ def build_network(
     heads = HeadLayers(network.head_hidden_size, sizes)
     network.head.fc = heads.to(network.patch_embed.proj.weight.device)
     return network
+
+
+def head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:
+    """Beginning of the names of each head's parameters -> factor of their learning rate.
+
+    Raises:
+        ValueError: if there are neither one nor as many as heads.
+    """
+    if len(scales) not in (1, len(sizes)):
+        raise ValueError(
+            f"heads.lr_scale must be one number or {len(sizes)}, one for each head, got {scales}"
+        )
+    each = scales if len(scales) == len(sizes) else scales * len(sizes)
+    heads = {f"head.fc.layers.{i}.": scale for i, scale in enumerate(each)}
+    return {**heads, "head.": max(each), "attn_pool.": max(each)}
 
 
 def features_of(
@@ -227,13 +237,8 @@ def fit_heads(
 ) -> ProbedHeads:
     """Linear probes of the training part, their penalty chosen on the validation part.
 
-    Args:
-        features: (n, D).
-        found: the set.
-        split: of it.
-        places: position in the set of each row, int64 (n,).
-        metric: to choose by, where a probe of one head has it.
-        seed: of the order of the clips.
+    Row i of the features (n, D) is of the clip at position `places[i]` of the set, `metric` what is
+    chosen by where a probe of one head has it, and `seed` that of the order of the clips.
 
     Source: Kumar et al. 2022 (LP-FT): fine-tuning from a random head distorts what was pretrained
     before the head is of use.
@@ -271,12 +276,7 @@ def frozen_features(
 ) -> tuple[Tensor, Tensor]:
     """Features (n, D) of the training and validation clips that can be read, and their positions.
 
-    Args:
-        classifier: with the network.
-        found: the set.
-        corpus: of the set's folder.
-        split: of the set.
-        batch_seconds: audio that goes through the network at once.
+    The corpus is that of the set's folder; `batch_seconds` of audio go through the network at once.
     """
     positions = torch.cat([torch.from_numpy(part) for part in (split.train, split.valid)])
     embedded = embed_corpus(

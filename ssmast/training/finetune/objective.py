@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ssmast.audio import Corpus, MixedSegments, keyed_uniform
+from ssmast.audio import Corpus, MixedSegments
 from ssmast.audio.augment import Augmentations, Mask, Noise, TimeShift
 from ssmast.audio.segments import MixedBatch, SegmentBatch
 from ssmast.classifier import Classifier, Outputs, classifier_info, window_log_mels
@@ -33,6 +33,7 @@ from ssmast.training.finetune.network import (
     features_of,
     fit_heads,
     frozen_features,
+    head_scales,
 )
 from ssmast.training.finetune.selection import KeptWeights, Validation
 from ssmast.training.finetune.setup import (
@@ -163,17 +164,11 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             fewest=self.network.fewest_frames,
             fast=True,
         )
-        draws = keyed_uniform(
-            self.config.seed,
-            segments.epoch.numpy(),
-            segments.clip.numpy(),
-            _AUGMENT_STREAM,
-            self.augment.num_draws,
-        )
+        drawn = segments.uniform(self.config.seed, _AUGMENT_STREAM, self.augment.num_draws)
         positions, found = torch.from_numpy(self.setup.split.train), self.setup.found
         own, other = (found.one_hot(positions[clip]) for clip in (segments.clip, segments.partner))
         weight = segments.partner_weight[:, None]
-        targets, drawn = (1 - weight) * own + weight * other, torch.from_numpy(draws)
+        targets = (1 - weight) * own + weight * other
         targets, drawn, *both = self.sent(targets, drawn, *([] if lengths is None else [lengths]))
         lengths = both[0] if both else None
         return Inputs(self.augment(log_mel, draws=drawn, lengths=lengths), lengths, targets)
@@ -185,7 +180,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
 
     def before_step(self, views: list[Inputs], step: Step) -> None:
         """Freeze or thaw the backbone; centre and scale what the heads see by the first batch."""
-        frozen = self._is_frozen(step.number)
+        frozen = step.number < round(self.config.heads.freeze * self.run.steps)
         self.network.train(not frozen)
         if frozen is not self._was_frozen:
             for name, parameter in self.network.named_parameters():
@@ -221,7 +216,10 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
     def after_step(self, loss: LabelledLoss, views: list[Inputs], step: Step) -> None:
         """The average follows."""
         if self.ema is not None:
-            ema_update_(self.ema, self.network, self._ema_decay(step.number + 1))
+            done = step.number + 1
+            # Smaller in the first steps, so that the random heads are soon forgotten.
+            decay = min(self.config.optim.ema, (1 + done) / (10 + done))
+            ema_update_(self.ema, self.network, decay)
 
     def numbers(self, loss: LabelledLoss, step: int) -> dict[str, float]:
         """Loss and training accuracy."""
@@ -229,17 +227,12 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """By depth, with rates that fall towards the input; the heads have their own."""
-        scales = _head_scales(self.config.heads.lr_scale, self.outputs.sizes)
-        groups = layer_groups(
+        return layer_groups(
             self.network,
             weight_decay=self.config.optim.weight_decay,
             layer_decay=resolved(self.config.optim.layer_decay),
-            scales=scales,
+            scales=head_scales(self.config.heads.lr_scale, self.outputs.sizes),
         )
-        return groups
-
-    def _is_frozen(self, step: int) -> bool:
-        return step < round(self.config.heads.freeze * self.run.steps)
 
     @torch.no_grad()
     def _calibrate_(self, views: list[Inputs], step: Step) -> None:
@@ -271,10 +264,6 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
             for own, wanted in rows
         ]
         return torch.stack(right).all(dim=0).float()
-
-    def _ema_decay(self, step: int) -> float:
-        """Smaller in the first steps, so that the random heads are soon forgotten."""
-        return min(self.config.optim.ema, (1 + step) / (10 + step))
 
     # -- the networks ----------------------------------------------------------------------------
 
@@ -411,11 +400,7 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         )
         if not is_main:
             return
-        valid = {
-            "score": best.score,
-            "step": best.step,
-            "n": len(setup.split.valid),
-        }
+        valid = {"score": best.score, "step": best.step, "n": len(setup.split.valid)}
         encoder = self.encoder({**facts, "valid": valid, "test": plain_numbers(part.numbers)})
         encoder.save(run / "encoder")
         result = result_of(
@@ -491,18 +476,3 @@ def _label(outputs: Outputs, targets: Tensor) -> str:
         reverse=True,
     )
     return ", ".join(f"{share:.0%} {name}" for share, name in shares[:4]) or "none of the classes"
-
-
-def _head_scales(scales: list[float], sizes: list[int]) -> dict[str, float]:
-    """Beginning of the names of each head's parameters -> factor of their learning rate.
-
-    Raises:
-        ValueError: if there are neither one nor as many as heads.
-    """
-    if len(scales) not in (1, len(sizes)):
-        raise ValueError(
-            f"heads.lr_scale must be one number or {len(sizes)}, one for each head, got {scales}"
-        )
-    each = scales if len(scales) == len(sizes) else scales * len(sizes)
-    heads = {f"head.fc.layers.{i}.": scale for i, scale in enumerate(each)}
-    return {**heads, "head.": max(each), "attn_pool.": max(each)}

@@ -9,12 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from ssmast.audio import (
-    BalancedOrder,
-    Corpus,
-    MixedSegments,
-    SegmentDataset,
-)
+from ssmast.audio import BalancedOrder, Corpus, MixedSegments, SegmentDataset
 from ssmast.audio.mel import front_end_of
 from ssmast.audio.read import split_excerpt
 from ssmast.audio.stats import look_at_lengths
@@ -25,15 +20,10 @@ from ssmast.evaluation.evaluate import true_events
 from ssmast.evaluation.labelled_set import LabelledSet, with_trained_classes
 from ssmast.evaluation.read_set import load_set
 from ssmast.model import Backbone, create_model
-from ssmast.settings import UsageError
+from ssmast.settings import AUTO, UsageError
 from ssmast.splits import Split
-from ssmast.training.finetune.config import AUTO, SCHEDULES, Events, FinetuneConfig, resolved
-from ssmast.training.init_weights import (
-    InitialWeights,
-    check_network,
-    find_weights,
-    read_weights,
-)
+from ssmast.training.finetune.config import SCHEDULES, Events, FinetuneConfig, resolved
+from ssmast.training.init_weights import InitialWeights, check_network, find_weights, read_weights
 from ssmast.training.inputs import build_log_mel, check_model, front_end_like, log_mel_of
 from ssmast.training.objective import TrainingData
 from ssmast.weights import DEFAULT, FOLDER
@@ -202,11 +192,7 @@ def model_arguments(setup: Setup) -> dict[str, Any]:
         arguments["stride_q"] = schedule
     # An encoder keeps the length that it was trained on, and so what it makes of a clip.
     arguments.setdefault("input_size", (config.front_end.num_mels, config.clips.frames))
-    return {
-        **arguments,
-        "drop_path_rate": config.drop_path,
-        "drop_rate": config.heads.dropout,
-    }
+    return {**arguments, "drop_path_rate": config.drop_path, "drop_rate": config.heads.dropout}
 
 
 def _init_of(config: FinetuneConfig) -> str:
@@ -289,12 +275,7 @@ def _usual_frames(corpus: Corpus, front: Any) -> int:
 
 
 def training_items(setup: Setup, source: Corpus) -> MixedSegments:
-    """One segment a clip of the training part, some mixed with another's.
-
-    Args:
-        setup: of the run.
-        source: the training part, in its order.
-    """
+    """One segment a clip of the training part (`source`), some mixed with another's."""
     config, found = setup.config, setup.found
     weights = found.weights(setup.split.train) if config.clips.balanced else None
     segments = SegmentDataset(

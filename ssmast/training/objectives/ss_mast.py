@@ -6,14 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssmast.contrastive import (
-    Branch,
-    KeyQueue,
-    Student,
-    Teacher,
-    build_predictor,
-    info_nce,
-)
+from ssmast.contrastive import Branch, KeyQueue, Student, Teacher, build_predictor, info_nce
 from ssmast.contrastive.monitors import (
     alignment,
     chance_loss,
@@ -113,12 +106,7 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
                 rivals = torch.cat([negatives, rows])
                 ids = torch.cat([ids, step.ids.repeat_interleave(len(rows) // len(own))])
             return self.info_nce(
-                queries,
-                own,
-                rivals,
-                temperature=temperature,
-                query_ids=step.ids,
-                negative_ids=ids,
+                queries, own, rivals, temperature=temperature, query_ids=step.ids, negative_ids=ids
             )
 
         (loss_1, hit_1), (loss_2, hit_2) = term(p_1, keys[1]), term(p_2, keys[0])

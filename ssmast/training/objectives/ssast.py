@@ -6,14 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssmast.audio import keyed_uniform
 from ssmast.audio.segments import SegmentBatch
-from ssmast.contrastive import (
-    MaskedPatchHeads,
-    cut_patches,
-    draw_masked_patches,
-    masked_patch_loss,
-)
+from ssmast.contrastive import MaskedPatchHeads, cut_patches, draw_masked_patches, masked_patch_loss
 from ssmast.model import AST, Backbone, Tokens, pool_tokens
 from ssmast.settings import UsageError
 from ssmast.training.objective import (
@@ -133,13 +127,11 @@ class SSAST(Objective[PretrainConfig, MaskedBatch, MaskedLoss]):
         device, settings = self.log_mel.filterbank.device, self.config.ssast
         waveform = segments.waveform[:, 0].to(device, non_blocking=True)
         num = self.grid.freq * self.grid.time
-        epoch, clip = segments.epoch.numpy(), segments.clip.numpy()
-        draws = keyed_uniform(self.config.seed, epoch, clip, _MASK_STREAM, 1 + num)
         masked = draw_masked_patches(
             self.grid,
             num_masked=round(settings.masked * num),
             cluster=(settings.cluster[0], settings.cluster[1]),
-            draws=torch.from_numpy(draws),
+            draws=segments.uniform(self.config.seed, _MASK_STREAM, 1 + num),
         )
         places = masked.nonzero()[:, 1].unflatten(0, (len(masked), -1))
         log_mel = self.log_mel.normalize(self.log_mel.log_mel(waveform, fast=True))
