@@ -5,7 +5,7 @@ The folder is an encoder folder whose backbone has a classification head; in con
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,13 +188,21 @@ class Classifier:
         return self._windows_at(starts, *found, len(waveform))
 
     def windows_and_whole(
-        self, waveform: Tensor | LongSound, *, hop_seconds: float = 0.0, batch_seconds: float = 60.0
+        self,
+        waveform: Tensor | LongSound,
+        *,
+        hop_seconds: float = 0.0,
+        batch_seconds: float = 60.0,
+        advance: Callable[[float], None] | None = None,
     ) -> tuple[WindowScores, Tensor]:
-        """Results of `windows` and of `embed_clips` (C,), for a clip that is read once."""
+        """Results of `windows` and of `embed_clips` (C,), for a clip that is read once.
+
+        `advance` is told after each batch which fraction of the windows it was.
+        """
         along, over = self._hops(len(waveform), hop_seconds), self._starts(len(waveform))
         starts = sorted({*along, *over})  # a long sound is read from front to back
         logits, levels = self._logits(
-            [waveform], [(0, s) for s in starts], batch_seconds=batch_seconds
+            [waveform], [(0, s) for s in starts], batch_seconds=batch_seconds, advance=advance
         )
         at = {start: row for row, start in enumerate(starts)}
         whole = log_mean_probability(logits[[at[start] for start in over]], self.outputs)
@@ -238,6 +246,7 @@ class Classifier:
         windows: Sequence[tuple[int, int]],
         *,
         batch_seconds: float,
+        advance: Callable[[float], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, C) of windows (clip, first sample) and their levels in dB, float64 (n,).
 
@@ -274,6 +283,8 @@ class Classifier:
                 found = found.float().cpu()
                 for index, row in zip(part, found, strict=True):
                     logits[index] = row
+                if advance is not None:
+                    advance(len(part) / len(order))
         return torch.stack(logits), levels
 
 

@@ -83,6 +83,8 @@ def main(config: FitConfig, argv: list[str]) -> int:
     split, everything = found.splits[0], config.all or len(found.splits) > 1
     train = np.sort(np.concatenate([split.train, split.valid, *([split.test] * everything)]))
     labelled = with_trained_classes(found, replace(split, train=train))
+    if config.all:
+        logger.info("all=true: %d clips are fitted, those of the test part too", len(train))
     if wants_dry_run(argv):
         sys.stdout.write(f"{labelled.spec}: {len(train)} clips to fit\n")
         return 0

@@ -122,19 +122,20 @@ def main(config: PredictConfig, argv: list[str]) -> int:
     if unknown:
         raise UsageError(f"background={sorted(unknown)} are no classes of {config.encoder}")
     failed, started = 0, time.monotonic()
+    is_told = bool(config.out) or not sys.stdout.isatty()  # else the output itself is seen to grow
     with (
         _opened(config) as write,
-        Progress("classifying", total=len(files), enabled=bool(config.out)) as progress,
+        Progress("classifying", total=len(files), enabled=is_told, unit="file") as progress,
     ):
-        for file in files:
+        for done, file in enumerate(files, 1):
             try:
-                found = predict_file(classifier, file, config)
+                found = predict_file(classifier, file, config, advance=progress.advance)
             except (AudioError, OSError) as error:
                 failed += 1
                 logger.warning("%s", error)
             else:  # not above: a full disk or a closed pipe is no fault of the file
                 write(found)
-            progress.advance(1)
+            progress.reach(done)
     if failed:
         logger.warning("%d of %d files could not be classified", failed, len(files))
     if config.out:
@@ -203,8 +204,16 @@ def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, 
         to.write("\n]\n" if files else "]\n")
 
 
-def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> dict[str, Any]:
+def predict_file(
+    classifier: Classifier,
+    file: str,
+    config: PredictConfig,
+    *,
+    advance: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
     """Classes of a file and of each window of it, plain JSON values.
+
+    `advance` is told after each batch of windows which fraction of the file it was.
 
     Raises:
         AudioError: if it cannot be read.
@@ -212,7 +221,7 @@ def predict_file(classifier: Classifier, file: str, config: PredictConfig) -> di
     source = Excerpt(Path(file), channel=config.channel)
     waveform = open_clip(source, sample_rate=classifier.sample_rate)
     found, whole = classifier.windows_and_whole(
-        waveform, hop_seconds=config.hop, batch_seconds=config.batch_seconds
+        waveform, hop_seconds=config.hop, batch_seconds=config.batch_seconds, advance=advance
     )
     windows = []
     for start, stop, scores, level in zip(*found, strict=True):

@@ -19,29 +19,41 @@ def say_once(message: str, level: int = logging.INFO) -> None:
 
 
 class Progress:
-    """Counts clips towards `total`; `enabled` is False on all but the main process."""
+    """Counts clips towards `total`; `enabled` is False on all but the main process.
 
-    def __init__(self, title: str, *, total: int, enabled: bool = True) -> None:
-        self.title, self.total, self.enabled, self._done = title, total, enabled, 0
+    A long clip may be counted in fractions, so that hours of sound do not pass in silence.
+    """
+
+    def __init__(self, title: str, *, total: int, enabled: bool = True, unit: str = "clip") -> None:
+        self.title, self.total, self.enabled, self.unit = title, total, enabled, unit
+        self.done = 0.0
         self._start = self._last = time.monotonic()
         # disable=None: no bar where nobody could see it move
         self._bar = tqdm(
-            total=total, desc=title, unit="clip", leave=False, disable=None if enabled else True
+            total=total, desc=title, unit=unit, leave=False, disable=None if enabled else True
         )
 
-    def advance(self, clips: int) -> None:
-        """Count clips that are done."""
-        self._done += clips
-        self._bar.update(clips)
+    def advance(self, clips: float) -> None:
+        """Count clips, or a part of one, that are done."""
+        self.done += clips
+        shown = round(self.done, 2)
+        shown = int(shown) if shown == int(shown) else shown
+        self._bar.n = shown
+        self._bar.update(0)
         now = time.monotonic()
         if self.enabled and self._bar.disable and now - self._last >= _PLAIN_EVERY:
             self._last = now
-            rate = self._done / (now - self._start)
-            left = (self.total - self._done) / rate
+            rate = self.done / (now - self._start)
+            left = (self.total - self.done) / rate
             logger.info(
-                *("%s: %d of %d clips, %.0f a second, %.0f s left",),
-                *(self.title, self._done, self.total, rate, left),
+                *("%s: %s of %d %ss, %s a second, %.0f s left",),
+                *(self.title, shown, self.total, self.unit),
+                *(f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}", left),
             )
+
+    def reach(self, clips: float) -> None:
+        """Count as many clips, whatever fractions of the last one were counted."""
+        self.advance(clips - self.done)
 
     def __enter__(self) -> "Progress":
         """The bar is shown already."""

@@ -406,9 +406,11 @@ def _converted(
     for name, value in flat.items():
         if name not in keys:
             refuse_renamed([name] if RENAMED.get(name) in keys else [], where=where)
-            # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
+            # The last part of a dotted key is what people remember: `lr` finds `optim.lr`,
+            # and `optim.epochs` finds `epochs`.
             tails = {known.rpartition(".")[2]: known for known in keys} | {k: k for k in keys}
-            near = difflib.get_close_matches(name, tails, n=1)
+            last = name.rpartition(".")[2]
+            near = [last] if last in tails else difflib.get_close_matches(name, tails, n=1)
             hint = f"; did you mean {tails[near[0]]!r}?" if near else "; --help lists the keys"
             if name == "device":
                 hint = "; CUDA_VISIBLE_DEVICES=1 before the command takes the second GPU, = the CPU"

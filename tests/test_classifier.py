@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from ssmast import load_classifier
+from ssmast import load_classifier, progress
 from ssmast.audio import LogMel, long
 from ssmast.classifier import Classifier, Outputs, classifier_info, log_mean_probability
 from ssmast.command import run_command
@@ -190,6 +191,19 @@ def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds
         assert said in capsys.readouterr().err
     assert run_command(predict, ["-h"], name="predict") == 0
     assert "fine-tuned encoder folder" in capsys.readouterr().out
+
+
+def test_predict_says_how_far_it_is_within_a_long_file(folder, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="ssmast")
+    monkeypatch.setattr(progress, "_PLAIN_EVERY", 0.0)
+    noise = np.random.default_rng(0).normal(size=16000 * 4) * 0.1
+    soundfile.write(tmp_path / "night.wav", noise, 16000)
+    words = [str(tmp_path / "night.wav"), f"encoder={folder}", "hop=0.1", "batch_seconds=1"]
+    assert run_command(predict, [*words, f"out={tmp_path / 'x.txt'}"], name="predict") == 0
+    said = [one for one in caplog.messages if one.startswith("classifying: ")]
+    assert said[0].startswith("classifying: 0.")
+    assert " of 1 files, " in said[0]
+    assert said[-1].startswith("classifying: 1 of 1 files, ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])

@@ -48,6 +48,16 @@ def test_sounds_without_labels(tmp_path, capsys):
     assert logging.getLogger("ssmast").propagate
 
 
+def test_a_cut_recording_and_long_ones_in_seconds(tmp_path):
+    write(tmp_path, "night.wav", seconds=1200, rate=2000)
+    write(tmp_path, "cut.wav", seconds=20)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:1000])
+    found = lines(tmp_path)
+    clip = "a clip has 1,200 to 1,200 s, the median is 1,200 s"
+    assert found["length"] == [f"0.333 hours; {clip}"]
+    assert any("1 unreadable: cut.wav is truncated" in text for text in found["problems"])
+
+
 def test_a_labelled_set_and_a_folder_of_sets(tmp_path):
     write_set(tmp_path / "sets/tones", num_clips=24)
     table = tmp_path / "sets/tones/metadata.csv"

@@ -1,6 +1,7 @@
 """`ssmast fit`: a classifier from a frozen encoder and a few labels."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -34,9 +35,11 @@ def test_few_labels_make_a_classifier_that_predict_and_evaluate_take(tmp_path, c
     assert "accuracy 100.0 %" in capsys.readouterr().out
 
 
-def test_the_folder_embeds_as_the_encoder_did_and_scores_by_its_vectors(tmp_path):
+def test_the_folder_embeds_as_the_encoder_did_and_scores_by_its_vectors(tmp_path, caplog):
     data = write_set(tmp_path / "tones")
+    caplog.set_level(logging.INFO, logger="ssmast")
     main(["fit", f"data={data}", f"out={tmp_path / 'c'}", "all=true"])
+    assert "all=true: 48 clips are fitted, those of the test part too" in caplog.text
     clips = [torch.from_numpy(read_audio(file, sample_rate=16000)) for file in data.rglob("*.wav")]
     before, after = load_encoder(), load_encoder(tmp_path / "c")
     assert torch.equal(before.embed(clips, 16000), after.embed(clips, 16000))

@@ -109,6 +109,7 @@ def test_a_list_for_a_text_key_of_a_recipe_stays_as_text(tmp_path):
     [
         ("optim.lrr=1", "unknown key 'optim.lrr'.*did you mean 'optim.lr'"),
         ("lr=1", "did you mean 'optim.lr'"),
+        ("loss.steps=1", "did you mean 'steps'"),
         ("zzz=1", "--help lists the keys"),
         ("device=cpu", "unknown key 'device'.*CUDA_VISIBLE_DEVICES=1 before the command"),
         ("steps=many", "steps=many .* does not fit"),

@@ -17,6 +17,7 @@ from ssmast.audio.corpus.table import find_table, read_header
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.stats import energy_outside, lost_energy
+from ssmast.audio.streams import check_container
 from ssmast.doctor.finding import Finding, note, ok
 from ssmast.evaluation.find_set import find_sets, has_layout
 from ssmast.evaluation.labelled_set import LabelledSet
@@ -150,6 +151,7 @@ def _looks(corpora: Iterable[Corpus]) -> _Looks:
             source = corpus.source(i)
             base = source.source if isinstance(source, Excerpt) else source
             with opened(base, corpus.name(i)) as file:
+                check_container(file)
                 rate = file.samplerate
                 looks.rates[rate] += 1
                 looks.channels[file.channels] += 1
@@ -177,17 +179,28 @@ def _about_sound(looks: _Looks, clips: int) -> Iterator[Finding]:
     if not looks.seconds:
         return
     seconds = np.array(looks.seconds)
-    hours = seconds.mean() * clips / 3600
-    about = "" if len(seconds) == clips else f"about, by {len(seconds):,} of them: "
+    looked = len(seconds) + len(looks.unreadable)
+    about = "" if looked == clips else f"about, by {looked:,} of them: "
     shortest, middle, longest = np.quantile(seconds, (0, 0.5, 1))
     yield ok(
         "length",
-        f"{about}{hours:.3g} hours; a clip has {shortest:.3g} to {longest:.3g} s, the median is "
-        f"{middle:.3g} s",
+        f"{about}{_hours(looks, clips):.3g} hours; a clip has {_seconds(shortest)} to "
+        f"{_seconds(longest)} s, the median is {_seconds(middle)} s",
     )
     yield ok("rates", ", ".join(f"{n:,} x {rate} Hz" for rate, n in looks.rates.most_common(5)))
     counts = looks.channels.most_common(5)
     yield ok("channels", ", ".join(f"{n:,} x {channels}" for channels, n in counts))
+
+
+def _hours(looks: _Looks, clips: int) -> float:
+    """Of all clips, by those looked at, of which the unreadable ones have none."""
+    looked = len(looks.seconds) + len(looks.unreadable)
+    return sum(looks.seconds) * clips / max(looked, 1) / 3600
+
+
+def _seconds(number: float) -> str:
+    """Three digits below a thousand, and no exponent above it."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
 
 
 def _problems(looks: _Looks) -> Iterator[Finding]:
@@ -205,8 +218,8 @@ def _next_command(
     word = shlex.quote(f"data={data}")
     if sets:
         return f"ssmast probe {word}"
-    hours = float(np.mean(looks.seconds)) * clips / 3600 if looks.seconds else 0.0
-    if (clips > _MANY_CLIPS or hours > _MANY_HOURS) and not (folder / MANIFEST).is_file():
+    is_much = clips > _MANY_CLIPS or _hours(looks, clips) > _MANY_HOURS
+    if is_much and not (folder / MANIFEST).is_file():
         return f"ssmast prepare {shlex.quote(data)} out=corpus"
     return f"ssmast pretrain recipe=real_nano {word} run=runs/mine"
 

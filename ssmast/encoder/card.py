@@ -115,8 +115,8 @@ def _head(config: dict[str, Any]) -> list[str]:
     if not info.get("classifier"):
         return [
             *("# Audio encoder", "", f"{kind}: waveform in, one vector out.", ""),
-            *("```python", "import ssmast", "", *embed, ""),
-            'timm.create_model("local-dir:THIS FOLDER", pretrained=True)  # after `import ssmast`',
+            *("```python", "import ssmast, timm", "", *embed, ""),
+            'timm.create_model("local-dir:THIS FOLDER", pretrained=True)  # or hf-hub:org/name',
             "```",
         ]
     return [

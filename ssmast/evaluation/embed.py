@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -206,11 +206,12 @@ def embed_batch(
     batch_seconds: float,
     window: float = 0.0,
     hop: float = 0.0,
+    advance: Callable[[float], None] | None = None,
 ) -> Embeddings:
     """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
 
     With `window`, clips are cut into windows of so many seconds, `hop` seconds apart (0: the length
-    of one), and each has a vector.
+    of one), and each has a vector; `advance` is told which fraction of its clip each batch was.
     """
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
     sounds = [(row, clip) for row, clip in batch if not isinstance(clip, str)]
@@ -224,7 +225,9 @@ def embed_batch(
         rows, spans = np.array([row for row, _ in group], dtype=np.int64), None
         try:
             if window:
-                values, spans = _embed_windows(embedder, group[0][1], window, hop, batch_seconds)
+                values, spans = _embed_windows(
+                    embedder, group[0][1], window, hop, batch_seconds, advance
+                )
                 rows = rows.repeat(len(values))
             else:
                 clips = [clip for _, clip in group]
@@ -248,7 +251,12 @@ def embed_batch(
 
 
 def _embed_windows(
-    embedder: Embedder, clip: Sound, window: float, hop: float, batch_seconds: float
+    embedder: Embedder,
+    clip: Sound,
+    window: float,
+    hop: float,
+    batch_seconds: float,
+    advance: Callable[[float], None] | None,
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """Vectors (n, D) of windows along a clip, read front to back; their spans (n, 2) in seconds."""
     rate = embedder.sample_rate
@@ -259,6 +267,8 @@ def _embed_windows(
         some = starts[first : first + at_once]
         windows = [torch.as_tensor(clip[s : s + size]).clone() for s in some]
         found.append(embedder.embed_clips(windows, batch_seconds=batch_seconds))
+        if advance is not None:
+            advance(len(some) / len(starts))
     start = np.array(starts)
     stop = np.minimum(start + size, len(clip))
     return torch.cat(found), np.stack([start, stop], axis=1) / rate

@@ -61,7 +61,13 @@ class _Facts(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """`ssmast describe`: print the table of one model."""
-    settings = parse(DescribeSettings, argv, command="ssmast describe", description=__doc__ or "")
+    settings = parse(
+        DescribeSettings,
+        argv,
+        command="ssmast describe",
+        description=__doc__ or "",
+        positional="model",
+    )
     if settings is not None:
         with torch.device("meta"):
             model = create_model(

@@ -204,7 +204,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
                 continue
             quarantine.add(kept.rejected)
             progress.advance(sizes[start])
-        call, workers = partial(_embed_part, encoder, corpus, files, config), 1
+        done = progress.done
+        call, workers = partial(_embed_part, encoder, corpus, files, config, progress), 1
         if config.engine == "ray":
             named = "\n".join(map(_absolute, several_names(config.data)))
             there = replace(
@@ -219,7 +220,8 @@ def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Emb
             call, todo, engine=config.engine, workers=workers, address=config.ray_address
         ):
             quarantine.add(rejected)
-            progress.advance(sizes[start])
+            done += sizes[start]
+            progress.reach(done)
     gather_list([0], state)  # until every process has written its parts
     if not state.is_main:
         return None
@@ -257,17 +259,23 @@ def _absolute(path: str) -> str:
 
 
 def _embed_part(
-    encoder: Encoder, corpus: Corpus, files: dict[int, Path], config: EmbedConfig, start: int
+    encoder: Encoder,
+    corpus: Corpus,
+    files: dict[int, Path],
+    config: EmbedConfig,
+    progress: Progress | None,
+    start: int,
 ) -> list[tuple[str, str]]:
     """Keep the vectors of a part; returns what it left out."""
-    part = _embed_rows(encoder, corpus, range(start, min(start + config.part, len(corpus))), config)
+    rows = range(start, min(start + config.part, len(corpus)))
+    part = _embed_rows(encoder, corpus, rows, config, progress)
     store(files[start], part)
     return part.rejected
 
 
 def _embed_part_elsewhere(config: EmbedConfig, start: int) -> list[tuple[str, str]]:
     """`_embed_part` in a process that has only the settings."""
-    return _embed_part(*_opened(config), config, start)
+    return _embed_part(*_opened(config), config, None, start)
 
 
 @functools.lru_cache(maxsize=1)
@@ -280,15 +288,23 @@ def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, dict[int, Path]]:
 
 
 def _embed_rows(
-    encoder: Encoder, corpus: Corpus, rows: Sequence[int], config: EmbedConfig
+    encoder: Encoder,
+    corpus: Corpus,
+    rows: Sequence[int],
+    config: EmbedConfig,
+    progress: Progress | None,
 ) -> Embeddings:
-    seconds = config.batch_seconds or scoring_seconds()
-    made = [
-        embed_batch(
-            encoder, corpus, batch, batch_seconds=seconds, window=config.window, hop=config.hop
-        )
-        for batch in read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True)
-    ]
+    seconds, made = config.batch_seconds or scoring_seconds(), []
+    done = progress.done if progress else 0.0
+    for batch in read_batches(corpus, rows, encoder.sample_rate, config.workers, stream=True):
+        found = embed_batch(
+            encoder, corpus, batch, batch_seconds=seconds, window=config.window, hop=config.hop,
+            advance=progress.advance if progress else None,
+        )  # fmt: skip
+        made.append(found)
+        done += len(batch)
+        if progress:
+            progress.reach(done)
     return joined(made, dim=encoder.dim)
 
 

@@ -239,7 +239,10 @@ def _train(
     if is_main:
         if num_bad := len(instruments.quarantine):
             bad = folder.quarantine_file
-            logger.warning("%d of %d clips were left out, see %s", num_bad, len(clips), bad)
+            if clips.by_file:  # of a night some seconds of silence may be left out
+                logger.warning("clips of %d file(s) were left out, see %s", num_bad, bad)
+            else:
+                logger.warning("%d of %d clips were left out, see %s", num_bad, len(clips), bad)
         logger.info("encoder: %s", folder.encoder)
         logger.info("report:  %s", folder.report)
     on_main(accelerator, lambda: None)  # all leave together, however long the report takes

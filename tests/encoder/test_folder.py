@@ -1,5 +1,6 @@
 """The encoder folder: what is saved comes back, and what is damaged or foreign is refused."""
 
+import ast
 import copy
 import json
 import shutil
@@ -55,6 +56,22 @@ def test_the_card_tells_what_it_is(tmp_path):
     card = (tmp_path / "e" / "README.md").read_text()
     for part in ("mast_nano", "16000 Hz", "freq+max", "a \\| b", '"lr": 0.001', "load_encoder"):
         assert part in card
+
+
+@pytest.mark.parametrize("is_classifier", [False, True])
+def test_the_code_on_the_card_imports_what_it_names(tmp_path, is_classifier):
+    encoder = make_encoder()
+    if is_classifier:
+        encoder.info = {"classifier": {"multi_label": False, "heads": []}}
+    encoder.save(tmp_path / "e")
+    code = (
+        (tmp_path / "e" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    )
+    nodes = list(ast.walk(ast.parse(code)))
+    bound = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names} - bound == {"waveform", "sample_rate"}
 
 
 @pytest.mark.parametrize("key", ["objective", "method"])

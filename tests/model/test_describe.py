@@ -110,6 +110,7 @@ def test_what_is_not_of_the_family_is_refused():
         describe("resnet18")
 
 
-def test_the_command_prints_the_table(capsys):
-    assert main(["model=mast_nano", "mels=64", "frames=96", "num_classes=0"]) == 0
+@pytest.mark.parametrize("word", ["model=mast_nano", "mast_nano"])
+def test_the_command_prints_the_table(word, capsys):
+    assert main([word, "mels=64", "frames=96", "num_classes=0"]) == 0
     assert "mast_nano: input 1 x 64 x 96" in capsys.readouterr().out

@@ -67,11 +67,11 @@ def test_what_was_broken_off_goes_on_and_bad_files_are_written_down(
     words = [str(data), f"encoder={encoder_folder}", f"out={out}", "part=4"]
     embed, calls = embed_files._embed_rows, []
 
-    def counted(encoder, corpus, rows, config):
+    def counted(encoder, corpus, rows, config, progress):
         calls.append(rows)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return embed(encoder, corpus, rows, config)
+        return embed(encoder, corpus, rows, config, progress)
 
     monkeypatch.setattr(embed_files, "_embed_rows", counted)
     with pytest.raises(KeyboardInterrupt):

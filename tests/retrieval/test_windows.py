@@ -1,11 +1,13 @@
 """Windows of recordings: their vectors, names and tables, and search by several examples."""
 
 import csv
+import logging
 
 import numpy as np
 import pytest
 import soundfile
 
+from ssmast import progress
 from ssmast.audio import long
 from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
@@ -46,6 +48,18 @@ def test_every_window_has_the_vector_of_its_own_sound(
     rows = list(csv.DictReader(table.open(), delimiter="\t"))
     assert [row["Label"] for row in rows] == list("01234")
     assert (rows[2]["Begin Time (s)"], rows[2]["Begin Path"]) == ("3.000000", "a.wav")
+
+
+def test_embedding_says_how_far_it_is_within_a_long_file(
+    recording, encoder_folder, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO, logger="ssmast")
+    monkeypatch.setattr(progress, "_PLAIN_EVERY", 0.0)
+    words = [str(recording), f"encoder={encoder_folder}", f"out={tmp_path / 'e.npz'}", "window=1"]
+    assert embed_files.main([*words, "batch_seconds=1"]) == 0
+    said = [one.split(",")[0] for one in caplog.messages if one.startswith("embedding: ")]
+    shares = ("0.14", "0.29", "0.43", "0.57", "0.71", "0.86", "1")
+    assert list(dict.fromkeys(said)) == [f"embedding: {share} of 1 clips" for share in shares]
 
 
 def test_a_window_whose_vector_is_not_finite_takes_its_clip_out(

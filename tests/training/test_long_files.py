@@ -64,6 +64,15 @@ def test_other_lengths_of_clips_are_other_audio(night, tmp_path, capsys):
     assert "clip_seconds" in capsys.readouterr().err
 
 
+def test_a_silent_piece_is_said_to_be_of_a_file_that_trains(tmp_path, caplog):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000 * 90)
+    noise[16000 * 20 : 16000 * 60] = 0
+    (tmp_path / "nights").mkdir()
+    soundfile.write(tmp_path / "nights/one.wav", noise, 16000)
+    assert _run(f"data={tmp_path}/nights", f"run={tmp_path}/run") == 0
+    assert "clips of 1 file(s) were left out" in caplog.text
+
+
 @pytest.mark.parametrize("words", [("clip_seconds=0",), ("batch_size=1000",)])
 def test_what_cannot_be_contrasted_is_refused(night, tmp_path, capsys, words):
     assert _run(f"data={night}", f"run={tmp_path}/a", *words) == 1
