@@ -22,10 +22,10 @@ from ssmast.report import write_report
 from ssmast.retrieval.index import main as index
 from ssmast.retrieval.search import main as search
 from ssmast.settings import parse, wants_dry_run
-from ssmast.training.config import RECIPES, PretrainConfig
+from ssmast.training.config import PretrainConfig
 from ssmast.training.finetune.command import main as finetune
 from ssmast.training.inputs import built_in_corpus
-from ssmast.training.pretrain import run
+from ssmast.training.pretrain import PRETRAINING, run
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +33,8 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str]) -> int:
     """`ssmast demo`."""
     words = argv if any(word.startswith("run=") for word in argv) else [*argv, _free_run()]
-    config = parse(
-        PretrainConfig,
-        words,
-        command="ssmast demo",
-        description=__doc__ or "",
-        dry_run=True,
-        recipes=RECIPES,
-        default_recipe="smoke",
-    )
+    about = __doc__ or ""
+    config = parse(PretrainConfig, words, command="ssmast demo", description=about, **PRETRAINING)
     if config is None:
         return 0
     started = time.monotonic()

@@ -44,11 +44,7 @@ class Event(NamedTuple):
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """Events of one file and label that overlap or touch made one, ordered by file and start.
-
-    Args:
-        events: in any order.
-    """
+    """Events of one file and label that overlap or touch made one, ordered by file and start."""
     open_: dict[tuple[str, str], Event] = {}
     done: list[Event] = []
     for event in sorted(events, key=lambda event: event.start):
@@ -159,11 +155,6 @@ def score_events(
     A predicted event matches a true one of its file and label if their onsets differ by at most
     `collar` seconds, and their offsets by at most `collar` or half the true length. Each matches at
     most one, so that as many as possible match.
-
-    Args:
-        truth: annotated events.
-        predicted: found ones.
-        collar: in seconds.
 
     Raises:
         ValueError: if there is no true event.

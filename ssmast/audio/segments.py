@@ -361,13 +361,7 @@ class MixedSegments(Dataset[MixedItem]):
 def mix(waveform: Tensor, other: Tensor, *, weight: float) -> Tensor:
     """(1 - weight) waveform + weight other, each less its mean, both from the first sample on.
 
-    Args:
-        waveform: (S,).
-        other: (R,).
-        weight: of the other, in [0, 1].
-
-    Returns:
-        As long as the longer of the two.
+    Of samples (S,) and (R,): as long as the longer of the two.
     """
     mixed = waveform.new_zeros(max(len(waveform), len(other)))
     mixed[: len(waveform)] += (1 - weight) * (waveform - waveform.mean())

@@ -102,13 +102,7 @@ def relative_distance(weights: Iterable[Tensor], average: Iterable[Tensor]) -> f
 
 @torch.no_grad()
 def queue_numbers(queue: KeyQueue, keys: Tensor, *, step: int) -> dict[str, float]:
-    """Whether the queue takes keys in, and how they are spread.
-
-    Args:
-        queue: after the keys were enqueued.
-        keys: (N, P) of the step.
-        step: optimiser steps done.
-    """
+    """Whether the queue takes in the keys (N, P) of a step, and how they are spread after it."""
     newest = keys[-min(len(keys), queue.size) :][[0, -1]] if queue.size else keys[:0]
     held, _ = queue.snapshot()
     return {

@@ -30,13 +30,7 @@ _TOLD = ("scores", "onnx", "classifier", "test", "valid", "datasets")
 
 
 def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
-    """README.md of an encoder folder.
-
-    Args:
-        config: content of config.json.
-        dim: length of an embedding.
-        num_parameters: of the backbone.
-    """
+    """README.md of an encoder folder, of its config.json and what is counted of it."""
     info = config["ssmast"]["info"]
     sections = [
         _metadata(config),

@@ -280,11 +280,7 @@ def _with_classes(labelled: LabelledSet, classes: list[list[str]]) -> LabelledSe
 
 
 def check_splits(labelled: LabelledSet, *, scored: Collection[str] = ("valid", "test")) -> None:
-    """Refuse a set of which a split cannot be scored.
-
-    Args:
-        labelled: the set.
-        scored: parts that are needed beside the training part.
+    """Refuse a set of which a split cannot be scored on some parts.
 
     Raises:
         ValueError: if such a part is empty, there are too few classes to train on, or no class of

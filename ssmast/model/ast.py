@@ -338,9 +338,7 @@ class AST(Backbone):
 def _close_ranks(tokens: Tokens, num_kept: int | None) -> tuple[Tokens, Tensor]:
     """Take what is not valid out of the sequence, clip by clip.
 
-    Args:
-        tokens: with a mask.
-        num_kept: valid ones of every clip; None where clips keep different numbers.
+    `num_kept` are valid of every clip; None where clips keep different numbers.
 
     Returns:
         Tokens (B, K, D) in order, K as many as the fullest clip keeps, with a mask where clips keep

@@ -15,7 +15,7 @@ from ssmast.model.ast import VitBlock
 from ssmast.model.backbone import Backbone
 from ssmast.model.block import Block, PoolingAttention
 from ssmast.model.patch import Grid, Tokens
-from ssmast.settings import Settings, parse, setting
+from ssmast.settings import Settings, command, setting
 
 # Gong et al. 2021; counted by Zhu & Omar 2023, Table 5. Of the parameters 1.54 M are the two
 # ImageNet classifiers of DeiT, which AST's code keeps and never calls.
@@ -59,23 +59,13 @@ class _Facts(NamedTuple):
     cost: Cost
 
 
-def main(argv: list[str]) -> int:
+@command(DescribeSettings, "ssmast describe", positional="model")
+def main(config: DescribeSettings, argv: list[str]) -> int:
     """`ssmast describe`: print the table of one model."""
-    settings = parse(
-        DescribeSettings,
-        argv,
-        command="ssmast describe",
-        description=__doc__ or "",
-        positional="model",
-    )
-    if settings is not None:
-        with torch.device("meta"):
-            model = create_model(
-                _known(settings.model),
-                num_classes=settings.num_classes,
-                input_size=(settings.mels, settings.frames),
-            )
-        sys.stdout.write(describe(cast(Backbone, model)) + "\n")
+    size, classes = (config.mels, config.frames), config.num_classes
+    with torch.device("meta"):
+        model = create_model(_known(config.model), num_classes=classes, input_size=size)
+    sys.stdout.write(describe(cast(Backbone, model)) + "\n")
     return 0
 
 

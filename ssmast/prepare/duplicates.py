@@ -29,8 +29,7 @@ def fingerprint(log_mel: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
     steps, and becomes a vector of mean 0 and length 256, rounded. In whole numbers the products of
     two vectors are exact in float32, so the order of adding cannot decide who is a duplicate.
 
-    Args:
-        log_mel: (F, T), natural logarithm.
+    Of a log-mel (F, T) in natural logarithms.
     """
     pooled = _pooled(log_mel)
     return _whole_numbers(pooled - pooled.mean())

@@ -479,10 +479,7 @@ class PretrainConfig(TrainConfig):
 def stored_config(stored: Mapping[str, Any], *, data: str = "", command: str) -> PretrainConfig:
     """Settings that a run was pretrained with; keys of an own objective, which decide no audio, go.
 
-    Args:
-        stored: as config.yaml has them, nested.
-        data: the audio, if it has moved since.
-        command: for errors.
+    They are nested, as config.yaml has them; `data` is the audio where it has moved since.
     """
     known = flat_fields(PretrainConfig)
     found = {key: value for key, value in flatten(stored).items() if key in known}

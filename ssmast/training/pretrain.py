@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from ssmast.command import run_command
-from ssmast.settings import UsageError, parse, wants_dry_run
+from ssmast.settings import UsageError, command, parse, wants_dry_run
 from ssmast.training import show_views
 from ssmast.training.config import RECIPES, PretrainConfig
 from ssmast.training.objective import Objective
 from ssmast.training.objectives import objective_of
 from ssmast.training.run import run_training
 
+PRETRAINING: dict[str, Any] = {"dry_run": True, "recipes": RECIPES, "default_recipe": "smoke"}
+"""How `settings.parse` reads the words of a pretraining, beside its keys."""
 
-def main(argv: list[str]) -> int:
+
+@command(PretrainConfig, "ssmast pretrain", **PRETRAINING)
+def main(config: PretrainConfig, argv: list[str]) -> int:
     """`ssmast pretrain`: parse, then run; 0 when the encoder stands."""
-    config = _parsed(PretrainConfig, argv, command="ssmast pretrain", description=__doc__ or "")
-    if config is not None:
-        run(config, dry_run=wants_dry_run(argv))
+    run(config, dry_run=wants_dry_run(argv))
     return 0
 
 
@@ -58,12 +60,12 @@ def train(kind: type[Objective[Any, Any, Any]], argv: list[str] | None = None) -
         )
     if kind.loss is Objective.loss:
         raise TypeError(f"{kind.__name__} must define loss, what the run minimises")
-    command = f"python {Path(sys.argv[0]).name}"
+    name = f"python {Path(sys.argv[0]).name}"
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda words: _command(kind, words, command=command), words, name=command)
+    return run_command(lambda words: _command(kind, words, name=name), words, name=name)
 
 
-def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, command: str) -> int:
+def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, name: str) -> int:
     if argv[:1] == ["show-views"]:
         return show_views.main(argv[1:], kind)
     about = getattr(sys.modules.get(kind.__module__), "__doc__", None) or kind.__doc__ or ""
@@ -74,25 +76,11 @@ def _command(kind: type[Objective[Any, Any, Any]], argv: list[str], *, command: 
             f"{others[0]} is asked for and this file trains {kind.__name__}; leave objective= out, "
             "or use `ssmast pretrain`"
         )
-    schema = cast(type[PretrainConfig], kind.settings)
-    config = _parsed(schema, [*argv, own], command=command, description=about)  # a recipe's yields
+    schema, words = cast(type[PretrainConfig], kind.settings), [*argv, own]  # a recipe's yields
+    config = parse(schema, words, command=name, description=about, **PRETRAINING)
     if config is not None:
         run_training(kind, config, dry_run=wants_dry_run(argv))
     return 0
-
-
-def _parsed(
-    schema: type[PretrainConfig], argv: list[str], *, command: str, description: str
-) -> PretrainConfig | None:
-    return parse(
-        schema,
-        argv,
-        command=command,
-        description=description,
-        dry_run=True,
-        recipes=RECIPES,
-        default_recipe="smoke",
-    )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ import torch
 from ssmast.audio import Corpus, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
-from ssmast.settings import Settings, parse, setting
+from ssmast.settings import Settings, command, parse, setting
 from ssmast.training.config import PretrainConfig, TrainConfig, stored_config
 from ssmast.training.finetune.setup import FinetuneConfig, set_up, training_items
 from ssmast.training.inputs import build_log_mel, decoded, open_data, segments_of
 from ssmast.training.run_folder import RunFolder, read_skipped
+
+_COMMAND = "python -m ssmast.training.replay"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,27 +87,24 @@ def _check_corpus(folder: RunFolder, config: TrainConfig, corpus: Corpus) -> Non
         )
 
 
-def _settings(folder: RunFolder, data: str, command: str) -> PretrainConfig | FinetuneConfig:
+def _settings(folder: RunFolder, data: str) -> PretrainConfig | FinetuneConfig:
     """Those of the run, of whichever kind."""
     if folder.is_fine_tuning:
         words = [f"recipe={folder.config_file}", *([f"data={data}"] if data else [])]
-        config = parse(FinetuneConfig, words, command=command, recipes=folder.path)
+        config = parse(FinetuneConfig, words, command=_COMMAND, recipes=folder.path)
     else:
-        config = stored_config(folder.read_config(), data=data, command=command)
+        config = stored_config(folder.read_config(), data=data, command=_COMMAND)
     assert config is not None
     return config
 
 
-def main(argv: list[str]) -> int:
+@command(ReplayConfig, _COMMAND)
+def main(wanted: ReplayConfig, argv: list[str]) -> int:
     """Print what each clip of the skipped batches looks like."""
-    command = "python -m ssmast.training.replay"
-    wanted = parse(ReplayConfig, argv, command=command, description=__doc__ or "")
-    if wanted is None:
-        return 0
     folder = RunFolder(path=Path(wanted.run))
     if not folder.config_file.is_file():
         raise FileNotFoundError(f"{folder.path} is no run folder: it has no config.yaml")
-    config = _settings(folder, wanted.data, command)
+    config = _settings(folder, wanted.data)
     rows = [row for row in read_skipped(folder.skipped_file) if wanted.step in (0, row["step"])]
     if not rows:
         raise ValueError(f"{folder.skipped_file} has no step {wanted.step or 'at all'}")

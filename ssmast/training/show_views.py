@@ -99,14 +99,9 @@ def draw_step(
     clips: int,
     step: int = 1,
 ) -> None:
-    """Draw the first clips of a step's batch as the objective's networks get them.
+    """Draw the first clips of a step's batch, at most all, as the objective's networks get them.
 
-    Args:
-        out: PNG file.
-        objective: of the run, on any device; nothing of it changes.
-        items: segments of the run's clips.
-        clips: how many to draw, at most a batch.
-        step: whose batch.
+    The picture is a PNG; nothing of the objective changes, whatever device it is on.
     """
     corpus = items.corpus if isinstance(items, SegmentDataset) else items.segments.corpus
     twin, segments = at_step(objective, items, step=step)

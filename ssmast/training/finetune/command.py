@@ -19,26 +19,22 @@ from ssmast.evaluation.class_scores import numbers_text
 from ssmast.evaluation.evaluate import tables_of
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.results import Result, result_notes
-from ssmast.settings import parse, wants_dry_run
+from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.config import SCHEDULES, FinetuneConfig
 from ssmast.training.finetune.objective import RESULT, FineTuning
 from ssmast.training.run import run_training
 
 
-def main(argv: list[str]) -> int:
+@command(
+    FinetuneConfig,
+    "ssmast finetune",
+    dry_run=True,
+    recipes=RECIPES,
+    default_recipe="finetune_small",
+)
+def main(config: FinetuneConfig, argv: list[str]) -> int:
     """`ssmast finetune`: parse, then run; 0 when the classifier stands and is tested."""
-    config = parse(
-        FinetuneConfig,
-        argv,
-        command="ssmast finetune",
-        description=__doc__ or "",
-        dry_run=True,
-        recipes=RECIPES,
-        default_recipe="finetune_small",
-    )
-    if config is None:
-        return 0
     if config.pooling_schedule == "all":
         table = run_ablation(config, dry_run=wants_dry_run(argv))
         if process_state().is_main:

@@ -67,11 +67,7 @@ class KeptWeights(nn.Module):
     def keep_if_best_(self, network: nn.Module, *, score: float, loss: float, step: int) -> None:
         """Keep the weights that were just scored, if nothing before was as good.
 
-        Args:
-            network: that was scored.
-            score: of it, the higher the better, at most 1.
-            loss: of it, the lower the better.
-            step: optimiser steps done.
+        The score is at most 1, and the higher the better; the loss the lower the better.
 
         Source: Breiman et al. 1984, the rule of one standard error; that of a share of n clips.
         """
