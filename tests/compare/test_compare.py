@@ -49,8 +49,11 @@ class Trainer:
         self.ran.append(folder.name)
         shutil.copytree(self.encoder, folder / "encoder")
         each = _PACE[config.optim.lr] * (1.0 if "calibration" in config.run else self.slower)
-        rows = [{"step": 1, "processor_seconds": each}]
-        rows.append({"step": config.steps, "processor_seconds": each * (config.steps - 1)})
+        rate = config.batch_size / each
+        rows = [
+            {"step": step, "processor_seconds": each * own, "clips_per_second": rate}
+            for step, own in [(1, 1), (config.steps, config.steps - 1)]
+        ]
         if "calibration" not in config.run and hasattr(config, "probe") and config.probe.data:
             every = range(0, config.steps + 1, config.probe.every)
             rows += [{"step": n, "probe/a/linear": n / 1e3, "probe/a/knn": 0.1} for n in every]

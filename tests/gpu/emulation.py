@@ -14,6 +14,7 @@ cuDNN, NCCL nor Triton is run.
 import ctypes
 import functools
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -145,6 +146,17 @@ def trace_without_mode_() -> None:
     kind.__call__ = _without_mode(kind.__call__)
 
 
+def enter_in_threads_(mode: "Emulation") -> None:
+    """Threads that Python starts are in the mode too, which is one thread's."""
+    run = threading.Thread.run
+
+    def inside(thread: threading.Thread) -> None:
+        with mode:
+            run(thread)
+
+    threading.Thread.run = inside
+
+
 def print_from_host_() -> None:
     """Let tensors of the card be printed from the host's memory: `repr` leaves every mode."""
     numbers = torch._tensor_str._tensor_str
@@ -272,7 +284,8 @@ class Emulation(TorchDispatchMode):
             host_kwargs["pin_memory"] = False
         if not self.compute:
             self.library_launches += 1
-        return _returned(func, func(*host_args, **host_kwargs), args, kwargs, device)
+        here = _conv_back if func is aten.convolution_backward.default else func
+        return _returned(func, here(*host_args, **host_kwargs), args, kwargs, device)
 
     # -- numbers, copies, checks -----------------------------------------------------------------
 
@@ -407,6 +420,12 @@ def _returned(func: Any, found: Any, args: Any, kwargs: Any, device: torch.devic
 
 
 # -- operations that exist for CUDA alone, in terms of plain ones --------------------------------
+
+
+def _conv_back(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> list[Tensor | None]:
+    """In float32: the CPU's own in bfloat16 leaves some of the weights' gradients unwritten."""
+    found = aten.convolution_backward.default(grad.float(), x.float(), weight.float(), *rest)
+    return [None if t is None else t.to(grad.dtype) for t in found]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: Any) -> Any:

@@ -35,7 +35,9 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
                 emulation.trace_without_mode_()
                 emulation.print_from_host_()
                 compute = os.environ["STAND_IN_KERNELS"] == "computed"
-                emulation.Emulation(compute=compute).__enter__()
+                mode = emulation.Emulation(compute=compute)
+                emulation.enter_in_threads_(mode)
+                mode.__enter__()
 
             spec.loader.exec_module = exec_module
         return spec
