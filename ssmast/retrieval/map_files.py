@@ -2,6 +2,7 @@
 
     ssmast map FOLDER encoder=runs/mine/encoder out=map
     ssmast map RECORDINGS window=5 out=map          windows of long recordings
+    ssmast map FOLDER embeddings=e.npz out=map      what `ssmast embed FOLDER` wrote
 
 Sounds are embedded, put in groups by k-means and drawn in the plane by UMAP (pip install
 'ssmast[umap]'), without it by t-SNE. `out` gets map.html and map.csv: file, start, stop, group and
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ssmast.audio import Corpus
+from ssmast.audio.read import split_excerpt
 from ssmast.encoder import load_encoder
 from ssmast.evaluation import clusters
 from ssmast.evaluation.embedding_cache import Embeddings
@@ -32,6 +35,7 @@ from ssmast.retrieval.embed_files import (
     left_out,
     names_of,
     open_files,
+    read_embeddings,
     sole_writer,
 )
 from ssmast.settings import SEEDS, UsageError, command, setting, several_names, wants_dry_run
@@ -43,6 +47,9 @@ logger = logging.getLogger(__name__)
 class MapConfig(WindowSettings):
     """`ssmast map`: sounds to a page with a map of them."""
 
+    embeddings: str = setting(
+        "", "what `ssmast embed` wrote of the same sounds, .npz or .parquet; empty: embed them"
+    )
     out: str = setting("map", "folder to write map.html and map.csv to")
     groups: int = setting(8, "groups of k-means, the colours of the map", range="[1, 20]")
     points: int = setting(
@@ -69,14 +76,20 @@ def main(config: MapConfig, argv: list[str]) -> int:
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     corpus = open_files(config.data).with_channel(config.channel)
-    encoder = load_encoder(config.encoder).to(process_state().device)
+    if config.embeddings and config.window:
+        raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
+    device = process_state().device
+    encoder = None if config.embeddings else load_encoder(config.encoder).to(device)
     if wants_dry_run(argv):
         logger.info("%d clips, to %s", len(corpus), config.out)
         return 0
     out = Path(config.out)
     with sole_writer(out):
         out.mkdir(parents=True, exist_ok=True)
-        found = embed_in_parts(encoder, corpus, config.to_embed(out / "map.npz"))
+        if encoder is None:
+            found = _embedded(config.embeddings, corpus)
+        else:
+            found = embed_in_parts(encoder, corpus, config.to_embed(out / "map.npz"))
         if found is None:
             return 0
         drawn = map_of(found, corpus, config)
@@ -90,6 +103,26 @@ def main(config: MapConfig, argv: list[str]) -> int:
     said = left_out(found, out / "map.npz")
     logger.info("%d sounds, %s; %s", len(drawn["clips"]), said, out / "map.html")
     return 0
+
+
+def _embedded(file: str, corpus: Corpus) -> Embeddings:
+    """The vectors in a file of `ssmast embed`, as those of the corpus."""
+    names, values, _ = read_embeddings(file)
+    places = {corpus.name(row): row for row in range(len(corpus))}
+    rows, spans = list[int](), list[tuple[float, float]]()
+    for name in names:
+        whole, span = (name, None) if name in places else split_excerpt(name)
+        if whole not in places:
+            raise ValueError(
+                f"{file} has {name}, which is not among the sounds that are given, such as "
+                f"{corpus.name(0)}; give those that were embedded, in the same way"
+            )
+        rows.append(places[whole])
+        spans += [span] if span else []
+    return Embeddings(
+        values=torch.from_numpy(values), rows=np.array(rows), rejected=[],
+        spans=np.array(spans) if spans else None,
+    )  # fmt: skip
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:

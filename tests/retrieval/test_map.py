@@ -10,7 +10,7 @@ import torch
 
 from ssmast.command import run_command
 from ssmast.evaluation import clusters
-from ssmast.retrieval import map_files
+from ssmast.retrieval import embed_files, map_files
 from tests.retrieval.test_windows import recording  # noqa: F401 - a fixture
 from tests.sets import write_set
 
@@ -52,6 +52,24 @@ def test_windows_of_a_recording_are_points_that_play_their_part(
     rows = list(csv.DictReader((out / "map.csv").open()))
     assert [(row["start"], row["stop"]) for row in rows[:2]] == [("0.0", "1.0"), ("1.0", "2.0")]
     assert _drawn(out / "map.html")["sound"][2] == "../rec/a.wav#t=2,3"
+
+
+def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, capsys):
+    data, file = str(write_set(tmp_path / "sounds", num_clips=6)), str(tmp_path / "e.npz")
+    more = ["layout=tsne", "groups=2", "audio_mb=0"]
+    for window in ([], ["window=0.4"]):
+        words = [data, f"encoder={encoder_folder}", *window]
+        assert embed_files.main([*words, f"out={file}"]) == 0
+        assert map_files.main([*words, *more, f"out={tmp_path / 'a'}"]) == 0
+        again = [data, *more, f"embeddings={file}", "encoder=none", f"out={tmp_path / 'b'}"]
+        assert map_files.main(again) == 0
+        tables, pages = ([tmp_path / a / f"map.{kind}" for a in "ab"] for kind in ("csv", "html"))
+        assert tables[0].read_text() == tables[1].read_text()
+        apart = [{k: v for k, v in _drawn(page).items() if k != "plot"} for page in pages]
+        assert apart[0] == apart[1]
+    other = str(write_set(tmp_path / "other", num_clips=5))
+    assert run_command(map_files.main, [other, f"embeddings={file}"], name="map") == 1
+    assert "005.wav#t=0,0.357312, which is not among the sounds" in capsys.readouterr().err
 
 
 def test_too_few_sounds_and_no_umap_are_said(encoder_folder, tmp_path, monkeypatch, capsys):
