@@ -28,11 +28,9 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(TESTFLAGS)
 
-# The quick tests of what uses a device most, on a machine with a card: the stand-in of tests/gpu.
-CARD := tests/training/test_pretrain.py tests/training/test_online_probe.py tests/evaluation/test_embed.py tests/test_adapters.py tests/test_precision.py
-
+# The fast suite on a machine with two cards: the stand-in of tests/gpu.
 test-card: $(READY)
-	$(BIN)/python -m tests.gpu.run -m pytest -q -m "not slow" $(CARD) $(TESTFLAGS)
+	$(BIN)/python -m tests.gpu.run cards=2 -m pytest -q -n auto --dist worksteal -m "not slow" $(TESTFLAGS)
 
 # Tests against packages that few need beside ssmast: trackers, openSMILE, sed_eval, torchcodec with the FFmpeg in PyAV's wheel.
 # None may be skipped.

@@ -54,7 +54,7 @@ def sets(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_encoder() -> Encoder:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         backbone = create_model(
             "mast_nano", num_classes=0, input_size=(64, 96), embed_dim=8, depths=(1, 1, 1, 1)
