@@ -75,9 +75,9 @@ def main(config: MapConfig, argv: list[str]) -> int:
     check_output(Path(config.out) / "map.csv", begins="file,start,stop,group,")
     if config.layout == "umap" and not clusters.can_draw():
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
-    corpus = open_files(config.data).with_channel(config.channel)
     if config.embeddings and config.window:
         raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
+    corpus = open_files(config.data).with_channel(config.channel)
     device = process_state().device
     encoder = None if config.embeddings else load_encoder(config.encoder).to(device)
     if wants_dry_run(argv):
@@ -100,7 +100,11 @@ def main(config: MapConfig, argv: list[str]) -> int:
             audio_seconds=config.audio_seconds,
         )  # fmt: skip
         write_atomic(out / "map.csv", _table(drawn))
-    said = left_out(found, out / "map.npz")
+    if config.embeddings:
+        missing = len(corpus) - len(np.unique(found.rows))
+        said = f"{missing} clips are not in {config.embeddings}"
+    else:
+        said = left_out(found, out / "map.npz")
     logger.info("%d sounds, %s; %s", len(drawn["clips"]), said, out / "map.html")
     return 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 
 import numpy as np
@@ -54,8 +55,9 @@ def test_windows_of_a_recording_are_points_that_play_their_part(
     assert _drawn(out / "map.html")["sound"][2] == "../rec/a.wav#t=2,3"
 
 
-def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, capsys):
-    data, file = str(write_set(tmp_path / "sounds", num_clips=6)), str(tmp_path / "e.npz")
+def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, logger="ssmast")
+    data, file = str(write_set(tmp_path / "sounds", num_clips=7, bad=1)), str(tmp_path / "e.npz")
     more = ["layout=tsne", "groups=2", "audio_mb=0"]
     for window in ([], ["window=0.4"]):
         words = [data, f"encoder={encoder_folder}", *window]
@@ -67,6 +69,7 @@ def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, 
         assert tables[0].read_text() == tables[1].read_text()
         apart = [{k: v for k, v in _drawn(page).items() if k != "plot"} for page in pages]
         assert apart[0] == apart[1]
+        assert f"1 clips are not in {file}; " in caplog.messages[-1]
     other = str(write_set(tmp_path / "other", num_clips=5))
     assert run_command(map_files.main, [other, f"embeddings={file}"], name="map") == 1
     assert "005.wav#t=0,0.357312, which is not among the sounds" in capsys.readouterr().err
