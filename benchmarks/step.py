@@ -40,6 +40,7 @@ from ssmast import create_model
 from ssmast.audio import LogMel
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
+from ssmast.html import markdown_table
 from ssmast.model import MAST
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES, PretrainConfig
@@ -154,12 +155,9 @@ def _profile_table(step: Callable[[], object], keys: Keys) -> str:
     rows = list(shown)
     for name, some in (("the rest", rest), ("all", ordered)):
         rows.append((name, [sum(ms[i] for _, ms in some) for i in range(len(keys.threads))]))
-    lines = [f"| | {' | '.join(f'{num} thread(s)' for num in keys.threads)} | |"]
-    lines += ["|---|" + "---:|" * (len(keys.threads) + 1)]
-    for name, ms in rows:
-        each = " | ".join(f"{value:.0f}" for value in ms)
-        lines.append(f"| {name} | {each} | {ms[0] / max(ms[-1], 1e-9):.2f} x |")
-    return "\n".join(lines)
+    head = ["", *(f"{num} thread(s)" for num in keys.threads), ""]
+    cells = [(n, *(f"{v:.0f}" for v in ms), f"{ms[0] / max(ms[-1], 1e-9):.2f} x") for n, ms in rows]
+    return markdown_table(head, cells, numbers=len(head) - 1)
 
 
 def _name(side: str, threads: int) -> str:

@@ -28,7 +28,7 @@ from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd, stored_config
 from ssmast.training.init_weights import backbone_weights
 from ssmast.training.inputs import log_mel_of, open_data
-from ssmast.training.run_folder import RunFolder, changed_settings, read_settings
+from ssmast.training.run_folder import RunFolder, changed_settings
 from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def find_encoder(config: ExportConfig) -> Encoder:
         return _of_folder(run, config)
     newest, made = newest_checkpoint(run / "checkpoints"), run / "encoder"
     # Checkpoints of fine-tuning hold the last weights; the best validated ones are in encoder/.
-    if newest is None or (made.is_dir() and "heads" in _settings(run)):
+    if newest is None or (made.is_dir() and RunFolder(path=run).is_fine_tuning):
         if not made.is_dir():
             raise FileNotFoundError(
                 f"{run} holds neither a checkpoint nor an encoder; give a run folder of "
@@ -195,24 +195,17 @@ def whitening_for(config: ExportConfig, encoder: Encoder) -> Whitening | None:
     return measured_whitening(encoder, corpus, directions=directions, seed=settings.seed)
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """The settings of a run."""
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no config.yaml")
-    return read_settings(file)
-
-
 def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder:
     """An encoder from one of the run's checkpoints."""
-    settings, facts = _settings(run), RunFolder(path=run).read_facts()
+    folder = RunFolder(path=run)
+    settings, facts = folder.read_config(), folder.read_facts()
     if not facts:
         raise FileNotFoundError(f"{run} has lost its facts.json; put it back")
     state, tensors = load_checkpoint(checkpoint)
     lost = [key for key in state["settings"] if key not in settings]
     if lost:
         raise ValueError(
-            f"{run / 'config.yaml'} has lost {', '.join(lost)}; put back the file as it was written"
+            f"{folder.config_file} has lost {', '.join(lost)}; put back the file as it was written"
         )
     changed = changed_settings(state["settings"], settings)
     if changed:

@@ -164,14 +164,14 @@ def _pool(x: Tensor, grid: Grid, conv: nn.Module) -> Tensor:
     image = x.unflatten(1, grid[:]).permute(0, 3, 1, 2)  # (B, C, f, t)
     trains_on_cpu = image.device.type == "cpu" and torch.is_grad_enabled()
     if trains_on_cpu and image.dtype == torch.bfloat16:
-        # The CPU's backward pass of this convolution is six times slower in bfloat16, half a step,
-        # so autocast leaves it out. Weights that are in bfloat16 themselves stay so; of a
-        # channels-last image oneDNN 3 does not write those of their gradients that see padding
+        if _is_float32(conv):
+            # The CPU's backward pass of this convolution is six times slower in bfloat16, half a
+            # step, so autocast leaves it out. Weights that are in bfloat16 themselves stay so.
+            with torch.autocast("cpu", enabled=False):
+                return conv(image.float()).permute(0, 2, 3, 1).flatten(1, 2)
+        # Of a channels-last image oneDNN 3 does not write the gradients of weights that see padding
         # alone, as beside a grid of one column.
-        if not _is_float32(conv):
-            return conv(image.contiguous()).permute(0, 2, 3, 1).flatten(1, 2)
-        with torch.autocast("cpu", enabled=False):
-            return conv(image.float()).permute(0, 2, 3, 1).flatten(1, 2)
+        image = image.contiguous()
     return conv(image).permute(0, 2, 3, 1).flatten(1, 2)
 
 

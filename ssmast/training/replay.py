@@ -102,8 +102,6 @@ def _settings(folder: RunFolder, data: str) -> PretrainConfig | FinetuneConfig:
 def main(wanted: ReplayConfig, argv: list[str]) -> int:
     """Print what each clip of the skipped batches looks like."""
     folder = RunFolder(path=Path(wanted.run))
-    if not folder.config_file.is_file():
-        raise FileNotFoundError(f"{folder.path} is no run folder: it has no config.yaml")
     config = _settings(folder, wanted.data)
     rows = [row for row in read_skipped(folder.skipped_file) if wanted.step in (0, row["step"])]
     if not rows:

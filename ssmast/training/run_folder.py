@@ -50,8 +50,23 @@ class RunFolder:
         write_atomic(self.config_file, to_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
-        """The settings that the run was made with; see `read_settings`."""
-        return read_settings(self.config_file)
+        """The settings that the run was made with.
+
+        Raises:
+            FileNotFoundError: if the folder is no run.
+            ValueError: if the file is damaged.
+            UsageError: if a version of ssmast wrote them that had other names for its keys.
+        """
+        file = self.config_file
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.path} is no run folder: it has no {file.name}")
+        found = plain_yaml(as_text(file.read_bytes(), file), file)
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{file} holds no settings of a run; put back the file as it was written"
+            )
+        refuse_renamed(flatten(found), where=f"{file}, which ssmast 0.1.0 wrote,")
+        return found
 
     @property
     def is_fine_tuning(self) -> bool:
@@ -122,20 +137,6 @@ def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
         done = (folder.encoder / "checksums.json", folder.report)
         folder.finished = all(file.is_file() for file in done)
     return folder
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """The settings in a run's config.yaml.
-
-    Raises:
-        ValueError: if the file is damaged.
-        UsageError: if a version of ssmast wrote them that had other names for its keys.
-    """
-    found = plain_yaml(as_text(file.read_bytes(), file), file)
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no settings of a run; put back the file as it was written")
-    refuse_renamed(flatten(found), where=f"{file}, which ssmast 0.1.0 wrote,")
-    return found
 
 
 def _free_name(config: Any, root: Path) -> Path:

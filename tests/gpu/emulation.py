@@ -419,13 +419,13 @@ def _returned(func: Any, found: Any, args: Any, kwargs: Any, device: torch.devic
     return tree_map_only(Tensor, lambda t: t if t.is_cuda else on_card(t, device), found)
 
 
-# -- operations that exist for CUDA alone, in terms of plain ones --------------------------------
-
-
 def _conv_back(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> list[Tensor | None]:
     """In float32: the CPU's own in bfloat16 leaves some of the weights' gradients unwritten."""
     found = aten.convolution_backward.default(grad.float(), x.float(), weight.float(), *rest)
     return [None if t is None else t.to(grad.dtype) for t in found]
+
+
+# -- operations that exist for CUDA alone, in terms of plain ones --------------------------------
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: Any) -> Any:
