@@ -17,7 +17,9 @@ Prints Markdown; writes every number as JSON where `out` says.
 
 import copy
 import json
+import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -141,15 +143,16 @@ def main(argv: list[str]) -> int:
 
 def _profile_table(step: Callable[[], object], keys: Keys) -> str:
     """Milliseconds a step in each operator itself, least of the rounds, Markdown."""
-    least: dict[str, list[float]] = {}
-    for num in keys.threads:
-        rounds = []
+    least = defaultdict[str, list[float]](lambda: [math.inf] * len(keys.threads))
+    for i, num in enumerate(keys.threads):
         for _ in range(keys.rounds):
             with profile(activities=[ProfilerActivity.CPU]) as found:
                 _with_threads(step, num)
-            rounds.append({e.key: e.self_cpu_time_total / 1e3 for e in found.key_averages()})
-        for name in set().union(*rounds):
-            least.setdefault(name, []).append(min(each.get(name, 0.0) for each in rounds))
+            for event in found.key_averages():
+                ms = event.self_cpu_time_total / 1e3
+                least[event.key][i] = min(least[event.key][i], ms)
+    for ms in least.values():  # an operator may be used with one number of threads alone
+        ms[:] = [value if math.isfinite(value) else 0.0 for value in ms]
     ordered = sorted(least.items(), key=lambda item: -item[1][0])
     shown, rest = ordered[:_SHOWN], ordered[_SHOWN:]
     rows = list(shown)

@@ -146,12 +146,15 @@ def trace_without_mode_() -> None:
     kind.__call__ = _without_mode(kind.__call__)
 
 
-def enter_in_threads_(mode: "Emulation") -> None:
-    """Threads that Python starts are in the mode too, which is one thread's."""
+def enter_in_threads_(*, compute: bool) -> None:
+    """Threads that Python starts are in a mode too, as each is one thread's.
+
+    What a thread of the loader copies while a step runs is so no part of the step's own events.
+    """
     run = threading.Thread.run
 
     def inside(thread: threading.Thread) -> None:
-        with mode:
+        with Emulation(compute=compute):
             run(thread)
 
     threading.Thread.run = inside

@@ -35,9 +35,8 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
                 emulation.trace_without_mode_()
                 emulation.print_from_host_()
                 compute = os.environ["STAND_IN_KERNELS"] == "computed"
-                mode = emulation.Emulation(compute=compute)
-                emulation.enter_in_threads_(mode)
-                mode.__enter__()
+                emulation.enter_in_threads_(compute=compute)
+                emulation.Emulation(compute=compute).__enter__()
 
             spec.loader.exec_module = exec_module
         return spec
