@@ -29,6 +29,7 @@ from ssmast.audio.corpus.table import (
     find_column,
     joined,
     read_columns,
+    read_header,
     read_table,
     said_of,
     split_word,
@@ -216,17 +217,30 @@ def _classes_beside(path: Path) -> dict[str, str]:
 def audio_folder_tables(root: Path) -> list[Path]:
     """The metadata files of an AudioFolder: in the folder, or one in each part; empty for none.
 
-    Where the folder has a metadata.csv, it is no AudioFolder but that table.
+    Where the folder has a metadata.csv, it is no AudioFolder but that table. Where a sub-folder
+    that is no part has a table too, or a part's table has parts of its own, it is none either, but
+    a folder of sets, one of which is called such as speech_commands_test.
     """
     for name in _OF_VALUES:
         if (root / name).is_file():
             return [root / name]
     if any((root / name).is_file() for name in _TABLES):
         return []
-    above = [root, root / "data"]
-    parts = [one for top in above for one in sorted(top.glob("*/")) if split_word(one.name)]
-    found = [one / name for one in parts for name in _TABLES if (one / name).is_file()]
-    return found if len({path.parent for path in found}) == len(found) else []
+    folders = [one for top in (root, root / "data") for one in sorted(top.glob("*/"))]
+    if not any(split_word(one.name) for one in folders):
+        return []
+    found = [one / name for one in folders for name in _TABLES if (one / name).is_file()]
+    is_one_each = len({path.parent for path in found}) == len(found)
+    return found if is_one_each and all(map(_is_of_part, found)) else []
+
+
+def _is_of_part(path: Path) -> bool:
+    """Whether a table is of one part of an AudioFolder: its folder says so, and it no other."""
+    if not split_word(path.parent.name) or path.name in _OF_VALUES:
+        return bool(split_word(path.parent.name))
+    columns = read_header(path)
+    said = {find_column(columns, name) for name in ("split", "fold")} & set(columns)
+    return all(len(set(read_table(path)[name].to_pylist()) - {""}) < 2 for name in said)
 
 
 def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listing:

@@ -390,16 +390,23 @@ def _parquet_in(folder: Path) -> list[Path]:
     """Parquet shards with sound, in a folder, its data/, or a folder for each part.
 
     The parts may lie in the only folder that is there: the Hub's own copies are default/train.
+    Where a folder that is no part has shards too, it is a folder of sets, one called as a part is.
     """
     folders = [one for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
     if len(folders) == 1:
         folders += [one for one in sorted(folders[0].iterdir()) if one.is_dir()]
     places = [folder, *(one for one in folders if one.name == "data" or split_word(one.name))]
-    files = [file for place in places for file in sorted(place.iterdir())]
-    found = [one for one in files if one.suffix.lower() == ".parquet" and one.name != MANIFEST]
-    if not found or any(is_sound(one.name) for one in folder.rglob("*")):
+    found = [shard for place in places for shard in _shards_of(place)]
+    others = [one for one in folders if one not in places and _shards_of(one)]
+    is_of_sets = others and all(shard.parent not in (folder, folder / "data") for shard in found)
+    if not found or is_of_sets or any(is_sound(one.name) for one in folder.rglob("*")):
         return []  # beside sounds, such as the embeddings of a folder
     return found
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    files = sorted(folder.iterdir())
+    return [one for one in files if one.suffix.lower() == ".parquet" and one.name != MANIFEST]
 
 
 def _of_parquet(root: Path, shards: list[Path]) -> Corpus:

@@ -136,6 +136,30 @@ def test_an_audio_folder_with_metadata_in_each_part(tmp_path, ending):
         assert many.classes == ["x", "y"]
 
 
+@pytest.mark.parametrize("name", ["keywords_test", "eval_birds", "dev"])
+@pytest.mark.parametrize("others", [["birds"], ["other_test"], []])
+def test_a_set_that_is_called_as_a_part_is_a_set(tmp_path, name, others):
+    """Read as a part, all of its clips would be of that part, and other sets be gone."""
+    for folder in (tmp_path / one for one in [name, *others]):
+        rows = ["path,label,split"]
+        for i in range(12):
+            tone(folder / f"{i}.wav")
+            rows.append(f"{i}.wav,{'ab'[i % 2]},{'train' if i % 3 else 'test'}")
+        (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    assert find_sets(tmp_path) == sorted([name, *others])
+    for found in (load_set(tmp_path, name), load_set(tmp_path / name, name)):
+        assert len(found.splits[0].test) == 4
+
+
+def test_shards_of_a_set_that_is_called_as_a_part(tmp_path):
+    for name in ("cats_test", "dogs"):
+        place = tmp_path / name / "train-00000-of-00001.parquet"
+        place.parent.mkdir()
+        audio = [{"bytes": wav(i), "path": f"{i}.wav"} for i in range(4)]
+        pq.write_table(pa.table({"audio": audio, "label": [0, 1, 0, 1]}), place)
+    assert find_sets(tmp_path) == ["cats_test", "dogs"]
+
+
 def test_metadata_in_the_folder_itself_draws_its_test_part(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for i in range(10):
