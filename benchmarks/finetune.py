@@ -77,9 +77,9 @@ def _once(settings: Keys, task: str, kind: str, seed: int) -> None:
         f"data={settings.data}", f"task={task}", f"run={folder}", f"seed={seed}", "resume=auto",
         "recipe=finetune_small", "tensorboard=false", "keep_checkpoints=1", "checkpoint_every=0",
     ]  # fmt: skip
-    folds = load_set(settings.data, task).splits
-    if len(folds) > 1:
-        words.append(f"fold={folds[seed].name.split(' ')[-1]}")
+    folds = load_set(settings.data, task).folds
+    if folds:
+        words.append(f"fold={folds[seed]}")
     if kind == "pretrained":
         words.append(f"init={settings.encoder}")
     else:  # the same network and front end

@@ -3,13 +3,15 @@
     ssmast compare data=FOLDER sets=SETS out=compared objectives=[ss_mast] recipes=[ssast_nano]
     ssmast compare data=FOLDER sets=SETS out=compared minutes=5 variants=[usual,fast:optim.lr=1e-3]
     ssmast compare sets=SETS labelled=SET out=compared recipes=[real_nano,finetune_small]
+    ssmast compare score=classifier labelled=SETS out=c variants=[mast,ast:model=ast_nano]
 
 Each variant is pretrained for the same processor time of one core, with the same seeds on the same
 stream of clips, and scored by the probe, beside the same network untrained, log-mel statistics and
 a random convolution. A variant with a recipe of fine-tuning learns from scratch from the labels of
-labelled= instead, for the same time, and its encoder is scored alike. It ends in compare.md,
-compare.json, report.html and one sentence: which is better by how much, or that it cannot be told.
-Interrupted, the same command resumes it.
+labelled= instead, for the same time, and its encoder is scored alike. With score=classifier all
+variants do so, on each set of labelled=, and what is scored is the classifier. It ends in
+compare.md, compare.json, report.html and one sentence: which is better by how much, or that it
+cannot be told. Interrupted, the same command resumes it.
 """
 
 import hashlib
@@ -21,18 +23,20 @@ from datetime import timedelta
 from pathlib import Path
 
 from ssmast.command import StoppedError
-from ssmast.compare.config import CompareConfig, Variant, variants_of
+from ssmast.compare.config import CLASSIFIER, ENCODER, CompareConfig, Variant, variants_of
 from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, labelled_sets, train
 from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import UNTRAINED, random_twin
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
+from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
 from ssmast.files import check_output, lock_of, locked
 from ssmast.html import PAGE_BEGINS
 from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
+from ssmast.training.finetune.command import read_result
 from ssmast.training.inputs import open_data
 
 logger = logging.getLogger(__name__)
@@ -71,18 +75,22 @@ def compare(config: CompareConfig) -> Comparison:
         raise ValueError("ssmast compare runs as one process; start it without a launcher")
     variants = variants_of(config)
     seeds = range(config.seed, config.seed + config.seeds)
-    load_sets(_probe(config, encoder="log_mel"))  # a wrong name is said before hours
+    entries = {one.row: Entry(name=one.row, words=one.words) for one in variants}
+    comparison = Comparison(config=config, entries=list(entries.values()))
+    if config.score == CLASSIFIER:  # a wrong name is said before hours
+        for task in {variant.task for variant in variants}:
+            load_set(config.labelled, task)
+    else:
+        load_sets(_probe(config, encoder="log_mel"))
     calibrations = Calibrations(config, variants)
-    comparison = Comparison(
-        config=config,
-        entries=[Entry(name=variant.name, words=variant.words) for variant in variants],
-        fixed={name: run_suite(_probe(config, encoder=name)) for name in UNTRAINED},
-    )
-    pairs = list(zip(variants, comparison.entries, strict=True))
+    if config.score == ENCODER:
+        comparison.fixed = {name: run_suite(_probe(config, encoder=name)) for name in UNTRAINED}
+        comparison.tasks = next(iter(comparison.fixed.values()))
+    pairs = [(variant, entries[variant.row]) for variant in variants]
     for variant, entry in pairs:
         logger.info("%s: how many steps fit into %g minutes", variant.name, config.minutes)
         try:
-            entry.steps = calibrations.of(variant).steps
+            entry.steps.append(calibrations.of(variant).steps)
         except Exception as error:
             _give_up(entry, error)
     left = [(seed, variant, entry) for seed in seeds for variant, entry in pairs]
@@ -95,15 +103,23 @@ def compare(config: CompareConfig) -> Comparison:
         is_new = (variant.name, seed) in new
         to_train = is_new + sum((other.name, of) in new for of, other, _ in left)
         each = sum(took) / len(took) if took else 60 * config.minutes
+        calibration = calibrations.of(variant)
         logger.info(
             "run %d of %d: %s, seed %d, %d steps; %s %s left in all",
-            *(number, number + len(left), variant.name, seed, entry.steps),
+            *(number, number + len(left), variant.name, seed, calibration.steps),
             "about" if took else "at least",
             timedelta(seconds=round(each * to_train)),
         )
         start = time.monotonic()
         try:
-            _run(config, variant, entry, calibrations, seed)
+            trained = train(config, variant, calibration, seed)
+            key = f"{variant.task} {seed}".strip()
+            entry.minutes[key], entry.curves[key] = trained.minutes, trained.curve
+            entry.alarms = trained.alarms or entry.alarms
+            if variant.task:
+                comparison.take(entry, seed, read_result(trained.folder))
+            else:
+                _score(config, variant, entry, trained.folder / "encoder", seed)
             if is_new:
                 took.append(time.monotonic() - start)
         except Exception as error:
@@ -121,19 +137,14 @@ def compare(config: CompareConfig) -> Comparison:
     return comparison
 
 
-def _run(
-    config: CompareConfig, variant: Variant, entry: Entry, calibrations: Calibrations, seed: int
-) -> None:
-    """One seed of a variant: its run, its scores, and those of the network untrained."""
-    trained = train(config, variant, calibrations.of(variant), seed)
+def _score(config: CompareConfig, variant: Variant, entry: Entry, encoder: Path, seed: int) -> None:
+    """Score an encoder that was trained, and the same network untrained."""
     name = f"{variant.name}-{seed}"
-    scores = checked(run_suite(_probe(config, encoder=str(trained.encoder), name=name)))
-    twins = _twins(config, variant, trained.encoder, seed)
+    scores = checked(run_suite(_probe(config, encoder=str(encoder), name=name)))
+    twins = _twins(config, variant, encoder, seed)
     ways = [run_suite(_probe(config, encoder=str(twin), name=twin.name)) for twin in twins]
     plain = twins[0].name
     best = _probe(config, encoder=str(twins[0]), name=f"{plain}-best", layers="best")
-    entry.minutes[seed], entry.curves[seed] = trained.minutes, trained.curve
-    entry.alarms = trained.alarms or entry.alarms
     entry.twins[seed] = plain
     better = [max(task, key=lambda way: way.valid or 0.0) for task in zip(*ways, strict=True)]
     entry.untrained[seed] = checked(better)

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmast.settings import SEEDS, Settings, UsageError, load_recipe, parse, require, setting
+from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.task_spec import split_names
+from ssmast.settings import (
+    AUTO,
+    SEEDS,
+    Settings,
+    UsageError,
+    load_recipe,
+    parse,
+    require,
+    setting,
+)
 from ssmast.training.config import RECIPES, PretrainConfig, ProbeWhileTraining
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.objective import FineTuning
@@ -26,13 +37,14 @@ _SHARED: dict[str, Any] = {
     "tensorboard": False,
     "show_views": 0,
 }
+ENCODER, CLASSIFIER = "encoder", "classifier"
 _NOT_OF_A_VARIANT = {"data", "run", "steps", "epochs", "seed", "checkpoint_every", *_SHARED}
 _BASELINES = ("untrained", "log_mel", "log-mel", "random_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
-    """`ssmast compare`: variants of pretraining to a verdict."""
+    """`ssmast compare`: variants of pretraining, or of fine-tuning, to a verdict."""
 
     data: str = setting(
         "", "unlabelled audio, as `ssmast pretrain` takes it; empty: the built-in corpus"
@@ -41,6 +53,12 @@ class CompareConfig(Settings):
         "", "folder of labelled sets, or one set, to score on; empty: the built-in corpus"
     )
     tasks: str = setting("all", "all, or [a,b:label=COLUMN,split=COLUMN] as in `ssmast probe`")
+    score: str = setting(
+        ENCODER,
+        "what is scored: encoder, frozen, on sets=; or classifier, of recipes of fine-tuning "
+        "alone, on the test part of labelled= (where it has folds, seed k tests on fold k + 1)",
+        choices=(ENCODER, CLASSIFIER),
+    )
     out: str = setting("", "folder of runs, scores and page; resumed if there", required=True)
     objectives: list[str] = setting([], "objectives to compare, such as [ss_mast,ss_mast_mosaic]")
     recipes: list[str] = setting(
@@ -49,14 +67,20 @@ class CompareConfig(Settings):
         "from scratch from the labels of labelled=",
     )
     labelled: str = setting(
-        "", "labelled set that variants with a recipe of fine-tuning learn from"
+        "",
+        "labelled set that variants with a recipe of fine-tuning learn from; with score=classifier "
+        "also a folder of sets, of which tasks= are learnt",
     )
     variants: str = setting(
         "",
         "single settings to compare: [name:key=value,key=value,other:key=value]; a name alone is "
         "the recipe as it is",
     )
-    recipe: str = setting("real_nano", "recipe that objectives and variants start from")
+    recipe: str = setting(
+        AUTO,
+        "recipe that objectives and variants start from; auto: real_nano, of classifiers "
+        "finetune_small",
+    )
     common: str = setting("", "settings of all variants: [key=value,key=value]")
     minutes: float = setting(
         20.0,
@@ -81,13 +105,17 @@ class Variant:
     """What is compared.
 
     Attributes:
-        name: in the table, also of its folders.
+        name: of its folders.
+        row: its name in the table; a row of classifiers is a variant for each set.
+        task: set that its classifier learns; empty where its encoder is scored.
         words: `key=value` words that make it what it is.
         config: its settings; data, run, seed and steps are still those of nobody. With those of
             fine-tuning it learns from labels.
     """
 
     name: str
+    row: str
+    task: str = ""
     words: tuple[str, ...]
     config: PretrainConfig | FinetuneConfig
 
@@ -113,11 +141,37 @@ def variants_of(config: CompareConfig) -> list[Variant]:
                 f"variant {name!r} needs another name: letters, digits and . + - _, each once, "
                 f"and none of {', '.join(_BASELINES)}"
             )
-    common = _split(config.common)
     return [
-        Variant(name=name, words=words, config=_settings(config, name, [*common, *words]))
+        Variant(
+            name=f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', task)}" if task else name,
+            row=name,
+            task=task,
+            words=words,
+            config=_settings(config, name, [*_split(config.common), *words], task=task),
+        )
+        for task in _tasks(config)
         for name, words in asked
     ]
+
+
+def _tasks(config: CompareConfig) -> list[str]:
+    """Sets that classifiers learn, as tasks; one that is empty where encoders are scored.
+
+    Raises:
+        UsageError: if there is none, or a setting is given that has no part in it.
+    """
+    if config.score == ENCODER:
+        return [""]
+    for key in ("data", "sets"):
+        if getattr(config, key):
+            raise UsageError(
+                f"{key}={getattr(config, key)} has no part in score=classifier, which learns and "
+                "tests on labelled=; leave it out"
+            )
+    require(bool(config.labelled), "labelled", "nothing", "the sets that score=classifier learns")
+    if config.tasks == "all":
+        return find_sets(config.labelled)
+    return list(dict.fromkeys(split_names(config.tasks)))
 
 
 def named_settings(text: str) -> dict[str, list[str]]:
@@ -160,38 +214,48 @@ def _split(text: str) -> list[str]:
 
 
 def _settings(
-    config: CompareConfig, name: str, words: list[str]
+    config: CompareConfig, name: str, words: list[str], *, task: str
 ) -> PretrainConfig | FinetuneConfig:
     """The settings of a variant, with all that `ssmast compare` decides itself."""
     for word in words:
         key = word.partition("=")[0]
         if "=" not in word:
             raise UsageError(f"variant {name}: settings are key=value words, got {word!r}")
-        if key in _NOT_OF_A_VARIANT or key.startswith("probe."):
+        is_shared = key in _NOT_OF_A_VARIANT or key.startswith("probe.")
+        if is_shared or (task and key in ("task", "fold")):
             raise UsageError(
                 f"variant {name}: {key} is the same for all variants and set by `ssmast compare` "
                 "itself; leave it out"
             )
     said = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
+    usual = "finetune_small" if task else "real_nano"
+    recipe = usual if config.recipe == AUTO else config.recipe
     try:
-        tunes = "heads" in load_recipe((said or [config.recipe])[-1], RECIPES)
+        tunes = "heads" in load_recipe((said or [recipe])[-1], RECIPES)
         if tunes:
             wanted = "the set that this recipe learns from"
             require(bool(config.labelled), "labelled", "nothing", wanted)
             words = [f"data={config.labelled}", "init=none", *words]
+            words += [f"task={task}"] if task else []
+        elif task:
+            raise UsageError(
+                "score=classifier is of recipes of fine-tuning, such as recipe=finetune_small; "
+                "this one pretrains, so leave score= out"
+            )
         parsed = parse(
             FinetuneConfig if tunes else PretrainConfig,
             words,
             command=f"variant {name}",
             recipes=RECIPES,
-            default_recipe=config.recipe,
+            default_recipe=recipe,
         )
         assert parsed is not None, "no word is a flag"
         if isinstance(parsed, FinetuneConfig):
             tuned = FineTuning.resolve(parsed)
-            # Validated at the end alone: what is compared is its encoder, frozen, as all others.
-            scoring = dataclasses.replace(tuned.scoring, every=1 << 30)
-            return dataclasses.replace(tuned, scoring=scoring, **_SHARED)
+            if not task:  # its encoder is compared, as it ends, so it is validated there alone
+                scoring = dataclasses.replace(tuned.scoring, every=1 << 30)
+                tuned = dataclasses.replace(tuned, scoring=scoring)
+            return dataclasses.replace(tuned, **_SHARED)
         kind = objective_of(parsed.objective)
         probe = ProbeWhileTraining()
         settings = dataclasses.replace(

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from ssmast.compare.config import LOG_EVERY, CompareConfig, Variant
+from ssmast.evaluation.read_set import load_set
 from ssmast.files import write_json
 from ssmast.settings import to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
+from ssmast.training.finetune.command import read_result
 from ssmast.training.finetune.command import run as tune
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.inputs import built_in_corpus
@@ -46,10 +48,11 @@ class Trained:
 
     Attributes:
         minutes: processor time that its steps took.
-        curve: (minutes, accuracy) while it trained, the average over the sets.
+        curve: (minutes, accuracy) while it trained, the average over the sets; of a classifier
+            the score that its weights are chosen by.
     """
 
-    encoder: Path
+    folder: Path
     minutes: float
     alarms: str = ""
     curve: list[tuple[float, float]] = field(default_factory=list)
@@ -154,18 +157,26 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
             settings.probe, data=labelled_sets(config), tasks=config.tasks, every=every
         )
         settings = dataclasses.replace(settings, probe=probe)
+    if variant.task and isinstance(settings, FinetuneConfig):
+        folds = load_set(config.labelled, variant.task).folds
+        scoring = dataclasses.replace(settings.scoring, every=settings.checkpoint_every)
+        settings = dataclasses.replace(
+            settings, scoring=scoring, fold=folds[seed % len(folds)] if folds else ""
+        )
     folder = _run(settings)
     rows = _training_rows(folder)
     last = rows[-1].get("alarms", {})
     minutes = _seconds(rows, calibration.steps, settings) / 60
+    result = read_result(folder) if variant.task else None
+    wanted = f"valid/{result['metric']}" if result else "probe/.*/linear"
     return Trained(
-        encoder=folder / "encoder",
+        folder=folder,
         minutes=minutes,
         alarms="; ".join(last.values()),
         curve=[
             (minutes * row["step"] / calibration.steps, sum(scores) / len(scores))
             for row in read_metrics(folder / "metrics.jsonl")
-            if (scores := [row[key] for key in row if re.fullmatch("probe/.*/linear", key)])
+            if (scores := [row[key] for key in row if re.fullmatch(wanted, key)])
         ],
     )
 

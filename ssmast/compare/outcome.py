@@ -30,10 +30,10 @@ class Entry:
     """What became of a variant.
 
     Attributes:
-        steps: that fit into the time.
-        minutes: really used, by seed.
+        steps: that fit into the time; of classifiers, on each set.
+        minutes: really used, by seed; of classifiers, by set and seed.
         scores: by seed and task.
-        curves: (minutes, accuracy) while it trained, by seed.
+        curves: (minutes, accuracy) while it trained, by run as `minutes`.
         untrained: scores of the same network with fresh weights; whitened or not, whichever is
             better on the validation part.
         best_stage: the same, of the layers that are best on the validation part.
@@ -44,10 +44,10 @@ class Entry:
 
     name: str
     words: Sequence[str]
-    steps: int = 0
-    minutes: dict[int, float] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    minutes: dict[str, float] = field(default_factory=dict)
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
-    curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     untrained: dict[int, dict[str, float]] = field(default_factory=dict)
     best_stage: dict[int, dict[str, float]] = field(default_factory=dict)
     twins: dict[int, str] = field(default_factory=dict)
@@ -56,8 +56,8 @@ class Entry:
 
     @property
     def gain(self) -> Difference | None:
-        """Over the untrained network."""
-        if not self.scores:
+        """Over the untrained network, where that was scored."""
+        if not self.untrained:
             return None
         return difference(self.name, _TWIN, {self.name: self.scores, _TWIN: self.untrained})
 
@@ -71,12 +71,28 @@ class Comparison:
     """All variants, what they are compared with, and what follows.
 
     Attributes:
-        fixed: results of log-mel statistics and the random convolution, by name.
+        fixed: results of log-mel statistics and the random convolution, by name; none where
+            classifiers are compared.
+        tasks: one result of each task, for what is said about it.
     """
 
     config: CompareConfig
     entries: list[Entry]
-    fixed: dict[str, list[Result]]
+    fixed: dict[str, list[Result]] = field(default_factory=dict)
+    tasks: list[Result] = field(default_factory=list)
+
+    def take(self, entry: Entry, seed: int, result: dict[str, Any] | None) -> None:
+        """Add what the test part gave for a classifier.
+
+        Raises:
+            ValueError: if there is no score, or it is undefined.
+        """
+        if result is None:
+            raise ValueError("it was not tested, for its set has no test part")
+        found = Result.from_dict(result)
+        entry.scores.setdefault(seed, {}).update(checked([found]))
+        if found.task not in [one.task for one in self.tasks]:
+            self.tasks.append(found)
 
     @property
     def compared(self) -> list[Entry]:
@@ -89,11 +105,6 @@ class Comparison:
         scores = {entry.name: entry.scores for entry in self.compared}
         return judge(scores) if scores else None
 
-    @property
-    def tasks(self) -> list[Result]:
-        """One result of each task, for what is said about it."""
-        return next(iter(self.fixed.values()))
-
     def rows(self) -> dict[str, Scores]:
         """Scores of all that stands in the table: variants, untrained networks, what is fixed."""
         rows: dict[str, Scores] = {entry.name: entry.scores for entry in self.compared}
@@ -102,7 +113,8 @@ class Comparison:
             twins.setdefault(tuple(entry.twins.values()), []).append(entry)
         for group in twins.values():
             of = f" ({', '.join(entry.name for entry in group)})" if len(twins) > 1 else ""
-            rows[_TWIN + of] = group[0].untrained
+            if group[0].untrained:
+                rows[_TWIN + of] = group[0].untrained
             if group[0].best_stage:
                 rows[f"{_TWIN}, its best layers{of}"] = group[0].best_stage
         for name, results in self.fixed.items():
@@ -205,23 +217,30 @@ def _score_rows(comparison: Comparison, *, with_reasons: bool = True) -> list[li
         result.task + ("" if result.metric == "accuracy" else f" ({result.metric_title})")
         for result in comparison.tasks
     ]
-    found = [["variant", "average", "over untrained", *names, "steps", "minutes"]]
+    over = ["over untrained"] if comparison.fixed else []
+    found = [["variant", "average", *over, *names, "steps", "minutes"]]
     entries = {entry.name: entry for entry in comparison.compared}
     for name, scores in comparison.rows().items():
         entry = entries.get(name)
         each = [[of[task] for of in scores.values()] for task in tasks]
         means = [sum(of[task] for task in tasks) / len(tasks) for of in scores.values()]
         cells = [_score(values).text for values in each]
-        about = ["", ""] if entry is None else [str(entry.steps), _minutes(entry, comparison)]
-        gain = None if entry is None else entry.gain
-        over = "" if gain is None else _points(gain)
-        found.append([name, _score(means).text, over, *cells, *about])
+        about = ["", ""] if entry is None else [_steps(entry), _minutes(entry, comparison)]
+        if over:
+            gain = None if entry is None else entry.gain
+            cells.insert(0, "" if gain is None else _points(gain))
+        found.append([name, _score(means).text, *cells, *about])
     for entry in comparison.entries:
         if entry.failed:
-            blank = [""] * len(tasks)
+            blank = [""] * (len(tasks) + len(over))
             why = _why(entry) if with_reasons else "failed"
-            found.append([entry.name, why, "", *blank, str(entry.steps or ""), ""])
+            found.append([entry.name, why, *blank, _steps(entry), ""])
     return found
+
+
+def _steps(entry: Entry) -> str:
+    ends = sorted({min(entry.steps), max(entry.steps)}) if entry.steps else []
+    return " to ".join(map(str, ends))
 
 
 def _why(entry: Entry) -> str:
@@ -311,6 +330,8 @@ def _over_minutes(comparison: Comparison) -> str:
     note = (
         "Accuracy of a linear layer on a sample of each set's training and validation part, not "
         "whitened; mean over the sets and seeds. At 0 the network is untrained."
+        if comparison.fixed
+        else "Score on the validation part, mean over the sets and seeds."
     )
     picture = curve("compare", series, {}, along="processor minutes")
     return (
@@ -332,12 +353,21 @@ def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> s
 def _legend(comparison: Comparison) -> str:
     config = comparison.config
     seeds = max((len(entry.scores) for entry in comparison.compared), default=0)
+    what, paired = "classifiers in %", "learn from the same clips and test on the same."
+    if comparison.fixed:
+        what, paired = (
+            "frozen embeddings in % (linear probe)",
+            "see the same clips in the same order.",
+        )
+    untrained = (
+        "Untrained: the same network, its vector made in the same way, with fresh weights. "
+        if comparison.fixed
+        else ""
+    )
     return (
-        f"Test scores of frozen embeddings in % (linear probe); {config.minutes:g} processor "
-        f"minutes of one core for each run, {seeds} of {config.seeds} seeds. \u00b1 and whiskers: "
-        "half of the 95 % t interval over seeds. Untrained: the same network, its vector made in "
-        "the same way, with fresh weights. A difference is paired: the runs of one seed see the "
-        "same clips in the same order."
+        f"Test scores of {what}; {config.minutes:g} processor minutes of one core for each run, "
+        f"{seeds} of {config.seeds} seeds. \u00b1 and whiskers: half of the 95 % t interval over "
+        f"seeds. {untrained}A difference is paired: the runs of one seed {paired}"
     )
 
 

@@ -179,19 +179,24 @@ class LabelledSet:
         """The sounds of the set, row i of its table as clip i."""
         return open_corpus(self.folder, spans="spans").with_channel(channel)
 
+    @property
+    def folds(self) -> list[str]:
+        """Names of the folds, a split each; empty where there is one split."""
+        names = [split.name.split(" ")[-1] for split in self.splits]
+        return names if len(names) > 1 else []
+
     def split(self, fold: str) -> Split:
         """The split of a fold by its name; the only one, or the first, where none is named.
 
         Raises:
             ValueError: naming the folds there are.
         """
-        names = [split.name.split(" ")[-1] for split in self.splits]
         if not fold:
             return self.splits[0]
-        if fold not in names or len(names) == 1:
-            has = f"the folds {', '.join(names)}" if len(names) > 1 else "one split and no folds"
+        if fold not in self.folds:
+            has = f"the folds {', '.join(self.folds)}" if self.folds else "one split and no folds"
             raise ValueError(f"{self.folder.name} has {has}, got fold={fold}")
-        return self.splits[names.index(fold)]
+        return self.splits[self.folds.index(fold)]
 
     def targets(self) -> Tensor:
         """What a probe of the first head learns, of every clip.

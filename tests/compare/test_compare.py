@@ -22,6 +22,8 @@ from ssmast.evaluation.suite import run_suite
 from ssmast.files import write_json
 from ssmast.settings import UsageError
 from ssmast.training import inputs
+from ssmast.training.finetune.objective import RESULT
+from tests.audio.corpus.test_layouts import tone
 from tests.held import held
 from tests.training.processes import SMALL
 
@@ -129,7 +131,7 @@ def test_variants_get_equal_time_and_end_in_table_json_and_page(
     assert "| fast minus slow | +10.2 ± 2.5 | 2 seeds | 0.012 | yes |" in shown
     found = json.loads((out / "compare.json").read_text())
     steps = {variant["name"]: variant["steps"] for variant in found["variants"]}
-    assert steps == {"fast": 120, "slow": 240}
+    assert steps == {"fast": [120], "slow": [240]}
     for variant in found["variants"]:
         assert variant["minutes"] == {"0": 1.0, "1": 1.0}
         assert variant["scores"].keys() == {"0", "1"}
@@ -410,7 +412,7 @@ def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys, monkeypatch
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     learns, _, bad = found["variants"]
-    assert learns["steps"] > 5
+    assert learns["steps"][0] > 5
     assert set(found["means"]) == {"learns", "still"}
     assert "gone.safetensors" in bad["failed"]
     assert 0.005 < learns["minutes"]["0"] < 0.4
@@ -442,6 +444,71 @@ def test_learning_from_labels_is_a_variant_of_the_same_minutes(
     settings = json.loads((tmp_path / "out" / "runs" / "labels-1" / "settings.json").read_text())
     assert (settings["init"], settings["steps"], settings["seed"]) == ("none", 120, 1)
     assert settings["data"] == str(sets / "tones")
+
+
+@dataclasses.dataclass
+class Tuner(Trainer):
+    """Stands in for fine-tuning: a network's name decides the score, set and fold move it."""
+
+    def __call__(self, config) -> Path:
+        folder = super().__call__(config)
+        mean = {"mast_nano": 0.8, "ast_nano": 0.7}[config.model]
+        mean += 0.1 * (config.task == "folds") - 0.02 * (config.fold == "b")
+        facts = {"num_classes": 3, "protocol": "fine-tuned", "metric": "accuracy", "chance": 1 / 3}
+        write_json(folder / RESULT, Result(task=config.task, mean=mean, **facts).to_dict())
+        rows = [{"step": n, "valid/accuracy": n / 1e3} for n in (config.scoring.every, 120)]
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return folder
+
+
+@pytest.fixture
+def classifiers(monkeypatch, encoder_folder, tmp_path) -> list[str]:
+    monkeypatch.setattr(equal_minutes, "tune", Tuner(encoder_folder))
+    for name, parts in {"once": ["train", "valid", "test"], "folds": ["a", "b", "c"]}.items():
+        rows = [f"path,label,{'fold' if name == 'folds' else 'split'}"]
+        for i in range(12):
+            tone(tmp_path / "sets" / name / f"{i}.wav")
+            rows.append(f"{i}.wav,{'xy'[i % 2]},{parts[i % 3]}")
+        (tmp_path / "sets" / name / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return [
+        "score=classifier", f"labelled={tmp_path / 'sets'}", f"out={tmp_path / 'out'}", "minutes=1",
+        "seeds=2", "variants=[mast:model=mast_nano,ast:model=ast_nano]", "common=[optim.lr=1e-3]",
+    ]  # fmt: skip
+
+
+def test_classifiers_are_compared_by_their_own_test_scores(classifiers, tmp_path, capsys):
+    assert main(["compare", *classifiers]) == 0
+    shown = capsys.readouterr().out
+    gain = "mast cannot be told apart from ast (+10.0 points): needs more seeds"
+    assert shown.startswith(f"**{gain} (over 2 tasks and 2 seeds).**")
+    assert re.search(r"\| variant \| average \| folds \| once \| steps \| minutes \|", shown)
+    assert "| mast | 84.5 ± 6.4 | 89.0 ± 12.7 | 80.0 ± 0.0 | 120 | 1 |" in shown
+    assert "untrained" not in shown
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    mast = found["variants"][0]
+    assert mast["scores"]["1"] == {"folds": pytest.approx(0.88), "once": pytest.approx(0.8)}
+    assert mast["curves"]["folds 0"] == [[pytest.approx(10 / 120), 0.01], [1.0, 0.12]]
+    settings = json.loads((tmp_path / "out/runs/ast-folds-1/settings.json").read_text())
+    wanted = {"fold": "b", "task": "folds", "seed": 1, "steps": 120, "init": "none"}
+    assert {key: settings[key] for key in wanted} == wanted
+    assert "validation part, mean over" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sets=x"], "sets=x has no part in score=classifier"),
+        (["data=x"], "data=x has no part in score=classifier"),
+        (["labelled="], "labelled must be the sets that score=classifier learns"),
+        (["tasks=[gone]"], "no labelled set 'gone'"),
+        (["recipes=[real_nano]"], "variant real_nano: score=classifier is of recipes of fine-"),
+        (["variants=[a:fold=b]"], "variant a: fold is the same for all variants"),
+    ],
+)
+def test_classifiers_that_cannot_be_compared(words, said, classifiers, capsys):
+    assert main(["compare", *classifiers, *words]) in (1, 2)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
