@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_OF_FILES = {".html", ".csv", ".json", ".md", ".npz", ".parquet", ".png", ".txt", ".onnx"}
+
 
 def check_output(
     path: str | Path, *, key: str = "out", folder: bool = False, begins: str = ""
@@ -37,12 +39,18 @@ def check_output(
 
     Raises:
         FileExistsError, NotADirectoryError: if something else is there, or above it.
+        ValueError: for a folder that is called as a file is, such as map.html.
         PermissionError, OSError: if it cannot be written.
     """
     path = Path(path)
     what, other = ("folder", "file") if folder else ("file", "folder")
     if path.exists() and path.is_dir() != folder:
         raise FileExistsError(f"{key}={path} is a {other}; a {what} is to be written: give another")
+    if folder and not path.exists() and path.suffix.lower() in _OF_FILES:
+        raise ValueError(
+            f"{key}={path} is called as a file is; a folder is to be written: give {key}="
+            f"{path.with_suffix('')}"
+        )
     if begins and path.is_file():
         with path.open("rb") as file:
             start = file.read(4096).decode("latin-1")

@@ -65,7 +65,9 @@ def test_a_place_that_is_taken_is_refused(tmp_path, capsys, monkeypatch):
         check_output("folder")
     with pytest.raises(FileExistsError, match="run=file is a file; a folder is to be written"):
         check_output("file", key="run", folder=True)
-    check_output("folder/new/deeper", folder=True)
+    with pytest.raises(ValueError, match=r"out=map\.HTML is called as a file is; .* give out=map$"):
+        check_output("map.HTML", folder=True)
+    check_output("folder/new/deeper.v2", folder=True)
     check_output("new/a.npz")
     assert not list((tmp_path / "folder").iterdir())
     for name in ("mine.npz", "mine.parquet", "other.npz"):

@@ -12,6 +12,7 @@ place of every sound. With more than `points` sounds a random sample is drawn.
 import csv
 import io
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
             audio_seconds=config.audio_seconds,
         )  # fmt: skip
         write_atomic(out / "map.csv", _table(drawn))
+        shutil.rmtree(out / "map.npz.parts", ignore_errors=True)
     if config.embeddings:
         missing = len(corpus) - len(np.unique(found.rows))
         said = f"{missing} clips are not in {config.embeddings}"

@@ -26,6 +26,7 @@ def test_a_folder_becomes_a_page_and_a_table(encoder_folder, tmp_path):
     data, out = write_set(tmp_path / "sounds", num_clips=12, bad=1), tmp_path / "map"
     words = [str(data), f"encoder={encoder_folder}", f"out={out}", "layout=tsne", "groups=3"]
     assert map_files.main(words) == 0
+    assert not (out / "map.npz.parts").exists()
     rows = list(csv.DictReader((out / "map.csv").open()))
     assert [row["file"] for row in rows] == [f"{i:03d}.wav" for i in range(11)]
     assert {row["group"] for row in rows} == {"group 1", "group 2", "group 3"}
