@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssmast.audio.mel import AUDIOSET, KaldiMel
 from ssmast.encoder.folder import CONFIG, EXTRACTOR, WEIGHTS, read_json
-from ssmast.model import AST, ast_numbers, create_model, load_ast_state_dict
+from ssmast.model import AST, ast_numbers, create_model, load_ast_state_dict, read_tensors
 
 PUBLISHED = "published AST"
 """What the info of such an encoder calls its network."""
@@ -39,16 +39,10 @@ def read_published(source: Path) -> dict[str, Any]:
         FileNotFoundError: if there are no weights.
         ValueError: in one sentence, if the files do not fit each other or are damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder, file = (source, source / WEIGHTS) if source.is_dir() else (source.parent, source)
     if not file.is_file():
         raise FileNotFoundError(f"{source} has no {WEIGHTS}; wanted the safetensors of the AST")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+    tensors = read_tensors(file)
     if is_published(folder):
         numbers, config = _configured(folder), read_json(folder / CONFIG)
     else:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.files import sha256_of
+from ssmast.model import read_tensors
 
 Sound = Tensor | LongSound
 
@@ -219,9 +220,7 @@ class TimmEncoder(ForeignEncoder):
             raise ValueError(f"timm has no model {name!r}{said}")
         wanted: dict[str, Any] = {"in_chans": 1, "num_classes": 0}
         if weights != "untrained":
-            from safetensors.torch import load_file
-
-            state = load_file(weights or _cached_timm_weights(timm, name))
+            state = read_tensors(weights or _cached_timm_weights(timm, name))
             wanted |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

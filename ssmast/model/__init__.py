@@ -36,6 +36,7 @@ from ssmast.model.pretrained import (
     load_mast_state_dict,
     load_timm_state_dict,
     mast_name,
+    read_tensors,
 )
 
 
@@ -83,6 +84,7 @@ __all__ = [
     "patch_drop_draws",
     "pool_tokens",
     "pooled_dim",
+    "read_tensors",
     "ssast_base",
     "ssast_frame_base",
     "ssast_frame_nano",

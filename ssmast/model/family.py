@@ -6,7 +6,6 @@ import logging
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ssmast.model.pretrained import (
     fit_timm_state_dict,
     is_timm_state_dict,
     load_mast_state_dict,
+    read_tensors,
 )
 from ssmast.weights import FOLDER
 
@@ -140,7 +140,7 @@ def _load_shipped_(model: Any, arguments: dict[str, Any]) -> None:
     with torch.device("meta"):
         source = _create(MAST, "mast_nano", False, dict(arguments), levels=4)
     whole = model if isinstance(model, MAST) else model.model
-    weights = load_file(FOLDER / "model.safetensors")
+    weights = read_tensors(FOLDER / "model.safetensors")
     report = load_mast_state_dict(whole, weights, source=source)
     logger.info("weights of the encoder that comes with the package: %s", report)
 

@@ -362,6 +362,32 @@ def fit_ast_state_dict(
     return _fitted(model, _in_our_names(state_dict), positions=positions, skip=skip)
 
 
+def read_tensors(file: str | Path, *, named: str = "") -> dict[str, Tensor]:
+    """Tensors of a safetensors file, by name, on the CPU.
+
+    Args:
+        file: to read.
+        named: what errors call it; empty: its path.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{named or file} does not exist; wanted a .safetensors file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{named or file} cannot be read as safetensors ({error}); of a .pth, which may run "
+            "code when it is read, save the state dict with safetensors.torch.save_file where you "
+            "trust it"
+        ) from error
+
+
 def load_ast_file(
     model: AST,
     file: str | Path,
@@ -375,19 +401,7 @@ def load_ast_file(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no safetensors file, or its tensors do not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"weights {file} do not exist; wanted a .safetensors file")
-    try:
-        state_dict = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} cannot be read as safetensors ({error}); a .pth may run code when it is read: "
-            "save its state dict with safetensors.torch.save_file where you trust it"
-        ) from error
-    return load_ast_state_dict(model, state_dict, skip=skip, source_grid=source_grid)
+    return load_ast_state_dict(model, read_tensors(file), skip=skip, source_grid=source_grid)
 
 
 def is_ast_state_dict(state_dict: Mapping[str, Tensor]) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmast.audio import LogMel
@@ -26,6 +24,7 @@ from ssmast.model import (
     load_mast_state_dict,
     load_timm_state_dict,
     mast_name,
+    read_tensors,
 )
 from ssmast.settings import UsageError
 from ssmast.weights import DEFAULT, FOLDER
@@ -137,10 +136,7 @@ def read_weights(source: Path) -> InitialWeights:
     if source.is_dir():
         encoder = load_encoder(source)
         return InitialWeights(source, encoder.backbone.state_dict(), encoder)
-    try:
-        tensors = load_file(source)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"init={source} cannot be read as safetensors: {error}") from error
+    tensors = read_tensors(source, named=f"init={source}")
     if not is_timm_state_dict(tensors) and not is_ast_state_dict(tensors):
         raise ValueError(
             f"init={source} must hold the weights of timm's MViTv2 (keys such as "

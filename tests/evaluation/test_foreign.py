@@ -187,6 +187,7 @@ def test_opensmile_gives_its_functionals():
         ("hear:json", "hear:json has no load_model; wanted a module of the HEAR interface"),
         ("hear:", "encoder=hear: names nothing; give one of hear:MODULE"),
         ("timm:resnet99", "timm has no model 'resnet99'"),
+        (f"timm:resnet18:{__file__}", "test_foreign.py cannot be read as safetensors"),
         ("timm:resnet18:untrained:more", "has a : too many"),
         ("transformers:/nowhere", "/nowhere has no config.json; wanted the folder of an audio"),
     ],
