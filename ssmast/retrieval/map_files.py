@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmast.audio import Corpus
+from ssmast.audio import Corpus, open_words
 from ssmast.audio.read import split_excerpt
 from ssmast.encoder import load_encoder
 from ssmast.evaluation import clusters
@@ -34,7 +34,6 @@ from ssmast.retrieval.embed_files import (
     event_of,
     left_out,
     names_of,
-    open_files,
     read_embeddings,
     sole_writer,
 )
@@ -77,7 +76,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     if config.embeddings and config.window:
         raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
-    corpus = open_files(config.data).with_channel(config.channel)
+    corpus = open_words(config.data).with_channel(config.channel)
     device = process_state().device
     encoder = None if config.embeddings else load_encoder(config.encoder).to(device)
     if wants_dry_run(argv):
