@@ -1,4 +1,4 @@
-"""Sound file -> waveform -> log-mel -> view. The only room that opens sound files.
+"""Sound file -> waveform -> log-mel -> view. The only package that opens sound files.
 
 The names below load on first use: an encoder needs no tables, whose library is 45 MB.
 """

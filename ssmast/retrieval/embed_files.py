@@ -10,8 +10,9 @@ An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name,
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
 embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
 end. Files that cannot be read are left out and listed in OUT.quarantine.csv. A window is named
-FILE#t=START,STOP in seconds; with `format` the folder OUT.tables gets a table of windows for each
-file, which Raven or Audacity opens, their labels the numbers of the rows.
+FILE#t=START,STOP in seconds, and so is a clip that `ssmast prepare` cut; with `format` the folder
+OUT.tables gets a table of windows for each file, which Raven or Audacity opens, their labels the
+numbers of the rows.
 """
 
 import functools
@@ -298,8 +299,8 @@ def _embed_rows(
 
 
 def names_of(found: Embeddings, corpus: Corpus) -> list[str]:
-    """Name of the clip of each vector; of a window with its start and stop in the file."""
-    names = [corpus.name(int(row)) for row in found.rows]
+    """Origin of the clip of each vector; of a window with its start and stop in the file."""
+    names = corpus.origins(found.rows.tolist())
     if found.spans is None:
         return names
     windows = []

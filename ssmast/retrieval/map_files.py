@@ -12,6 +12,7 @@ place of every sound. With more than `points` sounds a random sample is drawn.
 import csv
 import io
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,21 +112,40 @@ def main(config: MapConfig, argv: list[str]) -> int:
 def _embedded(file: str, corpus: Corpus) -> Embeddings:
     """The vectors in a file of `ssmast embed`, as those of the corpus."""
     names, values, _ = read_embeddings(file)
-    places = {corpus.name(row): row for row in range(len(corpus))}
+    origins = corpus.origins(range(len(corpus)))
+    places = {name: row for row, name in enumerate(origins)}
+    places |= {corpus.name(row): row for row in range(len(corpus))}
+    cut: dict[str, list[tuple[int, float, float]]] = {}
+    for row, origin in enumerate(origins):
+        of, span = split_excerpt(origin)
+        cut.setdefault(of, []).append((row, *(span or (0.0, math.inf))))
     rows, spans = list[int](), list[tuple[float, float]]()
     for name in names:
-        whole, span = (name, None) if name in places else split_excerpt(name)
-        if whole not in places:
+        row, span = _place_of(name, places, cut)
+        if row is None:
             raise ValueError(
                 f"{file} has {name}, which is not among the sounds that are given, such as "
                 f"{corpus.name(0)}; give those that were embedded, in the same way"
             )
-        rows.append(places[whole])
+        rows.append(row)
         spans += [span] if span else []
     return Embeddings(
         values=torch.from_numpy(values), rows=np.array(rows), rejected=[],
         spans=np.array(spans) if spans else None,
     )  # fmt: skip
+
+
+def _place_of(
+    name: str, places: dict[str, int], cut: dict[str, list[tuple[int, float, float]]]
+) -> tuple[int | None, tuple[float, float] | None]:
+    """Row of the clip that a name is of, and where in the clip; None for the whole."""
+    if name in places:
+        return places[name], None
+    file, span = split_excerpt(name)
+    for row, start, stop in cut.get(file, ()) if span else ():
+        if span and start - 1e-6 <= span[0] and span[1] <= stop + 1e-6:
+            return row, (span[0] - start, span[1] - start)
+    return None, None
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:

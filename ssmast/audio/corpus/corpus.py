@@ -1,6 +1,7 @@
 """A corpus: clips by number, as files or byte ranges of tars, here or at a URL; and several."""
 
 import copy
+import functools
 import hashlib
 import math
 import os
@@ -18,7 +19,15 @@ from ssmast.audio.corpus.remote import Place, below, is_url, read_whole
 from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import Position, like, sample_at
-from ssmast.audio.read import Excerpt, Source, Stream, bytes_hash, check_channel, split_excerpt
+from ssmast.audio.read import (
+    Excerpt,
+    Source,
+    Stream,
+    bytes_hash,
+    check_channel,
+    excerpt_name,
+    split_excerpt,
+)
 from ssmast.files import as_text, yaml_list
 from ssmast.progress import Progress
 from ssmast.settings import in_home
@@ -84,6 +93,19 @@ class Corpus:
     def reported(self, i: int) -> str:
         """What clip i is called where it cannot be used: its name, or its file's."""
         return split_excerpt(self.name(i))[0] if self.by_file else self.name(i)
+
+    def origins(self, rows: Sequence[int]) -> list[str]:
+        """Where clips come from: their names; of a prepared corpus SOURCE#t=START,STOP, seconds."""
+        kept = self._table
+        if not self.facts or kept is None or callable(kept):
+            return [self.name(row) for row in rows]
+        table: Any = _cuts_in(kept) if isinstance(kept, str | Path) else kept
+        found = []
+        for row in table.select(_CUT).take(pa.array(rows, pa.int64())).to_pylist():
+            file, span = split_excerpt(row["source"])
+            start = (span[0] if span else 0.0) + row["start"] / row["rate"]
+            found.append(excerpt_name(file, start, start + row["samples"] / row["rate"]))
+        return found
 
     def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i: a path, an excerpt, the bytes of a tar member or URL.
@@ -295,6 +317,14 @@ class Corpus:
         if not 0 <= i < len(self):
             raise IndexError(f"clip must lie in [0, {len(self)}), got {i}")
         return int(i)
+
+
+_CUT = ["source", "start", "samples", "rate"]
+
+
+@functools.lru_cache(maxsize=2)
+def _cuts_in(manifest: Place) -> pa.Table:
+    return read_columns(manifest, _CUT)
 
 
 def _state_of(file: Path, *, with_status: bool) -> str:
