@@ -361,7 +361,9 @@ def classifier_info(outputs: Outputs, *, frames: int, max_windows: int) -> dict[
     }
 
 
-def load_classifier(path: str | Path, *, cut: bool = False, precision: str = "fp32") -> Classifier:
+def load_classifier(
+    path: str | Path, *, cut: bool = False, precision: str = "fp32", window_seconds: float = 0.0
+) -> Classifier:
     """The classifier in a fine-tuned encoder folder (or run folder); on the CPU.
 
     Args:
@@ -369,6 +371,7 @@ def load_classifier(path: str | Path, *, cut: bool = False, precision: str = "fp
         cut: of clips longer than a window take the first window alone, as transformers' AST does;
             by default the windows that cover a clip are averaged.
         precision: of the network: "fp32", or "bf16".
+        window_seconds: of the windows; 0 for those of the training.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -378,7 +381,10 @@ def load_classifier(path: str | Path, *, cut: bool = False, precision: str = "fp
     if (folder / "encoder").is_dir() and not (folder / "config.json").is_file():
         path = folder / "encoder"
     encoder = load_encoder(path, precision=precision)
-    return as_classifier(encoder, name=str(path), cut=cut)
+    made = as_classifier(encoder, name=str(path), cut=cut)
+    if window_seconds:
+        made.frames = made.log_mel.frames(max(1, round(window_seconds * made.sample_rate)))
+    return made
 
 
 def as_classifier(encoder: Encoder, *, name: str = "the encoder", cut: bool = False) -> Classifier:

@@ -10,7 +10,7 @@ fine-tuning from its encoder/, head and classes included (in ONNX too: a second 
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import CONFIG, WEIGHTS, check_folder_to_write, is_encoder
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.embed import measured_whitening
-from ssmast.files import check_output
+from ssmast.files import as_text, check_output
 from ssmast.model import Backbone, create_model
 from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
@@ -69,6 +69,10 @@ class ExportConfig(Settings):
     int8: bool = setting(False, "with onnx: also write model.int8.onnx, and what that changes")
     license: str = setting("", "licence of the weights for the card, such as apache-2.0")
     datasets: list[str] = setting([], "names on the Hub of the training data, for the card")
+    title: str = setting("", "heading of the card; empty: Audio encoder, or classifier")
+    citation: str = setting(
+        "", "how to cite it, for the card: a file, such as a .bib, or the text itself"
+    )
     push: str = setting("", "upload to the Hugging Face Hub as ORGANISATION/NAME")
     private: bool = setting(False, "with push: as a private repository")
 
@@ -89,19 +93,30 @@ def main(config: ExportConfig, argv: list[str]) -> int:
             f"scores={config.scores} is no folder; give the one that `ssmast probe` wrote, or "
             "leave scores= out"
         )
+    citation = _citation_of(config.citation)
     encoder = find_encoder(config)
     if wants_dry_run(argv):
         logger.info("%s, %d numbers, to %s", encoder.info.get("network"), encoder.dim, config.out)
         return 0
     encoder.whitening = whitening_for(config, encoder)
-    export(config, encoder)
+    export(replace(config, citation=citation), encoder)
     return 0
+
+
+def _citation_of(text: str) -> str:
+    """The text of a citation, or of the file that is named."""
+    file = Path(text)
+    if len(text) < 256 and file.is_file():
+        return as_text(file.read_bytes(), file).strip()
+    if file.suffix.lower() in (".bib", ".cff", ".txt"):
+        raise FileNotFoundError(f"citation={text} does not exist; give a file or the text itself")
+    return text.strip()
 
 
 def export(config: ExportConfig, encoder: Encoder) -> Path:
     """Write the encoder folder that the settings ask for; returns it."""
     out = Path(config.out)
-    stated = {"license": config.license, "datasets": list(config.datasets)}
+    stated = {key: getattr(config, key) for key in ("license", "datasets", "title", "citation")}
     encoder.info |= {key: value for key, value in stated.items() if value}
     encoder.info["scores"] = matching_scores(
         Path(config.scores) if config.scores else Path(config.run) / "probe", encoder

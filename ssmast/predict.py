@@ -5,10 +5,10 @@
 
     ssmast predict recordings/ encoder=runs/tuned format=raven out=tables threshold=0.5 merge=true
 
-A file is cut into windows as long as those of the training, `hop` seconds apart. Text has the
-whole file first, then window by window. What is known is written at once, file by file. With raven
-and audacity, `out` is a folder that gets a table for each sound, or one .txt file. A file that
-cannot be read is named in a warning, and the exit status is then 1.
+A file is cut into windows, as long as those of the training or `window` says, `hop` seconds apart.
+Text has the whole file first, then window by window. What is known is written at once, file by
+file. With raven and audacity, `out` is a folder that gets a table for each sound, or one .txt file.
+A file that cannot be read is named in a warning, and the exit status is then 1.
 """
 
 import csv
@@ -38,6 +38,7 @@ from ssmast.settings import (
     CHANNEL,
     NETWORK_PRECISIONS,
     PRECISION,
+    WINDOW,
     Settings,
     UsageError,
     command,
@@ -68,6 +69,7 @@ class PredictConfig(Settings):
         "classes of each head; 0: all; -1: 5, with merge, raven and audacity 1",
         range="[-1, inf)",
     )
+    window: float = setting(0.0, WINDOW, range="0 or [0.01, inf)")
     hop: float = setting(
         0.0,
         "seconds from one window to the next; 0: the length of a window",
@@ -116,7 +118,9 @@ def main(config: PredictConfig, argv: list[str]) -> int:
     if config.out:
         check_output(config.out, folder=is_folder, begins=_BEGINS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier = load_classifier(config.encoder, precision=config.precision).to(device)
+    classifier = load_classifier(
+        config.encoder, precision=config.precision, window_seconds=config.window
+    ).to(device)
     names = {name for _, classes in classifier.outputs.heads for name in classes}
     unknown = {*config.background} - names
     if unknown:

@@ -11,8 +11,9 @@ _PLAIN_EVERY = 15.0  # seconds between plain lines
 _said: set[str] = set()  # a command opens a folder more than once
 
 
-def say_once(message: str, level: int = logging.INFO) -> None:
-    """Log a line that a process has not logged before."""
+def say_once(message: str, *args: object, level: int = logging.INFO) -> None:
+    """Log a line, made of a message and its arguments, that a process has not logged before."""
+    message = message % args if args else message
     if message not in _said:
         _said.add(message)
         logger.log(level, "%s", message)

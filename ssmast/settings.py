@@ -50,6 +50,9 @@ CHANNEL = (
 )
 """Help of the key `channel` of every command that reads sound."""
 
+WINDOW = "seconds of the windows that sound is classified in; 0: as long as those of the training"
+"""Help of the key `window` of every command that classifies."""
+
 SEEDS = "[0, 4294967295]"
 """What scikit-learn takes for a seed."""
 

@@ -85,6 +85,20 @@ def test_timestamps_run_along_the_clip(folder):
     assert (short.start.tolist(), short.stop.tolist()) == ([0.0], [1000 / 16000])
 
 
+def test_the_length_of_a_window_may_be_another_than_that_of_training(folder, sounds, capsys):
+    clip = torch.randn(16000) * 0.1
+    classifier = load_classifier(folder, window_seconds=0.5)
+    found = classifier.windows(clip)
+    np.testing.assert_allclose(np.stack(found[:2]), [[0.0, 0.5], [0.5, 1.0]])
+    usual = load_classifier(folder)
+    usual.frames = 51
+    torch.testing.assert_close(found.scores, usual.windows(clip).scores)
+    words = [sounds[0], f"encoder={folder}", "window=0.25", "format=csv"]
+    assert run_command(predict, words, name="predict") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {float(row["stop"]) - float(row["start"]) for row in rows} == {0.25}
+
+
 def test_an_encoder_without_classes_is_refused(tmp_path):
     backbone = create_model("mast_nano", num_classes=0, input_size=(32, 32), embed_dim=8)
     Encoder(backbone, LogMel(num_mels=32)).save(tmp_path / "encoder")

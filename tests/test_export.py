@@ -215,6 +215,22 @@ def test_the_card_of_a_classifier_is_one_of_a_classifier(tuned, tmp_path):
     assert "No licence was stated" not in card
 
 
+def test_the_card_has_the_title_and_the_citation(tuned, tmp_path, capsys):
+    bibtex = "@misc{birds,\n  title = {Bird | calls},\n}"
+    (tmp_path / "own.bib").write_text(f"{bibtex}\n")
+    words = [f"out={tmp_path / 'e'}", "title=Calls: of birds"]
+    assert export.main([str(tuned), *words, f"citation={tmp_path / 'own.bib'}"]) == 0
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["name"] == "Calls: of birds"
+    assert "\n# Calls: of birds\n" in card
+    assert f"## Citation\n\n```bibtex\n{bibtex}\n```\n" in card
+    assert card.count("Calls: of birds") == 2
+    assert export.main([str(tuned), *words, "citation=Doe (2026)"]) == 0
+    assert "## Citation\n\nDoe (2026)\n" in (tmp_path / "e" / "README.md").read_text()
+    with pytest.raises(FileNotFoundError, match=r"citation=none\.bib does not exist; give a file"):
+        export.main([str(tuned), *words, "citation=none.bib"])
+
+
 def test_a_classifier_leaves_python_with_its_head_and_classes(tuned, tmp_path):
     pytest.importorskip("onnxruntime")
     assert export.main([str(tuned), f"out={tmp_path / 'e'}", "onnx=true"]) == 0

@@ -111,7 +111,7 @@ def test_evaluate_hands_on_what_chooses_the_clips_and_the_number(monkeypatch):
     class Classifier:
         outputs = Outputs([("label", ["a", "b"])], False)
 
-    monkeypatch.setattr(evaluate, "load_classifier", lambda path, precision: Classifier())
+    monkeypatch.setattr(evaluate, "load_classifier", lambda path, **_: Classifier())
     words = ["encoder=x", "data=sets", "task=tones", "labels=[pitch]", "held_out=0.4"]
     with pytest.raises(StoppedError):
         evaluate.main(words)

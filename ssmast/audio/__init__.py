@@ -1,4 +1,4 @@
-"""Sound file -> waveform -> log-mel -> view. The only room that opens sound files.
+"""Sound file -> waveform -> log-mel -> view. The only package that opens sound files.
 
 The names below load on first use: an encoder needs no tables, whose library is 45 MB.
 """
@@ -14,7 +14,7 @@ from ssmast.audio.read import AudioError, read_audio, read_segments, resample, s
 if TYPE_CHECKING:
     from ssmast.audio.augment import MixupMemory, ViewAugment
     from ssmast.audio.corpus.corpus import Corpus
-    from ssmast.audio.corpus.open import open_corpus
+    from ssmast.audio.corpus.open import open_corpus, open_words
     from ssmast.audio.corpus.quarantine import Quarantine
     from ssmast.audio.corpus.remote import RemoteError
     from ssmast.audio.mel import LogMel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "augment": "MixupMemory ViewAugment",
     "corpus.corpus": "Corpus",
-    "corpus.open": "open_corpus",
+    "corpus.open": "open_corpus open_words",
     "corpus.quarantine": "Quarantine",
     "corpus.remote": "RemoteError",
     "long": "LongSound",

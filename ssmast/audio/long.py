@@ -37,7 +37,13 @@ class LongSound:
         length: samples in all of them.
         source_rate: rate of the file in Hz.
         label: what to call the sound in an error.
+
+    Attributes:
+        on_read: is told which further fraction of the sound each slice reaches; from the thread
+            that reads.
     """
+
+    on_read: Callable[[float], None] | None = None
 
     def __init__(
         self, blocks: Generator[np.ndarray], *, length: int, source_rate: int, label: str
@@ -70,6 +76,7 @@ class LongSound:
                 f"before {self._first} are gone"
             )
         blocks, end = [self._held[start - self._first :]], self._first + len(self._held)
+        read = end
         while end < stop:
             block = next(self._blocks, None)
             if block is None:
@@ -84,6 +91,8 @@ class LongSound:
                 pass
         self._held = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
         self._first = start
+        if self.on_read is not None and end > read:
+            self.on_read((min(end, self._length) - read) / self._length)
         return self._held[: stop - start]
 
 

@@ -26,7 +26,7 @@ _OBJECTIVES = {
     "ssast": {"patches masked": "ssast.masked"},
 }
 # Entries of `info` with a section of their own.
-_TOLD = ("scores", "onnx", "classifier", "test", "valid", "datasets")
+_TOLD = ("scores", "onnx", "classifier", "test", "valid", "datasets", "title", "citation")
 
 
 def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
@@ -41,6 +41,7 @@ def model_card(config: dict[str, Any], *, dim: int, num_parameters: int) -> str:
         _scores(info),
         _limits(config),
         _onnx(config),
+        _citation(info),
         _others(info),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
@@ -91,7 +92,8 @@ def _results(info: dict[str, Any], *, task: str) -> list[dict[str, Any]]:
         }
         for name, metric, value in found
     ]
-    return [{"name": str(info.get("network", "encoder")), "results": results}] if results else []
+    name = str(info.get("title") or info.get("network", "encoder"))
+    return [{"name": name, "results": results}] if results else []
 
 
 def _head(config: dict[str, Any]) -> list[str]:
@@ -106,15 +108,17 @@ def _head(config: dict[str, Any]) -> list[str]:
         "encoder.embed(waveform, sample_rate)  # numpy or torch, (S,) or (B, S)",
         "encoder.embed_frames(waveform, sample_rate)  # (B, N, D), milliseconds (B, N)",
     ]
+    usual = "Audio classifier" if info.get("classifier") else "Audio encoder"
+    title = _cell(info.get("title") or usual)
     if not info.get("classifier"):
         return [
-            *("# Audio encoder", "", f"{kind}: waveform in, one vector out.", ""),
+            *(f"# {title}", "", f"{kind}: waveform in, one vector out.", ""),
             *("```python", "import ssmast, timm", "", *embed, ""),
             'timm.create_model("local-dir:THIS FOLDER", pretrained=True)  # or hf-hub:org/name',
             "```",
         ]
     return [
-        *("# Audio classifier", "", f"{kind}, fine-tuned: waveform in, probabilities out.", ""),
+        *(f"# {title}", "", f"{kind}, fine-tuned: waveform in, probabilities out.", ""),
         *("```bash", 'ssmast predict sound.wav encoder="THIS FOLDER"', "```", ""),
         *("```python", "import ssmast", ""),
         'classifier = ssmast.load_classifier("THIS FOLDER")',
@@ -143,7 +147,11 @@ def _facts(config: dict[str, Any], *, dim: int, num_parameters: int) -> list[str
         ),
         "long audio": f"in windows of {ours['window_seconds']:g} s, averaged",
     }
-    info = {k: v for k, v in ours["info"].items() if not isinstance(v, dict | list)}
+    info = {
+        key: value
+        for key, value in ours["info"].items()
+        if key not in _TOLD and not isinstance(value, dict | list)
+    }
     return [_table(["", ""], {**facts, **info}.items())]
 
 
@@ -302,6 +310,14 @@ def _onnx(config: dict[str, Any]) -> list[str]:
             f"{facts['int8_cosine_lowest']:.4f} at the lowest, over sounds of the built-in corpus.",
         ]
     return lines
+
+
+def _citation(info: dict[str, Any]) -> list[str]:
+    text = str(info.get("citation") or "")
+    if not text:
+        return []
+    lines = ["```bibtex", text, "```"] if text.startswith("@") else [text]
+    return ["## Citation", "", *lines]
 
 
 def _others(info: dict[str, Any]) -> list[str]:

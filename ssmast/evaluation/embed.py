@@ -163,10 +163,15 @@ def embed_corpus(
                 warn_of_lost_energy(corpus, embedder.log_mel)
             _warned_of.add(pair)
         with Progress(title, total=len(mine), enabled=state.is_main) as progress:
+            done = 0
             for batch in read_batches(corpus, mine, rate, workers, crop, stream=True):
-                made.append(embed_batch(embedder, corpus, batch, batch_seconds=batch_seconds))
-                parts.add(made[-1], seen=[row for row, _ in batch])
-                progress.advance(len(batch))
+                found = embed_batch(
+                    embedder, corpus, batch, batch_seconds=batch_seconds, advance=progress.advance
+                )
+                made.append(found)
+                parts.add(found, seen=[row for row, _ in batch])
+                done += len(batch)
+                progress.reach(done)
         found = _gather(joined(made, dim=embedder.dim), state)
         if file and state.is_main:
             store(file, found)
@@ -211,7 +216,8 @@ def embed_batch(
     """Vectors of clips that `read_batches` gave; those without one stand under `rejected`.
 
     With `window`, clips are cut into windows of so many seconds, `hop` seconds apart (0: the length
-    of one), and each has a vector; `advance` is told which fraction of its clip each batch was.
+    of one), and each has a vector. `advance` is told of long clips, and of those in windows, which
+    fraction of its clip each batch was.
     """
     rejected = [(corpus.name(row), bad) for row, bad in batch if isinstance(bad, str)]
     sounds = [(row, clip) for row, clip in batch if not isinstance(clip, str)]
@@ -231,6 +237,9 @@ def embed_batch(
                 rows = rows.repeat(len(values))
             else:
                 clips = [clip for _, clip in group]
+                for clip in clips:
+                    if isinstance(clip, LongSound):
+                        clip.on_read = advance
                 values = embedder.embed_clips(clips, batch_seconds=batch_seconds)
         except RemoteError:
             raise  # the network failed, not the clip

@@ -59,6 +59,7 @@ from ssmast.report import write_report
 from ssmast.settings import (
     NETWORK_PRECISIONS,
     PRECISION,
+    WINDOW,
     SoundSettings,
     command,
     setting,
@@ -110,6 +111,7 @@ class EvaluateConfig(EventRules, SoundSettings):
     )
     out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
+    window: float = setting(0.0, WINDOW, range="0 or [0.01, inf)")
 
 
 class PartScores(NamedTuple):
@@ -420,7 +422,9 @@ def tables_of(result: Result) -> str:
 
 def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
     """The set in the classifier's class numbers."""
-    classifier = load_classifier(config.encoder, precision=config.precision)
+    classifier = load_classifier(
+        config.encoder, precision=config.precision, window_seconds=config.window
+    )
     heads = classifier.outputs.heads
     labels = config.labels
     if not labels and len(heads) > 1:

@@ -29,6 +29,7 @@ from ssmast.audio.corpus.table import (
     said_of,
 )
 from ssmast.evaluation.task_spec import TaskSpec, parse_task
+from ssmast.progress import say_once
 from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
         table = _class_folders(place, open_corpus(place))
         if "fold" in table or "test" in table.get("split", ()):
             what = "folds" if "fold" in table else "parts"
-            logger.info("%s: %s and classes are its folders", place, what)
+            say_once(f"{place}: {what} and classes are its folders")
         return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(table_of(place))

@@ -31,6 +31,7 @@ from ssmast.evaluation.find_set import (
 )
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled
+from ssmast.progress import say_once
 from ssmast.splits import (
     HELD_OUT,
     few_names,
@@ -43,8 +44,6 @@ from ssmast.splits import (
     rarest_labels,
     with_test_part,
 )
-
-logger = logging.getLogger(__name__)
 
 # What programs and people write into an empty cell.
 _EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
@@ -116,7 +115,7 @@ def load_set(
     kept, left_out = _complete_rows(table, [*([] if separator else columns), column])
     if left_out:
         counts = ", ".join(f"{count} ({why})" for why, count in left_out.items())
-        logger.info("%s: rows left out: %s", where, counts)
+        say_once("%s: rows left out: %s", where, counts)
     table = {name: [own[index] for index in kept] for name, own in table.items()}
     clips, values, cells = table[path], table[column], [table[name] for name in columns]
     # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
@@ -156,7 +155,7 @@ def load_set(
     ):
         _warn_of_look_alikes(own, f"{where}, column {name!r}")
     check_splits(labelled, scored=scored)
-    _warn_of_absent_classes(labelled)
+    _warn_of_absent_classes(labelled, folder)
     return labelled
 
 
@@ -177,10 +176,11 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
     """Say what is read as it stands, but was hardly meant."""
     missing = Counter(cell for cells in labels for cell in cells if cell.lower() in _EMPTY_WORDS)
     if missing:
-        logger.warning(
+        say_once(
             "%s: %d labels are the word %s, taken as a class; leave the cell empty where none is "
             "known",
             *(where, missing.total(), few_names(list(missing), between=" or ")),
+            level=logging.WARNING,
         )
     names = {cell for cells in labels for cell in cells}
     # `dog;rain` and `cat;rain` tell, though no clip has rain alone; commas stand in names as well.
@@ -192,25 +192,27 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
         or any(parts[one] > 1 for mark in ";|" if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
-        logger.warning(
+        say_once(
             "%s: %s taken as one class each, though its parts are classes too, or come again; "
             "multi_label=true makes several labels of a cell",
             *(where, few_names(several)),
+            level=logging.WARNING,
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
     if unlabelled:
-        logger.info(
+        say_once(
             "%s: %d of %d clips have an empty label cell, taken as clips with none of the classes",
             *(where, unlabelled, len(labels[0])),
         )
     if separator and not any(separator in cell for cell in labels[0]):
-        logger.warning(
+        say_once(
             "%s: no clip has more than one label by the separator %r; give another by separator=",
             *(where, separator),
+            level=logging.WARNING,
         )
 
 
-def _warn_of_absent_classes(labelled: LabelledSet) -> None:
+def _warn_of_absent_classes(labelled: LabelledSet, folder: Path) -> None:
     """Name the classes that clips have, but none to train on or none to test on."""
     several = " of some fold" if len(labelled.splits) > 1 else ""
     for names, part in (
@@ -218,9 +220,10 @@ def _warn_of_absent_classes(labelled: LabelledSet) -> None:
         (set(labelled.untested).difference(labelled.untrained), "test"),
     ):
         if names:
-            logger.warning(
+            say_once(
                 "%s: classes without a clip in the %s part: %s",
-                *(labelled.spec, part, few_names(sorted(names))),
+                *(folder, part, few_names(sorted(names))),
+                level=logging.WARNING,
             )
 
 
@@ -228,9 +231,10 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
     groups = look_alikes(names)
     if groups:
         shown = few_names([", ".join(map(repr, group)) for group in groups], between="; ")
-        logger.warning(
+        say_once(
             "%s: names that look like one are taken as different ones: %s; write each in one way",
             *(where, shown),
+            level=logging.WARNING,
         )
 
 
@@ -264,10 +268,11 @@ def _recordings_of(clips: Sequence[str], parts: Sequence[str] | None, where: Pat
     drawn_from = {file for file, part in zip(files, values, strict=True) if part in ("", "train")}
     if len(drawn_from) >= _FEWEST_RECORDINGS:
         return files
-    logger.warning(
+    say_once(
         "%s: parts are drawn among the spans of %d recordings, so that spans of one recording are "
         "in several parts, which flatters a score; from %d recordings on each is in one part",
         *(where, len(drawn_from), _FEWEST_RECORDINGS),
+        level=logging.WARNING,
     )
     return []
 
@@ -280,7 +285,7 @@ def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path)
     groups = table[spec.group] if spec.group else None
     strata = rarest_labels(labels, separator) if separator else labels
     drawn = with_test_part(clips, strata, parts, groups=groups)
-    logger.info(
+    say_once(
         "%s: %s; %d of %d clips test, chosen %s by a hash of %s",
         *(table_of(place), "classes are its folders" if are_class_folders(place) else "no parts"),
         *(drawn.count("test"), len(clips)),
@@ -350,7 +355,7 @@ def _protocol_of(table: Table, spec: TaskSpec, folder: Path) -> tuple[str, str]:
             return kind, column
     named = [name for name, own in table.items() if {"train", "test"} <= set(map(part_of, own))]
     if len(named) == 1 and not any(column in table for column in columns.values()):
-        logger.info("%s: column %r has the parts", table_of(folder), named[0])
+        say_once("%s: column %r has the parts", table_of(folder), named[0])
         return "split", named[0]
     if not any(column in table for column in columns.values()):
         return "drawn", spec.split

@@ -1,6 +1,6 @@
 """Prepare audio for training: tar shards of short, clean, unique clips, with a manifest.
 
-    ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio
+    ssmast prepare FOLDER out=DIR            a folder, list, CSV, tars or URL of audio; or several
     ssmast prepare task=NAME root=DIR        a published data set to a labelled set
 
 If interrupted, the same command resumes. It writes shard-*.tar (WebDataset reads them too),
@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.files import check_output
-from ssmast.settings import CHANNEL, Settings, parse, setting, to_dict, wants_dry_run
+from ssmast.settings import (
+    CHANNEL,
+    Settings,
+    parse,
+    setting,
+    several_names,
+    to_dict,
+    wants_dry_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +31,9 @@ logger = logging.getLogger(__name__)
 class PrepareConfig(Settings):
     """`ssmast prepare`: any audio to shards and a manifest."""
 
-    src: str = setting("", "folder, list, CSV, tar(s) or URL of audio", required=True)
+    src: str = setting(
+        "", "folder, list, CSV, tar(s) or URL of audio; of several [A, B]", required=True
+    )
     out: str = setting("", "folder to write", required=True)
     sample_rate: int = setting(16000, "sample rate in Hz")
     channel: str = setting("mean", CHANNEL)
@@ -60,6 +70,7 @@ def main(argv: list[str]) -> int:
         description=__doc__ or "",
         dry_run=True,
         positional="src",
+        several=True,
     )
     if config is None:
         return 0
@@ -69,13 +80,15 @@ def main(argv: list[str]) -> int:
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> None:
     """Prepare as the settings say."""
-    from ssmast.audio import open_corpus
+    from ssmast.audio import open_words
     from ssmast.prepare import prepare_corpus
     from ssmast.prepare.pipeline import write_page
 
     check_output(config.out, folder=True)
-    corpus = open_corpus(config.src).with_channel(config.channel)
-    logger.info("%d clips in %s", len(corpus), config.src)
+    corpus = open_words(config.src).with_channel(config.channel)
+    names = several_names(config.src)
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    logger.info("%d clips in %s%s", len(corpus), ", ".join(names[:3]), others)
     if dry_run:
         return
     out = Path(config.out)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ssmast.audio.corpus.corpus import Corpus, Mixture
+from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import IndexFile, write_index
 from ssmast.audio.corpus.remote import is_url
 from ssmast.audio.encode import CODECS, encode_sound
@@ -101,8 +101,6 @@ class Plan:
 
 def write_plan(work: Path, corpus: Corpus, cut: Cut, extra: dict[str, Any]) -> None:
     """Write a plan, or check that the one there is the same."""
-    if isinstance(corpus, Mixture):
-        raise ValueError("a mixture cannot be prepared; prepare its corpora and mix the results")
     wanted = {
         "format": FORMAT,
         "root": str(corpus.root) if is_url(str(corpus.root)) else os.path.abspath(corpus.root),

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssmast.audio.corpus.corpus import Corpus
+from ssmast.audio.corpus.corpus import Corpus, Mixture, joined
 from ssmast.audio.corpus.open import CORPUS_FILE
 from ssmast.audio.corpus.quarantine import Quarantine
 from ssmast.audio.stats import warn_of_lost_energy
@@ -75,6 +75,13 @@ def prepare_corpus(
     """
     if not 0 <= near_duplicates <= 1:
         raise ValueError(f"near_duplicates must lie in [0, 1], got {near_duplicates:g}")
+    if isinstance(source, Mixture):
+        if not source.is_even:
+            raise ValueError(
+                "weights say how often clips are trained on; prepare each part of the mixture on "
+                "its own and mix what comes out, or leave the weights out"
+            )
+        source = joined(source.corpora)
     cut = Cut(
         sample_rate=sample_rate,
         segment_seconds=segment_seconds,
@@ -88,11 +95,8 @@ def prepare_corpus(
     work = out / WORK
     if (out / CORPUS_FILE).is_file():
         return _finished(source, out, work, settings)
-    if len(source.corpora) > 1:
-        raise ValueError(
-            "a mixture cannot be prepared as one; prepare each of its parts, and mix what comes out"
-        )
-    _check_folder(out, source.root)
+    for root in source.roots:
+        _check_folder(out, root)
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / "lock", doing=f"preparing {out}"):
         if (out / CORPUS_FILE).is_file():  # the other process has finished

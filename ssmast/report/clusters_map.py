@@ -83,11 +83,13 @@ def _open(folder: str | Path, clips: Sequence[str], rows: Sequence[int]) -> Corp
 def _window(corpus: Corpus, row: int, clip: str) -> Sound | Excerpt:
     """The sound of a clip, or of the window of it that the name says."""
     source, (_, span) = corpus.source(row), split_excerpt(clip)
-    if span is None or clip == corpus.name(row):
+    origin = corpus.origins([row])[0]
+    if span is None or clip in (corpus.name(row), origin):
         return source
     if isinstance(source, Excerpt):
         return Excerpt(source.source, *span, channel=source.channel)
-    return Excerpt(source, *span)
+    begin = (split_excerpt(origin)[1] or (0.0,))[0]  # prepared: a file of its own now
+    return Excerpt(source, span[0] - begin, span[1] - begin)
 
 
 def _inside(corpus: Corpus, row: int, clip: str, max_seconds: float) -> str:

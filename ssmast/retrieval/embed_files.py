@@ -10,8 +10,9 @@ An .npz holds `embeddings` (n, D) float32, `names` (n,), `rejected` (m, 2: name,
 `encoder` (JSON); numpy.load reads it without pickle. A .parquet holds the columns name and
 embedding. If interrupted, the same command resumes: finished parts are kept in OUT.parts until the
 end. Files that cannot be read are left out and listed in OUT.quarantine.csv. A window is named
-FILE#t=START,STOP in seconds; with `format` the folder OUT.tables gets a table of windows for each
-file, which Raven or Audacity opens, their labels the numbers of the rows.
+FILE#t=START,STOP in seconds, and so is a clip that `ssmast prepare` cut; with `format` the folder
+OUT.tables gets a table of windows for each file, which Raven or Audacity opens, their labels the
+numbers of the rows.
 """
 
 import functools
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmast.audio import Corpus, Quarantine, open_corpus
+from ssmast.audio import Corpus, Quarantine, open_words
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.audio.stats import warn_of_lost_energy
 from ssmast.command import num_cores
@@ -136,7 +137,7 @@ def main(config: EmbedConfig, argv: list[str]) -> int:
         raise FileExistsError(
             f"out={config.out} was not written by `ssmast embed`, and is not replaced; give another"
         )
-    corpus = open_files(config.data).with_channel(config.channel)
+    corpus = open_words(config.data).with_channel(config.channel)
     encoder = load_encoder(config.encoder, precision=config.precision).to(process_state().device)
     if wants_dry_run(argv):
         logger.info("%d clips, %d numbers each, to %s", len(corpus), encoder.dim, config.out)
@@ -158,17 +159,6 @@ def sole_writer(out: str | Path) -> AbstractContextManager[None]:
     if process_state().is_main:
         return locked(lock_of(out), doing=f"writing {out}")
     return nullcontext()
-
-
-def open_files(data: str) -> Corpus:
-    """A corpus of what is named; one sound file, or several joined by new lines, is one as well."""
-    from ssmast.audio.corpus.open import corpus_of_files
-    from ssmast.audio.read import SOUND_EXTENSIONS
-
-    files = several_names(data)
-    is_sound = Path(files[0]).suffix.lower() in SOUND_EXTENSIONS
-    is_sound = is_sound and not os.path.isdir(files[0])
-    return corpus_of_files(files) if len(files) > 1 or is_sound else open_corpus(data)
 
 
 def embed_in_parts(encoder: Encoder, corpus: Corpus, config: EmbedConfig) -> Embeddings | None:
@@ -283,7 +273,7 @@ def _opened(config: EmbedConfig) -> tuple[Encoder, Corpus, dict[int, Path]]:
     """What the settings name, and the files of the parts; a process embeds many of them."""
     torch.set_num_threads(1)
     encoder = load_encoder(config.encoder, precision=config.precision)
-    corpus = open_files(config.data).with_channel(config.channel)
+    corpus = open_words(config.data).with_channel(config.channel)
     return encoder, corpus, _part_files(encoder, corpus, config)
 
 
@@ -309,8 +299,8 @@ def _embed_rows(
 
 
 def names_of(found: Embeddings, corpus: Corpus) -> list[str]:
-    """Name of the clip of each vector; of a window with its start and stop in the file."""
-    names = [corpus.name(int(row)) for row in found.rows]
+    """Origin of the clip of each vector; of a window with its start and stop in the file."""
+    names = corpus.origins(found.rows.tolist())
     if found.spans is None:
         return names
     windows = []

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmast.audio import open_words
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.processes import process_state
 from ssmast.files import check_output, new_folder, sha256_of, write_json
@@ -30,7 +31,6 @@ from ssmast.retrieval.embed_files import (
     embed_in_parts,
     left_out,
     names_of,
-    open_files,
     read_embeddings,
     sole_writer,
 )
@@ -121,7 +121,7 @@ def _vectors(config: IndexConfig, encoder: Encoder) -> tuple[list[str], Vectors,
             )
         listed.unlink(missing_ok=True)  # of an earlier index here
         return names, values, ""
-    corpus = open_files(config.data).with_channel(config.channel)
+    corpus = open_words(config.data).with_channel(config.channel)
     found = embed_in_parts(encoder, corpus, config.to_embed(_embeddings_of(config)))
     if found is None:
         return None

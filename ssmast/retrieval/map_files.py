@@ -12,6 +12,7 @@ place of every sound. With more than `points` sounds a random sample is drawn.
 import csv
 import io
 import logging
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmast.audio import Corpus
+from ssmast.audio import Corpus, open_words
 from ssmast.audio.read import split_excerpt
 from ssmast.encoder import load_encoder
 from ssmast.evaluation import clusters
@@ -35,7 +36,6 @@ from ssmast.retrieval.embed_files import (
     event_of,
     left_out,
     names_of,
-    open_files,
     read_embeddings,
     sole_writer,
 )
@@ -78,7 +78,7 @@ def main(config: MapConfig, argv: list[str]) -> int:
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     if config.embeddings and config.window:
         raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
-    corpus = open_files(config.data).with_channel(config.channel)
+    corpus = open_words(config.data).with_channel(config.channel)
     device = process_state().device
     encoder = None if config.embeddings else load_encoder(config.encoder).to(device)
     if wants_dry_run(argv):
@@ -114,21 +114,40 @@ def main(config: MapConfig, argv: list[str]) -> int:
 def _embedded(file: str, corpus: Corpus) -> Embeddings:
     """The vectors in a file of `ssmast embed`, as those of the corpus."""
     names, values, _ = read_embeddings(file)
-    places = {corpus.name(row): row for row in range(len(corpus))}
+    origins = corpus.origins(range(len(corpus)))
+    places = {name: row for row, name in enumerate(origins)}
+    places |= {corpus.name(row): row for row in range(len(corpus))}
+    cut: dict[str, list[tuple[int, float, float]]] = {}
+    for row, origin in enumerate(origins):
+        of, span = split_excerpt(origin)
+        cut.setdefault(of, []).append((row, *(span or (0.0, math.inf))))
     rows, spans = list[int](), list[tuple[float, float]]()
     for name in names:
-        whole, span = (name, None) if name in places else split_excerpt(name)
-        if whole not in places:
+        row, span = _place_of(name, places, cut)
+        if row is None:
             raise ValueError(
                 f"{file} has {name}, which is not among the sounds that are given, such as "
                 f"{corpus.name(0)}; give those that were embedded, in the same way"
             )
-        rows.append(places[whole])
+        rows.append(row)
         spans += [span] if span else []
     return Embeddings(
         values=torch.from_numpy(values), rows=np.array(rows), rejected=[],
         spans=np.array(spans) if spans else None,
     )  # fmt: skip
+
+
+def _place_of(
+    name: str, places: dict[str, int], cut: dict[str, list[tuple[int, float, float]]]
+) -> tuple[int | None, tuple[float, float] | None]:
+    """Row of the clip that a name is of, and where in the clip; None for the whole."""
+    if name in places:
+        return places[name], None
+    file, span = split_excerpt(name)
+    for row, start, stop in cut.get(file, ()) if span else ():
+        if span and start - 1e-6 <= span[0] and span[1] <= stop + 1e-6:
+            return row, (span[0] - start, span[1] - start)
+    return None, None
 
 
 def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, Any]:

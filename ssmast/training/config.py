@@ -153,9 +153,9 @@ class Loss:
         576, "negatives kept from earlier steps; 0: no queue", range="[0, inf)"
     )
     queue_fraction: float = setting(
-        0.0,
+        0.1,
         "limit the queue to this fraction of the clips, so that it does not hold the corpus "
-        "itself (0.05 is a good value); 0: no limit",
+        "itself; 0: no limit",
         range="[0, 1]",
     )
     batch_negatives: bool = setting(True, "use the other clips of the batch as negatives too")

@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from ssmast.audio import open_corpus
+from ssmast.audio import open_corpus, open_words
 from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
 from ssmast.evaluation.find_set import find_sets
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, run_suite
-from ssmast.retrieval.embed_files import open_files
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.setup import set_up
 
@@ -157,4 +156,4 @@ def test_every_command_takes_class_folders(tmp_path, encoder_folder):
     assert clusters.n == 60
     setup = set_up(FinetuneConfig(data=str(folder), init=str(encoder_folder)))
     assert (len(setup.clips), setup.found.classes) == (40, ["Turdus merula", "frog"])
-    assert len(open_files(str(folder))) == 60
+    assert len(open_words(str(folder))) == 60

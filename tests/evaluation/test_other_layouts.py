@@ -2,10 +2,9 @@
 
 import pytest
 
-from ssmast.audio import open_corpus
+from ssmast.audio import open_corpus, open_words
 from ssmast.evaluation.cluster_task import ClusterConfig, run_clusters
 from ssmast.evaluation.suite import ProbeConfig, run_suite
-from ssmast.retrieval.embed_files import open_files
 from ssmast.training.config import PretrainConfig
 from ssmast.training.finetune.config import FinetuneConfig
 from ssmast.training.finetune.setup import set_up
@@ -92,7 +91,7 @@ def test_every_command_takes_the_layout(layout, tmp_path, encoder_folder):
         assert run_clusters(config).n == labelled
     setup = set_up(FinetuneConfig(data=str(place), init=str(encoder_folder)))
     assert len(setup.clips) == result.n_train
-    assert len(open_files(str(place))) == heard
+    assert len(open_words(str(place))) == heard
     assert len(open_data(PretrainConfig(data=str(place), batch_size=4), runs=tmp_path)) == heard
 
 

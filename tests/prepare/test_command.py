@@ -40,6 +40,20 @@ def test_the_command_writes_a_corpus_and_a_page(tmp_path, caplog, capsys):
     assert (out / "report.html").read_text(encoding="utf-8") == page
 
 
+def test_several_words_are_prepared_together(tmp_path, caplog):
+    one, two = folder_of(tmp_path / "one"), folder_of(tmp_path / "two")
+    (two / "2.wav").unlink()
+    words = ["prepare", str(one), str(two), f"out={tmp_path / 'out'}", "max_bad_fraction=1"]
+    with caplog.at_level(logging.INFO):
+        assert main([*words, "workers=1"]) == 0
+    assert f"7 clips in {one}, {two}" in caplog.text
+    assert "left out: 2 duplicate, 2 unreadable" in caplog.text
+    table = open_corpus(tmp_path / "out").table
+    assert table is not None
+    assert table["source"].to_pylist() == ["one/0.wav", "one/1.wav", "one/2.wav"]
+    assert main(["prepare", str(one), str(two), f"out={two / 'out'}"]) == 1
+
+
 def test_what_is_missing_or_wrong_is_said(tmp_path, capsys):
     assert main(["prepare", str(tmp_path)]) == 2
     assert "out= is missing" in capsys.readouterr().err

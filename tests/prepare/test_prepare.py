@@ -351,9 +351,13 @@ def test_impossible_settings_are_refused(source, tmp_path, settings, reason):
         prepared(source, tmp_path / "out", **settings)
 
 
-def test_a_mixture_is_refused_since_it_has_no_listing_of_its_own(source, tmp_path):
-    with pytest.raises(ValueError, match="a mixture cannot be prepared as one"):
-        prepared(f"[{{path: {source}, weight: 1}}, {{path: {source}, weight: 1}}]", tmp_path / "o")
+def test_a_list_is_prepared_as_one_and_weights_are_refused(source, tmp_path):
+    about = prepared(f"[{source}, {source}]", tmp_path / "o", max_bad_fraction=1.0)
+    once = prepared(source, tmp_path / "once", max_bad_fraction=1.0)
+    assert (about["clips"], about["source_clips"]) == (once["clips"], 2 * once["source_clips"])
+    assert about["seconds"] == once["seconds"]  # every clip is there twice, and kept once
+    with pytest.raises(ValueError, match="prepare each part of the mixture on its own"):
+        prepared(f"[{{path: {source}, weight: 1}}, {{path: {source}, weight: 2}}]", tmp_path / "w")
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from ssmast.audio import open_corpus
 from ssmast.command import run_command
 from ssmast.evaluation import clusters
+from ssmast.prepare import prepare_corpus
 from ssmast.retrieval import embed_files, map_files
 from tests.retrieval.test_windows import recording  # noqa: F401 - a fixture
 from tests.sets import write_set
@@ -54,6 +56,28 @@ def test_windows_of_a_recording_are_points_that_play_their_part(
     rows = list(csv.DictReader((out / "map.csv").open()))
     assert [(row["start"], row["stop"]) for row in rows[:2]] == [("0.0", "1.0"), ("1.0", "2.0")]
     assert _drawn(out / "map.html")["sound"][2] == "../rec/a.wav#t=2,3"
+
+
+def test_clips_that_prepare_cut_are_named_after_their_place_in_the_recording(
+    recording,  # noqa: F811
+    encoder_folder,
+    tmp_path,
+):
+    corpus, file, out = tmp_path / "corpus", tmp_path / "e.npz", tmp_path / "map"
+    prepare_corpus(open_corpus(recording), corpus, segment_seconds=2.5, workers=1)
+    words = [str(corpus), f"encoder={encoder_folder}", f"out={file}"]
+    assert embed_files.main(words) == 0
+    whole = ["a.wav#t=0,2.5", "a.wav#t=2.5,5", "a.wav#t=5,7"]
+    assert embed_files.read_embeddings(file)[0] == whole
+    assert embed_files.main([*words, "window=1"]) == 0
+    names = embed_files.read_embeddings(file)[0]
+    spans = ["0,1", "1,2", "1.5,2.5", "2.5,3.5", "3.5,4.5", "4,5", "5,6", "6,7"]
+    assert names == [f"a.wav#t={span}" for span in spans]
+    words = [str(corpus), f"embeddings={file}", f"out={out}", "layout=tsne", "groups=2"]
+    assert map_files.main(words) == 0
+    rows = list(csv.DictReader((out / "map.csv").open()))
+    assert [f"{float(row['start']):g},{float(row['stop']):g}" for row in rows] == spans
+    assert all(sound.startswith("data:audio/ogg") for sound in _drawn(out / "map.html")["sound"])
 
 
 def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, capsys, caplog):

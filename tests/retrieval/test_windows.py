@@ -62,6 +62,23 @@ def test_embedding_says_how_far_it_is_within_a_long_file(
     assert list(dict.fromkeys(said)) == [f"embedding: {share} of 1 clips" for share in shares]
 
 
+def test_embedding_says_how_far_it_is_within_a_long_file_that_is_not_cut(
+    encoder_folder, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO, logger="ssmast")
+    monkeypatch.setattr(progress, "_PLAIN_EVERY", 0.0)
+    for name, seconds in (("a.wav", 100), ("b.wav", 1)):
+        noise = np.random.default_rng(0).normal(0, 0.1, 16000 * seconds)
+        soundfile.write(tmp_path / name, noise, 16000)
+    words = [str(tmp_path), f"encoder={encoder_folder}", f"out={tmp_path / 'e.npz'}"]
+    assert embed_files.main([*words, "batch_seconds=25"]) == 0
+    said = [one.split()[1] for one in caplog.messages if one.startswith("embedding: ")]
+    shares = list(map(float, said))
+    assert shares == sorted(shares)
+    assert shares[-1] == 2
+    assert sum(0 < share < 1 for share in shares) > 3
+
+
 def test_a_window_whose_vector_is_not_finite_takes_its_clip_out(
     recording, encoder_folder, tmp_path, monkeypatch
 ):

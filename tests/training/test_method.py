@@ -226,5 +226,7 @@ def test_the_warning_counts_the_queue_that_is_built(caplog):
     trainer = _trainer(loss=Loss(queue_size=500, queue_fraction=0.05))
     assert trainer.objective.queue.size == 50
     assert "more than a tenth" not in caplog.text
-    _trainer(loss=Loss(queue_size=500))
+    assert _trainer(loss=Loss(queue_size=500)).objective.queue.size == 100
+    assert "more than a tenth" not in caplog.text
+    _trainer(loss=Loss(queue_size=500, queue_fraction=0.0))
     assert "loss.queue_size=500 is more than a tenth of the 1000 clips" in caplog.text

@@ -290,7 +290,7 @@ def _now(trainer: TrainingState) -> dict[str, float]:
 
 
 def test_a_queue_of_more_than_a_tenth_of_the_corpus_warns(caplog):
-    _trainer(_config(loss=Loss(queue_size=101)))
+    _trainer(_config(loss=Loss(queue_size=101, queue_fraction=0.0)))
     assert "more than a tenth of the 1000 clips" in caplog.text
 
 

@@ -1,6 +1,7 @@
-"""A corpus: clips by number, as files or byte ranges of tars, here or at a URL; and mixtures."""
+"""A corpus: clips by number, as files or byte ranges of tars, here or at a URL; and several."""
 
 import copy
+import functools
 import hashlib
 import math
 import os
@@ -11,13 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ssmast.audio.corpus.entries import EXCERPT, ArrayEntries, Entries
-from ssmast.audio.corpus.remote import Place, below, read_whole
+from ssmast.audio.corpus.remote import Place, below, is_url, read_whole
 from ssmast.audio.corpus.shards import RowGroupReader, reader_of
 from ssmast.audio.corpus.table import column_of, read_columns
 from ssmast.audio.order import Position, like, sample_at
-from ssmast.audio.read import Excerpt, Source, Stream, bytes_hash, check_channel, split_excerpt
+from ssmast.audio.read import (
+    Excerpt,
+    Source,
+    Stream,
+    bytes_hash,
+    check_channel,
+    excerpt_name,
+    split_excerpt,
+)
 from ssmast.files import as_text, yaml_list
 from ssmast.progress import Progress
 from ssmast.settings import in_home
@@ -40,6 +50,10 @@ class Corpus:
         listing_hash: if it is known already.
         facts: what is known of the clips as a whole: `corpus.json` of a prepared corpus.
         channel: how one channel is made of several, see `Excerpt`.
+
+    Attributes:
+        roots: every folder or URL that it was opened from: several of `joined` corpora, none of
+            sound files that were named one by one.
     """
 
     by_file = False
@@ -57,6 +71,7 @@ class Corpus:
         channel: str = "mean",
     ) -> None:
         self.root = root
+        self.roots = [root]
         self.channel = check_channel(channel)
         self.entries = entries
         self.facts = facts or {}
@@ -78,6 +93,19 @@ class Corpus:
     def reported(self, i: int) -> str:
         """What clip i is called where it cannot be used: its name, or its file's."""
         return split_excerpt(self.name(i))[0] if self.by_file else self.name(i)
+
+    def origins(self, rows: Sequence[int]) -> list[str]:
+        """Where clips come from: their names; of a prepared corpus SOURCE#t=START,STOP, seconds."""
+        kept = self._table
+        if not self.facts or kept is None or callable(kept):
+            return [self.name(row) for row in rows]
+        table: Any = _cuts_in(kept) if isinstance(kept, str | Path) else kept
+        found = []
+        for row in table.select(_CUT).take(pa.array(rows, pa.int64())).to_pylist():
+            file, span = split_excerpt(row["source"])
+            start = (span[0] if span else 0.0) + row["start"] / row["rate"]
+            found.append(excerpt_name(file, start, start + row["samples"] / row["rate"]))
+        return found
 
     def source(self, i: int) -> Source | Excerpt:
         """What `read_audio` takes for clip i: a path, an excerpt, the bytes of a tar member or URL.
@@ -291,6 +319,14 @@ class Corpus:
         return int(i)
 
 
+_CUT = ["source", "start", "samples", "rate"]
+
+
+@functools.lru_cache(maxsize=2)
+def _cuts_in(manifest: Place) -> pa.Table:
+    return read_columns(manifest, _CUT)
+
+
 def _state_of(file: Path, *, with_status: bool) -> str:
     path = os.path.abspath(file)
     try:
@@ -376,6 +412,11 @@ class Mixture(Corpus):
         """The corpora it is made of."""
         return self._corpora
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all weights are equal, as those of `[A, B]` are."""
+        return len(set(self._weights)) == 1
+
     def with_channel(self, channel: str) -> "Mixture":
         """The same mixture, its clips with another channel."""
         return self.with_corpora([corpus.with_channel(channel) for corpus in self._corpora])
@@ -457,3 +498,83 @@ def _quotas(weights: Sequence[float]) -> list[int]:
                 f"a weight of {weight:g} out of {total:g} is too small: below one in {BLOCK} clips"
             )
     return quotas
+
+
+# -- several as one --------------------------------------------------------------------------------
+
+
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+    """One corpus of all clips of several, in their order.
+
+    Clips are named from the folder that holds all the folders, members of the only tar of a corpus
+    after that tar. What a table lacks that another one has is empty.
+
+    Raises:
+        ValueError: if some keep their sound in Parquet and others in tars; from `table`, if a
+            column has values of two types.
+    """
+    if len({corpus.reads_groups for corpus in corpora if corpus.shards}) > 1:
+        raise ValueError(
+            f"{_roots_of(corpora)}: some keep their sound in Parquet and others in tars, which are "
+            "read in two ways; give those of one kind"
+        )
+    folders = [os.path.abspath(corpus.root) for corpus in corpora if isinstance(corpus.root, Path)]
+    home = os.path.commonpath(folders) if folders else "/"
+    entries, shards = list[ArrayEntries](), list[Place]()
+    for corpus in corpora:
+        own = corpus.entries.take(np.arange(len(corpus)))
+        root = _from_home(home, corpus.root)
+        tar = _from_home(home, corpus.shards[0]) if len(corpus.shards) == 1 else root
+        names = [
+            _named_below(root if shard < 0 else tar, name)
+            for name, shard in zip(own.texts(), own.shard.tolist(), strict=True)
+        ]
+        shard = np.where(own.shard < 0, own.shard, own.shard + len(shards))
+        entries.append(ArrayEntries.of(names, own.sizes, shard, own.offset))
+        shards += corpus.shards
+    made = Corpus(
+        root=Path(home),
+        entries=ArrayEntries.joined(entries),
+        shards=shards,
+        table=lambda: _joined_tables(corpora),
+        channel=corpora[0].channel,
+    )
+    made.roots = [root for corpus in corpora for root in corpus.roots]
+    return made
+
+
+def _from_home(home: str, place: Place) -> str:
+    return place if isinstance(place, str) else os.path.relpath(place, home)
+
+
+def _named_below(above: str, name: str) -> str:
+    if is_url(name) or os.path.isabs(name):
+        return name
+    return f"{above.rstrip('/')}/{name}" if is_url(above) else os.path.normpath(f"{above}/{name}")
+
+
+def _joined_tables(corpora: Sequence[Corpus]) -> pa.Table | None:
+    tables = [corpus.table for corpus in corpora]
+    columns = [name for table in tables if table is not None for name in table.column_names]
+    if not columns:
+        return None
+    filled = [
+        pa.table({columns[0]: pa.nulls(len(corpus))}) if table is None else table
+        for corpus, table in zip(corpora, tables, strict=True)
+    ]
+    try:
+        found = pa.concat_tables(filled, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{_roots_of(corpora)}: a column of their tables has values of two types ({error}); "
+            "give those of one kind"
+        ) from error
+    for number, field in enumerate(found.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            full = pc.call_function("coalesce", [found[number], pa.scalar("", field.type)])
+            found = found.set_column(number, field.name, full)
+    return found.replace_schema_metadata(None)
+
+
+def _roots_of(corpora: Sequence[Corpus]) -> str:
+    return ", ".join(str(corpus.root) for corpus in corpora)

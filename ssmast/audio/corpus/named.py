@@ -254,6 +254,6 @@ def _otherwise_written(
     say_once(
         f"{path}: {len(missing)} of {len(names)} paths are written otherwise than their files are "
         f"called; the first, '{names[missing[0]]}', is taken as '{found[missing[0]]}'",
-        logging.WARNING,
+        level=logging.WARNING,
     )
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.corpus import Corpus, Mixture, read_mixture
+from ssmast.audio.corpus.corpus import Corpus, Mixture, joined, read_mixture
 from ssmast.audio.corpus.entries import ArrayEntries, IndexFile
 from ssmast.audio.corpus.huggingface import arrow_corpus, parquet_corpus, saved_corpus
 from ssmast.audio.corpus.listings import (
@@ -59,7 +59,7 @@ from ssmast.audio.corpus.table import (
 )
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
 from ssmast.files import as_text, write_atomic
-from ssmast.settings import in_home
+from ssmast.settings import in_home, several_names
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +70,10 @@ INDEX = "manifest.index"
 CORPUS_FILE = "corpus.json"
 """Files of a prepared corpus: its clips, their index, and what is known of all of them."""
 
+# fmt: off
+_LISTS = (".csv", ".tsv", ".txt", ".lst", ".tar", ".yaml", ".yml", ".json", ".jsonl", ".scp",
+          ".parquet", ".arrow")
+# fmt: on
 _WANTED = "a folder of audio, a list (.txt, .lst), a .csv, a .tar or a mixture (.yaml)"
 
 
@@ -136,10 +140,38 @@ def _recordings(corpus: Corpus) -> Corpus:
     return of_files(Path(corpus.root), list(files), None, corpus.root)
 
 
-def corpus_of_files(files: Sequence[str]) -> Corpus:
-    """A corpus of sound files named one by one, in their order."""
+def open_words(words: str) -> Corpus:
+    """Open what the words of a command name, joined by new lines.
+
+    Each is a sound file, an excerpt of one, or what `open_corpus` opens; several are `joined`.
+    Among several a file of another kind is taken for a sound file, and so rejected by name.
+    """
+    names = several_names(words)
+    if len(names) == 1 and not _is_sound_file(names[0]):
+        return open_corpus(names[0])
+    is_file = [_is_sound_file(name) or _is_of_no_corpus(name) for name in names]
+    if all(is_file):
+        return _of_sound_files(names)
+    opened = [
+        _of_sound_files([name]) if one else open_corpus(name)
+        for name, one in zip(names, is_file, strict=True)
+    ]
+    return joined([corpus for one in opened for corpus in one.corpora])
+
+
+def _is_sound_file(word: str) -> bool:
+    return is_sound(split_excerpt(word)[0]) and not os.path.isdir(word)
+
+
+def _is_of_no_corpus(word: str) -> bool:
+    return os.path.isfile(word) and not word.lower().endswith(_LISTS)
+
+
+def _of_sound_files(files: Sequence[str]) -> Corpus:
     names = [file if is_url(file) else os.path.abspath(in_home(file)) for file in files]
-    return of_files(Path("the command line"), names, None, Path())
+    corpus = of_files(Path("the command line"), names, None, Path())
+    corpus.roots = []
+    return corpus
 
 
 def _open_file(path: Place, column: str) -> Corpus:

@@ -113,7 +113,9 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
             else:
                 rows.setdefault(excerpt, []).append(row)
     if without_length:
-        say_once(f"{what}: {without_length} spans end where they begin, left out", logging.WARNING)
+        say_once(
+            f"{what}: {without_length} spans end where they begin, left out", level=logging.WARNING
+        )
     if not rows:
         raise ValueError(f"{what} names no span; wanted rows with a start and a later end")
     found = Listing(what)
@@ -131,7 +133,7 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
         say_once(
             f"{what}: each recording has one span; where the files are cut already, rename the "
             "columns of start and end",
-            logging.WARNING,
+            level=logging.WARNING,
         )
     several = any(len(own) > 1 for own in labels)
     found.said = {"multi_label": several, "label_separator": LABELS_BETWEEN}

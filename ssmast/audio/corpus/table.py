@@ -129,14 +129,15 @@ def read_header(path: str | PathLike[str]) -> list[str]:
         return [name for name in columns if name]
 
 
-def read_columns(path: Path | str) -> pa.Table:
-    """Read a Parquet file, such as the manifest of a prepared corpus."""
+def read_columns(path: Path | str, columns: list[str] | None = None) -> pa.Table:
+    """Read columns (None: all) of a Parquet file, such as the manifest of a prepared corpus."""
     import pyarrow.parquet as pq
 
     if isinstance(path, Path) and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a Parquet file was wanted")
     try:
-        return pq.read_table(pa.BufferReader(read_whole(path)) if isinstance(path, str) else path)
+        file = pa.BufferReader(read_whole(path)) if isinstance(path, str) else path
+        return pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
 

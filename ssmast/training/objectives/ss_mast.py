@@ -61,8 +61,8 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
         if size > run.num_clips / 10:
             logger.warning(
                 "loss.queue_size=%d is more than a tenth of the %d clips, so it holds many recent "
-                "views of similar sounds and of the same clips; a smaller queue usually learns "
-                "better (loss.queue_fraction=0.05 scales it to the corpus)",
+                "views of similar sounds and of the same clips as negatives; "
+                "loss.queue_fraction=0.1, the default, limits it to a tenth",
                 *(size, run.num_clips),
             )
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from ssmast.audio.corpus.open import open_corpus, read_table
+from ssmast.audio.corpus.open import open_corpus, open_words, read_table
 from ssmast.audio.read import AudioError, read_audio
-from ssmast.retrieval.embed_files import EmbedConfig, open_files
+from ssmast.retrieval.embed_files import EmbedConfig
 from ssmast.settings import parse
 from tests.audio.files import names_of, value_of, wav_bytes, write_tar
 
@@ -342,7 +342,7 @@ def test_what_exists_under_exactly_that_name_is_taken(tmp_path, name, monkeypatc
     assert value_of(corpus, 0) == 3
     config = parse(EmbedConfig, [name, "encoder=e"], command="", positional="data", several=True)
     assert (config.data, config.encoder) == (name, "e")
-    assert names_of(open_files(name)) == ["1, [2]=~.wav"]
+    assert names_of(open_words(name)) == ["1, [2]=~.wav"]
     (tmp_path / "mix.yaml").write_text(json.dumps([{"path": name}]))
     assert value_of(open_corpus("mix.yaml"), 0) == 3
     assert value_of(open_corpus(json.dumps([{"path": name, "weight": 2}])), 0) == 3
@@ -370,7 +370,7 @@ def test_the_home_folder_is_understood_wherever_a_path_stands(tmp_path, monkeypa
     config = parse(EmbedConfig, words, command="ssmast embed")
     assert config.data == f"{tmp_path}/home/sounds"
     assert (config.encoder, config.out) == (f"{tmp_path}/home/e", f"{tmp_path}/home/e.npz")
-    assert value_of(open_files("\n".join(["~/sounds/1.wav"] * 2)), 1) == 4
+    assert value_of(open_words("\n".join(["~/sounds/1.wav"] * 2)), 1) == 4
     (tmp_path / "~").mkdir()  # called so exactly
     assert parse(EmbedConfig, ["data=~", "encoder=e"], command="ssmast embed").data == "~"
 
