@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ssmast.audio import Corpus, open_corpus
 from ssmast.audio.corpus.open import MANIFEST, layout_of
+from ssmast.audio.corpus.remote import is_hidden, is_sound, walk
 from ssmast.audio.corpus.table import (
     METADATA,
     find_column,
@@ -27,8 +28,12 @@ from ssmast.audio.corpus.table import (
     read_header,
     read_table,
     said_of,
+    split_word,
+    without_part,
 )
 from ssmast.evaluation.task_spec import TaskSpec, parse_task
+from ssmast.files import as_text
+from ssmast.progress import say_once
 from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,9 @@ Table = dict[str, list[str]]
 
 # What people call the one folder that holds those of the classes.
 _CONTAINERS = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
+_FOLD = r"(?i)(fold|cv)[ _-]*\d+"
+# A part beside the classes that holds them once more, and no further ones to train on.
+_SCORED = ({"valid"}, {"test"}, {"valid", "test"})
 
 
 def find_sets(data: str | Path) -> list[str]:
@@ -64,6 +72,7 @@ def find_sets(data: str | Path) -> list[str]:
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
     names += [name for name, table in tables.items() if not table and _may_be_set(data / name)]
+    names = names or _one_below(data)
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -137,7 +146,8 @@ def _is_set(place: Path) -> bool:
 
 
 def _is_table(place: Path) -> bool:
-    return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
+    is_of_text = place.suffix.lower() in (".csv", ".tsv") and not is_hidden(place.name)
+    return is_of_text and place.is_file()
 
 
 def _may_be_set(place: Path) -> bool:
@@ -157,6 +167,24 @@ def _is_of_tars(place: Path) -> bool:
     found = [one for one in found if one not in parts] + [o for p in parts for o in p.iterdir()]
     kinds = {"/" if one.is_dir() else one.suffix.lower() for one in found}
     return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
+
+
+def _one_below(data: Path) -> list[str]:
+    """Sets where the folder itself holds none: tables such as meta/esc50.csv, or all its sound."""
+    folders = [one for one in sorted(data.iterdir()) if one.is_dir() and not is_hidden(one.name)]
+    tables = [one for folder in folders for one in sorted(folder.iterdir()) if _is_table(one)]
+    names = [one.relative_to(data).as_posix() for one in tables if _may_be_set(one)]
+    if names or any(is_sound(one.name) for one in data.iterdir()):
+        return names
+    sounding = [one for one in folders if any(is_sound(name) for name, _ in walk(one))]
+    if len(sounding) != 1:
+        return []
+    if _is_set(sounding[0]):
+        return [sounding[0].name]
+    try:
+        return [f"{sounding[0].name}/{name}" for name in find_sets(sounding[0])]
+    except FileNotFoundError:
+        return []
 
 
 def _other_tables(folder: Path) -> str:
@@ -188,6 +216,7 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
         if "fold" in table or "test" in table.get("split", ()):
             what = "folds" if "fold" in table else "parts"
             logger.info("%s: %s and classes are its folders", place, what)
+        _warn_of_numbered(place, sorted({*filter(None, table["label"])}))
         return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(table_of(place))
@@ -205,6 +234,19 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
     return {"path": _names(corpus), **columns}, said_of(corpus.table)
 
 
+def _warn_of_numbered(place: Path, classes: list[str]) -> None:
+    """Say it where the classes may be speakers, sessions or batches: Actor_01, Actor_02."""
+    found = [re.fullmatch(r"(\D*)(\d+)", name) for name in classes]
+    stems = {one[1] for one in found if one}
+    if all(found) and len(stems) == 1 and (stems != {""} or any(c[0] == "0" for c in classes[1:])):
+        say_once(
+            f"{place}: folders that differ by a number alone are taken as classes: "
+            f"{few_names(classes)}; if they are speakers, sessions or batches, write a "
+            "metadata.csv of path,label",
+            logging.WARNING,
+        )
+
+
 def are_class_folders(place: Path) -> bool:
     """Whether the sub-folders of a place can only be its classes: no table, no other layout."""
     return place.is_dir() and find_table(place) is None and not has_layout(place)
@@ -219,9 +261,29 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     levels = [path.split("/")[:-1] for path in paths]
     around = {above[0].lower() if above[1:] else "" for above in levels}
     # Beside a table, folders are hardly the classes.
-    if len(around) == 1 and around <= _CONTAINERS and not _other_tables(folder):
-        levels = [above[1:] for above in levels]
+    if len(around) == 1 and around <= _CONTAINERS:
+        container = folder / next(above[0] for above in levels)
+        if not _other_tables(folder) and not _other_tables(container):
+            levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
+    first = [[*above, "", ""][:2] for above in levels]
+    upper, lower = ([pair[i] for pair in first] for i in (0, 1))
+    if all(re.fullmatch(_FOLD, top) for top in tops):
+        folds = [re.sub(r"\D", "", top) for top in upper]
+        return {"path": paths, "label": lower, "fold": folds}
+    if listed := _listed_parts(folder, ["/".join(above) for above in levels], paths):
+        unlisted = "" if "train" in map(part_of, listed.values()) else "train"
+        # Of what they leave out, _background_noise_ is no class.
+        named = {top for top, path in zip(upper, paths, strict=True) if path in listed}
+        for top in tops:
+            if top not in named and top[:1] == "_":
+                say_once(f"{folder}: {top} is no class, as no list of a part names a clip of it")
+        labels = [top if top in named or top[:1] != "_" else "" for top in upper]
+        return {
+            "path": paths,
+            "label": labels,
+            "split": [listed.get(path, unlisted) for path in paths],
+        }
     part_by_name = {top: part_of(top) for top in tops}
     if "test" not in part_by_name.values():  # beside a test part it may be the validation part
         part_by_name |= {top: "test" for top in tops if top.lower() in ("eval", "evaluation")}
@@ -234,20 +296,56 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
             "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
             "path,label,split"
         )
-    first = [[*above, "", ""][:2] for above in levels]
-    upper, lower = ([pair[i] for pair in first] for i in (0, 1))
-    if not others and any(lower):
+    words = {top: part_of(split_word(top)) for top in tops}
+    if all(words.values()) and len({*words.values()}) > 1:  # nsynth-train, nsynth-valid
+        if others and len({without_part(top) for top in tops}) > 1:
+            raise ValueError(
+                f"{folder} holds {few_names(tops)}: are these parts, sets or classes? Give one of "
+                "them as data=, or write a metadata.csv of path,label,split"
+            )
+        parts, others, part_by_name = tops, [], part_by_name if not others else words
+    # As the classes once more, in a folder of a part beside them.
+    inside = {low for top, low in zip(upper, lower, strict=True) if top in parts}
+    if others and inside <= {*others} and {part_by_name[top] for top in parts} in _SCORED:
+        return {
+            "path": paths,
+            "label": [b if a in parts else a for a, b in zip(upper, lower, strict=True)],
+            "split": [part_by_name.get(top, "") or "train" for top in upper],
+        }
+    if not others and (any(lower) or len({*part_by_name.values()}) > 1):
         return {
             "path": paths,
             "label": lower,
             "split": [part_by_name.get(top, "") for top in upper],
         }
-    if all(lower) and all(re.fullmatch(r"(?i)(fold|cv)[ _-]*\d+", top) for top in tops):
-        return {"path": paths, "label": lower, "fold": [re.sub(r"\D", "", top) for top in upper]}
     below = [part_of(name) for name in lower]
     if all(below) and {"train", "test"} <= {*below}:
         return {"path": paths, "label": upper, "split": below}
     return {"path": paths, "label": upper}
+
+
+def _listed_parts(folder: Path, above: list[str], paths: list[str]) -> dict[str, str]:
+    """The part of each sound that a list beside the class folders names, such as testing_list.txt.
+
+    Empty where there is no such list. `above` are the folders of the sounds in the classes' own.
+    """
+    names = (f"{a}/{path.rpartition('/')[2]}" for a, path in zip(above, paths, strict=True))
+    called = dict(zip(paths, paths, strict=True)) | dict(zip(names, paths, strict=True))
+    found: dict[str, str] = {}
+    for file in sorted([*folder.glob("*.txt"), *folder.glob("*.lst")]):
+        if not split_word(file.stem):
+            continue
+        lines = [line.strip() for line in as_text(file.read_bytes(), file).splitlines()]
+        named = [called[line] for line in lines if line in called]
+        twice = next((name for name in named if name in found), None)
+        if twice is not None:
+            raise ValueError(f"{file} names {twice!r}, which another list of a part names too")
+        found |= dict.fromkeys(named, split_word(file.stem))
+        if named:
+            missing = len([*filter(None, lines)]) - len(named)
+            less = f", {missing} that it names are not there" if missing else ""
+            say_once(f"{file}: {len(named)} clips of this part{less}")
+    return found
 
 
 def _names(corpus: Corpus) -> list[str]:

@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
-from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_sound, is_url, walk
+from ssmast.audio.corpus.remote import (
+    Place,
+    below,
+    check_url,
+    folder_of,
+    is_hidden,
+    is_sound,
+    is_url,
+    walk,
+)
 from ssmast.audio.corpus.shards import index_tar, safe_member_name
 from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
 from ssmast.audio.read import split_excerpt
@@ -38,10 +47,10 @@ def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -
         if name.endswith("/"):
             kinds["links to folders that are here already"] += 1
         else:
-            is_hidden = os.path.basename(name).startswith(".")
-            is_link = not is_hidden and os.path.islink(os.path.join(root, name))
+            hidden = is_hidden(name)
+            is_link = not hidden and os.path.islink(os.path.join(root, name))
             kinds[
-                "hidden" if is_hidden else "links to nothing" if is_link else "pipes or devices"
+                "hidden" if hidden else "links to nothing" if is_link else "pipes or devices"
             ] += 1
     if not kinds:
         return

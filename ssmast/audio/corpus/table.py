@@ -45,6 +45,8 @@ _OR_ELSE = {
     "path": ("file", "files", "fname", "wav", "audio"),
     "label": ("class", "classname", "category", "species"),
 }
+# And of none of these, the only column whose name ends so: slice_file_name, primary_label.
+_ENDS_IN = {"path": ("filename", "path"), "label": ("label",)}
 
 
 def find_table(folder: Path) -> Path | None:
@@ -68,6 +70,8 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
     ('File Name', 'label')
     >>> find_column(["file", "Category"], "label"), find_column(["class", "species"], "label")
     ('Category', 'label')
+    >>> find_column(["mp3_path", "x"], "path"), find_column(["my_label", "its_label"], "label")
+    ('mp3_path', 'label')
     """
     if wanted in columns:
         return wanted
@@ -75,7 +79,8 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
         found = [name for name in columns if plain_name(name) in called]
         if found:
             return found[0] if len(found) == 1 else wanted
-    return wanted
+    found = [name for name in columns if plain_name(name).endswith(_ENDS_IN.get(wanted, ()))]
+    return found[0] if len(found) == 1 else wanted
 
 
 def plain_name(name: str) -> str:
@@ -96,9 +101,21 @@ def split_word(name: str) -> str:
     for word in re.split(r"[^a-z]+", name.lower()):
         if word in ("train", "training", "valid", "validation", "val", "dev", "test", "testing"):
             return word
-        if word in ("eval", "evaluation"):
+        if word in ("eval", "evaluation", "evaluate"):
             return "test"
+        if word == "development":
+            return "dev"
     return ""
+
+
+def without_part(name: str) -> str:
+    """The words of a name less those that say a part.
+
+    >>> without_part("nsynth-train"), without_part("fold1_evaluate")
+    ('nsynth', 'fold1')
+    """
+    words = re.split(r"[\W_]+", name.lower())
+    return " ".join(word for word in words if word and not split_word(word))
 
 
 def read_table(path: str | PathLike[str]) -> pa.Table:

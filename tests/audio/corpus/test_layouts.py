@@ -18,7 +18,7 @@ from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.audio.corpus.cache import cache_decoded
 from ssmast.audio.corpus.open import layout_of
 from ssmast.doctor.sounds import check_sounds
-from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.find_set import find_sets, read_columns
 from ssmast.evaluation.read_set import load_set
 from tests.data.make_layouts import wav
 
@@ -737,5 +737,59 @@ def test_the_table_of_urbansound8k_names_no_spans_and_its_folds_no_classes(tmp_p
     table = tmp_path / "metadata/UrbanSound8K.csv"
     table.write_text("slice_file_name,fsID,start,end,fold,class\n" + rows)
     assert len(open_corpus(tmp_path, spans="spans")) == 4
-    with pytest.raises(FileNotFoundError, match=r"found metadata/UrbanSound8K\.csv: save"):
-        load_set(tmp_path)
+    assert find_sets(tmp_path) == ["metadata/UrbanSound8K.csv"]
+    found = read_columns(table)[0]
+    assert (found["path"][1], found["fold"]) == ("audio/fold1/1.wav", list("0123"))
+
+
+def test_a_table_beside_the_folder_of_its_sounds(tmp_path):
+    for fold in "123":
+        for c in "ab":
+            tone(tmp_path / f"audio/{fold}-{c}.wav")
+    rows = "".join(f"{fold}-{c}.wav,{fold},{c}\n" for fold in "123" for c in "ab")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/esc50.csv").write_text("filename,fold,category\n" + rows)
+    for data in (tmp_path, tmp_path / "meta", tmp_path / "meta/esc50.csv"):
+        found = load_set(data)
+        assert (found.classes, found.folds) == (["a", "b"], ["1", "2", "3"])
+        assert found.clips[0] == "audio/1-a.wav"
+    assert len(open_corpus(tmp_path)) == len(open_corpus(tmp_path / "meta/esc50.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        (("train.tsv", "dev.tsv", "test.tsv"), ["train", "dev", "test"]),
+        (("annotations.train.tsv", "annotations.test.tsv"), ["train", "test"]),
+        (("set/dev.tsv", "set/eval.tsv"), ["train", "test"]),
+        (("fold1_train.tsv", "fold1_evaluate.tsv"), ["train", "test"]),
+    ],
+)
+def test_a_table_for_each_part(tmp_path, files, parts):
+    for k, file in enumerate(files):
+        rows = []
+        for i in range(4):
+            tone(tmp_path / f"clips/{k}{i}.wav")
+            rows.append(f"{k}{i}.wav\t{'ab'[i % 2]}\n")
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("path\tlabel\n" + "".join(rows))
+    tone(tmp_path / "clips/other.wav")
+    (tmp_path / "lengths.tsv").write_text("clip\tms\n")
+    found = load_set(tmp_path)
+    assert found.classes == ["a", "b"]
+    columns = read_columns(found.folder)[0]
+    del columns["label"]
+    said = {path.split("/")[1][0]: part for path, part in zip(*columns.values(), strict=True)}
+    assert said == {str(k): part for k, part in enumerate(parts)}
+    assert all(clip.startswith("clips/") for clip in found.clips)
+    assert len(open_corpus(tmp_path)) == 4 * len(files) + 1  # pretraining hears all of it
+
+
+def test_tables_that_are_none_of_each_part(tmp_path):
+    for i in range(4):
+        tone(tmp_path / f"{i}.wav")
+    rows = "".join(f"{i}.wav,{'ab'[i % 2]}\n" for i in range(4))
+    (tmp_path / "train.csv").write_text("path,label\n" + rows)
+    (tmp_path / "test.csv").write_text("path,id\n0.wav,1\n")  # as of a competition
+    assert layout_of(tmp_path) is None
+    assert find_sets(tmp_path) == ["train.csv"]
