@@ -11,14 +11,17 @@
 """
 
 import logging
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ssmast.audio import Corpus, open_corpus
+from ssmast.audio.corpus.listings import is_json_list
 from ssmast.audio.corpus.open import MANIFEST, layout_of
 from ssmast.audio.corpus.remote import is_hidden, is_sound, walk
 from ssmast.audio.corpus.table import (
@@ -81,7 +84,7 @@ def find_sets(data: str | Path) -> list[str]:
         )
         raise FileNotFoundError(
             f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
-            f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
+            f"path,label,split, or a folder of sounds for each class{other or other_tables(data)}"
         )
     return sorted(names)
 
@@ -152,6 +155,8 @@ def _is_table(place: Path) -> bool:
 
 def _may_be_set(place: Path) -> bool:
     """Whether what lies in a folder is a set of its own, and no table of something else."""
+    if place.suffix.lower() == ".json" and place.is_file() and not is_json_list(place):
+        return False
     if not _is_table(place) or layout_of(place) is not None:
         return has_layout(place)
     columns = read_header(place)
@@ -179,25 +184,53 @@ def _one_below(data: Path) -> list[str]:
     sounding = [one for one in folders if any(is_sound(name) for name, _ in walk(one))]
     if len(sounding) != 1:
         return []
+    only = sounding[0].name
     if _is_set(sounding[0]):
-        return [sounding[0].name]
+        beside = [name for name in _tables_in(data) if not name.startswith(f"{only}/")]
+        return [] if beside and are_class_folders(sounding[0]) else [only]
     try:
-        return [f"{sounding[0].name}/{name}" for name in find_sets(sounding[0])]
+        return [f"{only}/{name}" for name in find_sets(sounding[0])]
     except FileNotFoundError:
         return []
 
 
-def _other_tables(folder: Path) -> str:
-    """Tables in a folder, or one below it, that may be the one that is missed."""
+def other_tables(folder: Path) -> str:
+    """Tables in a folder, or one below it, that may be the one that is missed, and what to do."""
+    found = _tables_in(folder)
+    naming = _naming(folder)[:3]
+    words = [
+        f"data={folder / name} and task {TaskSpec(name=Path(name).stem, label='COLUMN')}, its "
+        f"columns are {few_names(read_header(folder / name))}"
+        for name in naming
+    ]
+    if words:
+        return "; tables without a column label name the sounds, so give " + ", or ".join(words)
+    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
+    return f"; found {few_names(found)}: {cure}" if found else ""
+
+
+def _tables_in(folder: Path) -> list[str]:
     kinds = {".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".parquet"}
-    found = [
+    return [
         file.relative_to(folder).as_posix()
         for file in (*sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
         if file.suffix.lower() in kinds and not file.name.startswith(".")
     ]
-    shown = few_names(found)
-    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
-    return f"; found {shown}: {cure}" if found else ""
+
+
+def _naming(folder: Path) -> list[str]:
+    """Those of the tables in a folder, or one below it, that name sounds in it."""
+    there = {os.path.basename(name) for name, _ in walk(folder) if is_sound(name)}
+    there |= {os.path.splitext(name)[0] for name in there}
+    found = []
+    for name in filter(lambda one: _is_table(folder / one), _tables_in(folder)):
+        with suppress(ValueError):  # no table that could be read
+            columns = read_header(folder / name)
+            path = find_column(columns, "path")
+            cells = read_table(folder / name)[path].to_pylist() if path in columns else []
+            if cells and all(os.path.basename(one.replace("\\", "/")) in there for one in cells):
+                found.append(name)
+    return found
 
 
 def table_of(folder: Path) -> Path:
@@ -217,6 +250,12 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
             what = "folds" if "fold" in table else "parts"
             logger.info("%s: %s and classes are its folders", place, what)
         _warn_of_numbered(place, sorted({*filter(None, table["label"])}))
+        for name in _naming(place):
+            say_once(
+                f"{place}: its folders are taken as classes, though {name} names its sounds as "
+                f"well; data={place / name} takes the labels of that",
+                logging.WARNING,
+            )
         return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(table_of(place))
@@ -263,7 +302,7 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     # Beside a table, folders are hardly the classes.
     if len(around) == 1 and around <= _CONTAINERS:
         container = folder / next(above[0] for above in levels)
-        if not _other_tables(folder) and not _other_tables(container):
+        if not _tables_in(folder) and not _tables_in(container):
             levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
     first = [[*above, "", ""][:2] for above in levels]
@@ -277,7 +316,10 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
         named = {top for top, path in zip(upper, paths, strict=True) if path in listed}
         for top in tops:
             if top not in named and top[:1] == "_":
-                say_once(f"{folder}: {top} is no class, as no list of a part names a clip of it")
+                say_once(
+                    f"{folder}: {top} is no class, as no list of a part names a clip of it",
+                    logging.WARNING,
+                )
         labels = [top if top in named or top[:1] != "_" else "" for top in upper]
         return {
             "path": paths,
