@@ -28,6 +28,7 @@ from ssmast.audio.corpus.table import (
     METADATA,
     find_column,
     find_table,
+    header_hint,
     read_header,
     read_table,
     said_of,
@@ -69,7 +70,8 @@ def find_sets(data: str | Path) -> list[str]:
         return [set_name(data)]
     if not data.is_dir():
         raise FileNotFoundError(
-            f"{data} is no labelled set; give data=FOLDER, or a table with labels"
+            f"{data} is no labelled set; give data=FOLDER, or a table with labels, a .csv or .tsv "
+            "whose first line names the columns"
         )
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
@@ -416,7 +418,8 @@ def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
         if column not in columns:
             hint = ""
             if column == "path":
-                hint = "; call the one with the names of the sound files path"
+                usual = "; call the one with the names of the sound files path"
+                hint = header_hint(columns) or usual
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "

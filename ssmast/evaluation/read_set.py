@@ -104,6 +104,7 @@ def load_set(
     for name in columns:
         check_columns(list(table), replace(spec, label=name), folder)
     if len(columns) == 1 and spec.multi_label != "false":
+        _refuse_annotations(table[columns[0]], columns[0], where)
         table, separator = _with_lists_unpacked(table, columns[0], separator, spec.separator)
     kind, column = _protocol_of(table, spec, folder)
     if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
@@ -184,18 +185,22 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
         )
     names = {cell for cells in labels for cell in cells}
     # `dog;rain` and `cat;rain` tell, though no clip has rain alone; commas stand in names as well.
-    parts = Counter(one for n in names for m in ";|" if m in n for one in label_set(n, m))
+    # As FSD50K has them, Bark,Dog; in a name, a space follows.
+    marks = ";|" + "," * (not any(", " in name for name in names))
+    parts = Counter(one for n in names for m in marks if m in n for one in label_set(n, m))
+    parts.update(names if marks[2:] else ())
     several = [
         repr(name)
         for name in sorted(names)
         if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
-        or any(parts[one] > 1 for mark in ";|" if mark in name for one in label_set(name, mark))
+        or any(parts[one] > 1 for mark in marks if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
+        mark = next((mark for mark in ",|" if all(mark in name for name in several)), "")
         logger.warning(
             "%s: %s taken as one class each, though its parts are classes too, or come again; "
-            "multi_label=true makes several labels of a cell",
-            *(where, few_names(several)),
+            "multi_label=true%s makes several labels of a cell",
+            *(where, few_names(several), f",separator='{mark}'" if mark else ""),
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
     if unlabelled:
@@ -296,6 +301,16 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     if origin.get("multi_label") and spec.label == origin.get("label"):
         return str(origin.get("label_separator") or spec.separator)
     return ""
+
+
+def _refuse_annotations(cells: Sequence[str], column: str, where: Path) -> None:
+    """Refuse a column of JSON objects, as Label Studio writes the spans of a recording."""
+    found = next((cell for cell in cells if re.match(r"\[?\s*\{\s*[\"']\w+[\"']\s*:", cell)), None)
+    if found is not None:
+        raise ValueError(
+            f"{where}, column {column!r}: wanted labels, got annotations, {found[:60]!r}; write a "
+            "row for each span: path,start,end,label"
+        )
 
 
 def _with_lists_unpacked(

@@ -169,6 +169,19 @@ class _FileFinder:
             for end in {parts[-1], os.path.splitext(parts[-1])[0]}:
                 self._by_end[end].append((parts[:-1], name))
 
+    def by_name(self, written: Sequence[str]) -> dict[str, str]:
+        """The files of absolute paths of another machine, by the names of the files alone.
+
+        Of all paths or of none: each must be of another name, and one file must have it.
+        """
+        files = {one: _folded(os.path.basename(one)) for one in written if os.path.isabs(one)}
+        if not files or len(files) < len({*written}) or len({*files.values()}) < len(files):
+            return {}
+        found = {one: self._by_end.get(file, ()) for one, file in files.items()}
+        if any(len(own) != 1 for own in found.values()):
+            return {}
+        return {one: own[0][1] for one, own in found.items()}
+
     def find(self, written: str) -> str | None:
         """The name of the one file that a path can mean; None for none or several."""
         for form in _forms(written):
@@ -237,9 +250,10 @@ def _otherwise_written(
     """The names with those that are not there replaced by the files that they can only mean."""
     found = list(names)
     lost: list[str] = []
+    by_name = finder.by_name([split_excerpt(name)[0] for name in names])
     for i in missing:
         file = split_excerpt(names[i])[0]
-        meant = finder.find(file)
+        meant = finder.find(file) or by_name.get(file)
         if meant is None:
             lost.append(names[i])
         else:

@@ -152,6 +152,11 @@ def _open_file(path: Place, column: str) -> Corpus:
     if kind in (".txt", ".lst"):
         lines = as_text(read_whole(path), path).splitlines()
         names = [line.strip() for line in lines if line.strip()]
+        if names and all("\t" in name for name in names):
+            raise ValueError(
+                f"{path} has several columns; wanted one path a line, or a .tsv whose first line "
+                "names the columns, such as path and label"
+            )
         return of_files(path, names, None, folder_of(path))
     if os.path.basename(str(path)) == MANIFEST:
         return _open_prepared(folder_of(path))
