@@ -86,19 +86,22 @@ def find_sets(data: str | Path) -> list[str]:
         )
         raise FileNotFoundError(
             f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
-            f"path,label,split, or a folder of sounds for each class{other or other_tables(data)}"
+            f"path,label,split, or a folder of sounds for each class{other or other_tables(data)}; "
+            f"where file names say the class, 3_jackson_0.wav, give task {_by_pattern(data)}"
         )
     return sorted(names)
 
 
-def find_folder(data: Path, name: str) -> Path:
+def find_folder(data: Path, name: str, *, label: str = "") -> Path:
     """The folder of one labelled set, in a folder of them or that folder itself.
+
+    Where `label` is a pattern, the names of the sounds hold the labels, so any folder may be one.
 
     Raises:
         FileNotFoundError: naming the sets that are there.
     """
     for folder in (data / name, data if set_name(data) == name else None):
-        if folder is not None and _is_set(folder):
+        if folder is not None and ((is_pattern(label) and folder.is_dir()) or _is_set(folder)):
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
@@ -118,6 +121,11 @@ def asked_task(data: Path, task: TaskSpec | str) -> TaskSpec:
     folders = [one for one in sorted(data.iterdir()) if one.is_dir()] if data.is_dir() else []
     named = {set_name(place) for place in (data, *folders) if place.exists()}
     return TaskSpec(name=task) if task in named else parse_task(task)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether what stands for a column takes, in its first brackets, something of each path."""
+    return "(" in name
 
 
 def set_name(place: Path) -> str:
@@ -174,6 +182,10 @@ def _is_of_tars(place: Path) -> bool:
     found = [one for one in found if one not in parts] + [o for p in parts for o in p.iterdir()]
     kinds = {"/" if one.is_dir() else one.suffix.lower() for one in found}
     return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
+
+
+def _by_pattern(place: Path) -> str:
+    return str(TaskSpec(name=set_name(place), label=r"(\d+)_[^/]*$"))
 
 
 def _one_below(data: Path) -> list[str]:
@@ -251,13 +263,6 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
         if "fold" in table or "test" in table.get("split", ()):
             what = "folds" if "fold" in table else "parts"
             logger.info("%s: %s and classes are its folders", place, what)
-        _warn_of_numbered(place, sorted({*filter(None, table["label"])}))
-        for name in _naming(place):
-            say_once(
-                f"{place}: its folders are taken as classes, though {name} names its sounds as "
-                f"well; data={place / name} takes the labels of that",
-                logging.WARNING,
-            )
         return table, {}
     if layout_of(place) is None and place.is_dir() and find_table(place) is not None:
         table = read_table(table_of(place))
@@ -275,15 +280,21 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
     return {"path": _names(corpus), **columns}, said_of(corpus.table)
 
 
-def _warn_of_numbered(place: Path, classes: list[str]) -> None:
-    """Say it where the classes may be speakers, sessions or batches: Actor_01, Actor_02."""
+def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
+    """Say it where folders taken as classes may be none: Actor_01, or beside a table of sounds."""
     found = [re.fullmatch(r"(\D*)(\d+)", name) for name in classes]
     stems = {one[1] for one in found if one}
     if all(found) and len(stems) == 1 and (stems != {""} or any(c[0] == "0" for c in classes[1:])):
         say_once(
             f"{place}: folders that differ by a number alone are taken as classes: "
             f"{few_names(classes)}; if they are speakers, sessions or batches, write a "
-            "metadata.csv of path,label",
+            f"metadata.csv of path,label, or give task {_by_pattern(place)} where names say it",
+            logging.WARNING,
+        )
+    for name in _naming(place):
+        say_once(
+            f"{place}: its folders are taken as classes, though {name} names its sounds as well; "
+            f"data={place / name} takes the labels of that",
             logging.WARNING,
         )
 
@@ -309,7 +320,7 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     tops = sorted({above[0] for above in levels if above})
     first = [[*above, "", ""][:2] for above in levels]
     upper, lower = ([pair[i] for pair in first] for i in (0, 1))
-    if all(re.fullmatch(_FOLD, top) for top in tops):
+    if tops and all(re.fullmatch(_FOLD, top) for top in tops):
         folds = [re.sub(r"\D", "", top) for top in upper]
         return {"path": paths, "label": lower, "fold": folds}
     if listed := _listed_parts(folder, ["/".join(above) for above in levels], paths):

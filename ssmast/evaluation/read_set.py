@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import find_column, find_table, read_task_file
+from ssmast.audio.corpus.table import find_column, find_table, plain_name, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (
@@ -26,8 +26,11 @@ from ssmast.evaluation.find_set import (
     asked_task,
     check_columns,
     find_folder,
+    is_pattern,
     read_columns,
+    set_name,
     table_of,
+    warn_of_class_folders,
 )
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled
@@ -49,6 +52,9 @@ logger = logging.getLogger(__name__)
 # What programs and people write into an empty cell.
 _EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
+# Columns that say who is heard end so.
+_WHO = ("speaker", "speakerid", "clientid", "subject", "subjectid", "patient", "patientid")
+_WHO += ("actor", "actorid", "singer", "individual", "artistid", "songid", "fsid")
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
 
@@ -79,16 +85,19 @@ def load_set(
         ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
             empty, or several columns are asked to hold several labels a clip.
     """
-    asked = asked_task(Path(data), task)
+    patterns = "".join(filter(is_pattern, labels or ()))
+    name = set_name(Path(data)) if patterns and not task else ""
+    asked = TaskSpec(name=name) if name else asked_task(Path(data), task)
     asked = replace(asked, group=group) if group else asked
-    folder = find_folder(Path(data), asked.name)
+    folder = find_folder(Path(data), asked.name, label=patterns or asked.label)
     where = table_of(folder)
     table, said = read_columns(folder)
     origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
     path = find_column(list(table), "path")
-    if spec.group and spec.group not in table and "(" in spec.group:
-        table[spec.group] = _groups_by(spec.group, table[path])
+    for what, name in (("group", spec.group), *(("label", one) for one in labels or [spec.label])):
+        if is_pattern(name) and name not in table:
+            table[name] = _taken_of(table[path], name, what)
     meant = {
         key: find_column(list(table), name)
         for key in ("label", "split", "fold", "group")
@@ -126,6 +135,8 @@ def load_set(
     if repeated is not None:
         raise ValueError(f"{where} lists {repeated!r} twice; keep one row a clip")
     _warn_of_odd_labels(cells, separator, where)
+    if are_class_folders(folder) and columns == ["label"]:
+        warn_of_class_folders(folder, sorted({*cells[0]}))
     groups = table[spec.group] if spec.group else None
     strata = rarest_labels(cells[0], separator) if separator else cells[0]
     try:
@@ -239,21 +250,21 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
         )
 
 
-def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
-    """Group of each clip: what the first brackets of a pattern take of its path."""
+def _taken_of(paths: Sequence[str], pattern: str, what: str) -> list[str]:
+    """Group or label of each clip: what the first brackets of a pattern take of its path."""
     try:
         searched = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"group={pattern} is neither a column nor a pattern: {error}") from error
+        raise ValueError(f"{what}={pattern} is neither a column nor a pattern: {error}") from error
     found = [searched.search(path) for path in paths]
-    groups = [one[1] or "" if one and searched.groups else "" for one in found]
-    if not all(groups):
-        first = paths[groups.index("")]
+    taken = [one[1] or "" if one and searched.groups else "" for one in found]
+    if not all(taken):
+        first = paths[taken.index("")]
         raise ValueError(
-            f"group={pattern} takes nothing of the path {first!r}; every clip needs a group, which "
-            "the first brackets of the pattern take"
+            f"{what}={pattern} takes nothing of the path {first!r}; every clip needs a {what}, "
+            "which the first brackets of the pattern take"
         )
-    return groups
+    return taken
 
 
 def _recordings_of(clips: Sequence[str], parts: Sequence[str] | None, where: Path) -> list[str]:
@@ -285,13 +296,33 @@ def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path)
     groups = table[spec.group] if spec.group else None
     strata = rarest_labels(labels, separator) if separator else labels
     drawn = with_test_part(clips, strata, parts, groups=groups)
+    if not spec.group:
+        _warn_of_shared(table, drawn, spec, place)
+    by_name = is_pattern(spec.label)
     logger.info(
         "%s: %s; %d of %d clips test, chosen %s by a hash of %s",
-        *(table_of(place), "classes are its folders" if are_class_folders(place) else "no parts"),
+        table_of(place),
+        "classes are its folders" if are_class_folders(place) and not by_name else "no parts",
         *(drawn.count("test"), len(clips)),
         *(("in whole groups", "the groups") if spec.group else ("in each class", "their names")),
     )
     return {**table, spec.split: drawn}
+
+
+def _warn_of_shared(table: Table, drawn: Sequence[str], spec: TaskSpec, place: Path) -> None:
+    """Say which speakers are trained on and tested on, where a column names them."""
+    columns = [name for name in table if plain_name(name).endswith(_WHO) and name != spec.label]
+    for name in columns:
+        trained = {who for who, part in zip(table[name], drawn, strict=True) if part == "train"}
+        tested = [who for who, part in zip(table[name], drawn, strict=True) if part == "test"]
+        shared = sum(bool(who) and who in trained for who in tested)
+        if shared:
+            asked = replace(spec, group=name)
+            logger.warning(
+                "%s: %d of %d test clips have a %s that is trained on too; task %s keeps each in "
+                "one part",
+                *(table_of(place), shared, len(tested), name, asked),
+            )
 
 
 def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:

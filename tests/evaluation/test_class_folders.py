@@ -196,6 +196,30 @@ def test_what_was_deleted_is_no_class_and_numbered_folders_are_named(tmp_path, c
     assert "differ by a number alone are taken as classes: Actor_01, Actor_02" in caplog.text
 
 
+def test_labels_may_be_taken_of_the_names(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = [
+        f"recordings/{k}_{who}_{i}.wav" for k in "01" for who in ("al", "bo") for i in range(4)
+    ]
+    folder = sounds(tmp_path / "fsdd", names)
+    pattern = r"(\d+)_[^/]*$"
+    with pytest.raises(FileNotFoundError) as raised:
+        load_set(folder)
+    assert str(raised.value).endswith(f"give task fsdd:label='{pattern}'")
+    found = load_set(folder, f"fsdd:label='{pattern}',group='_(.*)_'")
+    assert (found.classes, len(found.clips)) == (["0", "1"], 16)
+    assert "classes are its folders" not in caplog.text
+    who = [{found.groups[i] for i in rows} for rows in found.splits[0].parts().values()]
+    assert not who[0] & who[2]
+    assert load_set(folder, labels=[pattern]).labels == [name[11] for name in sorted(names)]
+    with pytest.raises(
+        ValueError, match="label=x\\(x\\) takes nothing of the path 'recordings/0_a_0"
+    ):
+        load_set(folder, "fsdd:label='x(x)'")
+    flat = sounds(tmp_path / "flat", [f"{k}_{i}.wav" for k in "01" for i in range(6)])
+    assert load_set(flat, f"flat:label='{pattern}'").classes == ["0", "1"]
+
+
 def test_one_folder_around_the_classes_may_have_any_name(tmp_path):
     sounds(tmp_path / "zip/pets", [f"{c}/{i}.wav" for c in ("cat", "dog") for i in range(5)])
     (tmp_path / "zip/__MACOSX/pets/cat").mkdir(parents=True)

@@ -136,6 +136,18 @@ def test_lists_with_commas_and_annotations_are_no_classes(tmp_path, caplog):
         load_set(tmp_path / "b")
 
 
+def test_speakers_that_are_trained_on_and_tested_are_counted(tmp_path, caplog):
+    rows = "".join(f"{i},{'ab'[i % 2]},s{i // 2 % 5}\n" for i in range(40))
+    write(tmp_path / "s", "path,label,client_id\n" + rows)
+    load_set(tmp_path / "s")
+    said = "8 of 8 test clips have a client_id that is trained on too; task s:group=client_id keeps"
+    assert said in caplog.text
+    caplog.clear()
+    load_set(tmp_path / "s", "s:group=client_id")
+    load_set(tmp_path / "s", "s:label=client_id")
+    assert "trained on too" not in caplog.text
+
+
 def test_columns_choose_what_is_learnt(sets):
     task = load_set(sets, "tones:label=speaker,protocol=folds")
     assert task.classes == ["s0", "s1", "s2", "s3"]

@@ -177,7 +177,7 @@ class _FileFinder:
         files = {one: _folded(os.path.basename(one)) for one in written if os.path.isabs(one)}
         if not files or len(files) < len({*written}) or len({*files.values()}) < len(files):
             return {}
-        found = {one: self._by_end.get(file, ()) for one, file in files.items()}
+        found = {one: self._by_end.get(file, []) for one, file in files.items()}
         if any(len(own) != 1 for own in found.values()):
             return {}
         return {one: own[0][1] for one, own in found.items()}
