@@ -87,6 +87,33 @@ def test_labels_in_a_column_of_another_name_are_named_beside_the_sounds(tmp_path
     assert found["files"] == ["4 clips (4 .wav), 0.0 MB"]
 
 
+def test_one_set_that_cannot_be_read_hides_no_other(tmp_path):
+    for i in range(8):
+        write(tmp_path, f"a/{i}.wav", seconds=0.1)
+    for name, rows in {"a": range(8), "b": range(8, 12)}.items():
+        text = "".join(f"a/{i}.wav,{'xy'[i % 2]}\n" for i in rows)
+        (tmp_path / f"set_{name}.csv").write_text("fname,label\n" + text)
+    found = lines(tmp_path)
+    assert "4 of 4 files of" in found["labels"][0]
+    assert found["labels"][1:] == ["set_a.csv: 2 classes: x (4), y (4)"]
+    assert found["next"] == [f"ssmast probe data={tmp_path} 'tasks=[set_a.csv]'"]
+
+
+def test_tables_and_published_sets_are_pointed_at(tmp_path):
+    for i in range(8):
+        write(tmp_path, f"clips/{i}.wav", seconds=0.1)
+    rows = "".join(f"{i}.wav,v{i % 2}\n" for i in range(8))
+    (tmp_path / "votes.csv").write_text("FileName,VoiceVote\n" + rows)
+    (tmp_path / "other.json").write_text("{}")
+    words = f"give data={tmp_path / 'votes.csv'} and task votes:label=COLUMN, its columns are"
+    assert words in lines(tmp_path)["labels"][0]
+    for part in ("train", "valid", "test"):
+        write(tmp_path, f"ns/nsynth-{part}/audio/1.wav", seconds=0.1)
+    found = lines(tmp_path / "ns")
+    assert found["next"] == [f"ssmast prepare task=nsynth_family root={tmp_path / 'ns'}"]
+    assert found["layout"] == ["a folder of sounds without labels"]
+
+
 def test_a_recording_counts_once_and_its_spans_are_the_clips(tmp_path):
     for i in range(2):
         write(tmp_path, f"audio/{i}.wav", seconds=10)

@@ -56,7 +56,7 @@ MAY_SEE = {
     "adapters": {"model"} | ENCODER,
     "paper": {"training", "report"} | RESULTS,
     "export": {"training", "report"} | RESULTS,
-    "doctor": {"audio", "model", "training", "evaluation"} | ENCODER | BASE,
+    "doctor": {"audio", "datasets", "model", "training", "evaluation"} | ENCODER | BASE,
     "demo": {"evaluation", "training", "report", "retrieval", "export"} | BASE,
     "cli": BASE,
     "__main__": {"cli"},

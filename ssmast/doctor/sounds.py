@@ -5,21 +5,28 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ssmast.audio import AudioError, Corpus, LogMel, RemoteError, open_corpus
 from ssmast.audio.corpus.open import CORPUS_FILE, MANIFEST, layout_of
-from ssmast.audio.corpus.table import find_table, read_header
+from ssmast.audio.corpus.table import find_table, read_header, without_part
 from ssmast.audio.decode import ForeignError, decode, opened
 from ssmast.audio.read import Excerpt, split_excerpt
 from ssmast.audio.stats import energy_outside, lost_energy
 from ssmast.audio.streams import check_container
+from ssmast.datasets import TASKS
 from ssmast.doctor.finding import Finding, note, ok
-from ssmast.evaluation.find_set import find_sets, has_layout
+from ssmast.evaluation.find_set import (
+    are_class_folders,
+    find_sets,
+    has_layout,
+    other_tables,
+    read_columns,
+)
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.results import shared_note
@@ -61,7 +68,7 @@ def check_sounds(data: str) -> Iterator[Finding]:
     """
     folder = Path(data)
     with _warnings_kept() as said:
-        sets, no_labels = _sets_in(folder) if folder.exists() else ([], "")
+        sets, no_labels = _sets_in(folder) if folder.exists() else ([], [])
         several = bool(sets) and sets[0].folder != folder
         corpora = [one.corpus() for one in sets] or list(open_corpus(data).corpora)
         shared = [one.shared for one in sets]  # here, as it warns again of what it opens
@@ -70,8 +77,12 @@ def check_sounds(data: str) -> Iterator[Finding]:
     yield ok("files", _files(corpora, names))
     looks = _looks(corpora)
     yield from _about_sound(looks, len(names))
-    if no_labels:
-        yield note("labels", no_labels)
+    for why in no_labels:
+        yield note("labels", why)
+    tasks = _published(folder)
+    build = f"ssmast prepare task={tasks[0]} root={shlex.quote(data)}" if tasks else ""
+    if tasks:
+        yield note("published", f"{build} builds the official set ({' or '.join(tasks)})")
     for one, alike in zip(sets, shared, strict=True):
         prefix = f"{one.spec.name}: " if several else ""
         counts = Counter(name for own in one.label_sets[0] for name in own)
@@ -88,19 +99,47 @@ def check_sounds(data: str) -> Iterator[Finding]:
     for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)
-    yield ok("next", _next_command(data, folder, sets, looks, len(names)))
+    told = sets and all(_says_parts(one.folder) for one in sets)
+    asked = sets if no_labels else []  # not those that cannot be read
+    yield ok(
+        "next", (not told and build) or _next_command(data, folder, sets, asked, looks, len(names))
+    )
 
 
-def _sets_in(folder: Path) -> tuple[list[LabelledSet], str]:
-    """The labelled sets that a folder or file is or holds; none and why where it has no labels."""
+def _sets_in(folder: Path) -> tuple[list[LabelledSet], list[str]]:
+    """The labelled sets that a folder or file is or holds, and why others have no labels."""
     try:
         names = find_sets(folder)
-    except (FileNotFoundError, ValueError):
-        return [], ""
-    try:
-        return [load_set(folder, name) for name in names], ""
-    except ValueError as error:  # mostly a column of labels with a name of its own
-        return [], str(error)
+    except FileNotFoundError:
+        tables = other_tables(folder).removeprefix("; ") if folder.is_dir() else ""
+        return [], [tables] * bool(tables)
+    except ValueError as error:
+        return [], [str(error)]
+    sets, why = list[LabelledSet](), list[str]()
+    for name in names:
+        try:
+            sets.append(load_set(folder, name))
+        except (FileNotFoundError, ValueError) as error:  # mostly a column of another name
+            why.append(str(error))
+    return sets, why
+
+
+def _says_parts(folder: Path) -> bool:
+    return not are_class_folders(folder) or not {"split", "fold"}.isdisjoint(
+        read_columns(folder)[0]
+    )
+
+
+def _published(folder: Path) -> list[str]:
+    """Tasks of `ssmast prepare` whose published set a folder looks like."""
+    found = []
+    for name, task in TASKS.items() if folder.is_dir() else ():
+        # Folders called de, or train.csv beside val.csv, do not tell.
+        telling = [own for own in task.markers if len(without_part(Path(own[0]).stem)) > 2]
+        with suppress(FileNotFoundError, ValueError):
+            replace(task, markers=tuple(telling)).locate(folder)
+            found.append(name)
+    return found
 
 
 def _files(corpora: list[Corpus], names: list[str]) -> str:
@@ -213,11 +252,17 @@ def _problems(looks: _Looks) -> Iterator[Finding]:
 
 
 def _next_command(
-    data: str, folder: Path, sets: list[LabelledSet], looks: _Looks, clips: int
+    data: str,
+    folder: Path,
+    sets: list[LabelledSet],
+    asked: list[LabelledSet],
+    looks: _Looks,
+    clips: int,
 ) -> str:
     word = shlex.quote(f"data={data}")
     if sets:
-        return f"ssmast probe {word}"
+        tasks = shlex.quote(f"tasks=[{','.join(str(one.spec) for one in asked)}]")
+        return f"ssmast probe {word}" + f" {tasks}" * bool(asked)
     is_much = clips > _MANY_CLIPS or _hours(looks, clips) > _MANY_HOURS
     if is_much and not (folder / MANIFEST).is_file():
         return f"ssmast prepare {shlex.quote(data)} out=corpus"

@@ -11,24 +11,32 @@
 """
 
 import logging
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ssmast.audio import Corpus, open_corpus
+from ssmast.audio.corpus.listings import is_json_list
 from ssmast.audio.corpus.open import MANIFEST, layout_of
+from ssmast.audio.corpus.remote import is_hidden, is_sound, walk
 from ssmast.audio.corpus.table import (
     METADATA,
     find_column,
     find_table,
+    header_hint,
     read_header,
     read_table,
     said_of,
+    split_word,
+    without_part,
 )
 from ssmast.evaluation.task_spec import TaskSpec, parse_task
+from ssmast.files import as_text
 from ssmast.progress import say_once
 from ssmast.splits import few_names, part_of
 
@@ -39,6 +47,9 @@ Table = dict[str, list[str]]
 
 # What people call the one folder that holds those of the classes.
 _CONTAINERS = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
+_FOLD = r"(?i)(fold|cv)[ _-]*\d+"
+# A part beside the classes that holds them once more, and no further ones to train on.
+_SCORED = ({"valid"}, {"test"}, {"valid", "test"})
 
 
 def find_sets(data: str | Path) -> list[str]:
@@ -59,12 +70,14 @@ def find_sets(data: str | Path) -> list[str]:
         return [set_name(data)]
     if not data.is_dir():
         raise FileNotFoundError(
-            f"{data} is no labelled set; give data=FOLDER, or a table with labels"
+            f"{data} is no labelled set; give data=FOLDER, or a table with labels, a .csv or .tsv "
+            "whose first line names the columns"
         )
     tables = {folder.name: find_table(folder) for folder in sorted(data.iterdir())}
     columns = {name: read_header(table) for name, table in tables.items() if table is not None}
     names = [name for name, has in columns.items() if find_column(has, "label") in has]
     names += [name for name, table in tables.items() if not table and _may_be_set(data / name)]
+    names = names or _one_below(data)
     if not names:
         other = "".join(
             f"; {name}/{METADATA} has the columns {', '.join(has)}, of which tasks=[{name}:label="
@@ -73,19 +86,22 @@ def find_sets(data: str | Path) -> list[str]:
         )
         raise FileNotFoundError(
             f"no labelled set in {data}: wanted sub-folders with a metadata.csv of "
-            f"path,label,split, or a folder of sounds for each class{other or _other_tables(data)}"
+            f"path,label,split, or a folder of sounds for each class{other or other_tables(data)}; "
+            f"where file names say the class, 3_jackson_0.wav, give task {_by_pattern(data)}"
         )
     return sorted(names)
 
 
-def find_folder(data: Path, name: str) -> Path:
+def find_folder(data: Path, name: str, *, label: str = "") -> Path:
     """The folder of one labelled set, in a folder of them or that folder itself.
+
+    Where `label` is a pattern, the names of the sounds hold the labels, so any folder may be one.
 
     Raises:
         FileNotFoundError: naming the sets that are there.
     """
     for folder in (data / name, data if set_name(data) == name else None):
-        if folder is not None and _is_set(folder):
+        if folder is not None and ((is_pattern(label) and folder.is_dir()) or _is_set(folder)):
             return folder
     found = ", ".join(find_sets(data))
     raise FileNotFoundError(f"no labelled set {name!r} in {data}; found: {found}")
@@ -105,6 +121,11 @@ def asked_task(data: Path, task: TaskSpec | str) -> TaskSpec:
     folders = [one for one in sorted(data.iterdir()) if one.is_dir()] if data.is_dir() else []
     named = {set_name(place) for place in (data, *folders) if place.exists()}
     return TaskSpec(name=task) if task in named else parse_task(task)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether what stands for a column takes, in its first brackets, something of each path."""
+    return "(" in name
 
 
 def set_name(place: Path) -> str:
@@ -138,11 +159,14 @@ def _is_set(place: Path) -> bool:
 
 
 def _is_table(place: Path) -> bool:
-    return place.is_file() and place.suffix.lower() in (".csv", ".tsv")
+    is_of_text = place.suffix.lower() in (".csv", ".tsv") and not is_hidden(place.name)
+    return is_of_text and place.is_file()
 
 
 def _may_be_set(place: Path) -> bool:
     """Whether what lies in a folder is a set of its own, and no table of something else."""
+    if place.suffix.lower() == ".json" and place.is_file() and not is_json_list(place):
+        return False
     if not _is_table(place) or layout_of(place) is not None:
         return has_layout(place)
     columns = read_header(place)
@@ -160,17 +184,67 @@ def _is_of_tars(place: Path) -> bool:
     return ".tar" in kinds and find_table(place) is None and kinds <= {".tar", ".md", ".txt"}
 
 
-def _other_tables(folder: Path) -> str:
-    """Tables in a folder, or one below it, that may be the one that is missed."""
+def _by_pattern(place: Path) -> str:
+    return str(TaskSpec(name=set_name(place), label=r"(\d+)_[^/]*$"))
+
+
+def _one_below(data: Path) -> list[str]:
+    """Sets where the folder itself holds none: tables such as meta/esc50.csv, or all its sound."""
+    folders = [one for one in sorted(data.iterdir()) if one.is_dir() and not is_hidden(one.name)]
+    tables = [one for folder in folders for one in sorted(folder.iterdir()) if _is_table(one)]
+    names = [one.relative_to(data).as_posix() for one in tables if _may_be_set(one)]
+    if names or any(is_sound(one.name) for one in data.iterdir()):
+        return names
+    sounding = [one for one in folders if any(is_sound(name) for name, _ in walk(one))]
+    if len(sounding) != 1:
+        return []
+    only = sounding[0].name
+    if _is_set(sounding[0]):
+        beside = [name for name in _tables_in(data) if not name.startswith(f"{only}/")]
+        return [] if beside and are_class_folders(sounding[0]) else [only]
+    try:
+        return [f"{only}/{name}" for name in find_sets(sounding[0])]
+    except FileNotFoundError:
+        return []
+
+
+def other_tables(folder: Path) -> str:
+    """Tables in a folder, or one below it, that may be the one that is missed, and what to do."""
+    found = _tables_in(folder)
+    naming = _naming(folder)[:3]
+    words = [
+        f"data={folder / name} and task {TaskSpec(name=Path(name).stem, label='COLUMN')}, its "
+        f"columns are {few_names(read_header(folder / name))}"
+        for name in naming
+    ]
+    if words:
+        return "; tables without a column label name the sounds, so give " + ", or ".join(words)
+    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
+    return f"; found {few_names(found)}: {cure}" if found else ""
+
+
+def _tables_in(folder: Path) -> list[str]:
     kinds = {".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".parquet"}
-    found = [
+    return [
         file.relative_to(folder).as_posix()
         for file in (*sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
         if file.suffix.lower() in kinds and not file.name.startswith(".")
     ]
-    shown = few_names(found)
-    cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
-    return f"; found {shown}: {cure}" if found else ""
+
+
+def _naming(folder: Path) -> list[str]:
+    """Those of the tables in a folder, or one below it, that name sounds in it."""
+    there = {os.path.basename(name) for name, _ in walk(folder) if is_sound(name)}
+    there |= {os.path.splitext(name)[0] for name in there}
+    found = []
+    for name in filter(lambda one: _is_table(folder / one), _tables_in(folder)):
+        with suppress(ValueError):  # no table that could be read
+            columns = read_header(folder / name)
+            path = find_column(columns, "path")
+            cells = read_table(folder / name)[path].to_pylist() if path in columns else []
+            if cells and all(os.path.basename(one.replace("\\", "/")) in there for one in cells):
+                found.append(name)
+    return found
 
 
 def table_of(folder: Path) -> Path:
@@ -206,6 +280,25 @@ def read_columns(place: Path) -> tuple[Table, dict[str, Any]]:
     return {"path": _names(corpus), **columns}, said_of(corpus.table)
 
 
+def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
+    """Say it where folders taken as classes may be none: Actor_01, or beside a table of sounds."""
+    found = [re.fullmatch(r"(\D*)(\d+)", name) for name in classes]
+    stems = {one[1] for one in found if one}
+    if all(found) and len(stems) == 1 and (stems != {""} or any(c[0] == "0" for c in classes[1:])):
+        say_once(
+            f"{place}: folders that differ by a number alone are taken as classes: "
+            f"{few_names(classes)}; if they are speakers, sessions or batches, write a "
+            f"metadata.csv of path,label, or give task {_by_pattern(place)} where names say it",
+            logging.WARNING,
+        )
+    for name in _naming(place):
+        say_once(
+            f"{place}: its folders are taken as classes, though {name} names its sounds as well; "
+            f"data={place / name} takes the labels of that",
+            logging.WARNING,
+        )
+
+
 def are_class_folders(place: Path) -> bool:
     """Whether the sub-folders of a place can only be its classes: no table, no other layout."""
     return place.is_dir() and find_table(place) is None and not has_layout(place)
@@ -220,9 +313,32 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
     levels = [path.split("/")[:-1] for path in paths]
     around = {above[0].lower() if above[1:] else "" for above in levels}
     # Beside a table, folders are hardly the classes.
-    if len(around) == 1 and around <= _CONTAINERS and not _other_tables(folder):
-        levels = [above[1:] for above in levels]
+    if len(around) == 1 and around <= _CONTAINERS:
+        container = folder / next(above[0] for above in levels)
+        if not _tables_in(folder) and not _tables_in(container):
+            levels = [above[1:] for above in levels]
     tops = sorted({above[0] for above in levels if above})
+    first = [[*above, "", ""][:2] for above in levels]
+    upper, lower = ([pair[i] for pair in first] for i in (0, 1))
+    if tops and all(re.fullmatch(_FOLD, top) for top in tops):
+        folds = [re.sub(r"\D", "", top) for top in upper]
+        return {"path": paths, "label": lower, "fold": folds}
+    if listed := _listed_parts(folder, ["/".join(above) for above in levels], paths):
+        unlisted = "" if "train" in map(part_of, listed.values()) else "train"
+        # Of what they leave out, _background_noise_ is no class.
+        named = {top for top, path in zip(upper, paths, strict=True) if path in listed}
+        for top in tops:
+            if top not in named and top[:1] == "_":
+                say_once(
+                    f"{folder}: {top} is no class, as no list of a part names a clip of it",
+                    logging.WARNING,
+                )
+        labels = [top if top in named or top[:1] != "_" else "" for top in upper]
+        return {
+            "path": paths,
+            "label": labels,
+            "split": [listed.get(path, unlisted) for path in paths],
+        }
     part_by_name = {top: part_of(top) for top in tops}
     if "test" not in part_by_name.values():  # beside a test part it may be the validation part
         part_by_name |= {top: "test" for top in tops if top.lower() in ("eval", "evaluation")}
@@ -235,20 +351,56 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
             "are these parts or classes? Move the others elsewhere, or write a metadata.csv of "
             "path,label,split"
         )
-    first = [[*above, "", ""][:2] for above in levels]
-    upper, lower = ([pair[i] for pair in first] for i in (0, 1))
-    if not others and any(lower):
+    words = {top: part_of(split_word(top)) for top in tops}
+    if all(words.values()) and len({*words.values()}) > 1:  # nsynth-train, nsynth-valid
+        if others and len({without_part(top) for top in tops}) > 1:
+            raise ValueError(
+                f"{folder} holds {few_names(tops)}: are these parts, sets or classes? Give one of "
+                "them as data=, or write a metadata.csv of path,label,split"
+            )
+        parts, others, part_by_name = tops, [], part_by_name if not others else words
+    # As the classes once more, in a folder of a part beside them.
+    inside = {low for top, low in zip(upper, lower, strict=True) if top in parts}
+    if others and inside <= {*others} and {part_by_name[top] for top in parts} in _SCORED:
+        return {
+            "path": paths,
+            "label": [b if a in parts else a for a, b in zip(upper, lower, strict=True)],
+            "split": [part_by_name.get(top, "") or "train" for top in upper],
+        }
+    if not others and (any(lower) or len({*part_by_name.values()}) > 1):
         return {
             "path": paths,
             "label": lower,
             "split": [part_by_name.get(top, "") for top in upper],
         }
-    if all(lower) and all(re.fullmatch(r"(?i)(fold|cv)[ _-]*\d+", top) for top in tops):
-        return {"path": paths, "label": lower, "fold": [re.sub(r"\D", "", top) for top in upper]}
     below = [part_of(name) for name in lower]
     if all(below) and {"train", "test"} <= {*below}:
         return {"path": paths, "label": upper, "split": below}
     return {"path": paths, "label": upper}
+
+
+def _listed_parts(folder: Path, above: list[str], paths: list[str]) -> dict[str, str]:
+    """The part of each sound that a list beside the class folders names, such as testing_list.txt.
+
+    Empty where there is no such list. `above` are the folders of the sounds in the classes' own.
+    """
+    names = (f"{a}/{path.rpartition('/')[2]}" for a, path in zip(above, paths, strict=True))
+    called = dict(zip(paths, paths, strict=True)) | dict(zip(names, paths, strict=True))
+    found: dict[str, str] = {}
+    for file in sorted([*folder.glob("*.txt"), *folder.glob("*.lst")]):
+        if not split_word(file.stem):
+            continue
+        lines = [line.strip() for line in as_text(file.read_bytes(), file).splitlines()]
+        named = [called[line] for line in lines if line in called]
+        twice = next((name for name in named if name in found), None)
+        if twice is not None:
+            raise ValueError(f"{file} names {twice!r}, which another list of a part names too")
+        found |= dict.fromkeys(named, split_word(file.stem))
+        if named:
+            missing = len([*filter(None, lines)]) - len(named)
+            less = f", {missing} that it names are not there" if missing else ""
+            say_once(f"{file}: {len(named)} clips of this part{less}")
+    return found
 
 
 def _names(corpus: Corpus) -> list[str]:
@@ -277,7 +429,8 @@ def check_columns(columns: Sequence[str], spec: TaskSpec, folder: Path) -> None:
         if column not in columns:
             hint = ""
             if column == "path":
-                hint = "; call the one with the names of the sound files path"
+                usual = "; call the one with the names of the sound files path"
+                hint = header_hint(columns) or usual
             if column == "label":
                 hint = (
                     f"; name the one with the labels: tasks=[{spec.name}:label=COLUMN] for probes, "

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmast.audio.corpus.table import find_column, find_table, read_task_file
+from ssmast.audio.corpus.table import find_column, find_table, plain_name, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
 from ssmast.evaluation.find_set import (
@@ -26,8 +26,11 @@ from ssmast.evaluation.find_set import (
     asked_task,
     check_columns,
     find_folder,
+    is_pattern,
     read_columns,
+    set_name,
     table_of,
+    warn_of_class_folders,
 )
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled
@@ -48,6 +51,9 @@ from ssmast.splits import (
 # What programs and people write into an empty cell.
 _EMPTY_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "?", "-", "--")
 
+# Columns that say who is heard end so.
+_WHO = ("speaker", "speakerid", "clientid", "subject", "subjectid", "patient", "patientid")
+_WHO += ("actor", "actorid", "singer", "individual", "artistid", "songid", "fsid")
 _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
 
@@ -78,16 +84,19 @@ def load_set(
         ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
             empty, or several columns are asked to hold several labels a clip.
     """
-    asked = asked_task(Path(data), task)
+    patterns = "".join(filter(is_pattern, labels or ()))
+    name = set_name(Path(data)) if patterns and not task else ""
+    asked = TaskSpec(name=name) if name else asked_task(Path(data), task)
     asked = replace(asked, group=group) if group else asked
-    folder = find_folder(Path(data), asked.name)
+    folder = find_folder(Path(data), asked.name, label=patterns or asked.label)
     where = table_of(folder)
     table, said = read_columns(folder)
     origin = {**said, **read_task_file(folder)}
     spec = filled(asked, origin)
     path = find_column(list(table), "path")
-    if spec.group and spec.group not in table and "(" in spec.group:
-        table[spec.group] = _groups_by(spec.group, table[path])
+    for what, name in (("group", spec.group), *(("label", one) for one in labels or [spec.label])):
+        if is_pattern(name) and name not in table:
+            table[name] = _taken_of(table[path], name, what)
     meant = {
         key: find_column(list(table), name)
         for key in ("label", "split", "fold", "group")
@@ -103,6 +112,7 @@ def load_set(
     for name in columns:
         check_columns(list(table), replace(spec, label=name), folder)
     if len(columns) == 1 and spec.multi_label != "false":
+        _refuse_annotations(table[columns[0]], columns[0], where)
         table, separator = _with_lists_unpacked(table, columns[0], separator, spec.separator)
     kind, column = _protocol_of(table, spec, folder)
     if not spec.group and (recordings := _recordings_of(table[path], table.get(column), where)):
@@ -124,6 +134,8 @@ def load_set(
     if repeated is not None:
         raise ValueError(f"{where} lists {repeated!r} twice; keep one row a clip")
     _warn_of_odd_labels(cells, separator, where)
+    if are_class_folders(folder) and columns == ["label"]:
+        warn_of_class_folders(folder, sorted({*cells[0]}))
     groups = table[spec.group] if spec.group else None
     strata = rarest_labels(cells[0], separator) if separator else cells[0]
     try:
@@ -184,18 +196,22 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
         )
     names = {cell for cells in labels for cell in cells}
     # `dog;rain` and `cat;rain` tell, though no clip has rain alone; commas stand in names as well.
-    parts = Counter(one for n in names for m in ";|" if m in n for one in label_set(n, m))
+    # As FSD50K has them, Bark,Dog; in a name, a space follows.
+    marks = ";|" + "," * (not any(", " in name for name in names))
+    parts = Counter(one for n in names for m in marks if m in n for one in label_set(n, m))
+    parts.update(names if marks[2:] else ())
     several = [
         repr(name)
         for name in sorted(names)
         if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
-        or any(parts[one] > 1 for mark in ";|" if mark in name for one in label_set(name, mark))
+        or any(parts[one] > 1 for mark in marks if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
+        mark = next((mark for mark in ",|" if all(mark in name for name in several)), "")
         say_once(
             "%s: %s taken as one class each, though its parts are classes too, or come again; "
-            "multi_label=true makes several labels of a cell",
-            *(where, few_names(several)),
+            "multi_label=true%s makes several labels of a cell",
+            *(where, few_names(several), f",separator='{mark}'" if mark else ""),
             level=logging.WARNING,
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0
@@ -238,21 +254,21 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
         )
 
 
-def _groups_by(pattern: str, paths: Sequence[str]) -> list[str]:
-    """Group of each clip: what the first brackets of a pattern take of its path."""
+def _taken_of(paths: Sequence[str], pattern: str, what: str) -> list[str]:
+    """Group or label of each clip: what the first brackets of a pattern take of its path."""
     try:
         searched = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"group={pattern} is neither a column nor a pattern: {error}") from error
+        raise ValueError(f"{what}={pattern} is neither a column nor a pattern: {error}") from error
     found = [searched.search(path) for path in paths]
-    groups = [one[1] or "" if one and searched.groups else "" for one in found]
-    if not all(groups):
-        first = paths[groups.index("")]
+    taken = [one[1] or "" if one and searched.groups else "" for one in found]
+    if not all(taken):
+        first = paths[taken.index("")]
         raise ValueError(
-            f"group={pattern} takes nothing of the path {first!r}; every clip needs a group, which "
-            "the first brackets of the pattern take"
+            f"{what}={pattern} takes nothing of the path {first!r}; every clip needs a {what}, "
+            "which the first brackets of the pattern take"
         )
-    return groups
+    return taken
 
 
 def _recordings_of(clips: Sequence[str], parts: Sequence[str] | None, where: Path) -> list[str]:
@@ -285,13 +301,34 @@ def _with_drawn_parts(table: Table, spec: TaskSpec, separator: str, place: Path)
     groups = table[spec.group] if spec.group else None
     strata = rarest_labels(labels, separator) if separator else labels
     drawn = with_test_part(clips, strata, parts, groups=groups)
+    if not spec.group:
+        _warn_of_shared(table, drawn, spec, place)
+    by_name = is_pattern(spec.label)
     say_once(
         "%s: %s; %d of %d clips test, chosen %s by a hash of %s",
-        *(table_of(place), "classes are its folders" if are_class_folders(place) else "no parts"),
+        table_of(place),
+        "classes are its folders" if are_class_folders(place) and not by_name else "no parts",
         *(drawn.count("test"), len(clips)),
         *(("in whole groups", "the groups") if spec.group else ("in each class", "their names")),
     )
     return {**table, spec.split: drawn}
+
+
+def _warn_of_shared(table: Table, drawn: Sequence[str], spec: TaskSpec, place: Path) -> None:
+    """Say which speakers are trained on and tested on, where a column names them."""
+    columns = [name for name in table if plain_name(name).endswith(_WHO) and name != spec.label]
+    for name in columns:
+        trained = {who for who, part in zip(table[name], drawn, strict=True) if part == "train"}
+        tested = [who for who, part in zip(table[name], drawn, strict=True) if part == "test"]
+        shared = sum(bool(who) and who in trained for who in tested)
+        if shared:
+            asked = replace(spec, group=name)
+            say_once(
+                "%s: %d of %d test clips have a %s that is trained on too; task %s keeps each in "
+                "one part",
+                *(table_of(place), shared, len(tested), name, asked),
+                level=logging.WARNING,
+            )
 
 
 def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
@@ -301,6 +338,16 @@ def _separator(spec: TaskSpec, origin: dict[str, Any]) -> str:
     if origin.get("multi_label") and spec.label == origin.get("label"):
         return str(origin.get("label_separator") or spec.separator)
     return ""
+
+
+def _refuse_annotations(cells: Sequence[str], column: str, where: Path) -> None:
+    """Refuse a column of JSON objects, as Label Studio writes the spans of a recording."""
+    found = next((cell for cell in cells if re.match(r"\[?\s*\{\s*[\"']\w+[\"']\s*:", cell)), None)
+    if found is not None:
+        raise ValueError(
+            f"{where}, column {column!r}: wanted labels, got annotations, {found[:60]!r}; write a "
+            "row for each span: path,start,end,label"
+        )
 
 
 def _with_lists_unpacked(

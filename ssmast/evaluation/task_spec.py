@@ -20,7 +20,7 @@ class TaskSpec:
 
     Attributes:
         name: folder of the set.
-        label: column with the classes.
+        label: column with the classes, or a pattern whose first brackets take them of the paths.
         split: column of train, valid, test.
         fold: column of folds, used when the split column is empty or `protocol` is "folds".
         protocol: "auto", "split", "folds" or "leave_one_out:COLUMN".

@@ -144,6 +144,89 @@ def test_a_class_may_be_called_train_but_parts_beside_classes_are_refused(tmp_pa
             find_sets(sounds(tmp_path / name, names))
 
 
+def test_folders_whose_names_say_parts_are_no_classes(tmp_path):
+    names = [f"my-{word}/{c}/{i}.wav" for word in ("train", "test") for c in "ab" for i in "1234"]
+    found = load_set(sounds(tmp_path / "s", names))
+    assert found.classes == ["a", "b"]
+    assert {found.clips[i].split("/")[0] for i in found.splits[0].test} == {"my-test"}
+    # Without classes in them, as NSynth's and FSD50K's, and UrbanSound8K's folds.
+    for words in (("x-train", "x-valid"), ("x.dev_audio", "x.eval_audio"), ("fold1", "fold2")):
+        names = [f"{word}/audio/{i}.wav" for word in words for i in "12"]
+        names = [name.replace("/audio", "") if "-" not in name else name for name in names]
+        with pytest.raises((FileNotFoundError, ValueError)):
+            load_set(sounds(tmp_path / words[0], names))
+    names = [f"{word}/{i}.wav" for word in ("train-clean-100", "dev-clean") for i in "12"]
+    with pytest.raises(ValueError, match="dev-clean, train-clean-100: are these parts, sets or"):
+        find_sets(sounds(tmp_path / "libri", names))
+
+
+def test_a_part_beside_the_classes_holds_them_once_more(tmp_path):
+    names = [f"{c}/{i}.wav" for c in ("de", "en", "dev/de", "dev/en") for i in range(5)]
+    found = load_set(sounds(tmp_path / "s", names))
+    assert found.classes == ["de", "en"]
+    assert [len(part) for part in found.splits[0].parts().values()] == [8, 10, 2]
+
+
+def test_lists_of_parts_beside_class_folders(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = [f"{word}/{i}.wav" for word in ("yes", "no", "_background_noise_") for i in range(4)]
+    folder = sounds(tmp_path / "s", names)
+    (folder / "testing_list.txt").write_text("yes/0.wav\nno/0.wav\nno/gone.wav\n")
+    (folder / "validation_list.txt").write_text("yes/1.wav\nno/1.wav\n")
+    (folder / "notes.txt").write_text("yes/2.wav\n")
+    found = load_set(folder)
+    assert (found.classes, found.left_out) == (["no", "yes"], {"empty label": 4})
+    train, valid, test = (
+        [found.clips[i] for i in rows] for rows in found.splits[0].parts().values()
+    )
+    assert (len(train), valid, test) == (4, ["no/1.wav", "yes/1.wav"], ["no/0.wav", "yes/0.wav"])
+    assert "testing_list.txt: 2 clips of this part, 1 that it names are not there" in caplog.text
+    assert "_background_noise_ is no class" in caplog.text
+    (folder / "test_too.txt").write_text("yes/1.wav\n")
+    with pytest.raises(ValueError, match=r"'yes/1\.wav', which another list of a part names too"):
+        load_set(folder)
+
+
+def test_what_was_deleted_is_no_class_and_numbered_folders_are_named(tmp_path, caplog):
+    names = [f"Actor_0{k}/{i}.wav" for k in (1, 2) for i in range(5)]
+    folder = sounds(tmp_path / "s", [*names, "$RECYCLE.BIN/S-1/gone.wav"])
+    assert load_set(folder).classes == ["Actor_01", "Actor_02"]
+    assert len(open_corpus(folder)) == 10
+    assert "differ by a number alone are taken as classes: Actor_01, Actor_02" in caplog.text
+
+
+def test_labels_may_be_taken_of_the_names(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = [
+        f"recordings/{k}_{who}_{i}.wav" for k in "01" for who in ("al", "bo") for i in range(4)
+    ]
+    folder = sounds(tmp_path / "fsdd", names)
+    pattern = r"(\d+)_[^/]*$"
+    with pytest.raises(FileNotFoundError) as raised:
+        load_set(folder)
+    assert str(raised.value).endswith(f"give task fsdd:label='{pattern}'")
+    found = load_set(folder, f"fsdd:label='{pattern}',group='_(.*)_'")
+    assert (found.classes, len(found.clips)) == (["0", "1"], 16)
+    assert "classes are its folders" not in caplog.text
+    who = [{found.groups[i] for i in rows} for rows in found.splits[0].parts().values()]
+    assert not who[0] & who[2]
+    assert load_set(folder, labels=[pattern]).labels == [name[11] for name in sorted(names)]
+    with pytest.raises(
+        ValueError, match="label=x\\(x\\) takes nothing of the path 'recordings/0_a_0"
+    ):
+        load_set(folder, "fsdd:label='x(x)'")
+    flat = sounds(tmp_path / "flat", [f"{k}_{i}.wav" for k in "01" for i in range(6)])
+    assert load_set(flat, f"flat:label='{pattern}'").classes == ["0", "1"]
+
+
+def test_one_folder_around_the_classes_may_have_any_name(tmp_path):
+    sounds(tmp_path / "zip/pets", [f"{c}/{i}.wav" for c in ("cat", "dog") for i in range(5)])
+    (tmp_path / "zip/__MACOSX/pets/cat").mkdir(parents=True)
+    (tmp_path / "zip/__MACOSX/pets/cat/._1.wav").write_bytes(b"x")
+    assert find_sets(tmp_path / "zip") == ["pets"]
+    assert load_set(tmp_path / "zip").classes == ["cat", "dog"]
+
+
 def test_every_command_takes_class_folders(tmp_path, encoder_folder):
     folder = card(tmp_path / "sounds")
     words = {"data": str(folder), "encoder": str(encoder_folder), "baselines": "false"}

@@ -109,7 +109,7 @@ def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     assert "nan" in load_set(tmp_path, "s").classes
     assert "1 labels are the word nan, taken as a class" in caplog.text
     assert "'x|y' taken as one class each, though its parts are classes too" in caplog.text
-    assert "separator" not in caplog.text
+    assert "multi_label=true,separator='|' makes" in caplog.text
     both = rows.replace("x|y", "x").replace(",x,", ",dog;rain,").replace(",y,", ",cat;rain,")
     write(tmp_path / "r", "path,label,split\n" + both)
     assert load_set(tmp_path, "r").classes == ["cat;rain", "dog;rain", "nan"]
@@ -120,6 +120,32 @@ def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     assert load_set(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
     assert "the separator" not in caplog.text
     assert "taken as one class" not in caplog.text
+
+
+def test_lists_with_commas_and_annotations_are_no_classes(tmp_path, caplog):
+    labels = ['"Bark,Dog"', "Rain", "Dog"] * 4
+    rows = [f"{i},{label}\n" for i, label in enumerate(labels)]
+    write(tmp_path / "a", "path,label\n" + "".join(rows))
+    load_set(tmp_path / "a")
+    assert "multi_label=true,separator=',' makes several labels of a cell" in caplog.text
+    found = load_set(tmp_path / "a", "a:multi_label=true,separator=','")
+    assert found.classes == ["Bark", "Dog", "Rain"]
+    cell = '"[{""start"":0,""labels"":[""bird""]}]"'
+    write(tmp_path / "b", "path,label\n" + "".join(f"{i},{cell}\n" for i in range(6)))
+    with pytest.raises(ValueError, match="wanted labels, got annotations"):
+        load_set(tmp_path / "b")
+
+
+def test_speakers_that_are_trained_on_and_tested_are_counted(tmp_path, caplog):
+    rows = "".join(f"{i},{'ab'[i % 2]},s{i // 2 % 5}\n" for i in range(40))
+    write(tmp_path / "s", "path,label,client_id\n" + rows)
+    load_set(tmp_path / "s")
+    said = "8 of 8 test clips have a client_id that is trained on too; task s:group=client_id keeps"
+    assert said in caplog.text
+    caplog.clear()
+    load_set(tmp_path / "s", "s:group=client_id")
+    load_set(tmp_path / "s", "s:label=client_id")
+    assert "trained on too" not in caplog.text
 
 
 def test_columns_choose_what_is_learnt(sets):

@@ -2,6 +2,7 @@
 
     wav.scp, utt2spk, text, segments    a folder of Kaldi, or one for each part
     {"data": [{"wav", "labels"}]}       AST and PSLA, with class_labels_indices.csv
+    train.tsv, dev.tsv, test.tsv        a table for each part, as Common Voice and BEANS have them
     metadata.csv, .jsonl, .parquet      Hugging Face's AudioFolder, in the folder or in each part
     000.wav, 000.cls, 000.json, 000.txt members of a WebDataset tar, of one key up to the first dot
 
@@ -34,6 +35,7 @@ from ssmast.audio.corpus.table import (
     said_of,
     split_word,
     table_of,
+    without_part,
 )
 from ssmast.audio.read import excerpt_name
 from ssmast.files import as_text
@@ -256,6 +258,46 @@ def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listin
         if above != ".":
             names = [f"{above}/{name}" for name in names]
             cells.setdefault("split", [split_word(path.parent.name)] * len(names))
+        found.add(names, cells)
+    return found
+
+
+# -- a table for each part -------------------------------------------------------------------------
+
+
+def tables_of_parts(folder: Path) -> list[Path]:
+    """The tables of a folder that are one of each part: train.tsv, dev.tsv, test.tsv; or none.
+
+    Their names differ by the part alone, or no other table there has paths and labels.
+    """
+    columns: dict[Path, list[str]] = {}
+    for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")]):
+        if path.name[0] != "." and split_word(path.stem):
+            columns[path] = read_header(path)
+    with_path = [one for one, has in columns.items() if find_column(has, "path") in has]
+    labelled = [one for one in with_path if find_column(columns[one], "label") in columns[one]]
+    found = [
+        [one for one in tables if without_part(one.stem) == rest]
+        for tables in (labelled or with_path,)
+        for rest in dict.fromkeys(without_part(one.stem) for one in tables)
+    ]
+    found = [own for own in found if len(own) > 1] or [labelled]
+    words = [split_word(one.stem) for one in found[0]]
+    return found[0] if len(found) == 1 and 1 < len(words) == len({*words}) else []
+
+
+def list_tables_of_parts(tables: Sequence[Path]) -> Listing:
+    """The rows of a table for each part; without one called train, dev is what trains."""
+    found = Listing(tables[0])
+    words = [split_word(path.stem) for path in tables]
+    without_train = not {"train", "training"} & {*words}
+    for path, word in zip(tables, words, strict=True):
+        table = read_table(path)
+        names = column_of(table, "path", path)
+        cells = {name: table[name].to_pylist() for name in table.column_names}
+        cells.pop(find_column(table.column_names, "path"))
+        word = "train" if without_train and word == "dev" else word
+        cells.setdefault(find_column(list(cells), "split"), [word] * len(names))
         found.add(names, cells)
     return found
 

@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from ssmast.audio.corpus.corpus import Corpus
 from ssmast.audio.corpus.entries import EXCERPT, LOOSE, ArrayEntries
-from ssmast.audio.corpus.remote import Place, below, check_url, folder_of, is_sound, is_url, walk
+from ssmast.audio.corpus.remote import (
+    Place,
+    below,
+    check_url,
+    folder_of,
+    is_hidden,
+    is_sound,
+    is_url,
+    walk,
+)
 from ssmast.audio.corpus.shards import index_tar, safe_member_name
 from ssmast.audio.corpus.table import TASK_FILE, Listing, table_of
 from ssmast.audio.read import split_excerpt
@@ -38,10 +47,10 @@ def say_unused(root: Place, unused: Sequence[str], others: Sequence[str] = ()) -
         if name.endswith("/"):
             kinds["links to folders that are here already"] += 1
         else:
-            is_hidden = os.path.basename(name).startswith(".")
-            is_link = not is_hidden and os.path.islink(os.path.join(root, name))
+            hidden = is_hidden(name)
+            is_link = not hidden and os.path.islink(os.path.join(root, name))
             kinds[
-                "hidden" if is_hidden else "links to nothing" if is_link else "pipes or devices"
+                "hidden" if hidden else "links to nothing" if is_link else "pipes or devices"
             ] += 1
     if not kinds:
         return
@@ -160,6 +169,19 @@ class _FileFinder:
             for end in {parts[-1], os.path.splitext(parts[-1])[0]}:
                 self._by_end[end].append((parts[:-1], name))
 
+    def by_name(self, written: Sequence[str]) -> dict[str, str]:
+        """The files of absolute paths of another machine, by the names of the files alone.
+
+        Of all paths or of none: each must be of another name, and one file must have it.
+        """
+        files = {one: _folded(os.path.basename(one)) for one in written if os.path.isabs(one)}
+        if not files or len(files) < len({*written}) or len({*files.values()}) < len(files):
+            return {}
+        found = {one: self._by_end.get(file, []) for one, file in files.items()}
+        if any(len(own) != 1 for own in found.values()):
+            return {}
+        return {one: own[0][1] for one, own in found.items()}
+
     def find(self, written: str) -> str | None:
         """The name of the one file that a path can mean; None for none or several."""
         for form in _forms(written):
@@ -228,9 +250,10 @@ def _otherwise_written(
     """The names with those that are not there replaced by the files that they can only mean."""
     found = list(names)
     lost: list[str] = []
+    by_name = finder.by_name([split_excerpt(name)[0] for name in names])
     for i in missing:
         file = split_excerpt(names[i])[0]
-        meant = finder.find(file)
+        meant = finder.find(file) or by_name.get(file)
         if meant is None:
             lost.append(names[i])
         else:

@@ -26,7 +26,9 @@ from ssmast.audio.corpus.listings import (
     list_audio_folder,
     list_json,
     list_kaldi,
+    list_tables_of_parts,
     read_labels,
+    tables_of_parts,
 )
 from ssmast.audio.corpus.named import of_files, of_listing, of_members, say_unnamed, say_unused
 from ssmast.audio.corpus.remote import (
@@ -182,6 +184,11 @@ def _open_file(path: Place, column: str) -> Corpus:
     if kind in (".txt", ".lst"):
         lines = as_text(read_whole(path), path).splitlines()
         names = [line.strip() for line in lines if line.strip()]
+        if names and all("\t" in name for name in names):
+            raise ValueError(
+                f"{path} has several columns; wanted one path a line, or a .tsv whose first line "
+                "names the columns, such as path and label"
+            )
         return of_files(path, names, None, folder_of(path))
     if os.path.basename(str(path)) == MANIFEST:
         return _open_prepared(folder_of(path))
@@ -256,13 +263,20 @@ def _open_table(path: Place, column: str) -> Corpus:
         return of_members(path, names, column_of(table, "shard", path), table)
     if is_file(below(root, "audio.tar")):
         return of_members(path, names, ["audio.tar"] * len(names), table)
-    if isinstance(root, Path) and path == find_table(root):
-        home, root = root, audio_root(root)
+    if isinstance(root, Path):
+        home, is_of_folder = root, path == find_table(root)
+        root = audio_root(home) if is_of_folder else home
+        if root == home / "." and not any(_lies_in(root, name) for name in names):
+            root = _with_sounds(root)
         corpus = of_files(path, names, table, root)
-        if root.samefile(home):  # of audio elsewhere, a set may be a small part
+        if is_of_folder and root.samefile(home):  # of audio elsewhere, a set may be a small part
             say_unnamed(root, corpus, os.path.basename(path))
         return corpus
     return of_files(path, names, table, root)
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    return is_url(name) or os.path.isabs(name) or (folder / split_excerpt(name)[0]).exists()
 
 
 # -- prepared corpora ------------------------------------------------------------------------------
@@ -371,6 +385,8 @@ def _of_folder(path: Path, column: str) -> Layout | None:
         return Layout(name, lambda: _of_parquet(path, shards))
     if lists := [one for one in sorted(path.glob("*.json")) if is_json_list(one)]:
         return _listed("JSON lists of AST", _beside_lists(path), list_json, lists)
+    if tables := [one for one in tables_of_parts(path) if not kind_of_spans(one)]:
+        return _of_parts(path, tables)
     if spans := tables_of_spans(path):
         kinds = ", ".join(sorted({kind_of_spans(path / name) for name in spans}))
         name = f"recordings with annotations ({kinds})"
@@ -401,6 +417,28 @@ def _listed(
 ) -> Layout:
     """A layout whose clips are files below a folder, listed by `read(*args)`."""
     return Layout(name, lambda: of_listing(read(*args), root), spans)
+
+
+def _of_parts(folder: Path, tables: list[Path]) -> Layout:
+    """A folder with a table for each part, of sounds in it or, if it has none, beside it."""
+    root = _with_sounds(folder)
+
+    def opened() -> Corpus:
+        corpus = of_listing(list_tables_of_parts(tables), root)
+        say_unnamed(root, corpus, *(os.path.relpath(one, root) for one in tables))
+        return corpus
+
+    name = f"a table for each part ({', '.join(one.name for one in tables)})"
+    return Layout(name, opened, spans="beside" if root == folder else "")
+
+
+def _with_sounds(folder: Path) -> Path:
+    """A folder that holds sound: this one, or if it does not, the one above if that does."""
+    above = folder.absolute().parent
+    for one in (folder, above):
+        if any(is_sound(name) for name, _ in walk(one)):
+            return one
+    return folder
 
 
 def _beside_lists(folder: Path) -> Path:

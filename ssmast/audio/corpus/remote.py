@@ -140,7 +140,7 @@ def walk(root: Path, *, others: list[str] | None = None) -> Iterator[tuple[str, 
             continue
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 others.append(name)
                 continue
             try:
@@ -160,9 +160,16 @@ def is_sound(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS
 
 
+# Of Windows, macOS and Linux, and of Synology's thumbnails: what was deleted, or is no recording.
+_BINS = ("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found", "@eaDir")
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a relative name, or a folder in it, starts with a dot (as macOS's "._" files do)."""
-    return any(part.startswith(".") for part in name.split("/"))
+    """Whether a relative name, or a folder in it, is hidden, or a bin of the file system.
+
+    Hidden ones start with a dot, as macOS's "._" files do.
+    """
+    return any(part.startswith(".") or part in _BINS for part in name.split("/"))
 
 
 class _RemoteBytes:

@@ -28,6 +28,7 @@ from ssmast.audio.corpus.table import (
     joined,
     plain_name,
     read_table,
+    split_word,
 )
 from ssmast.audio.read import excerpt_name, split_excerpt
 from ssmast.files import as_text, encoding_of
@@ -96,6 +97,8 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
     """The spans that tables below the folder of the recordings name, in their order."""
     sounds = [name for name, _ in walk(root) if is_sound(name)]
     what = root / tables[0] if len(tables) == 1 else root
+    parts = {name: split_word(os.path.splitext(name)[0]) for name in tables}
+    are_of_parts = all(parts.values()) and len({*parts.values()}) > 1
     rows: dict[str, list[dict[str, str]]] = {}  # of the spans with the same bounds
     label, without_length = "", 0
     for name in tables:
@@ -107,6 +110,8 @@ def list_spans(root: Path, tables: Sequence[str]) -> Listing:
                     f"{root / name}: span {i} goes from {begin:g} to {end:g} s; wanted 0 <= start "
                     "<= end"
                 )
+            if are_of_parts:
+                row.setdefault("split", parts[name])
             excerpt = excerpt_name(file, begin, end)
             if excerpt == excerpt_name(file, begin, begin):
                 without_length += 1
@@ -147,7 +152,7 @@ def _read(root: Path, name: str, sounds: Sequence[str]) -> tuple[str, list[_Span
     path = root / name
     if kind_of_spans(path) == "Audacity label track":
         return "label", _read_audacity(path, _recording_of(path, name, sounds))
-    table = read_table(path)
+    table = _with_spans(read_table(path), path)
     columns = {plain_name(column): column for column in reversed(table.column_names)}
     begins = _numbers(table, _first(columns, _STARTS), path)
     if end := _first(columns, _ENDS):
@@ -170,6 +175,17 @@ def _read(root: Path, name: str, sounds: Sequence[str]) -> tuple[str, list[_Span
     return label, list(zip(files, begins, ends, rows, strict=True))
 
 
+def _with_spans(table: pa.Table, path: Path) -> pa.Table:
+    """The rows less those without a start and an end: recordings in which nothing happens."""
+    columns = {plain_name(column): column for column in reversed(table.column_names)}
+    bounds = [columns[name] for name in (*_STARTS, *_ENDS, *_LENGTHS) if name in columns]
+    cells = zip(*(table[column].to_pylist() for column in bounds), strict=True)
+    kept = [i for i, own in enumerate(cells) if any(cell.strip() for cell in own)]
+    if len(kept) < len(table):
+        say_once(f"{path}: {len(table) - len(kept)} rows without a start and an end are left out")
+    return table.take(kept) if len(kept) < len(table) else table
+
+
 def _read_audacity(path: Path, recording: str) -> list[_Span]:
     spans = list[_Span]()
     for number, line in enumerate(as_text(path.read_bytes(), path).splitlines(), start=1):
@@ -188,6 +204,12 @@ def _read_audacity(path: Path, recording: str) -> list[_Span]:
     if not any(row["confidence"] for *_, row in spans):
         for *_, row in spans:
             del row["confidence"]
+    elif all(row["label"].isdecimal() for *_, row in spans):  # as of the ICBHI sounds
+        say_once(
+            f"{path.parent}: the third column of its tracks, a number, is taken as label, the "
+            "fourth as confidence; if both are labels, write one table of path, start, end, label",
+            logging.WARNING,
+        )
     return spans
 
 
@@ -207,6 +229,10 @@ def _recording_of(path: Path, name: str, sounds: Sequence[str]) -> str:
         beside = [sound for sound in best if os.path.dirname(sound) == folder] or best
         if len(beside) == 1:
             return beside[0]
+    beside = [sound for sound in sounds if os.path.dirname(sound) == folder]
+    # As Audacity calls a track that has no name of its own.
+    if len(beside) == 1 and re.fullmatch(r"labels?([ _-]*track)?[ _-]*\d*\.txt", file.lower()):
+        return beside[0]
     there = f"; {len(sounds)} recordings are there, such as {sounds[0]!r}" if sounds else ""
     raise FileNotFoundError(
         f"{path} does not say of which recording it is; wanted a column Begin File, or a recording "

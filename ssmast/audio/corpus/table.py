@@ -19,14 +19,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 
-from ssmast.audio.corpus.remote import is_url, read_whole
+from ssmast.audio.corpus.remote import is_sound, is_url, read_whole
 from ssmast.files import encoding_of
 from ssmast.settings import in_home
 
@@ -45,6 +45,8 @@ _OR_ELSE = {
     "path": ("file", "files", "fname", "wav", "audio"),
     "label": ("class", "classname", "category", "species"),
 }
+# And of none of these, the only column whose name ends so: slice_file_name, primary_label.
+_ENDS_IN = {"path": ("filename", "path"), "label": ("label",)}
 
 
 def find_table(folder: Path) -> Path | None:
@@ -68,6 +70,8 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
     ('File Name', 'label')
     >>> find_column(["file", "Category"], "label"), find_column(["class", "species"], "label")
     ('Category', 'label')
+    >>> find_column(["mp3_path", "x"], "path"), find_column(["my_label", "its_label"], "label")
+    ('mp3_path', 'label')
     """
     if wanted in columns:
         return wanted
@@ -75,7 +79,8 @@ def find_column(columns: Sequence[str], wanted: str) -> str:
         found = [name for name in columns if plain_name(name) in called]
         if found:
             return found[0] if len(found) == 1 else wanted
-    return wanted
+    found = [name for name in columns if plain_name(name).endswith(_ENDS_IN.get(wanted, ()))]
+    return found[0] if len(found) == 1 else wanted
 
 
 def plain_name(name: str) -> str:
@@ -96,9 +101,21 @@ def split_word(name: str) -> str:
     for word in re.split(r"[^a-z]+", name.lower()):
         if word in ("train", "training", "valid", "validation", "val", "dev", "test", "testing"):
             return word
-        if word in ("eval", "evaluation"):
+        if word in ("eval", "evaluation", "evaluate"):
             return "test"
+        if word == "development":
+            return "dev"
     return ""
+
+
+def without_part(name: str) -> str:
+    """The words of a name less those that say a part.
+
+    >>> without_part("nsynth-train"), without_part("fold1_evaluate")
+    ('nsynth', 'fold1')
+    """
+    words = re.split(r"[\W_]+", name.lower())
+    return " ".join(word for word in words if word and not split_word(word))
 
 
 def read_table(path: str | PathLike[str]) -> pa.Table:
@@ -106,21 +123,39 @@ def read_table(path: str | PathLike[str]) -> pa.Table:
 
     A byte order mark is dropped; empty lines are skipped, and so are columns without a name or a
     value, as spreadsheets leave them; the delimiter is the one that a first line `sep=;` names, or
-    that of comma, semicolon, tab and bar which the header holds most of.
+    that of comma, semicolon, tab and bar which the header holds most of. In a .tsv that cannot be
+    read so, or only with line breaks in its cells, quotes are letters.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is empty, not UTF-8, or a row has more or fewer fields than the header.
     """
-    with _rows_of(path) as (columns, rows):
-        # As columns: a million rows would take a gigabyte.
-        fields = list(zip(*_full_rows(path, rows, columns), strict=True))
+    try:
+        columns, fields = _read_fields(path)
+        broken = None
+    except ValueError as error:
+        columns, fields, broken = [], [], error
+    is_odd = broken or any("\n" in cell for own in fields for cell in own)
+    if is_odd and os.fspath(path).lower().endswith(".tsv"):
+        with suppress(ValueError):  # as Common Voice writes its tables
+            columns, fields = _read_fields(path, quoted=False)
+            broken = None
+    if broken:
+        raise broken
     fields = fields or [() for _ in columns]
     kept = [i for i, name in enumerate(columns) if name or any(map(str.strip, fields[i]))]
     columns, fields = [columns[i] for i in kept], [fields[i] for i in kept]
     _check_header(path, columns)
     arrays = [pa.array(values, type=pa.large_string()) for values in fields]
     return pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def _read_fields(
+    path: str | PathLike[str], *, quoted: bool = True
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    with _rows_of(path, quoted=quoted) as (columns, rows):
+        # As columns: a million rows would take a gigabyte.
+        return columns, list(zip(*_full_rows(path, rows, columns), strict=True))
 
 
 def read_header(path: str | PathLike[str]) -> list[str]:
@@ -206,7 +241,8 @@ def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[s
     column = find_column(table.column_names, column)
     if column not in table.column_names:
         known = ", ".join(table.column_names)
-        hint = "; rename one, or give a folder of audio without this file"
+        hint = header_hint(table.column_names) or "; rename one"
+        hint += ", or give a folder of audio without this file"
         raise ValueError(
             f"{path} has no column {column!r}; it has {known}{hint if column == 'path' else ''}"
         )
@@ -215,7 +251,7 @@ def column_of(table: pa.Table, column: str, path: str | PathLike[str]) -> list[s
 
 @contextmanager
 def _rows_of(
-    path: str | PathLike[str], *, header_alone: bool = False
+    path: str | PathLike[str], *, header_alone: bool = False, quoted: bool = True
 ) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """Columns and rows of an open CSV file; what is wrong with it comes out as one sentence."""
     remote = isinstance(path, str) and is_url(path)
@@ -232,7 +268,8 @@ def _rows_of(
             if said is None:
                 lines = itertools.chain([header], lines)
             delimiter = said[1] if said else max(_DELIMITERS, key=header.count)
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            marks = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+            rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=marks)
             yield [name.strip() for name in next(rows, [])], rows
     except UnicodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
@@ -273,11 +310,20 @@ def _full_rows(
             continue
         if len(row) != len(columns):
             line = getattr(rows, "line_num", "?")
+            hint = "; delete the comment lines above the header" * columns[0].startswith("#")
             raise ValueError(
                 f"{path} has {len(row)} fields in line {line}; its header has {len(columns)}: "
-                f"{', '.join(columns)}"
+                f"{', '.join(columns)}{hint or header_hint(columns)}"
             )
         yield row
+
+
+def header_hint(columns: Sequence[str]) -> str:
+    """What to do where the first line of a table looks like a row: a number, a file, a sentence."""
+    of_row = (len(one) > 60 or is_sound(one) or one.isdecimal() for one in columns)
+    if any(of_row):
+        return "; that looks like a row: write a line with the names of the columns above it"
+    return ""
 
 
 TASK_FILE = "task.json"

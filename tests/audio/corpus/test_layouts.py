@@ -16,9 +16,9 @@ import soundfile
 
 from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.audio.corpus.cache import cache_decoded
-from ssmast.audio.corpus.open import layout_of
+from ssmast.audio.corpus.open import layout_of, read_table
 from ssmast.doctor.sounds import check_sounds
-from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.find_set import find_sets, read_columns
 from ssmast.evaluation.read_set import load_set
 from tests.data.make_layouts import wav
 
@@ -622,6 +622,29 @@ def test_a_json_list_that_is_slightly_wrong(tmp_path, content, sentence):
         open_corpus(tmp_path / "x.json")
 
 
+def test_tables_of_spans_of_each_part_with_recordings_in_which_nothing_happens(tmp_path):
+    for part in ("train", "validation"):  # as DESED has them
+        chirps(tmp_path / "audio" / part, [f"{part[0]}{i}.wav" for i in range(3)])
+        rows = [f"{part[0]}{i}.wav\t{s}\t{s + 1}\t{'ab'[s]}\n" for i in range(2) for s in (0, 1)]
+        (tmp_path / "metadata" / part).mkdir(parents=True)
+        text = "filename\tonset\toffset\tevent_label\n" + "".join(rows) + f"{part[0]}2.wav\t\t\t\n"
+        (tmp_path / "metadata" / part / f"{part}.tsv").write_text(text)
+    columns = read_columns(tmp_path)[0]
+    assert columns["split"] == ["train"] * 4 + ["validation"] * 4
+    found = load_set(tmp_path)
+    assert {found.clips[i].split("/")[1] for i in found.splits[0].valid} == {"validation"}
+
+
+def test_a_label_track_beside_the_only_recording_and_one_of_numbers(tmp_path, caplog):
+    chirps(tmp_path / "a", ["birds.wav"])
+    (tmp_path / "a/Label Track.txt").write_text("0.0\t1.0\tcall\n1.0\t2.0\tsong\n")
+    assert read_columns(tmp_path / "a")[0]["label"] == ["call", "song"]
+    chirps(tmp_path / "b", ["101.wav"])
+    (tmp_path / "b/101.txt").write_text("0.0\t1.0\t0\t1\n1.0\t2.0\t1\t0\n")
+    assert read_columns(tmp_path / "b")[0]["confidence"] == ["1", "0"]
+    assert "a number, is taken as label, the fourth as confidence" in caplog.text
+
+
 # 12: as before
 
 
@@ -737,5 +760,98 @@ def test_the_table_of_urbansound8k_names_no_spans_and_its_folds_no_classes(tmp_p
     table = tmp_path / "metadata/UrbanSound8K.csv"
     table.write_text("slice_file_name,fsID,start,end,fold,class\n" + rows)
     assert len(open_corpus(tmp_path, spans="spans")) == 4
-    with pytest.raises(FileNotFoundError, match=r"found metadata/UrbanSound8K\.csv: save"):
-        load_set(tmp_path)
+    assert find_sets(tmp_path) == ["metadata/UrbanSound8K.csv"]
+    found = read_columns(table)[0]
+    assert (found["path"][1], found["fold"]) == ("audio/fold1/1.wav", list("0123"))
+
+
+def test_a_table_beside_the_folder_of_its_sounds(tmp_path):
+    for fold in "123":
+        for c in "ab":
+            tone(tmp_path / f"audio/{fold}-{c}.wav")
+    rows = "".join(f"{fold}-{c}.wav,{fold},{c}\n" for fold in "123" for c in "ab")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/esc50.csv").write_text("filename,fold,category\n" + rows)
+    for data in (tmp_path, tmp_path / "meta", tmp_path / "meta/esc50.csv"):
+        found = load_set(data)
+        assert (found.classes, found.folds) == (["a", "b"], ["1", "2", "3"])
+        assert found.clips[0] == "audio/1-a.wav"
+    assert len(open_corpus(tmp_path)) == len(open_corpus(tmp_path / "meta/esc50.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        (("train.tsv", "dev.tsv", "test.tsv"), ["train", "dev", "test"]),
+        (("annotations.train.tsv", "annotations.test.tsv"), ["train", "test"]),
+        (("set/dev.tsv", "set/eval.tsv"), ["train", "test"]),
+        (("fold1_train.tsv", "fold1_evaluate.tsv"), ["train", "test"]),
+    ],
+)
+def test_a_table_for_each_part(tmp_path, files, parts):
+    for k, file in enumerate(files):
+        rows = []
+        for i in range(4):
+            tone(tmp_path / f"clips/{k}{i}.wav")
+            rows.append(f"{k}{i}.wav\t{'ab'[i % 2]}\n")
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("path\tlabel\n" + "".join(rows))
+    tone(tmp_path / "clips/other.wav")
+    (tmp_path / "lengths.tsv").write_text("clip\tms\n")
+    found = load_set(tmp_path)
+    assert found.classes == ["a", "b"]
+    columns = read_columns(found.folder)[0]
+    del columns["label"]
+    said = {path.split("/")[1][0]: part for path, part in zip(*columns.values(), strict=True)}
+    assert said == {str(k): part for k, part in enumerate(parts)}
+    assert all(clip.startswith("clips/") for clip in found.clips)
+    assert len(open_corpus(tmp_path)) == 4 * len(files) + 1  # pretraining hears all of it
+
+
+def test_a_tsv_whose_quotes_are_letters(tmp_path):
+    said = ['""No,"" he said.', '"Open', "a", 'b"', "c", '"Yes"']
+    rows = [f"{i}.wav\t{text}\t{'ab'[i % 2]}\n" for i, text in enumerate(said)]
+    for i in range(6):
+        tone(tmp_path / f"{i}.wav")
+    (tmp_path / "t.tsv").write_text("path\tsentence\tlabel\n" + "".join(rows))
+    assert read_table(tmp_path / "t.tsv")["sentence"].to_pylist() == said
+    # A quote closed rows later would swallow them; a cell with a line break stays one.
+    (tmp_path / "u.tsv").write_text('path\tsaid\n0.wav\t"x\n1.wav\ty\n2.wav\tz"\n')
+    assert len(read_table(tmp_path / "u.tsv")) == 3
+    (tmp_path / "v.tsv").write_text('path\tsaid\n0.wav\t"x\ny"\n')
+    assert read_table(tmp_path / "v.tsv")["said"].to_pylist() == ["x\ny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.csv", "a,0,people whispering,train\n", "looks like a row: write a line with"),
+        ("a.csv", "# Segments csv\n# x, y\n1,2\n", "delete the comment lines above the header"),
+        ("a.txt", "a.wav\tbus\nb.wav\tpark\n", "has several columns; wanted one path a line"),
+    ],
+)
+def test_a_table_without_a_header_is_told_so(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        open_corpus(tmp_path / name)
+
+
+def test_absolute_paths_of_another_machine_by_the_names_of_their_files(tmp_path):
+    for i in range(6):
+        tone(tmp_path / f"audio/{i:08x}-rec.wav")
+    rows = "".join(f"/data/upload/1/{i:08x}-rec.wav,{'ab'[i % 2]}\n" for i in range(6))
+    (tmp_path / "export.csv").write_text("audio,label\n" + rows)
+    assert names(open_corpus(tmp_path / "export.csv"))[0] == "audio/00000000-rec.wav"
+    (tmp_path / "export.csv").write_text("audio,label\n" + rows + "/x/00000000-rec.wav,a\n")
+    with pytest.raises(FileNotFoundError, match="7 of 7 files"):
+        open_corpus(tmp_path / "export.csv")
+
+
+def test_tables_that_are_none_of_each_part(tmp_path):
+    for i in range(4):
+        tone(tmp_path / f"{i}.wav")
+    rows = "".join(f"{i}.wav,{'ab'[i % 2]}\n" for i in range(4))
+    (tmp_path / "train.csv").write_text("path,label\n" + rows)
+    (tmp_path / "test.csv").write_text("path,id\n0.wav,1\n")  # as of a competition
+    assert layout_of(tmp_path) is None
+    assert find_sets(tmp_path) == ["train.csv"]
