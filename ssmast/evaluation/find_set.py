@@ -289,13 +289,13 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
             f"{place}: folders that differ by a number alone are taken as classes: "
             f"{few_names(classes)}; if they are speakers, sessions or batches, write a "
             f"metadata.csv of path,label, or give task {_by_pattern(place)} where names say it",
-            logging.WARNING,
+            level=logging.WARNING,
         )
     for name in _naming(place):
         say_once(
             f"{place}: its folders are taken as classes, though {name} names its sounds as well; "
             f"data={place / name} takes the labels of that",
-            logging.WARNING,
+            level=logging.WARNING,
         )
 
 
@@ -331,7 +331,7 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
             if top not in named and top[:1] == "_":
                 say_once(
                     f"{folder}: {top} is no class, as no list of a part names a clip of it",
-                    logging.WARNING,
+                    level=logging.WARNING,
                 )
         labels = [top if top in named or top[:1] != "_" else "" for top in upper]
         return {

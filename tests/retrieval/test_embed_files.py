@@ -185,7 +185,8 @@ def test_engines_are_not_mixed(encoder_folder, tmp_path, monkeypatch):
 def test_a_second_command_is_kept_from_an_output_while_it_is_written(
     command, encoder_folder, tmp_path, capsys
 ):
-    data, out = write_set(tmp_path / "data", num_clips=5), tmp_path / "out.npz"
+    data = write_set(tmp_path / "data", num_clips=5)
+    out = tmp_path / ("out.npz" if command == "embed" else "out")
     words = [command, str(data), f"encoder={encoder_folder}", f"out={out}"]
     words += ["groups=2", "layout=tsne"] * (command == "map")
     imports = "from ssmast.retrieval.embed_files import sole_writer"
