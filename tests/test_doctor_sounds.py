@@ -107,6 +107,10 @@ def test_tables_and_published_sets_are_pointed_at(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     words = f"give data={tmp_path / 'votes.csv'} and task votes:label=COLUMN, its columns are"
     assert words in lines(tmp_path)["labels"][0]
+    (tmp_path / "votes.csv").write_text("id,hasbird\n" + rows.replace(".wav", ""))
+    assert (
+        f"data={tmp_path / 'votes.csv'}, its id renamed path, and" in lines(tmp_path)["labels"][0]
+    )
     for part in ("train", "valid", "test"):
         write(tmp_path, f"ns/nsynth-{part}/audio/1.wav", seconds=0.1)
     found = lines(tmp_path / "ns")

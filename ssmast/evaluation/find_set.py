@@ -210,15 +210,17 @@ def _one_below(data: Path) -> list[str]:
 
 def other_tables(folder: Path) -> str:
     """Tables in a folder, or one below it, that may be the one that is missed, and what to do."""
-    found = _tables_in(folder)
-    naming = _naming(folder)[:3]
-    words = [
-        f"data={folder / name} and task {TaskSpec(name=Path(name).stem, label='COLUMN')}, its "
-        f"columns are {few_names(read_header(folder / name))}"
-        for name in naming
-    ]
+    words = []
+    for name, column in [*_naming(folder).items()][:3]:
+        columns = read_header(folder / name)
+        renamed = "" if column == find_column(columns, "path") else f", its {column} renamed path,"
+        task = TaskSpec(name=Path(name).stem, label="COLUMN")
+        words.append(
+            f"data={folder / name}{renamed} and task {task}, its columns are {few_names(columns)}"
+        )
     if words:
         return "; tables without a column label name the sounds, so give " + ", or ".join(words)
+    found = _tables_in(folder)
     cure = f"save the table with the labels as {METADATA}, or give a .csv as data="
     return f"; found {few_names(found)}: {cure}" if found else ""
 
@@ -232,18 +234,19 @@ def _tables_in(folder: Path) -> list[str]:
     ]
 
 
-def _naming(folder: Path) -> list[str]:
-    """Those of the tables in a folder, or one below it, that name sounds in it."""
+def _naming(folder: Path) -> dict[str, str]:
+    """Tables in a folder, or one below it, that name sounds in it, and the column that does."""
     there = {os.path.basename(name) for name, _ in walk(folder) if is_sound(name)}
     there |= {os.path.splitext(name)[0] for name in there}
-    found = []
+    found: dict[str, str] = {}
     for name in filter(lambda one: _is_table(folder / one), _tables_in(folder)):
         with suppress(ValueError):  # no table that could be read
-            columns = read_header(folder / name)
-            path = find_column(columns, "path")
-            cells = read_table(folder / name)[path].to_pylist() if path in columns else []
-            if cells and all(os.path.basename(one.replace("\\", "/")) in there for one in cells):
-                found.append(name)
+            table = read_table(folder / name)
+            path = find_column(table.column_names, "path")
+            for column in [path] if path in table.column_names else table.column_names:
+                cells = {os.path.basename(c.replace("\\", "/")) for c in table[column].to_pylist()}
+                if len(cells) > 1 and cells <= there:
+                    found.setdefault(name, column)
     return found
 
 
@@ -291,7 +294,16 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
             f"metadata.csv of path,label, or give task {_by_pattern(place)} where names say it",
             level=logging.WARNING,
         )
-    for name in _naming(place):
+    parts = [name for name in classes if split_word(name)]
+    if len({part_of(split_word(name)) for name in parts}) > 1:
+        say_once(
+            f"{place}: folders whose names say parts are taken as classes: {few_names(parts)}; if "
+            "each is a set, give one of them as data=",
+            logging.WARNING,
+        )
+    for name, column in _naming(place).items():
+        if column != find_column(read_header(place / name), "path"):
+            continue
         say_once(
             f"{place}: its folders are taken as classes, though {name} names its sounds as well; "
             f"data={place / name} takes the labels of that",
@@ -367,6 +379,14 @@ def _class_folders(folder: Path, corpus: Corpus) -> Table:
             "label": [b if a in parts else a for a, b in zip(upper, lower, strict=True)],
             "split": [part_by_name.get(top, "") or "train" for top in upper],
         }
+    for top in others:
+        again = {low for one, low in zip(upper, lower, strict=True) if one == top and low}
+        if len(again & {*others}) > 1:
+            raise ValueError(
+                f"{folder}: {top} holds folders called as those beside it, "
+                f"{few_names(sorted(again))}; if it is a copy, move it elsewhere, else write "
+                "a metadata.csv of path,label"
+            )
     if not others and (any(lower) or len({*part_by_name.values()}) > 1):
         return {
             "path": paths,

@@ -167,6 +167,17 @@ def test_a_part_beside_the_classes_holds_them_once_more(tmp_path):
     assert [len(part) for part in found.splits[0].parts().values()] == [8, 10, 2]
 
 
+def test_folders_that_may_be_sets_or_copies_of_the_classes(tmp_path, caplog):
+    names = [
+        f"{top}/{c}/{i}.wav" for top in ("dev_a", "test_b", "frogs") for c in "ab" for i in "12"
+    ]
+    assert load_set(sounds(tmp_path / "s", names)).classes == ["dev_a", "frogs", "test_b"]
+    assert "names say parts are taken as classes: dev_a, test_b; if each is a set" in caplog.text
+    names = [f"{top}{c}/{i}.wav" for top in ("", "all 1-2/") for c in ("A1", "A2") for i in "123"]
+    with pytest.raises(ValueError, match="all 1-2 holds folders called as those beside it, A1, A2"):
+        find_sets(sounds(tmp_path / "c", names))
+
+
 def test_lists_of_parts_beside_class_folders(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     names = [f"{word}/{i}.wav" for word in ("yes", "no", "_background_noise_") for i in range(4)]
@@ -197,9 +208,7 @@ def test_what_was_deleted_is_no_class_and_numbered_folders_are_named(tmp_path, c
 
 def test_labels_may_be_taken_of_the_names(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    names = [
-        f"recordings/{k}_{who}_{i}.wav" for k in "01" for who in ("al", "bo") for i in range(4)
-    ]
+    names = [f"recordings/{k}_{who}_{i}.wav" for k in "01" for who in "abcd" for i in "01"]
     folder = sounds(tmp_path / "fsdd", names)
     pattern = r"(\d+)_[^/]*$"
     with pytest.raises(FileNotFoundError) as raised:
