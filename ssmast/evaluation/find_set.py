@@ -299,7 +299,7 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
         say_once(
             f"{place}: folders whose names say parts are taken as classes: {few_names(parts)}; if "
             "each is a set, give one of them as data=",
-            logging.WARNING,
+            level=logging.WARNING,
         )
     for name, column in _naming(place).items():
         if column != find_column(read_header(place / name), "path"):
