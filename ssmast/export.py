@@ -21,7 +21,7 @@ from ssmast.encoder.folder import CONFIG, WEIGHTS, check_folder_to_write, is_enc
 from ssmast.encoder.whitening import Whitening
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import as_text, check_output
-from ssmast.model import Backbone, create_model
+from ssmast.model import create_model
 from ssmast.report import read_probes
 from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
 from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
@@ -273,7 +273,6 @@ def _of_weights(
     front = FrontEnd(**settings["front_end"])
     size = (front.num_mels, settings["views"]["frames"])
     backbone = create_model(settings["model"], num_classes=0, input_size=size)
-    assert isinstance(backbone, Backbone)
     backbone.load_state_dict(weights)
     wanted = settings["export"]
     encoder = Encoder(

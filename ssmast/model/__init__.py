@@ -1,7 +1,9 @@
 """Log-mel -> tokens: the MAST and AST encoders; importing it registers the models with timm."""
 
-from timm import create_model
+from typing import TYPE_CHECKING, Any, Literal, overload
+
 from timm import list_models as _list_timm_models
+from torch import nn
 
 from ssmast.model.ast import AST
 from ssmast.model.backbone import Backbone
@@ -38,6 +40,26 @@ from ssmast.model.pretrained import (
     mast_name,
     read_tensors,
 )
+
+if TYPE_CHECKING:  # timm's function, with the types of our models
+
+    @overload
+    def create_model(
+        model_name: str, pretrained: bool = ..., *, features_only: Literal[True], **kwargs: Any
+    ) -> nn.Module: ...
+    @overload
+    def create_model(
+        model_name: str,
+        pretrained: bool = ...,
+        *,
+        features_only: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Backbone: ...
+    def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        """A model by its name, as `timm.create_model` makes it."""
+        ...
+else:
+    from timm import create_model
 
 
 def list_models() -> list[str]:
