@@ -20,17 +20,15 @@ import numpy as np
 from ssmast.audio.corpus.table import find_column, find_table, plain_name, read_task_file
 from ssmast.audio.read import split_excerpt
 from ssmast.classifier import Head
+from ssmast.evaluation.class_folders import Table, set_name, warn_of_class_folders
 from ssmast.evaluation.find_set import (
-    Table,
     are_class_folders,
     asked_task,
     check_columns,
     find_folder,
     is_pattern,
     read_columns,
-    set_name,
     table_of,
-    warn_of_class_folders,
 )
 from ssmast.evaluation.labelled_set import LabelledSet, check_splits, with_class_names
 from ssmast.evaluation.task_spec import TaskSpec, filled
