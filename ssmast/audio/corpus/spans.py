@@ -208,7 +208,7 @@ def _read_audacity(path: Path, recording: str) -> list[_Span]:
         say_once(
             f"{path.parent}: the third column of its tracks, a number, is taken as label, the "
             "fourth as confidence; if both are labels, write one table of path, start, end, label",
-            logging.WARNING,
+            level=logging.WARNING,
         )
     return spans
 
