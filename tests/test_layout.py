@@ -172,7 +172,7 @@ def test_underscore_names_stay_in_their_file(file):
 # room -> most files directly in it, most arrows between its modules (sub-folders included)
 # audio: of its arrows, 34 are the layouts of other programs, each of which is a file that names
 # clips, reads a table and makes a corpus.
-BUDGET = {"training": (20, 70), "audio": (14, 74), "evaluation": (25, 64), "model": (11, 33)}
+BUDGET = {"training": (20, 70), "audio": (14, 74), "evaluation": (25, 67), "model": (11, 33)}
 
 
 @pytest.mark.parametrize("room", BUDGET)
