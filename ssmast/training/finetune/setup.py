@@ -65,7 +65,7 @@ SMALL_SET = Preset(
 )  # fmt: skip
 # Random weights, or clips enough to move all layers alike.
 LARGE_SET = Preset(
-    5e-4, epochs=20, layer_decay=1.0, probe=False, lr_scale=1.0, smoothing=0.1, mixup_rate=0.3,
+    5e-4, epochs=50, layer_decay=1.0, probe=False, lr_scale=1.0, smoothing=0.1, mixup_rate=0.3,
     freq_mask=8,
 )  # fmt: skip
 
@@ -157,7 +157,7 @@ def sized(config: FinetuneConfig, *, num_clips: int) -> FinetuneConfig:
     size = config.batch_size or (16 if num_clips < 500 else 32 if num_clips < 5000 else 64)
     share = num_clips / _FEW_CLIPS
     preset = SMALL_SET if config.init != "none" and share < 1 else LARGE_SET
-    epochs = float(min(40, max(5, round(preset.epochs / math.sqrt(share)))))
+    epochs = float(min(50, max(5, round(preset.epochs / math.sqrt(share)))))
     lr = preset.lr * (share if preset is SMALL_SET else 1.0)
     clips, heads, optim = config.clips, config.heads, config.optim
     return replace(

@@ -496,7 +496,7 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
     )
     setup = set_up(config)
     assert setup.split.name == "fold 2"
-    assert (setup.config.batch_size, setup.config.epochs) == (16, 40.0)
+    assert (setup.config.batch_size, setup.config.epochs) == (16, 50.0)
     lengths = [len(soundfile.read(file)[0]) for file in sorted(tones.glob("*.wav"))]
     assert setup.config.clips.frames == 64  # 0.2 to 0.4 s
     assert 0.9 * max(lengths) / 160 <= 64
@@ -504,7 +504,7 @@ def test_folds_and_sizes_are_settled_before_the_run(tones):
     assert setup.config.optim.lr == 5e-4  # nothing pretrained that could be carried away
     found = [sized(replace(config, init="imagenet"), num_clips=n) for n in (100, 1000, 9000)]
     assert [c.optim.lr for c in found] == pytest.approx([3e-5, 5e-4, 5e-4])
-    assert [c.epochs for c in found] == [32, 20, 7]
+    assert [c.epochs for c in found] == [32, 50, 17]
     assert [c.batch_size for c in found] == [16, 32, 64]
     kept = replace(config, batch_size=8, epochs=3.0, optim=replace(config.optim, lr=0.1))
     kept = sized(kept, num_clips=100)
