@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmast.command import run_command
-from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.find_set import named_tasks
 from ssmast.evaluation.metrics import t_interval
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.task_spec import split_names
 from ssmast.settings import Settings, parse, setting
 from ssmast.training.config import RECIPES
 from ssmast.training.finetune.command import run
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
     settings = parse(Keys, argv, command="benchmarks/finetune.py", description=__doc__ or "")
     if settings is None:
         return 0
-    tasks = find_sets(settings.data) if settings.tasks == "all" else split_names(settings.tasks)
+    tasks = named_tasks(settings.data, settings.tasks)
     started = time.monotonic()
     for seed in range(settings.seeds):
         for task in tasks:

@@ -23,20 +23,18 @@ from datetime import timedelta
 from pathlib import Path
 
 from ssmast.command import StoppedError
-from ssmast.compare.config import CLASSIFIER, ENCODER, CompareConfig, Variant, variants_of
+from ssmast.compare.config import ENCODER, CompareConfig, Variant, variants_of
 from ssmast.compare.equal_minutes import RUNS, Calibrations, is_trained, labelled_sets, train
 from ssmast.compare.outcome import Comparison, Entry, as_markdown, checked
 from ssmast.encoder import load_encoder
 from ssmast.evaluation.baselines import UNTRAINED, random_twin
 from ssmast.evaluation.embed import measured_whitening
 from ssmast.evaluation.processes import process_state
-from ssmast.evaluation.read_set import load_set
 from ssmast.evaluation.suite import ProbeConfig, load_sets, run_suite
 from ssmast.files import check_output, lock_of, locked
 from ssmast.html import PAGE_BEGINS
 from ssmast.settings import command, wants_dry_run
 from ssmast.training.config import PretrainConfig
-from ssmast.training.finetune.command import read_result
 from ssmast.training.inputs import open_data
 
 logger = logging.getLogger(__name__)
@@ -77,11 +75,8 @@ def compare(config: CompareConfig) -> Comparison:
     seeds = range(config.seed, config.seed + config.seeds)
     entries = {one.row: Entry(name=one.row, words=one.words) for one in variants}
     comparison = Comparison(config=config, entries=list(entries.values()))
-    if config.score == CLASSIFIER:  # a wrong name is said before hours
-        for task in {variant.task for variant in variants}:
-            load_set(config.labelled, task)
-    else:
-        load_sets(_probe(config, encoder="log_mel"))
+    if config.score == ENCODER:
+        load_sets(_probe(config, encoder="log_mel"))  # a wrong name is said before hours
     calibrations = Calibrations(config, variants)
     if config.score == ENCODER:
         comparison.fixed = {name: run_suite(_probe(config, encoder=name)) for name in UNTRAINED}
@@ -117,7 +112,7 @@ def compare(config: CompareConfig) -> Comparison:
             entry.minutes[key], entry.curves[key] = trained.minutes, trained.curve
             entry.alarms = trained.alarms or entry.alarms
             if variant.task:
-                comparison.take(entry, seed, read_result(trained.folder))
+                comparison.take(entry, seed, trained.result)
             else:
                 _score(config, variant, entry, trained.folder / "encoder", seed)
             if is_new:

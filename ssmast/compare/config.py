@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmast.evaluation.find_set import find_sets
-from ssmast.evaluation.task_spec import split_names
+from ssmast.evaluation.find_set import named_tasks
+from ssmast.evaluation.read_set import load_set
+from ssmast.evaluation.results import file_name
 from ssmast.settings import (
     AUTO,
     SEEDS,
@@ -108,6 +110,7 @@ class Variant:
         name: of its folders.
         row: its name in the table; a row of classifiers is a variant for each set.
         task: set that its classifier learns; empty where its encoder is scored.
+        folds: of that set, one of which a seed tests on; empty where it has none.
         words: `key=value` words that make it what it is.
         config: its settings; data, run, seed and steps are still those of nobody. With those of
             fine-tuning it learns from labels.
@@ -116,6 +119,7 @@ class Variant:
     name: str
     row: str
     task: str = ""
+    folds: Sequence[str] = ()
     words: tuple[str, ...]
     config: PretrainConfig | FinetuneConfig
 
@@ -143,25 +147,27 @@ def variants_of(config: CompareConfig) -> list[Variant]:
             )
     return [
         Variant(
-            name=f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', task)}" if task else name,
+            name=f"{name}-{file_name(task)}" if task else name,
             row=name,
             task=task,
+            folds=folds,
             words=words,
             config=_settings(config, name, [*_split(config.common), *words], task=task),
         )
-        for task in _tasks(config)
+        for task, folds in _tasks(config)
         for name, words in asked
     ]
 
 
-def _tasks(config: CompareConfig) -> list[str]:
-    """Sets that classifiers learn, as tasks; one that is empty where encoders are scored.
+def _tasks(config: CompareConfig) -> list[tuple[str, list[str]]]:
+    """Sets that classifiers learn, as tasks, and their folds; an empty one for encoders.
 
     Raises:
         UsageError: if there is none, or a setting is given that has no part in it.
+        FileNotFoundError, ValueError: if a set cannot be read.
     """
     if config.score == ENCODER:
-        return [""]
+        return [("", [])]
     for key in ("data", "sets"):
         if getattr(config, key):
             raise UsageError(
@@ -169,9 +175,8 @@ def _tasks(config: CompareConfig) -> list[str]:
                 "tests on labelled=; leave it out"
             )
     require(bool(config.labelled), "labelled", "nothing", "the sets that score=classifier learns")
-    if config.tasks == "all":
-        return find_sets(config.labelled)
-    return list(dict.fromkeys(split_names(config.tasks)))
+    names = named_tasks(config.labelled, config.tasks)
+    return [(name, load_set(config.labelled, name).folds) for name in names]
 
 
 def named_settings(text: str) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ssmast.compare.config import LOG_EVERY, CompareConfig, Variant
-from ssmast.evaluation.read_set import load_set
 from ssmast.files import write_json
 from ssmast.settings import to_dict
 from ssmast.training.config import PretrainConfig, TrainConfig
@@ -50,12 +49,14 @@ class Trained:
         minutes: processor time that its steps took.
         curve: (minutes, accuracy) while it trained, the average over the sets; of a classifier
             the score that its weights are chosen by.
+        result: what the test part gave for a classifier; None of an encoder.
     """
 
     folder: Path
     minutes: float
     alarms: str = ""
     curve: list[tuple[float, float]] = field(default_factory=list)
+    result: dict[str, Any] | None = None
 
 
 class Calibrations:
@@ -158,7 +159,7 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
         )
         settings = dataclasses.replace(settings, probe=probe)
     if variant.task and isinstance(settings, FinetuneConfig):
-        folds = load_set(config.labelled, variant.task).folds
+        folds = variant.folds
         scoring = dataclasses.replace(settings.scoring, every=settings.checkpoint_every)
         settings = dataclasses.replace(
             settings, scoring=scoring, fold=folds[seed % len(folds)] if folds else ""
@@ -178,6 +179,7 @@ def train(config: CompareConfig, variant: Variant, calibration: Calibration, see
             for row in read_metrics(folder / "metrics.jsonl")
             if (scores := [row[key] for key in row if re.fullmatch(wanted, key)])
         ],
+        result=result,
     )
 
 

@@ -353,17 +353,14 @@ def _task(result: Result, rows: dict[str, Scores], colours: dict[str, str]) -> s
 def _legend(comparison: Comparison) -> str:
     config = comparison.config
     seeds = max((len(entry.scores) for entry in comparison.compared), default=0)
-    what, paired = "classifiers in %", "learn from the same clips and test on the same."
+    what, untrained = "classifiers in %", ""
+    paired = "learn from the same clips and test on the same."
     if comparison.fixed:
-        what, paired = (
-            "frozen embeddings in % (linear probe)",
-            "see the same clips in the same order.",
+        what = "frozen embeddings in % (linear probe)"
+        paired = "see the same clips in the same order."
+        untrained = (
+            "Untrained: the same network, its vector made in the same way, with fresh weights. "
         )
-    untrained = (
-        "Untrained: the same network, its vector made in the same way, with fresh weights. "
-        if comparison.fixed
-        else ""
-    )
     return (
         f"Test scores of {what}; {config.minutes:g} processor minutes of one core for each run, "
         f"{seeds} of {config.seeds} seeds. \u00b1 and whiskers: half of the 95 % t interval over "

@@ -99,11 +99,11 @@ def check_sounds(data: str) -> Iterator[Finding]:
     for message in dict.fromkeys(said):
         yield note("problems", message)
     yield from _problems(looks)
-    told = sets and all(_says_parts(one.folder) for one in sets)
-    asked = sets if no_labels else []  # not those that cannot be read
-    yield ok(
-        "next", (not told and build) or _next_command(data, folder, sets, asked, looks, len(names))
-    )
+    if build and not (sets and all(_says_parts(one.folder) for one in sets)):
+        yield ok("next", build)
+    else:
+        asked = sets if no_labels else []  # not those that cannot be read
+        yield ok("next", _next_command(data, folder, sets, asked, looks, len(names)))
 
 
 def _sets_in(folder: Path) -> tuple[list[LabelledSet], list[str]]:

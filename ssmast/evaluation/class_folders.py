@@ -35,7 +35,7 @@ Table = dict[str, list[str]]
 # What people call the one folder that holds those of the classes.
 _CONTAINERS = {"audio", "audios", "clips", "data", "recordings", "sounds", "wav", "wavs"}
 _FOLD = r"(?i)(fold|cv)[ _-]*\d+"
-# A part beside the classes that holds them once more, and no further ones to train on.
+# Parts that may stand beside the classes and hold folders of the same names: none trains.
 _SCORED = ({"valid"}, {"test"}, {"valid", "test"})
 
 
@@ -94,7 +94,7 @@ def class_folders(folder: Path, corpus: Corpus) -> Table:
                 "them as data=, or write a metadata.csv of path,label,split"
             )
         parts, others, part_by_name = tops, [], part_by_name if not others else words
-    # As the classes once more, in a folder of a part beside them.
+    # The same class folders, in a folder of a part beside them.
     inside = {low for top, low in zip(upper, lower, strict=True) if top in parts}
     if others and inside <= {*others} and {part_by_name[top] for top in parts} in _SCORED:
         return {
@@ -202,10 +202,12 @@ def tables_in(folder: Path) -> list[str]:
 
 def tables_naming(folder: Path) -> dict[str, str]:
     """Tables in a folder, or one below it, that name sounds in it, and the column that does."""
-    there = {os.path.basename(name) for name, _ in walk(folder) if is_sound(name)}
+    tables = [name for name in tables_in(folder) if is_table(folder / name)]
+    sounds = walk(folder) if tables else ()  # a set may have a million
+    there = {os.path.basename(name) for name, _ in sounds if is_sound(name)}
     there |= {os.path.splitext(name)[0] for name in there}
     found: dict[str, str] = {}
-    for name in filter(lambda one: is_table(folder / one), tables_in(folder)):
+    for name in tables:
         with suppress(ValueError):  # no table that could be read
             table = read_table(folder / name)
             path = find_column(table.column_names, "path")

@@ -40,8 +40,9 @@ from ssmast.evaluation.class_folders import (
     tables_in,
     tables_naming,
 )
-from ssmast.evaluation.task_spec import TaskSpec, parse_task
+from ssmast.evaluation.task_spec import TaskSpec, parse_task, split_names
 from ssmast.progress import say_once
+from ssmast.settings import UsageError
 from ssmast.splits import few_names, part_of
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,19 @@ def find_sets(data: str | Path) -> list[str]:
             f"where file names say the class, 3_jackson_0.wav, give task {by_pattern(data)}"
         )
     return sorted(names)
+
+
+def named_tasks(data: str | Path, tasks: str, *, key: str = "tasks") -> list[str]:
+    """The tasks that `tasks` means, each once: every set in `data` for "all", else those it names.
+
+    Raises:
+        UsageError: if it names none.
+        FileNotFoundError, ValueError: of `find_sets`.
+    """
+    names = find_sets(data) if tasks == "all" else list(dict.fromkeys(split_names(tasks)))
+    if not names:
+        raise UsageError(f"{key}={tasks} names no task; give {key}=all or {key}=[a,b]")
+    return names
 
 
 def find_folder(data: Path, name: str, *, label: str = "") -> Path:

@@ -338,8 +338,16 @@ def beside(encoder: str | Path, name: str) -> Path:
 
 def result_file(out: Path, labelled: LabelledSet, protocol: str) -> Path:
     """Where the result of a task belongs."""
-    name = re.sub(r"[^\w.-]+", "-", str(labelled.spec)).strip("-")  # letters of any script stay
-    return out / f"{name}.{protocol}.json"
+    return out / f"{file_name(str(labelled.spec))}.{protocol}.json"
+
+
+def file_name(task: str) -> str:
+    """A task as the name of a file or folder; letters of any script stay.
+
+    >>> file_name("fsdd:label=声,split=b")
+    'fsdd-label-声-split-b'
+    """
+    return re.sub(r"[^\w.-]+", "-", task).strip("-")
 
 
 def results_table(results: list[Result]) -> str:

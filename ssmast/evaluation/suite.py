@@ -13,7 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.find_set import named_tasks
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.read_set import load_set
@@ -27,7 +27,6 @@ from ssmast.evaluation.results import (
     write_result,
 )
 from ssmast.evaluation.scorer import ProbeConfig, Scorer
-from ssmast.evaluation.task_spec import split_names
 from ssmast.files import check_output, write_atomic
 from ssmast.html import PAGE_BEGINS
 from ssmast.report import write_report
@@ -136,8 +135,9 @@ def _check_outputs(config: ProbeConfig) -> None:
 
 def load_sets(config: ProbeConfig) -> list[LabelledSet]:
     """The labelled sets of `tasks`."""
-    names = find_sets(config.data) if config.tasks in ("all", POSTER) else split_names(config.tasks)
-    if config.tasks == POSTER:
+    is_poster = config.tasks == POSTER
+    names = named_tasks(config.data, "all" if is_poster else config.tasks)
+    if is_poster:
         wanted = [task for _, task, _ in POSTER_TABLE.columns]
         absent = [task for task in wanted if task not in names]
         names = [task for task in wanted if task in names]
@@ -148,6 +148,4 @@ def load_sets(config: ProbeConfig) -> list[LabelledSet]:
             )
         if not names:
             raise UsageError(f"tasks=poster wants at least one of its sets in {config.data}")
-    if not names:
-        raise UsageError(f"tasks={config.tasks} names no task; give tasks=all or tasks=[a,b]")
-    return [load_set(config.data, name) for name in dict.fromkeys(names)]
+    return [load_set(config.data, name) for name in names]

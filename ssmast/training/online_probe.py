@@ -20,13 +20,12 @@ from ssmast.audio import Corpus
 from ssmast.encoder import Encoder
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import embed_corpus
-from ssmast.evaluation.find_set import find_sets
+from ssmast.evaluation.find_set import named_tasks
 from ssmast.evaluation.labelled_set import LabelledSet, small_sample, without
 from ssmast.evaluation.metrics import METRICS
 from ssmast.evaluation.probe import KNN, LINEAR, chance, run_probe
 from ssmast.evaluation.processes import process_state
 from ssmast.evaluation.read_set import load_set
-from ssmast.evaluation.task_spec import split_names
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +152,7 @@ def small_tasks(data: str, *, tasks: str, max_clips: int) -> list[LabelledSet]:
     Raises:
         ValueError, FileNotFoundError: if a set cannot be used.
     """
-    names = find_sets(data) if tasks == "all" else split_names(tasks)
-    if not names:
-        raise ValueError(f"probe.tasks={tasks} names no task; give all or [a,b]")
+    names = named_tasks(data, tasks, key="probe.tasks")
     return [small_sample(load_set(data, name), max_clips=max_clips) for name in names]
 
 

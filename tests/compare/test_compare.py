@@ -502,6 +502,7 @@ def test_classifiers_are_compared_by_their_own_test_scores(classifiers, tmp_path
         (["data=x"], "data=x has no part in score=classifier"),
         (["labelled="], "labelled must be the sets that score=classifier learns"),
         (["tasks=[gone]"], "no labelled set 'gone'"),
+        (["tasks=[]"], "tasks=[] names no task"),
         (["recipes=[real_nano]"], "variant real_nano: score=classifier is of recipes of fine-"),
         (["variants=[a:fold=b]"], "variant a: fold is the same for all variants"),
     ],

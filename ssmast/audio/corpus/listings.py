@@ -238,8 +238,9 @@ def audio_folder_tables(root: Path) -> list[Path]:
 
 def _is_of_part(path: Path) -> bool:
     """Whether a table is of one part of an AudioFolder: its folder says so, and it no other."""
-    if not split_word(path.parent.name) or path.name in _OF_VALUES:
-        return bool(split_word(path.parent.name))
+    part = split_word(path.parent.name)
+    if not part or path.name in _OF_VALUES:
+        return bool(part)
     columns = read_header(path)
     said = {find_column(columns, name) for name in ("split", "fold")} & set(columns)
     return all(len(set(read_table(path)[name].to_pylist()) - {""}) < 2 for name in said)
@@ -252,14 +253,20 @@ def list_audio_folder(root: Path, tables: Sequence[Path], column: str) -> Listin
         table = read_table(path) if path.name.endswith(("csv", "tsv")) else _read_values(path)
         found.said |= said_of(table)
         above = os.path.relpath(path.parent, root)
-        names = column_of(table, column, path)
-        cells = {name: table[name].to_pylist() for name in table.column_names}
-        cells.pop(find_column(table.column_names, column))
+        names, cells = _named_rows(table, column, path)
         if above != ".":
             names = [f"{above}/{name}" for name in names]
             cells.setdefault("split", [split_word(path.parent.name)] * len(names))
         found.add(names, cells)
     return found
+
+
+def _named_rows(table: pa.Table, column: str, path: Path) -> tuple[list[str], dict[str, list[Any]]]:
+    """The clips that the rows of a table name, and its other columns."""
+    cells = {name: table[name].to_pylist() for name in table.column_names}
+    names = column_of(table, column, path)
+    cells.pop(find_column(table.column_names, column))
+    return names, cells
 
 
 # -- a table for each part -------------------------------------------------------------------------
@@ -276,12 +283,10 @@ def tables_of_parts(folder: Path) -> list[Path]:
             columns[path] = read_header(path)
     with_path = [one for one, has in columns.items() if find_column(has, "path") in has]
     labelled = [one for one in with_path if find_column(columns[one], "label") in columns[one]]
-    found = [
-        [one for one in tables if without_part(one.stem) == rest]
-        for tables in (labelled or with_path,)
-        for rest in dict.fromkeys(without_part(one.stem) for one in tables)
-    ]
-    found = [own for own in found if len(own) > 1] or [labelled]
+    alike: dict[str, list[Path]] = {}
+    for one in labelled or with_path:
+        alike.setdefault(without_part(one.stem), []).append(one)
+    found = [own for own in alike.values() if len(own) > 1] or [labelled]
     words = [split_word(one.stem) for one in found[0]]
     return found[0] if len(found) == 1 and 1 < len(words) == len({*words}) else []
 
@@ -292,10 +297,7 @@ def list_tables_of_parts(tables: Sequence[Path]) -> Listing:
     words = [split_word(path.stem) for path in tables]
     without_train = not {"train", "training"} & {*words}
     for path, word in zip(tables, words, strict=True):
-        table = read_table(path)
-        names = column_of(table, "path", path)
-        cells = {name: table[name].to_pylist() for name in table.column_names}
-        cells.pop(find_column(table.column_names, "path"))
+        names, cells = _named_rows(read_table(path), "path", path)
         word = "train" if without_train and word == "dev" else word
         cells.setdefault(find_column(list(cells), "split"), [word] * len(names))
         found.add(names, cells)
