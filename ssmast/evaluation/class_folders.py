@@ -11,6 +11,7 @@ Where folders may be parts, sets or copies, it is asked, or said what they are t
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -59,21 +60,35 @@ def class_folders(folder: Path, corpus: Corpus) -> Table:
         folds = [re.sub(r"\D", "", top) for top in upper]
         return {"path": paths, "label": lower, "fold": folds}
     if listed := _listed_parts(folder, ["/".join(above) for above in levels], paths):
-        unlisted = "" if "train" in map(part_of, listed.values()) else "train"
-        # Of what they leave out, _background_noise_ is no class.
-        named = {top for top, path in zip(upper, paths, strict=True) if path in listed}
-        for top in tops:
-            if top not in named and top[:1] == "_":
-                say_once(
-                    f"{folder}: {top} is no class, as no list of a part names a clip of it",
-                    level=logging.WARNING,
-                )
-        labels = [top if top in named or top[:1] != "_" else "" for top in upper]
-        return {
-            "path": paths,
-            "label": labels,
-            "split": [listed.get(path, unlisted) for path in paths],
-        }
+        return _by_lists(folder, paths, upper, listed)
+    return {"path": paths, **_by_folders(folder, upper, lower)}
+
+
+def _by_lists(folder: Path, paths: list[str], upper: list[str], listed: dict[str, str]) -> Table:
+    """Path, label and split where lists beside the class folders name the clips of the parts."""
+    unlisted = "" if "train" in map(part_of, listed.values()) else "train"
+    # Of what they leave out, _background_noise_ is no class.
+    named = {top for top, path in zip(upper, paths, strict=True) if path in listed}
+    no_class = sorted({top for top in upper if top[:1] == "_" and top not in named})
+    for top in no_class:
+        say_once(
+            f"{folder}: {top} is no class, as no list of a part names a clip of it",
+            level=logging.WARNING,
+        )
+    return {
+        "path": paths,
+        "label": ["" if top in no_class else top for top in upper],
+        "split": [listed.get(path, unlisted) for path in paths],
+    }
+
+
+def _by_folders(folder: Path, upper: list[str], lower: list[str]) -> Table:
+    """Label and, where the folders say it, split, of the upper two folders of each sound.
+
+    Raises:
+        ValueError: where they may be parts, sets, classes or copies.
+    """
+    tops = sorted({*filter(None, upper)})
     part_by_name = {top: part_of(top) for top in tops}
     if "test" not in part_by_name.values():  # beside a test part it may be the validation part
         part_by_name |= {top: "test" for top in tops if top.lower() in ("eval", "evaluation")}
@@ -98,7 +113,6 @@ def class_folders(folder: Path, corpus: Corpus) -> Table:
     inside = {low for top, low in zip(upper, lower, strict=True) if top in parts}
     if others and inside <= {*others} and {part_by_name[top] for top in parts} in _SCORED:
         return {
-            "path": paths,
             "label": [b if a in parts else a for a, b in zip(upper, lower, strict=True)],
             "split": [part_by_name.get(top, "") or "train" for top in upper],
         }
@@ -112,14 +126,13 @@ def class_folders(folder: Path, corpus: Corpus) -> Table:
             )
     if not others and (any(lower) or len({*part_by_name.values()}) > 1):
         return {
-            "path": paths,
             "label": lower,
             "split": [part_by_name.get(top, "") for top in upper],
         }
     below = [part_of(name) for name in lower]
     if all(below) and {"train", "test"} <= {*below}:
-        return {"path": paths, "label": upper, "split": below}
-    return {"path": paths, "label": upper}
+        return {"label": upper, "split": below}
+    return {"label": upper}
 
 
 def _listed_parts(folder: Path, above: list[str], paths: list[str]) -> dict[str, str]:
@@ -157,6 +170,12 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
             f"metadata.csv of path,label, or give task {by_pattern(place)} where names say it",
             level=logging.WARNING,
         )
+    if both := _two_things(classes):
+        say_once(
+            f"{place}: folders named for two things are taken as classes: {few_names(both)}; if "
+            "one of the two is a speaker or a place, write a metadata.csv of path,label",
+            level=logging.WARNING,
+        )
     parts = [name for name in classes if split_word(name)]
     if len({part_of(split_word(name)) for name in parts}) > 1:
         say_once(
@@ -172,6 +191,15 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
             f"data={place / name} takes the labels of that",
             level=logging.WARNING,
         )
+
+
+def _two_things(classes: Sequence[str]) -> list[str]:
+    """Classes such as OAF_angry, OAF_sad, YAF_angry, YAF_sad: words before _ cross those after."""
+    pairs = [name.lower().partition("_") for name in classes]
+    first, second = (Counter(pair[i] for pair in pairs) for i in (0, 2))
+    again = sum(count > 1 for count in second.values())
+    crossed = "" not in second and min(first.values(), default=0) > 1 and len(first) > 1
+    return sorted(classes) if crossed and 3 * again >= 2 * len(second) else []
 
 
 def by_pattern(place: Path) -> str:

@@ -11,7 +11,6 @@ one class make an event, and events are scored by onset and offset.
 
 import logging
 import math
-import re
 import shlex
 import sys
 from collections.abc import Collection, Iterator
@@ -47,6 +46,7 @@ from ssmast.evaluation.results import (
     Result,
     beside,
     check_results,
+    file_name,
     result_notes,
     set_facts,
     write_result,
@@ -235,8 +235,7 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
     labelled, classifier = _open(config)
     split = labelled.split(config.fold)
     positions = split.parts()[config.part]
-    name = re.sub(r"[^\w.]", "-", f"{labelled.spec}-{split.name}-{config.part}")
-    file = out / f"{name}.json"
+    file = out / f"{file_name(f'{labelled.spec}-{split.name}-{config.part}')}.json"
     check_results(file)
     if wants_dry_run(argv):
         sys.stdout.write(

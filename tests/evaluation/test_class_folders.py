@@ -206,6 +206,18 @@ def test_what_was_deleted_is_no_class_and_numbered_folders_are_named(tmp_path, c
     assert "differ by a number alone are taken as classes: Actor_01, Actor_02" in caplog.text
 
 
+def test_classes_that_cross_speakers_and_emotions_are_named(tmp_path, caplog):
+    """As TESS unpacks: OAF_angry holds one speaker's angry words."""
+    pairs = [f"{who}_{what}" for who in ("OAF", "YAF") for what in ("angry", "Sad", "neutral")]
+    folder = sounds(tmp_path / "tess", [f"{pair}/{i}.wav" for pair in pairs for i in range(3)])
+    assert len(load_set(folder).classes) == 6
+    assert "folders named for two things are taken as classes: OAF_Sad" in caplog.text
+    caplog.clear()
+    kinds = ["dog_bark", "dog_growl", "car_horn", "car_door", "house_door"]
+    load_set(sounds(tmp_path / "kinds", [f"{kind}/{i}.wav" for kind in kinds for i in range(3)]))
+    assert "named for two things" not in caplog.text
+
+
 def test_labels_may_be_taken_of_the_names(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     names = [f"recordings/{k}_{who}_{i}.wav" for k in "01" for who in "abcd" for i in "01"]
