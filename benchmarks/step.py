@@ -3,6 +3,7 @@
     python benchmarks/step.py                          # real_nano: batch 96, 0.95 s, one core
     python benchmarks/step.py 'threads=[1,2]' rounds=3 # two cores against one
     python benchmarks/step.py 'threads=[1,2]' profile=true # operator by operator
+    python benchmarks/step.py bf16=true                # both sides in bfloat16 too
     python benchmarks/step.py compile=true             # with compile=true too, and when that pays
 
 The other side is what a person would write: timm's MViTv2 with our numbers (its square assertion
@@ -21,10 +22,12 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -51,6 +54,7 @@ from ssmast.training.objectives.ss_mast import SSMAST
 from ssmast.training.step import TrainingState
 
 RECIPE = "ssmast, patch-drop 20 %"
+THEIRS = "timm and lightly"
 COMPILED = RECIPE + ", compiled"
 _SHOWN = 14  # operators of a profile
 WARM_STEPS = 8  # structured patch-drop draws a few sizes, each a graph of its own
@@ -66,6 +70,7 @@ class Keys(Settings):
     compile: bool = setting(
         False, "the recipe compiled too: a turn more, after minutes of compiling"
     )
+    bf16: bool = setting(False, "both sides in bfloat16 too: products alone, as precision=bf16")
     profile: bool = setting(False, "where our step without patch-drop takes its time, by operator")
     out: str = setting("", "JSON file of every number")
 
@@ -84,8 +89,12 @@ def main(argv: list[str]) -> int:
     sides = {
         "ssmast": _ours(log_mel, segments, drop=0.0),
         RECIPE: _ours(log_mel, segments, drop=0.2),
-        "timm and lightly": _theirs(log_mel, segments),
+        THEIRS: _theirs(log_mel, segments),
     }
+    if keys.bf16:
+        low = partial(torch.autocast, "cpu", torch.bfloat16)
+        sides[f"{RECIPE}, bf16"] = _ours(log_mel, segments, drop=0.2, autocast=low)
+        sides[f"{THEIRS}, bf16"] = _theirs(log_mel, segments, autocast=low)
     warm = list[float]()
     if keys.compile:
         sides[COMPILED] = _ours(log_mel, segments, drop=0.2, compile=True)
@@ -98,14 +107,14 @@ def main(argv: list[str]) -> int:
     take_turns(turns, rounds=1)
     found = take_turns(turns, rounds=keys.rounds)
     print(f"batch {keys.batch_size}; seconds a step\n")
-    print(turns_table(found, against=_name("timm and lightly", keys.threads[0])))
+    print(turns_table(found, against=_name(THEIRS, keys.threads[0])))
     torch.set_num_threads(1)
     left = torch.randn(2048, 2048)
     product = take_turns({"": lambda: left @ left}, rounds=10)[""]["cpu"]
     peak, shares = 2048**3 / median(product), {}
     for name, step in sides.items():
-        if name == COMPILED:  # the counter sees no product of a compiled graph
-            continue
+        if name == COMPILED or name.endswith("bf16"):
+            continue  # the counter sees no product of a compiled graph; the peak is of float32
         # The counter knows products; it does not know the CPU's fused attention.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             step()
@@ -173,18 +182,27 @@ def _with_threads(step: Callable[[], object], threads: int) -> None:
 
 
 def _ours(
-    log_mel: LogMel, segments: SegmentBatch, *, drop: float, compile: bool = False
+    log_mel: LogMel,
+    segments: SegmentBatch,
+    *,
+    drop: float,
+    compile: bool = False,
+    autocast: Callable[[], Any] = nullcontext,
 ) -> Callable[[], object]:
     words = ["recipe=real_nano", f"batch_size={len(segments)}", f"patch_drop.rate={drop}"]
     words.append(f"compile={str(compile).lower()}")
     config = parse(PretrainConfig, words, command="ssmast pretrain", recipes=RECIPES)
     assert config is not None
     run = RunFacts(log_mel=log_mel, num_clips=10_000, steps=1000)
-    state = TrainingState(SSMAST(config, run), Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    accelerator.autocast = autocast  # one accelerator alone in a process has a precision
+    state = TrainingState(SSMAST(config, run), accelerator)
     return lambda: state.train_step(segments)
 
 
-def _theirs(log_mel: LogMel, segments: SegmentBatch) -> Callable[[], object]:
+def _theirs(
+    log_mel: LogMel, segments: SegmentBatch, *, autocast: Callable[[], Any] = nullcontext
+) -> Callable[[], object]:
     mast = create_model("mast_nano", input_size=(64, 96))
     assert isinstance(mast, MAST)
     backbone = timm_twin(mast)
@@ -200,9 +218,10 @@ def _theirs(log_mel: LogMel, segments: SegmentBatch) -> Callable[[], object]:
     def step() -> None:
         update_momentum(student, teacher, m=0.99)
         views = [log_mel(segments.waveform[:, k]) for k in (0, 1)]
-        queries = [predictor(student(view)) for view in views]
-        with torch.no_grad():
-            keys = [teacher(view) for view in views]
+        with autocast():
+            queries = [predictor(student(view)).float() for view in views]
+        with torch.no_grad(), autocast():
+            keys = [teacher(view).float() for view in views]
         loss = criterion(queries[0], keys[1]) + criterion(queries[1], keys[0])
         optimizer.zero_grad()
         loss.backward()

@@ -107,7 +107,7 @@ def codecs_broken(monkeypatch, tmp_path):
     return machine.check_extras
 
 
-def fake_gpus(monkeypatch, count, *, ones=None):
+def fake_gpus(monkeypatch, count, *, ones=None, cpu=()):
     about = SimpleNamespace(name="GPU", total_memory=8 << 30)
     cuda = SimpleNamespace(
         is_available=lambda: count > 0,
@@ -115,7 +115,13 @@ def fake_gpus(monkeypatch, count, *, ones=None):
         get_device_properties=lambda number: about,
         is_bf16_supported=lambda including_emulation: True,
     )
-    torch = SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=None), ones=ones)
+    torch = SimpleNamespace(
+        cuda=cuda,
+        version=SimpleNamespace(cuda=None),
+        ones=ones,
+        cpu=SimpleNamespace(get_capabilities=lambda: dict.fromkeys(cpu, True)),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False)),
+    )
     fake_modules(monkeypatch, torch=torch)
 
 
@@ -267,6 +273,15 @@ def test_pretraining_that_fails_is_a_problem(monkeypatch):
     (found,) = machine.check_self_tests()
     assert found.code == "selftest_failed"
     assert found.text == "pretraining failed: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(("flag", "said"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", 0)])
+def test_a_cpu_that_multiplies_bfloat16_is_named(monkeypatch, tmp_path, flag, said):
+    monkeypatch.setattr(machine, "_NVIDIA", tmp_path / "none")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    fake_gpus(monkeypatch, 0, cpu=[flag, "sse2"])
+    (found,) = machine.check_gpus()
+    assert ("precision=bf16 trains faster" in found.text) == bool(said)
 
 
 def test_stopped_in_its_self_test_it_speaks_of_no_run(monkeypatch):

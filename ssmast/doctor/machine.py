@@ -61,7 +61,7 @@ def check_gpus() -> Iterator[Finding]:
         else:
             apple = torch.backends.mps.is_available()
             kind = "Apple's is not used" if apple else "none"
-            yield note("gpu", f"{kind}; training runs on the CPU")
+            yield note("gpu", f"{kind}; training runs on the CPU{_faster_in_bf16(torch)}")
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         shown = f"{number}: {about.name}, {about.total_memory / _GIB:.0f} GiB"
@@ -79,6 +79,14 @@ def check_gpus() -> Iterator[Finding]:
         command = f"accelerate launch --multi_gpu --num_processes {count} -m ssmast pretrain"
         yield note("gpu", f"to train on all of them: {command}")
     yield from check_launch(count)
+
+
+def _faster_in_bf16(torch: Any) -> str:
+    """What to say of a CPU that multiplies bfloat16 in hardware; others only emulate it."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    if any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")):
+        return ", which multiplies bfloat16: precision=bf16 trains faster (docs/gpus.md)"
+    return ""
 
 
 def check_launch(gpus: int) -> Iterator[Finding]:
