@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmast.encoder import Encoder, load_encoder
-from ssmast.encoder.input import mixed, read_clips
+from ssmast.encoder.input import check_clips, mixed, read_clips
 from ssmast.encoder.windows import Window
 from ssmast.model.patch import Grid
 
@@ -170,6 +170,7 @@ class UpstreamExpert(nn.Module):
         Shorter clips have zeros after their end, as s3prl's `pad_sequence` makes them. Gradients
         flow, so that an upstream can be fine-tuned.
         """
+        check_clips(wavs, rate=self.encoder.sample_rate)
         clips = [self._clip(wav) for wav in wavs]
         layers = [
             nn.utils.rnn.pad_sequence([clip[layer] for clip in clips], batch_first=True)

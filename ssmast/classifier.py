@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.input import check_clips
 from ssmast.encoder.windows import arithmetic, evaluating, window_starts
 
 
@@ -162,6 +163,9 @@ class Classifier:
         Returns:
             Float32 (n, `dim`) on the CPU: log-probabilities of each head, or the logit of each
             class where clips may have several.
+
+        Raises:
+            ValueError: for a clip that is not float samples (S,).
         """
         clips = self.each_window(waveforms, batch_seconds=batch_seconds)
         return torch.stack([log_mean_probability(clip, self.outputs) for clip in clips]).float()
@@ -252,6 +256,7 @@ class Classifier:
 
         Those of like length go together.
         """
+        check_clips(waveforms, rate=self.sample_rate)
         length = self.log_mel.samples(self.frames)
         device = self.log_mel.filterbank.device
         size = max(1, int(batch_seconds / self.window_seconds))

@@ -212,7 +212,12 @@ def lock_of(out: str | Path) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Have a file's or folder's content on the disk before going on."""
+    """Have a file's or folder's content on the disk before going on.
+
+    A file of the owner's alone, as safetensors makes them, is opened to whom any new file is.
+    """
+    if path.is_file() and not path.stat().st_mode & 0o077:
+        path.chmod(0o666 & ~_umask())
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,14 +29,21 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ssmast.classifier import window_log_mels
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.folder import EXTRACTOR, MODEL_TYPE
-from ssmast.encoder.input import Clip, read_clips
+from ssmast.encoder.input import Clip, batch_of, read_clips
 
 _NOT_OFFERED = (
     "device_map", "max_memory", "quantization_config", "subfolder", "state_dict", "gguf_file",
     "load_in_8bit", "load_in_4bit",
 )  # fmt: skip
+
+# What an extractor may be asked for, since it is what is done.
+_DONE = {
+    "padding": (True, "longest"), "return_attention_mask": (True, None),
+    "truncation": (False, None), "max_length": (None,), "pad_to_multiple_of": (None,),
+}  # fmt: skip
 
 
 class EncoderConfig(PreTrainedConfig):
@@ -64,6 +71,7 @@ class EncoderExtractor(FeatureExtractionMixin):
         raw_speech: Clip | Sequence[Clip],
         sampling_rate: int | None = None,
         return_tensors: str | None = "pt",
+        **others: Any,
     ) -> BatchFeature:
         """Clips of any length as (B, S), zeros after the shorter ones, and a mask of what is sound.
 
@@ -71,7 +79,17 @@ class EncoderExtractor(FeatureExtractionMixin):
             raw_speech: what `Encoder.embed` takes.
             sampling_rate: Hz of the samples; files know their own.
             return_tensors: "pt" or "np".
+            others: what other extractors are asked for, if it is what this one does: padding to the
+                longest with a mask, nothing cut off.
+
+        Raises:
+            ValueError: as `Encoder.embed`, and for others that it does not do.
         """
+        if lacking := sorted(key for key, way in others.items() if way not in _DONE.get(key, ())):
+            raise ValueError(
+                f"an extractor of ssmast has no {', '.join(f'{k}={others[k]!r}' for k in lacking)};"
+                " it pads clips to the longest, with a mask, and cuts none: leave that out"
+            )
         clips = read_clips(raw_speech, sampling_rate, wanted=self.sampling_rate)
         length = max(map(len, clips))
         values = np.zeros((len(clips), length), dtype=np.float32)
@@ -87,7 +105,10 @@ class EncoderModel(PreTrainedModel):
 
     Args:
         config: not used; what decides lies in the encoder.
-        encoder: from `load_encoder`; by default the one that comes with the package.
+        encoder: from `load_encoder`.
+
+    Raises:
+        ValueError: without an encoder, as of `AutoModel.from_config`: a config has no weights.
     """
 
     config_class = EncoderConfig
@@ -95,7 +116,9 @@ class EncoderModel(PreTrainedModel):
 
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None) -> None:
         super().__init__(config)
-        self.encoder = encoder or load_encoder()
+        if encoder is None:
+            raise ValueError("a config has no weights of an encoder; use from_pretrained(FOLDER)")
+        self.encoder = encoder
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -141,31 +164,43 @@ class EncoderModel(PreTrainedModel):
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
-        """Samples (B, S) -> `pooler_output` (B, D): in training differentiable and of one length.
+        """Samples (B, S) -> `pooler_output` (B, D), in training differentiable and not cut.
 
         Args:
             input_values: at the encoder's rate.
             attention_mask: (B, S), 1 where there is sound, from the first sample on.
+
+        Raises:
+            ValueError: for samples or a mask that are not so.
         """
+        if input_values.ndim != 2:
+            raise ValueError(
+                f"input_values must be (batch, samples), got shape {tuple(input_values.shape)}"
+            )
+        lengths = torch.full((len(input_values),), input_values.shape[1], device="cpu")
+        if attention_mask is not None:
+            _check_mask(attention_mask, input_values)
+            lengths = attention_mask.sum(dim=1).long().cpu()
+            input_values = input_values.masked_fill(attention_mask == 0, 0)
+        encoder = self.encoder
         if self.training:
-            vectors = self.encoder(input_values)
+            fewest = encoder.backbone.fewest_frames
+            log_mel, frames = window_log_mels(encoder.log_mel, input_values, lengths, fewest=fewest)
+            vectors = encoder.pool(log_mel, frames)
         else:
-            if input_values.ndim != 2:
-                raise ValueError(
-                    f"input_values must be (batch, samples), got shape {tuple(input_values.shape)}"
-                )
-            lengths = [input_values.shape[1]] * len(input_values)
-            if attention_mask is not None:
-                lengths = attention_mask.sum(dim=1).tolist()
-                _check_mask(attention_mask)
-            pairs = zip(input_values.float().cpu(), lengths, strict=True)
-            clips = [values[: int(length)] for values, length in pairs]
-            vectors = self.encoder.embed_clips(clips).to(input_values.device)
+            samples = torch.from_numpy(batch_of(input_values))
+            clips = [row[:length] for row, length in zip(samples, lengths.tolist(), strict=True)]
+            vectors = encoder.embed_clips(clips).to(input_values.device)
         return BaseModelOutputWithPooling(pooler_output=cast(torch.FloatTensor, vectors))
 
 
-def _check_mask(mask: Tensor) -> None:
+def _check_mask(mask: Tensor, samples: Tensor) -> None:
     """Refuse a mask of other than sound from the first sample on: it would be cut wrongly."""
+    if mask.shape != samples.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_values, {tuple(samples.shape)}, got "
+            f"{tuple(mask.shape)}"
+        )
     steps = mask.int().diff(dim=1)
     if not (mask[:, :1] == 1).all() or (steps > 0).any():
         raise ValueError(

@@ -98,6 +98,8 @@ def test_s3prl_layers_have_one_rate_and_one_width(folder):
         assert not both[1, single.shape[1] :].any()
     layers[-1].sum().backward()
     assert upstream.encoder.backbone.patch_embed.proj.weight.grad is not None
+    with pytest.raises(ValueError, match=r"must be float samples .S,. .* got torch\.int16"):
+        upstream([(wavs[1] * 32767).short()])
 
 
 def test_the_last_s3prl_layer_is_made_of_the_encoders_frames(folder):

@@ -18,7 +18,7 @@ from ssmast import load_classifier, progress
 from ssmast.audio import LogMel, long
 from ssmast.classifier import Classifier, Outputs, classifier_info, log_mean_probability
 from ssmast.command import run_command
-from ssmast.encoder import Encoder
+from ssmast.encoder import Encoder, load_encoder
 from ssmast.model import create_model
 from ssmast.predict import main as predict
 
@@ -74,6 +74,18 @@ def test_a_clip_scores_alike_alone_and_among_others(folder):
         torch.testing.assert_close(classifier.embed_clips([clip])[0], row, atol=1e-5, rtol=1e-4)
     x = classifier.log_mel(clips[2][None, 20 : 20 + 31 * 160])
     assert classifier.network(x).shape == (1, 4)
+
+
+def test_what_would_be_taken_for_other_sound_is_refused(folder):
+    classifier = load_classifier(folder)
+    for clip, found in (
+        (torch.zeros(9000, dtype=torch.int16), r"torch.int16 \(9000,\)"),
+        (torch.zeros(1, 9000), r"torch.float32 \(1, 9000\)"),
+        ("a.wav", r"str \(\)"),
+    ):
+        for way in (classifier.embed_clips, load_encoder(folder).embed_clips):
+            with pytest.raises(ValueError, match=f"float samples .S,. at 16000 Hz.* got {found}"):
+                way([clip])
 
 
 def test_timestamps_run_along_the_clip(folder):

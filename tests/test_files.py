@@ -5,7 +5,9 @@ import hashlib
 import os
 import threading
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ssmast.files import new_folder, replacing, sha256_of, write_atomic, write_json
 
@@ -13,6 +15,13 @@ from ssmast.files import new_folder, replacing, sha256_of, write_atomic, write_j
 def test_a_file_is_written_with_the_folders_above_it(tmp_path):
     write_atomic(tmp_path / "a" / "b.txt", "größer")
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "größer"
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path):
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "a.safetensors") as partial:
+        save_file({"a": np.zeros(1)}, partial)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_an_error_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path):

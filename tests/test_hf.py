@@ -87,3 +87,27 @@ def test_a_mask_of_anything_but_the_start_of_a_clip_is_refused(mask):
         model(sound, attention_mask=mask)
     with pytest.raises(ValueError, match=r"must be .batch, samples., got shape .16000,"):
         model(sound[0])
+    with pytest.raises(ValueError, match=r"shape of input_values, .1, 16000., got .1, 8000."):
+        model(sound, attention_mask=torch.ones(1, 8000))
+
+
+def test_training_hears_the_clips_and_not_what_pads_them():
+    import ssmast.hf
+
+    encoder = make_encoder()
+    model = ssmast.hf.EncoderModel(ssmast.hf.EncoderConfig(), encoder).train()
+    clips = [0.1 * torch.randn(n) for n in (16000, 6000)]
+    extractor = ssmast.hf.EncoderExtractor(encoder.sample_rate)
+    asked = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+    inputs = extractor(clips, encoder.sample_rate, **asked)
+    inputs["input_values"][1, 6000:] = 0.1  # of no clip
+    found = model(**inputs).pooler_output
+    wanted = encoder.embed(clips, encoder.sample_rate)
+    torch.testing.assert_close(found.detach(), wanted, atol=1e-5, rtol=1e-5)
+    of_16_bits = (inputs["input_values"] * 32768).round().short()
+    found = model.eval()(of_16_bits, inputs["attention_mask"]).pooler_output
+    torch.testing.assert_close(found, wanted, atol=2e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="has no max_length=9000, truncation=True; it pads clips"):
+        extractor(clips, encoder.sample_rate, truncation=True, max_length=9000)
+    with pytest.raises(ValueError, match="a config has no weights"):
+        ssmast.hf.EncoderModel._from_config(ssmast.hf.EncoderConfig())

@@ -98,18 +98,14 @@ class LogMel(nn.Module):
         """Natural logarithm of the mel power plus `EPS`, not normalised.
 
         Args:
-            waveform: samples (B, S), S >= 1.
+            waveform: samples (B, S), floats of full scale 1; S >= 1.
             fast: transform in float32, at half the time. Bins far below a loud tone are then off
                 by up to 2e-3, which no augmented view in training can tell.
 
         Returns:
             Float32 (B, 1, F, T) with T = 1 + S // hop_length.
         """
-        if waveform.ndim != 2 or waveform.shape[1] < 1:
-            raise ValueError(
-                f"waveform must be (batch, samples) with at least one sample, got shape "
-                f"{tuple(waveform.shape)}"
-            )
+        _check_batch(waveform)
         with torch.autocast(waveform.device.type, enabled=False):
             if torch.compiler.is_compiling():  # an exported graph takes any batch: no loop over it
                 return self._log_mel(waveform, fast)
@@ -272,6 +268,19 @@ class ProductMel(LogMel):
         power = (real * real + imaginary * imaginary).transpose(0, 1).flatten(1)
         power = power.unflatten(0, frames.shape[:2])  # (B, T, half b)
         return (power @ self.filters + EPS).log().transpose(1, 2).unsqueeze(1)
+
+
+def _check_batch(waveform: object) -> None:
+    """Refuse all but float samples (B, S): integers would be samples far beyond full scale."""
+    found = type(waveform).__name__
+    if isinstance(waveform, Tensor):
+        found = f"{str(waveform.dtype).removeprefix('torch.')} {tuple(waveform.shape)}"
+        if waveform.is_floating_point() and waveform.ndim == 2 and 0 not in waveform.shape:
+            return
+    raise ValueError(
+        "waveform must be (batch, samples) of floats, full scale 1, with at least one sample, "
+        f"got {found}; an encoder's `embed` takes files, arrays and integers too"
+    )
 
 
 def mel_filterbank(

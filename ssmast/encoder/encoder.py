@@ -32,7 +32,7 @@ from ssmast.encoder.folder import (
     weights_of,
     write_folder,
 )
-from ssmast.encoder.input import Clip, read_clips, read_groups
+from ssmast.encoder.input import Clip, check_clips, read_clips, read_groups
 from ssmast.encoder.published import is_published, read_published
 from ssmast.encoder.whitening import Whitening
 from ssmast.encoder.windows import WindowCutter, embed_columns, embed_windows, evaluating
@@ -238,7 +238,12 @@ class Encoder(nn.Module):
     def embed_clips(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 10.0
     ) -> Tensor:
-        """`embed` for float32 clips (S,) that are at `sample_rate` already."""
+        """`embed` for float clips (S,) that are at `sample_rate` already, not checked for NaN.
+
+        Raises:
+            ValueError: for a clip that is not float samples (S,).
+        """
+        check_clips(waveforms, rate=self.sample_rate)
         parts = [part for sizes in self._statistics for part in sizes.items()]
         is_max = [name == "max" for name, length in parts for _ in range(length)]
         with evaluating(self):

@@ -23,6 +23,7 @@ from ssmast.audio import LogMel
 from ssmast.audio.mel import ProductMel
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
+from ssmast.encoder.input import batch_of
 from ssmast.encoder.windows import evaluating
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
@@ -215,15 +216,15 @@ class OnnxEncoder:
         self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
-        """Float32 samples (B, S) -> (B, D)."""
+        """Samples (B, S) at the encoder's rate, of any number type as in `embed` -> (B, D)."""
         return self._run("embeddings", waveform)
 
     def probabilities(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
-        """Float32 samples (B, S) -> (B, C), of a fine-tuned encoder's graph."""
+        """The same -> (B, C), of a fine-tuned encoder's graph."""
         return self._run("probabilities", waveform)
 
     def _run(self, output: str, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
-        feed = {"waveform": np.asarray(waveform, dtype=np.float32)}
+        feed = {"waveform": batch_of(waveform)}
         (found,) = self._session.run([output], feed)
         return torch.from_numpy(np.asarray(found))
 

@@ -49,14 +49,12 @@ def read_clips(
         return [_single(item, sample_rate, wanted, channel) for item in waveform]
     if isinstance(waveform, str | os.PathLike):
         return [open_clip(Excerpt(waveform, channel=channel), sample_rate=wanted)]
-    if isinstance(waveform, Tensor):
-        # Forced: off its device, its graph, and views that are negated or conjugated.
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy(
-            force=True
-        )
-    if not isinstance(waveform, np.ndarray):
+    names = isinstance(waveform, np.ndarray) and waveform.dtype.kind not in "biufc"
+    if names or not isinstance(waveform, np.ndarray | Tensor):
+        found = f"{type(waveform).__name__} {getattr(waveform, 'dtype', '')}".rstrip()
         raise ValueError(
-            f"a clip must be a file, a numpy array or a torch tensor, got {type(waveform).__name__}"
+            f"a clip must be a file, a numpy array or a torch tensor, got {found}; give a list of "
+            "files, or samples and their sample_rate"
         )
     if channel != "mean":
         raise ValueError(
@@ -64,7 +62,7 @@ def read_clips(
             "the samples of that channel"
         )
     rate = _whole_hz(sample_rate)
-    clips = [finished(row, rate, wanted, "the waveform") for row in _rows(waveform)]
+    clips = [finished(row, rate, wanted, "the waveform") for row in batch_of(waveform)]
     return [torch.from_numpy(_plain(clip)) for clip in clips]
 
 
@@ -76,6 +74,23 @@ def open_clip(source: Excerpt, *, sample_rate: int) -> Tensor | LongSound:
     """
     sound = open_audio(source, sample_rate=sample_rate)
     return sound if isinstance(sound, LongSound) else torch.from_numpy(sound)
+
+
+def check_clips(clips: Sequence[Tensor | LongSound], *, rate: int) -> None:
+    """Refuse what would be taken for other sound: integers, which are far beyond full scale.
+
+    Raises:
+        ValueError: for a clip that is not float samples (S,).
+    """
+    for clip in clips:
+        kind = str(getattr(clip, "dtype", type(clip).__name__))
+        shape = tuple(getattr(clip, "shape", ()))
+        if isinstance(clip, LongSound) or ("float" in kind and len(shape) == 1 and shape[0] > 0):
+            continue
+        raise ValueError(
+            f"a clip must be float samples (S,) at {rate} Hz, full scale 1, got {kind} {shape}; "
+            "read_audio of ssmast.audio makes them of a file, its resample of other samples"
+        )
 
 
 def mixed(channels: Sequence[Tensor | LongSound]) -> Tensor:
@@ -150,8 +165,15 @@ def _single(
     return clips[0]
 
 
-def _rows(samples: Samples) -> Samples:
-    """Samples (S,) or (B, S) of any number type -> finite float32 (B, S)."""
+def batch_of(samples: Samples | Tensor) -> Samples:
+    """Samples (S,) or (B, S) of any number type -> finite float32 (B, S), see `scaled`.
+
+    Raises:
+        ValueError: as `read_clips`.
+    """
+    if isinstance(samples, Tensor):
+        # Forced: off its device, its graph, and views that are negated or conjugated.
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy(force=True)
     if np.ma.is_masked(samples):
         raise ValueError("waveform must not be masked; leave out or fill what the mask hides")
     samples = np.asarray(samples)  # a row of np.matrix would stay a matrix

@@ -14,13 +14,14 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ssmast.audio import open_words
 from ssmast.encoder import Encoder, load_encoder
@@ -150,8 +151,8 @@ class Index:
     @classmethod
     def build(
         cls,
-        values: Vectors,
-        names: list[str],
+        values: Vectors | Tensor,
+        names: Iterable[str | Path],
         *,
         kind: str = "auto",
         probes: int = 16,
@@ -163,10 +164,14 @@ class Index:
         `probes` cells of ivfpq; `about` is kept with it.
 
         Raises:
-            ValueError: if there are too few vectors for ivfpq, or values and names do not fit.
+            ValueError: if there are too few vectors for ivfpq, values and names do not fit, a value
+                is not finite, or the kind is unknown.
         """
         import faiss
 
+        values, names = _finite(values), [str(name) for name in names]
+        if kind not in ("auto", *KINDS):
+            raise ValueError(f"kind must be auto, {' or '.join(KINDS)}, got {kind!r}")
         if values.ndim != 2 or not 0 < len(values) == len(names):
             raise ValueError(
                 f"an index needs vectors (n, D) and n names, got shape {tuple(values.shape)} and "
@@ -191,10 +196,17 @@ class Index:
             index.train(units[np.sort(picked)])
             index.nprobe = min(probes, cells)
         index.add(units)
-        return cls(index, list(names), mean, {**(about or {}), "kind": kind, "dim": dim})
+        return cls(index, names, mean, {**(about or {}), "kind": kind, "dim": dim})
 
-    def search(self, queries: Vectors, top: int = 10) -> list[list[tuple[str, float]]]:
-        """The nearest names of each query (m, D) with their cosine, best first."""
+    def search(self, queries: Vectors | Tensor, top: int = 10) -> list[list[tuple[str, float]]]:
+        """The nearest names of each query (m, D) with their cosine, best first; `top` or all.
+
+        Raises:
+            ValueError: for queries of another length or not finite, or a `top` below 1.
+        """
+        queries = _finite(queries)
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
         if queries.ndim != 2 or queries.shape[1] != len(self._mean):
             raise ValueError(
                 f"queries must have shape (n, {len(self._mean)}), got {tuple(queries.shape)}"
@@ -278,6 +290,14 @@ class Index:
         index = faiss.read_index(str(folder / "index.faiss"))
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
         return cls(index, names, load_file(folder / "mean.safetensors")["mean"], about)
+
+
+def _finite(values: Vectors | Tensor) -> Vectors:
+    """Vectors as float32: faiss answers NaN with nothing found, and no word of it."""
+    found = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError("vectors must be finite, got NaN or infinity; embed the sounds again")
+    return found
 
 
 def _units(values: Vectors) -> Vectors:

@@ -154,6 +154,37 @@ def test_samples_by_channels_are_no_batch(encoder, shape):
             encoder.embed(samples, RATE)
 
 
+@pytest.mark.parametrize(
+    ("clip", "found"),
+    [
+        (np.array(["a.wav", "b.wav"]), "ndarray <U5"),
+        (np.array(["a.wav"], dtype=object), "ndarray object"),
+        ((name for name in ["a.wav"]), "generator"),
+        ({"array": np.zeros(9), "sampling_rate": RATE}, "dict"),
+        (b"RIFF", "bytes"),
+    ],
+)
+def test_what_is_no_clip_is_told_from_a_list_of_them(encoder, clip, found):
+    with pytest.raises(ValueError, match=f"got {found}; give a list of files, or samples and"):
+        encoder.embed(clip)
+
+
+@pytest.mark.parametrize(
+    ("clip", "found"),
+    [
+        (torch.zeros(1, 9000, dtype=torch.int16), r"int16 \(1, 9000\)"),
+        (torch.zeros(0, 9000), r"float32 \(0, 9000\)"),
+        (np.zeros((1, 9000), np.float32), "ndarray"),
+        ("a.wav", "str"),
+    ],
+)
+def test_called_as_a_module_it_takes_float_tensors_alone(encoder, clip, found):
+    with pytest.raises(
+        ValueError, match=f"must be .batch, samples. of floats.* got {found}; an encoder's"
+    ):
+        encoder(clip)
+
+
 def test_threads_that_embed_at_once_leave_a_training_encoder_training(alone):
     encoder = make_encoder()
     encoder.train()

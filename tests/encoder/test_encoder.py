@@ -144,7 +144,7 @@ def test_samples_at_another_rate_equal_the_file_of_them(encoder, tmp_path):
         (np.zeros((16000, 2)), RATE, "looks like .samples, channels."),
         (np.zeros(10, dtype=np.uint8), RATE, "signed integers of 16 bits or more, got uint8"),
         (np.zeros(10, dtype=bool), RATE, "floats or signed integers"),
-        (np.array(["a"]), RATE, "floats or signed integers"),
+        (np.array(["a"]), RATE, "got ndarray <U1; give a list of files"),
         ([], RATE, "at least one clip, got an empty list"),
         ([np.zeros((2, 5))], RATE, r"file or samples \(S,\), got \(2, 5\)"),
         ([[0.0, 1.0]], RATE, r"file or samples \(S,\), got list"),

@@ -87,6 +87,9 @@ def test_onnx_equals_pytorch_at_five_lengths(exported):
     assert alone.shape == (1, encoder.dim)
     torch.testing.assert_close(batch[1:], alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, encoder.embed(clip, RATE), atol=1e-4, rtol=0)
+    of_16_bits = (clip * 32767).short()
+    wanted = encoder.embed(of_16_bits, RATE)
+    torch.testing.assert_close(session(of_16_bits), wanted, atol=1e-4, rtol=0)
 
 
 def test_onnx_refuses_a_clip_without_samples_as_pytorch_does(exported):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssmast.retrieval import embed_files, index, search
 from ssmast.retrieval.index import Index
@@ -49,6 +50,28 @@ def test_ivfpq_finds_most_of_what_flat_finds(tmp_path):
 def test_vectors_and_names_must_fit(shape, count):
     with pytest.raises(ValueError, match=r"needs vectors \(n, D\) and n names, got shape"):
         Index.build(np.zeros(shape, dtype=np.float32), ["a"] * count)
+
+
+def test_vectors_of_any_kind_are_indexed_under_names_of_any_kind(tmp_path):
+    values, names = vectors(5), [Path(name) for name in "abcde"]
+    Index.build(torch.from_numpy(values).double(), iter(names)).save(tmp_path / "i")
+    found = Index.load(tmp_path / "i").search(torch.from_numpy(values[2:3]), top=1)
+    assert found == [[("c", pytest.approx(1.0, abs=1e-6))]]
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "i").iterdir()} == {
+        (tmp_path / "i" / "index.json").stat().st_mode & 0o777
+    }
+
+
+def test_what_would_be_searched_for_in_vain_is_refused():
+    values, names = vectors(300), [str(i) for i in range(300)]
+    with pytest.raises(ValueError, match="kind must be auto, flat or ivfpq, got 'hnsw'"):
+        Index.build(values, names, kind="hnsw")
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        Index.build(values * np.nan, names)
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        Index.build(values, names).search(values[:1] * np.nan)
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        Index.build(values, names).search(values[:1], top=0)
 
 
 def test_an_index_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch):
