@@ -199,13 +199,16 @@ class OnnxEncoder:
         threads: that one run uses; 0 for one a core.
 
     Raises:
-        ValueError: if the extra `onnx` is not installed.
+        ValueError: if the extra `onnx` is not installed, or the graph gives no such output.
+        FileNotFoundError: if there is no such file.
     """
 
     def __init__(self, model: str | Path | bytes, *, threads: int = 0) -> None:
         _wants_onnx("onnxruntime")
         import onnxruntime
 
+        if not isinstance(model, bytes) and not Path(model).is_file():
+            raise FileNotFoundError(f"no graph at {model}; ssmast export onnx=true writes one")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         self._session = onnxruntime.InferenceSession(
@@ -224,6 +227,12 @@ class OnnxEncoder:
         return self._run("probabilities", waveform)
 
     def _run(self, output: str, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
+        names = [one.name for one in self._session.get_outputs()]
+        if output not in names:
+            raise ValueError(
+                f"this graph gives {', '.join(names)} and no {output}; ssmast export onnx=true of "
+                "a fine-tuned encoder writes one that does"
+            )
         feed = {"waveform": batch_of(waveform)}
         (found,) = self._session.run([output], feed)
         return torch.from_numpy(np.asarray(found))

@@ -125,6 +125,12 @@ def test_onnx_needs_nothing_beside_the_file(exported, tmp_path):
     (tmp_path / "model.onnx").write_bytes(model)
     embedding = OnnxEncoder(tmp_path / "model.onnx", threads=1)(np.zeros((1, RATE), np.float32))
     torch.testing.assert_close(embedding, encoder.embed(torch.zeros(RATE), RATE), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="this graph gives embeddings and no probabilities"):
+        OnnxEncoder(model).probabilities(np.zeros((1, RATE), np.float32))
+    with pytest.raises(
+        FileNotFoundError, match=r"no graph at .*none\.onnx; ssmast export onnx=true"
+    ):
+        OnnxEncoder(tmp_path / "none.onnx")
 
 
 def test_a_graph_that_is_off_is_not_written(monkeypatch):
