@@ -22,7 +22,7 @@ from ssmast.weights import FOLDER
 
 logger = logging.getLogger(__name__)
 
-# Model -> timm's ImageNet weights of the same blocks. The smallest has no such sibling.
+# Model -> timm's ImageNet weights of the same blocks. The two smallest have no such sibling.
 IMAGENET = {f"mast_{size}": f"mvitv2_{size}.fb_in1k" for size in ("tiny", "small", "base", "large")}
 IMAGENET |= {
     "ast_tiny": "deit_tiny_distilled_patch16_224.fb_in1k",
@@ -52,6 +52,7 @@ def _cfg(**weights: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "mast_nano": _cfg(file=str(FOLDER / "model.safetensors")),  # comes with the package
+        "mast_micro": _cfg(),
         **{
             f"{name}.fb_in1k": _cfg(hf_hub_id=f"timm/{tag}")
             for name, tag in IMAGENET.items()
@@ -185,6 +186,13 @@ def mast_nano(pretrained: bool = False, **kwargs: Any) -> MAST:
     """1.2 M parameters, heads of 32 channels: trains on a CPU."""
     numbers = {"embed_dim": 32, "depths": (1, 1, 2, 1)}
     return _mast("mast_nano", pretrained, {**numbers, **kwargs})
+
+
+@register_model
+def mast_micro(pretrained: bool = False, **kwargs: Any) -> MAST:
+    """2.6 M parameters, heads of 48 channels: for a CPU that multiplies bfloat16."""
+    numbers = {"embed_dim": 48, "depths": (1, 1, 2, 1)}
+    return _mast("mast_micro", pretrained, {**numbers, **kwargs})
 
 
 @register_model

@@ -315,8 +315,8 @@ class TrainConfig(Settings):
     run: str = setting("", "run folder; empty: runs/RECIPE, with a number if that exists")
     model: str = setting(
         "mast_nano",
-        "mast_nano, mast_tiny, mast_small, mast_base, mast_large; ast_nano, ast_tiny, ast_small, "
-        "ast_base; ssast_nano, ssast_base, ssast_frame_nano, ssast_frame_base",
+        "mast_nano, mast_micro, mast_tiny, mast_small, mast_base, mast_large; ast_nano, ast_tiny, "
+        "ast_small, ast_base; ssast_nano, ssast_base, ssast_frame_nano, ssast_frame_base",
     )
     init: str = setting(
         "none",

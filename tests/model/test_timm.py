@@ -16,7 +16,7 @@ NANO = {"num_classes": 5, "input_size": (128, 96)}
 
 
 def test_the_family_is_registered():
-    names = ["mast_base", "mast_large", "mast_nano", "mast_small", "mast_tiny"]
+    names = ["mast_base", "mast_large", "mast_micro", "mast_nano", "mast_small", "mast_tiny"]
     names += ["ast_base", "ast_nano", "ast_small", "ast_tiny"]
     names += ["ssast_base", "ssast_frame_base", "ssast_frame_nano", "ssast_nano"]
     assert list_models() == names
@@ -102,7 +102,9 @@ def test_weights_are_made_where_and_as_asked(name, tmp_path):
     assert next(back.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["mast_nano", "mast_tiny", "ast_nano", "ssast_frame_nano"])
+@pytest.mark.parametrize(
+    "name", ["mast_nano", "mast_micro", "mast_tiny", "ast_nano", "ssast_frame_nano"]
+)
 def test_reduction_is_what_timm_takes_it_for(name):
     net = create_model(name, features_only=True)
     least = create_model(name).pretrained_cfg.get("min_input_size") or (1, 64, 64)
