@@ -164,11 +164,11 @@ def replace_folder(new: Path, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     try:
         folder.rename(aside / "old")
-        try:
-            new.rename(folder)
-        except OSError:
+        new.rename(folder)
+    except BaseException:  # a signal too: else neither would be left
+        if (aside / "old").exists() and not folder.exists():
             (aside / "old").rename(folder)
-            raise
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
