@@ -87,6 +87,8 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
         # By name: they are torch's, which is not imported here.
         is_of_gpu = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
         said = str(error)
+        if said.startswith("DataLoader worker (pid"):
+            return _say(name, f"{said.rstrip('. ')}: is memory short? lower workers=", status=1)
         if not is_of_gpu or "out of memory" not in said:
             raise
         key = "batch_size" if name in _TRAINING else "batch_seconds"

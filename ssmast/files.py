@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_LONGEST = 200
 _OF_FILES = {".html", ".csv", ".json", ".md", ".npz", ".parquet", ".png", ".txt", ".onnx"}
 
 
@@ -39,10 +40,17 @@ def check_output(
 
     Raises:
         FileExistsError, NotADirectoryError: if something else is there, or above it.
-        ValueError: for a folder that is called as a file is, such as map.html.
+        ValueError: for a folder that is called as a file is, such as map.html, or a name that is
+            too long or not UTF-8.
         PermissionError, OSError: if it cannot be written.
     """
     path = Path(path)
+    try:
+        too_long = len(path.name.encode()) > _LONGEST
+    except UnicodeEncodeError:  # safetensors, for one, reads from no such path
+        raise ValueError(f"{key}={path} is not UTF-8; give another {key}=") from None
+    if too_long:  # a file that is being written has a longer one
+        raise ValueError(f"the name of {key}={path} is longer than {_LONGEST} bytes; shorten it")
     what, other = ("folder", "file") if folder else ("file", "folder")
     if path.exists() and path.is_dir() != folder:
         raise FileExistsError(f"{key}={path} is a {other}; a {what} is to be written: give another")
@@ -164,11 +172,11 @@ def replace_folder(new: Path, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     try:
         folder.rename(aside / "old")
-        try:
-            new.rename(folder)
-        except OSError:
+        new.rename(folder)
+    except BaseException:  # a signal too: else neither would be left
+        if (aside / "old").exists() and not folder.exists():
             (aside / "old").rename(folder)
-            raise
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

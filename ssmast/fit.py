@@ -77,6 +77,12 @@ def main(config: FitConfig, argv: list[str]) -> int:
     """`ssmast fit`: parse, fit, print how good it is."""
     check_output(config.out, folder=True)
     check_folder_to_write(Path(config.out))
+    out = Path(config.out)
+    if out.is_dir() and out.resolve() == Path(config.encoder).resolve():
+        raise FileExistsError(
+            f"out={config.out} is the encoder that the classifier is made of, and is not replaced; "
+            "give another out="
+        )
     # What would validate is fitted too.
     scored = () if config.all else ("test",)
     found = load_set(config.data, config.task, group=config.group, scored=scored)

@@ -183,3 +183,11 @@ def test_a_daemonic_process_does_the_work_of_its_workers_itself(tmp_path, monkey
     assert "a daemonic process may start no others" in caplog.text
     prepare_corpus(open_corpus(data), tmp_path / "out", workers=2)
     assert (tmp_path / "out/corpus.json").is_file()
+
+
+def test_a_killed_reader_of_audio_is_a_sentence(capsys):
+    def main(_: list[str]) -> int:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    assert run_command(main, [], name="x") == 1
+    assert "killed by signal: Killed: is memory short? lower workers=" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,23 @@ def test_an_error_while_filling_a_folder_leaves_the_older_one(tmp_path):
     with pytest.raises(RuntimeError), new_folder(tmp_path / "made") as partial:  # noqa: PT012
         (partial / "half.txt").write_text("half")
         raise RuntimeError
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_signal_between_the_two_renames_leaves_the_older_folder(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "made") as partial:
+        (partial / "old.txt").write_text("old")
+    rename = Path.rename
+
+    def stopped(self, target):
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "made") as partial:
+        (partial / "new.txt").write_text("new")
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["old.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 

@@ -52,6 +52,16 @@ def test_the_folder_embeds_as_the_encoder_did_and_scores_by_its_vectors(tmp_path
     assert "test" not in after.info
 
 
+def test_the_encoder_it_is_made_of_is_not_replaced(tmp_path, capsys):
+    data = write_set(tmp_path / "tones", num_clips=12)
+    load_encoder().save(tmp_path / "mine")
+    before = load_encoder(tmp_path / "mine").sha256
+    words = ["fit", f"data={data}", f"encoder={tmp_path / 'mine'}", f"out={tmp_path / 'mine'}"]
+    assert main(words) == 1
+    assert "is not replaced; give another out=" in capsys.readouterr().err
+    assert load_encoder(tmp_path / "mine").sha256 == before
+
+
 @pytest.mark.parametrize("seconds", [0.5, 0.5003, 0.777])
 def test_a_window_holds_what_it_is_asked_to_hold(tmp_path, seconds):
     data = write_set(tmp_path / "tones", num_clips=24)

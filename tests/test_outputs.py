@@ -1,6 +1,7 @@
 """Every command looks at its output first: before any sound, set or encoder is looked for."""
 
 import json
+import os
 import tempfile
 
 import numpy as np
@@ -67,6 +68,10 @@ def test_a_place_that_is_taken_is_refused(tmp_path, capsys, monkeypatch):
         check_output("file", key="run", folder=True)
     with pytest.raises(ValueError, match=r"out=map\.HTML is called as a file is; .* give out=map$"):
         check_output("map.HTML", folder=True)
+    with pytest.raises(ValueError, match="is not UTF-8; give another out="):
+        check_output(os.fsdecode(b"e\xff.npz"))
+    with pytest.raises(ValueError, match="is longer than 200 bytes; shorten it"):
+        check_output("y" * 230 + ".npz")
     check_output("folder/new/deeper.v2", folder=True)
     check_output("new/a.npz")
     assert not list((tmp_path / "folder").iterdir())

@@ -36,8 +36,13 @@ def known_mean_std(corpus: Corpus, log_mel: LogMel) -> tuple[float, float] | Non
     theirs = corpus.facts.get("log_mel") or {}
     if any(theirs.get(key) != value for key, value in front.items()):
         return None
-    mean, std = float(corpus.facts["mean"]), float(corpus.facts["std"])
-    return (mean, std) if std > 0 else None
+    mean, std = (corpus.facts.get(key, math.nan) for key in ("mean", "std"))
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (mean, std)):
+        raise ValueError(
+            f"corpus.json of {corpus.root} is damaged: mean {mean} and std {std} must be finite; "
+            "run prepare again"
+        )
+    return (float(mean), float(std)) if std > 0 else None
 
 
 def measure_mean_std(

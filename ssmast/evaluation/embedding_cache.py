@@ -1,5 +1,6 @@
 """Embeddings on disk: of a whole corpus, and what there is of one after an interruption."""
 
+import hashlib
 import json
 import logging
 import time
@@ -123,7 +124,11 @@ def store(file: Path, found: Embeddings, seen: Sequence[int] = ()) -> None:
         save_file(
             tensors,
             partial,
-            metadata={"rejected": json.dumps(found.rejected), "seen": json.dumps(list(seen))},
+            metadata={
+                "rejected": json.dumps(found.rejected),
+                "seen": json.dumps(list(seen)),
+                "sha256": _sha256(found),
+            },
         )
 
 
@@ -136,13 +141,26 @@ def load(file: Path) -> Embeddings | None:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata, names = opened.metadata() or {}, set(opened.keys())
-            return Embeddings(
+            found = Embeddings(
                 values=opened.get_tensor("values"),
                 rows=opened.get_tensor("rows").numpy(),
                 rejected=[(name, reason) for name, reason in json.loads(metadata["rejected"])],
                 seen=json.loads(metadata.get("seen", "[]")),
                 spans=opened.get_tensor("spans").numpy() if "spans" in names else None,
             )
+            if metadata.get("sha256", "") not in ("", _sha256(found)):  # older files have none
+                raise ValueError("its checksum differs")
+            return found
     except (SafetensorError, KeyError, ValueError) as error:
         logger.warning("%s is damaged (%s); embedding again", file, error)
         return None
+
+
+def _sha256(found: Embeddings) -> str:
+    """Of the numbers alone: safetensors has no checksum, and one wrong bit would be a score."""
+    parts = [found.values.contiguous().numpy(), found.rows]
+    parts += [] if found.spans is None else [found.spans]
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(np.ascontiguousarray(part).data)
+    return total.hexdigest()

@@ -362,7 +362,8 @@ def _holds_embeddings(file: Path) -> bool:
             return b"encoder" in (pq.read_schema(file).metadata or {})
         with np.load(file, allow_pickle=False) as found:
             return {"embeddings", "names", "encoder"} <= set(found.files)
-    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):  # an .npy has no `files`
+    # An .npy has no `files`; an empty file is at its end.
+    except (ValueError, OSError, AttributeError, EOFError, zipfile.BadZipFile):
         return False
 
 
@@ -390,7 +391,7 @@ def read_embeddings(file: str | Path) -> tuple[list[str], np.ndarray[Any, Any], 
                 about = str(found["encoder"])
                 names, values = found["names"].tolist(), found["embeddings"]
         encoder = json.loads(about)
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} was not written by `ssmast embed` ({error})") from error
     if len(names) != len(values) or not np.isfinite(values).all():
         raise ValueError(

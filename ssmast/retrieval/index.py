@@ -281,7 +281,11 @@ class Index:
         try:
             about = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             sums = about.pop("sha256")
-        except (ValueError, KeyError) as error:
+            kinds = {"encoder": str, "encoder_sha256": str, "settings": dict}
+            if not all(isinstance(about.get(key, kind()), kind) for key, kind in kinds.items()):
+                raise ValueError("a value is of another type")
+            sums = dict(sums)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / 'index.json'} is damaged; index again") from error
         for name in _FILES:
             file = folder / name

@@ -73,6 +73,11 @@ def main(config: SearchConfig, argv: list[str]) -> int:
     index = Index.load(config.index)
     if wants_dry_run(argv):
         return 0
+    lost = [key for key in ("encoder", "encoder_sha256", "settings") if key not in index.about]
+    if lost:
+        raise ValueError(
+            f"{config.index} does not say its {' and '.join(lost)}; make it with `ssmast index`"
+        )
     encoder = load_encoder(config.encoder or index.about["encoder"])
     wanted = (index.about["encoder_sha256"], index.about["settings"])
     if (encoder.sha256, json.loads(json.dumps(encoder.settings()))) != wanted:

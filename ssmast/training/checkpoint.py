@@ -90,6 +90,8 @@ def verify_checkpoint(path: Path) -> None:
         sums = json.loads((path / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} has no readable {_MARKER}") from error
+    if not isinstance(sums, dict) or "state.json" not in sums:
+        raise DamagedCheckpointError(f"checkpoint {path} has no checksums in its {_MARKER}")
     for name, expected in sums.items():
         file = path / name
         if not file.is_file():

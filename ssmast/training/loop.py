@@ -197,8 +197,8 @@ def run_loop(state: TrainingState, batches: Iterator[SegmentBatch], with_: Instr
             waited, since, since_step = 0.0, now, done
             busy_since = time.process_time()
             # All processes hold the same list, so all of them stop when it grows too long.
-            with_.quarantine.add(_of_all(state, rejected))
-            rejected = []
+            bad, rejected = _of_all(state, rejected), []
+            _write_or_warn(lambda bad=bad: with_.quarantine.add(bad))
         before, busy_before = time.perf_counter(), time.process_time()
         scores = _scores_if_due(state, with_) or scores
         since += time.perf_counter() - before  # clips/s are those of training
@@ -228,6 +228,14 @@ def _save_or_warn(state: TrainingState, folder: RunFolder) -> None:
                 "the run continues: make room in %s before it ends",
                 *(state.step, error, folder.checkpoints),
             )
+
+
+def _write_or_warn(write: Callable[[], None]) -> None:
+    """Write a list of the main process; a full disk costs the list, not what is in memory."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("a list of clips could not be written (%s); the run continues", error)
 
 
 def _shown(row: dict[str, Any], scores: dict[str, str], raised: dict[str, str]) -> dict[str, str]:
@@ -281,4 +289,8 @@ def _note_skip(
     items = _of_all(state, mine)
     if state.accelerator.is_main_process:
         file = with_.folder.skipped_file
-        write_skipped(file, step=state.step, loss=loss, grad_norm=grad_norm, items=items)
+        _write_or_warn(
+            lambda: write_skipped(
+                file, step=state.step, loss=loss, grad_norm=grad_norm, items=items
+            )
+        )

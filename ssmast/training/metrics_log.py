@@ -218,13 +218,15 @@ class MetricsLog:
 
 def read_metrics(file: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
     """All complete lines of a metrics.jsonl, or those of the first `up_to` steps."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line a kill cut short
+            row = json.loads(line)
+        except ValueError:  # the line a kill cut short, or one that is no UTF-8 any more
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return [row for row in rows if up_to is None or row["step"] <= up_to]
 
 

@@ -160,3 +160,19 @@ def test_a_constant_is_called_so(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full(16000, 0.25), 16000)
     with pytest.raises(ValueError, match=r"a\.wav is silent or constant"):
         measure_mean_std(open_corpus(tmp_path), LogMel(), num_samples=8000, seed=0)
+
+
+def test_damaged_facts_or_the_index_of_another_corpus_are_refused(prepared):
+    file, index = prepared / "corpus.json", prepared / "manifest.index"
+    facts, data = file.read_text(), bytearray(index.read_bytes())
+    file.write_text(json.dumps(json.loads(facts) | {"mean": float("nan")}))
+    with pytest.raises(ValueError, match="must be finite; run prepare again"):
+        known_mean_std(open_corpus(prepared), LogMel())
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=r"corpus.json is damaged"):
+        open_corpus(prepared)
+    file.write_text(facts)
+    data[len(data) // 2] ^= 16
+    index.write_bytes(data)
+    with pytest.raises(ValueError, match=r"does not belong to its corpus.json; copy both again"):
+        open_corpus(prepared)

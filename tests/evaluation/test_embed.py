@@ -11,6 +11,7 @@ from ssmast.audio import AudioError, open_corpus, read_audio
 from ssmast.evaluation import embed
 from ssmast.evaluation.baselines import LogMelStatistics
 from ssmast.evaluation.embed import Crop, cache_key, cut, embed_corpus
+from ssmast.evaluation.embedding_cache import load
 from tests.sets import write_set
 
 
@@ -56,6 +57,11 @@ def test_the_cache_is_used_and_a_damaged_one_replaced(sets, tmp_path, caplog):
     assert "is damaged" in caplog.text
     assert torch.equal(first.values, third.values)
     assert [entry.name for entry in tmp_path.iterdir()] == [file.name]  # no leftovers
+    data = bytearray(file.read_bytes())
+    data[-200] ^= 64  # one bit of one vector, which safetensors does not notice
+    file.write_bytes(data)
+    assert load(file) is None
+    assert "its checksum differs" in caplog.text
 
 
 def test_the_key_follows_weights_settings_and_audio(sets, tiny_encoder, encoder_folder):

@@ -84,7 +84,9 @@ def write_run(folder):
         for s in (10, 20)
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "lo')  # cut short by a kill
+    # Damaged, no object, and cut short by a kill.
+    torn = b'{"step": 2\xff}\n3\n{"step": 30, "lo'
+    (folder / "metrics.jsonl").write_bytes(text.encode() + torn)
     (folder / "quarantine.csv").write_text(
         "name,reason\na.wav,a.wav is empty\nb.wav,b.wav is empty\nc.mp3,c.mp3 is no audio\n"
     )

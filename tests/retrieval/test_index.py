@@ -126,6 +126,20 @@ def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, cap
     (out / "names.json").write_text("[]")
     with pytest.raises(ValueError, match=r"names.json is damaged"):
         Index.load(out)
+    about = json.loads((out / "index.json").read_text())
+    for changed in (None, [], 3, {**about, "sha256": None}, {**about, "encoder": 3}):
+        (out / "index.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"index.json is damaged; index again"):
+            Index.load(out)
+    npz.write_bytes(b"")
+    with pytest.raises(ValueError, match="was not written by `ssmast embed`"):
+        embed_files.read_embeddings(npz)
+
+
+def test_an_index_of_vectors_alone_does_not_say_its_encoder(tmp_path):
+    Index.build(vectors(5), "abcde").save(tmp_path / "i")
+    with pytest.raises(ValueError, match="does not say its encoder and encoder_sha256"):
+        search.main([str(tmp_path / "a.wav"), f"index={tmp_path / 'i'}"])
 
 
 def test_every_clip_that_is_left_out_is_counted_and_none_of_an_index_before(

@@ -43,7 +43,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "state.json", "checksums.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "[]", "{}"])
 def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, file, damage, caplog):
     _save(tmp_path, 1)
     target = _save(tmp_path, 2) / file
@@ -53,8 +53,10 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, fil
         target.write_bytes(content)
     elif damage == "cut":
         target.write_bytes(content[: len(content) // 2])
-    else:
+    elif damage == "remove":
         target.unlink()
+    else:
+        target.write_text(damage)
     with caplog.at_level(logging.WARNING):
         found = newest_checkpoint(tmp_path)
     assert found is not None

@@ -1,13 +1,16 @@
 """Runs that fail: stopped by the alarm, or stepping over batches that are then made again."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ssmast.audio.corpus import quarantine
 from ssmast.settings import parse
-from ssmast.training import pretrain, replay
+from ssmast.training import loop, pretrain, replay
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import PretrainConfig
 from ssmast.training.metrics_log import read_metrics
@@ -115,6 +118,21 @@ def _group(size: int, *words: str, audio: Path, run: Path) -> Group:
 
 
 @pytest.mark.slow
+def test_a_full_disk_costs_the_lists_of_clips_and_not_the_run(tmp_path, monkeypatch, caplog):
+    """What is in memory would be lost: nothing was saved since the last checkpoint."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _with_a_nan_in(monkeypatch, {2})
+    monkeypatch.setattr(loop, "write_skipped", full)
+    monkeypatch.setattr(quarantine, "_append_quarantine", full)
+    audio, run = write_set(tmp_path / "data", num_clips=13, bad=1), tmp_path / "run"
+    assert _run("steps=4", "log_every=1", audio=audio, run=run) == 0
+    assert caplog.text.count("a list of clips could not be written") == 2
+    assert "1 of 13 clips were left out" in caplog.text
+
+
 def test_two_processes_probe_and_are_stopped_by_the_alarm_together(audio, tmp_path):
     write_set(tmp_path / "tones")
     words = ("steps=60", "log_every=5", "checkpoint_every=0", "optim.lr=9", "alarm=stop")

@@ -65,7 +65,8 @@ def cache_decoded(
     if is_fast or corpus.channel.isdigit():
         return corpus
     copy = folder / f"{_key(corpus, sample_rate)}.tar"
-    if not copy.is_file():
+    found = _opened(corpus, copy) if copy.is_file() else None
+    if found is None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free // 2
         limit = free if max_bytes is None else min(max_bytes, free)
@@ -75,7 +76,8 @@ def cache_decoded(
                 *(len(corpus), limit / 2**30),
             )
             return corpus
-    return _opened(corpus, copy)
+        found = _opened(corpus, copy)
+    return found or corpus
 
 
 def _key(corpus: Corpus, sample_rate: int) -> str:
@@ -171,8 +173,12 @@ def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers:
     return False
 
 
-def _opened(corpus: Corpus, copy: Path) -> Corpus:
-    """The copy under the names of the original."""
-    index = index_tar(copy)
-    order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
-    return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])
+def _opened(corpus: Corpus, copy: Path) -> Corpus | None:
+    """The copy under the names of the original; None of a damaged one."""
+    try:
+        index = index_tar(copy)
+        order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
+        return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])
+    except ValueError as error:
+        _log.warning("%s is damaged (%s); decoding again", copy, error)
+        return None

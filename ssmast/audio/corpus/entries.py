@@ -135,7 +135,12 @@ class IndexFile:
         length = int.from_bytes(head[8:], "little")
         if head[:8] != _MAGIC or not 0 < length < 1 << 30:
             raise ValueError(f"{self.path} is no index of a prepared corpus; run prepare again")
-        header: dict[str, Any] = json.loads(self._file.read(length))
+        # A length that a flipped bit made huge is not read: the memory for it may be missing.
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            header: dict[str, Any] = json.loads(self._file.read(min(length, size)))
+        except ValueError as error:
+            raise ValueError(f"{self.path} is damaged; run prepare again") from error
         self.shards: list[str] = header["shards"]
         self.listing_hash: str = header["fingerprint"]
         self._suffixes = set(header["suffixes"])
@@ -143,7 +148,6 @@ class IndexFile:
         self._rows = 16 + length
         self._names = self._rows + self._len * _ROW.size
         wanted = self._names + (self._row(self._len - 1)[2] if self._len else 0)
-        size = os.fstat(self._file.fileno()).st_size
         if size != wanted:
             raise ValueError(f"{self.path} must be {wanted} bytes, got {size}; run prepare again")
 

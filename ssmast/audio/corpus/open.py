@@ -60,7 +60,7 @@ from ssmast.audio.corpus.table import (
     split_word,
 )
 from ssmast.audio.read import SOUND_EXTENSIONS, split_excerpt
-from ssmast.files import as_text, write_atomic
+from ssmast.files import as_text, sha256_of, write_atomic
 from ssmast.settings import in_home, several_names
 
 _log = logging.getLogger(__name__)
@@ -292,6 +292,10 @@ def _open_prepared(root: Place) -> Corpus:
         facts: dict[str, Any] = json.loads(read_whole(below(root, CORPUS_FILE)))
     except (FileNotFoundError, ValueError):  # AudioError, of a URL, is a ValueError
         return _without_index(root)
+    if not isinstance(facts, dict):
+        raise ValueError(
+            f"{below(root, CORPUS_FILE)} is damaged: it holds no object; copy it again"
+        )
     index = IndexFile(_index_here(root, facts))
     return Corpus(
         root=root,
@@ -305,9 +309,12 @@ def _open_prepared(root: Place) -> Corpus:
 
 def _index_here(root: Place, facts: dict[str, Any]) -> Path:
     """Path of the index, fetched if it lies elsewhere."""
+    wanted = str(facts.get("index_sha256", ""))
     if isinstance(root, Path):
-        return root / INDEX
-    wanted = str(facts["index_sha256"])
+        path = root / INDEX
+        if not path.is_file() or (wanted and sha256_of(path) != wanted):
+            raise ValueError(f"{path} does not belong to its {CORPUS_FILE}; copy both again")
+        return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmast"
     path = cache / f"{hashlib.sha256(wanted.encode()).hexdigest()[:32]}.index"
     if not path.is_file():

@@ -47,9 +47,9 @@ class Quarantine:
         new = [(name, reason) for name, reason in dict(rejected).items() if name not in self._names]
         if not new:
             return
+        self._names.update(name for name, _ in new)  # first: they count though a disk is full
         if self.path is not None:
             _append_quarantine(self.path, new)
-        self._names.update(name for name, _ in new)
         allowed = max(self.max_fraction * self.corpus_size, min(20, self.corpus_size // 2))
         if len(self._names) > allowed:
             raise ValueError(

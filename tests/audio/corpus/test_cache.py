@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,18 @@ def test_the_copy_holds_the_same_clips_in_the_same_order(corpus, tmp_path):
         if corpus.name(i) != "bad.ogg":
             np.testing.assert_array_equal(read_audio(copy.source(i)), read_audio(corpus.source(i)))
     assert all(path.parent == tmp_path / "cache" for path in copy.files())
+
+
+def test_a_damaged_copy_is_made_again(corpus, tmp_path, caplog):
+    copy = cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
+    (tar,) = {path for path in copy.files() if isinstance(path, Path)}
+    whole = tar.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], bytes(len(whole))):
+        tar.write_bytes(broken)
+        cache_decoded(corpus, tmp_path / "cache", sample_rate=16000)
+        assert tar.read_bytes() == whole
+        assert "decoding again" in caplog.text
+        caplog.clear()
 
 
 def test_segments_of_the_copy_are_those_of_the_files(corpus, tmp_path):

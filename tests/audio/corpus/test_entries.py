@@ -44,7 +44,8 @@ def test_a_damaged_index_is_noticed(tmp_path):
     path = tmp_path / "i"
     write_index(path, ArrayEntries(**arrays(50)), shards=["a"], listing_hash="f")
     data = path.read_bytes()
-    for broken in (b"", b"hello", data[:-1], data + b"x", data[: len(data) // 2]):
+    far = data[:8] + (1 << 29).to_bytes(8, "little") + data[16:]
+    for broken in (b"", b"hello", data[:-1], data + b"x", data[: len(data) // 2], far):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="run prepare again"):
             IndexFile(path)
