@@ -117,7 +117,6 @@ def _group(size: int, *words: str, audio: Path, run: Path) -> Group:
     return Group(size, DOOR, *SMALL, f"data={audio}", f"run={run}", *words)
 
 
-@pytest.mark.slow
 def test_a_full_disk_costs_the_lists_of_clips_and_not_the_run(tmp_path, monkeypatch, caplog):
     """What is in memory would be lost: nothing was saved since the last checkpoint."""
 
@@ -133,6 +132,7 @@ def test_a_full_disk_costs_the_lists_of_clips_and_not_the_run(tmp_path, monkeypa
     assert "1 of 13 clips were left out" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_probe_and_are_stopped_by_the_alarm_together(audio, tmp_path):
     write_set(tmp_path / "tones")
     words = ("steps=60", "log_every=5", "checkpoint_every=0", "optim.lr=9", "alarm=stop")
