@@ -216,6 +216,7 @@ class OnnxEncoder:
             options,
             providers=["CPUExecutionProvider"],
         )
+        self._outputs = [one.name for one in self._session.get_outputs()]
         self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
@@ -227,11 +228,10 @@ class OnnxEncoder:
         return self._run("probabilities", waveform)
 
     def _run(self, output: str, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
-        names = [one.name for one in self._session.get_outputs()]
-        if output not in names:
+        if output not in self._outputs:
             raise ValueError(
-                f"this graph gives {', '.join(names)} and no {output}; ssmast export onnx=true of "
-                "a fine-tuned encoder writes one that does"
+                f"this graph gives {', '.join(self._outputs)} and no {output}; ssmast "
+                "export onnx=true of a fine-tuned encoder writes one that does"
             )
         feed = {"waveform": batch_of(waveform)}
         (found,) = self._session.run([output], feed)

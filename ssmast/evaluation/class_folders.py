@@ -170,9 +170,9 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
             f"metadata.csv of path,label, or give task {by_pattern(place)} where names say it",
             level=logging.WARNING,
         )
-    if both := _two_things(classes):
+    if _are_crossed(classes):
         say_once(
-            f"{place}: folders named for two things are taken as classes: {few_names(both)}; if "
+            f"{place}: folders named for two things are taken as classes: {few_names(classes)}; if "
             "one of the two is a speaker or a place, write a metadata.csv of path,label",
             level=logging.WARNING,
         )
@@ -193,13 +193,13 @@ def warn_of_class_folders(place: Path, classes: Sequence[str]) -> None:
         )
 
 
-def _two_things(classes: Sequence[str]) -> list[str]:
+def _are_crossed(classes: Sequence[str]) -> bool:
     """Classes such as OAF_angry, OAF_sad, YAF_angry, YAF_sad: words before _ cross those after."""
     pairs = [name.lower().partition("_") for name in classes]
     first, second = (Counter(pair[i] for pair in pairs) for i in (0, 2))
     again = sum(count > 1 for count in second.values())
     crossed = "" not in second and min(first.values(), default=0) > 1 and len(first) > 1
-    return sorted(classes) if crossed and 3 * again >= 2 * len(second) else []
+    return crossed and 3 * again >= 2 * len(second)
 
 
 def by_pattern(place: Path) -> str:

@@ -158,7 +158,7 @@ def load(file: Path) -> Embeddings | None:
 
 def _sha256(found: Embeddings) -> str:
     """Of the numbers alone: safetensors has no checksum, and one wrong bit would be a score."""
-    parts = [found.values.contiguous().numpy(), found.rows]
+    parts = [found.values.numpy(), found.rows]
     parts += [] if found.spans is None else [found.spans]
     total = hashlib.sha256()
     for part in parts:

@@ -65,19 +65,21 @@ def cache_decoded(
     if is_fast or corpus.channel.isdigit():
         return corpus
     copy = folder / f"{_key(corpus, sample_rate)}.tar"
-    found = _opened(corpus, copy) if copy.is_file() else None
-    if found is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free // 2
-        limit = free if max_bytes is None else min(max_bytes, free)
-        if not _write(corpus, copy, sample_rate=sample_rate, limit=limit, workers=workers):
-            _log.warning(
-                "%d decoded clips would take more than %.1f GB; reading the files themselves",
-                *(len(corpus), limit / 2**30),
-            )
-            return corpus
-        found = _opened(corpus, copy)
-    return found or corpus
+    if copy.is_file():
+        try:
+            return _opened(corpus, copy)
+        except ValueError as error:
+            _log.warning("%s is damaged (%s); decoding again", copy, error)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free // 2
+    limit = free if max_bytes is None else min(max_bytes, free)
+    if not _write(corpus, copy, sample_rate=sample_rate, limit=limit, workers=workers):
+        _log.warning(
+            "%d decoded clips would take more than %.1f GB; reading the files themselves",
+            *(len(corpus), limit / 2**30),
+        )
+        return corpus
+    return _opened(corpus, copy)
 
 
 def _key(corpus: Corpus, sample_rate: int) -> str:
@@ -173,12 +175,8 @@ def _write(corpus: Corpus, copy: Path, *, sample_rate: int, limit: int, workers:
     return False
 
 
-def _opened(corpus: Corpus, copy: Path) -> Corpus | None:
-    """The copy under the names of the original; None of a damaged one."""
-    try:
-        index = index_tar(copy)
-        order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
-        return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])
-    except ValueError as error:
-        _log.warning("%s is damaged (%s); decoding again", copy, error)
-        return None
+def _opened(corpus: Corpus, copy: Path) -> Corpus:
+    """The copy under the names of the original; a damaged one is a ValueError."""
+    index = index_tar(copy)
+    order = np.argsort(index.names.to_pylist())  # workers finish their files as they can
+    return corpus.moved_to(copy, offsets=index.offset[order], sizes=index.sizes[order])

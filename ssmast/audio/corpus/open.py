@@ -313,7 +313,9 @@ def _index_here(root: Place, facts: dict[str, Any]) -> Path:
     if isinstance(root, Path):
         path = root / INDEX
         if not path.is_file() or (wanted and sha256_of(path) != wanted):
-            raise ValueError(f"{path} does not belong to its {CORPUS_FILE}; copy both again")
+            raise ValueError(
+                f"{path} is missing or does not belong to its {CORPUS_FILE}; copy both again"
+            )
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmast"
     path = cache / f"{hashlib.sha256(wanted.encode()).hexdigest()[:32]}.index"

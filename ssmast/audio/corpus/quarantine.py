@@ -47,14 +47,19 @@ class Quarantine:
         new = [(name, reason) for name, reason in dict(rejected).items() if name not in self._names]
         if not new:
             return
-        self._names.update(name for name, _ in new)  # first: they count though a disk is full
-        if self.path is not None:
-            _append_quarantine(self.path, new)
+        self._names.update(name for name, _ in new)
+        try:
+            if self.path is not None:
+                _append_quarantine(self.path, new)
+        finally:  # a process whose disk is full must stop where the others do
+            self._check(last=new[-1][1])
+
+    def _check(self, *, last: str) -> None:
         allowed = max(self.max_fraction * self.corpus_size, min(20, self.corpus_size // 2))
         if len(self._names) > allowed:
             raise ValueError(
                 f"{len(self._names)} of {self.corpus_size} clips are bad, more than the allowed "
-                f"{self.max_fraction:g}; the last: {new[-1][1]} (all reasons: {self.path})"
+                f"{self.max_fraction:g}; the last: {last} (all reasons: {self.path})"
             )
 
 

@@ -66,3 +66,12 @@ def test_another_csv_file_is_refused(tmp_path):
     (tmp_path / "q.csv").write_text("path,label\n")
     with pytest.raises(ValueError, match=r"is no quarantine list.*got 'path,label'"):
         Quarantine(tmp_path / "q.csv", corpus_size=10)
+
+
+def test_too_many_bad_clips_are_told_though_they_cannot_be_written(tmp_path):
+    quarantine = Quarantine(tmp_path / "q.csv", corpus_size=10)
+    (tmp_path / "q.csv").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        quarantine.add([("a.wav", "x")])
+    with pytest.raises(ValueError, match=r"6 of 10 clips are bad, more than the allowed 0\.1"):
+        quarantine.add([(f"{i}.wav", "x") for i in range(5)])
