@@ -132,12 +132,13 @@ class BalancedOrder:
         self._starts = np.floor(starts).astype(np.int64)
         self._most = int((np.ceil(ends).astype(np.int64) - self._starts).max())
 
-    def __call__(self, position: int, *, seed: int) -> tuple[int, int]:
-        """(epoch for draws, clip) at a position of the endless stream."""
-        epoch, cell = sample_at(position, size=self.size, seed=seed)
-        point = cell + float(keyed_uniform(seed, epoch, cell, _BALANCED_STREAM, 1)[0])
-        clip = int(np.searchsorted(self._ends, point, side="right"))
-        return epoch * self._most + cell - int(self._starts[clip]), clip
+    def __call__(self, position: Position, *, seed: int) -> tuple[Position, Position]:
+        """(epoch for draws, clip) at a position of the endless stream, or at an array of them."""
+        positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
+        epoch, cell = sample_at(positions, size=self.size, seed=seed)
+        draws = keyed_uniform(seed, epoch, cell, _BALANCED_STREAM, 1)[..., 0]
+        clip = np.searchsorted(self._ends, cell + draws.astype(np.float64), side="right")
+        return like(position, epoch * self._most + cell - self._starts[clip], clip)
 
 
 def keyed_uniform(

@@ -141,7 +141,7 @@ class SegmentDataset(Dataset[SegmentItem]):
             augmentation).
         waveform_augment: probability that a segment goes through the augmentation of the waveform.
         transforms: file of that augmentation (`WaveformAugment`); None for the built-in one.
-        order: (position, seed) -> (epoch, clip); by default the corpus' own.
+        order: (positions (N,), seed) -> epochs (N,), clips (N,); by default the corpus' own.
         pad: fill up a clip shorter than `num_samples`; else it is given as it is, whole.
 
     Raises:
@@ -161,7 +161,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         same_segment: bool = False,
         waveform_augment: float = 0.0,
         transforms: str | os.PathLike[str] | None = None,
-        order: Callable[..., tuple[int, int]] | None = None,
+        order: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
         pad: bool = True,
     ) -> None:
         for what, value in (("num_samples", num_samples), ("num_segments", num_segments)):
@@ -186,13 +186,21 @@ class SegmentDataset(Dataset[SegmentItem]):
 
     def __getitem__(self, position: int) -> SegmentItem:
         """Item at a position of the endless stream."""
-        epoch, clip = self.order(int(position), seed=self.seed)
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[SegmentItem]:
+        """Items of a batch, as `DataLoader` asks for them: where they are is computed at once."""
+        epochs, clips = self.order(np.asarray(positions, dtype=np.int64), seed=self.seed)
+        places = zip(positions, epochs.tolist(), clips.tolist(), strict=True)
+        return [self._item(int(position), epoch, clip) for position, epoch, clip in places]
+
+    def _item(self, position: int, epoch: int, clip: int) -> SegmentItem:
         waveform, found, rejected = self.read(epoch, clip)
         return SegmentItem(
             waveform=torch.from_numpy(waveform),
             clip=found,
             epoch=epoch,
-            position=int(position),
+            position=position,
             rejected=rejected,
         )
 
@@ -340,13 +348,23 @@ class MixedSegments(Dataset[MixedItem]):
 
     def __getitem__(self, position: int) -> MixedItem:
         """Item at a position of the endless stream, waveform (S,)."""
-        item = self.segments[position]
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[MixedItem]:
+        """Items of a batch, as those of `SegmentDataset`."""
+        where, seed = np.asarray(positions, dtype=np.int64), self.segments.seed ^ _PARTNER_SEED
+        epochs, clips = sample_at(where, size=len(self.segments), seed=seed)
+        items = self.segments.__getitems__(positions)
+        places = zip(items, epochs.tolist(), clips.tolist(), strict=True)
+        return [self._mixed(item, epoch, clip) for item, epoch, clip in places]
+
+    def _mixed(self, item: SegmentItem, epoch: int, clip: int) -> MixedItem:
+        """An item with what the partner at (epoch, clip) gives it, where it is to have one."""
         waveform, seed = item["waveform"][0], self.segments.seed
         draws = keyed_uniform(seed, item["epoch"], item["clip"], _MIX_STREAM, 2)
         partner, weight, rejected = item["clip"], 0.0, item["rejected"]
         if draws[0] < self.rate:
-            place = sample_at(int(position), size=len(self.segments), seed=seed ^ _PARTNER_SEED)
-            other, partner, more = self.segments.read(*place)
+            other, partner, more = self.segments.read(epoch, clip)
             weight, rejected = self._weight(float(draws[1])), rejected + more
             waveform = mix(waveform, torch.from_numpy(other[0]), weight=weight)
         mixed: SegmentItem = {**item, "waveform": waveform, "rejected": rejected}

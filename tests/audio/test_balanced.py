@@ -42,6 +42,8 @@ def test_where_a_position_leads_needs_nothing_but_weights_and_seed():
     order = BalancedOrder(weights)
     assert [order(i, seed=1) for i in reversed(range(200))] == forwards[::-1]
     assert [order(i, seed=2) for i in range(200)] != forwards
+    epochs, clips = order(np.arange(200), seed=1)  # a batch at once
+    assert list(zip(epochs.tolist(), clips.tolist(), strict=True)) == forwards
 
 
 @pytest.mark.parametrize("weights", [[], [1.0, -0.1], [np.nan, 1.0], [0.0, 0.0]])
