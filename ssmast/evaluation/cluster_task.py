@@ -13,17 +13,20 @@ TASK.clusters.md to `out`; `ssmast report` makes a page of them. Embeddings are 
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ssmast.evaluation import clusters
-from ssmast.evaluation.baselines import BASELINES, BASELINES_HELP, UNTRAINED, make_columns
+from ssmast.evaluation.baselines import BASELINES, BASELINES_HELP, UNTRAINED, Column, make_columns
 from ssmast.evaluation.clusters import NORMALISATIONS, score_clusters
 from ssmast.evaluation.embed import embed_corpus, rejected_clips
+from ssmast.evaluation.embedding_cache import Embeddings
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.evaluation.probe import LINEAR
 from ssmast.evaluation.processes import process_state, scoring_seconds
@@ -172,8 +175,19 @@ def main(config: ClusterConfig, argv: list[str]) -> int:
 
 
 def _load(config: ClusterConfig) -> LabelledSet:
-    """The set; parts that are not clustered may be empty."""
-    return load_set(config.data, config.task, scored=() if config.part == "all" else [config.part])
+    """The set; parts that are not clustered may be empty.
+
+    Raises:
+        ValueError: for several labels a clip.
+    """
+    scored = () if config.part == "all" else [config.part]
+    labelled = load_set(config.data, config.task, scored=scored)
+    if labelled.multi_label:
+        raise ValueError(
+            f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
+            "partition to compare clusters with; choose another label column or set"
+        )
+    return labelled
 
 
 def run_clusters(config: ClusterConfig) -> ClusterResult | None:
@@ -185,39 +199,17 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     check_output(_out(config), folder=True)
     check_output(_cache(config), key="cache", folder=True)
     labelled = _load(config)
-    if labelled.multi_label:
-        raise ValueError(
-            f"the clips of {str(labelled.spec)!r} have several labels each, so they are no "
-            "partition to compare clusters with; choose another label column or set"
-        )
     file = result_file(_out(config), labelled, "clusters")
     if process_state().is_main:
         check_results(file)
-    named = config.classes
-    if config.first_classes:
-        require(not named, "classes", named, "left out where first_classes= is given")
-        named = sorted(set(labelled.labels))[: config.first_classes]
-    classes = clusters.chosen_classes(labelled.labels, named) if wants_picture else []
+    drawn = _classes_on_map(labelled, config) if wants_picture else []
     columns = make_columns(
         config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,
         seed=config.seed, device=process_state().device,
     )  # fmt: skip
-    corpus = labelled.corpus(channel=config.channel)
-    found = [
-        embed_corpus(
-            column.variants[0],
-            corpus,
-            title=f"{labelled.spec.name}, {column.name}",
-            cache=_cache(config),
-            workers=config.workers,
-            batch_seconds=config.batch_seconds or scoring_seconds(),
-            sha256=column.sha256,
-        )
-        for column in columns
-    ]
+    found, unread = _embedded(labelled, columns, config)
     if not process_state().is_main:
         return None
-    unread = dict(rejected_clips(labelled, corpus, found))
     readable = np.array([clip not in unread for clip in labelled.clips])
     taken = _positions(labelled, config)
     positions = taken[readable[taken]]
@@ -225,40 +217,11 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     features = {column.name: one.of(rows) for column, one in zip(columns, found, strict=True)}
     labels = [labelled.labels[position] for position in positions]
     names, numbers = np.unique(labels, return_inverse=True)
-    scores: dict[str, dict[str, Any]] = {}
+    scores = {}
     for column in columns:
-        started = time.monotonic()
-        own = score_clusters(
-            features[column.name],
-            numbers,
-            normalisation=config.normalise,
-            num_seeds=config.seeds,
-            seed=config.seed,
-        )
-        scores[column.name] = {
-            "dim": column.variants[0].dim,
-            "encoder_sha256": column.sha256,
-            **own,
-            "seconds": round(time.monotonic() - started, 2),
-        }
-        logger.info(
-            "%s, %s: adjusted Rand index %.3f",
-            *(labelled.spec, column.name, own["kmeans"]["adjusted_rand"]),
-        )
-    picture = None
-    if wants_picture:
-        where = np.flatnonzero(np.isin(labels, classes))
-        logger.info("UMAP of %d clips of %d classes", min(len(where), config.points), len(classes))
-        where, picture = clusters.draw(
-            features, where, limit=config.points, normalisation=config.normalise, seed=config.seed
-        )
-        picture |= {
-            "classes": classes,
-            "clips": [labelled.clips[position] for position in positions[where]],
-            "rows": rows[where].tolist(),
-            "labels": [classes.index(labels[i]) for i in where],
-            "folder": str(labelled.folder.resolve()),
-        }
+        scores[column.name] = own = _scored(column, features[column.name], numbers, config)
+        rand = own["kmeans"]["adjusted_rand"]
+        logger.info("%s, %s: adjusted Rand index %.3f", labelled.spec, column.name, rand)
     main = columns[0]
     result = ClusterResult(
         task=str(labelled.spec),
@@ -281,12 +244,84 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         ),
         left_out=labelled.left_out,
         columns=scores,
-        picture=picture,
+        picture=_picture(labelled, positions, features, drawn, config) if wants_picture else None,
     )
     write_result(file, result)
     write_atomic(file.with_suffix(".md"), clusters_table(result))
     logger.info("results: %s", file)
     return result
+
+
+def _embedded(
+    labelled: LabelledSet, columns: Sequence[Column], config: ClusterConfig
+) -> tuple[list[Embeddings], dict[str, str]]:
+    """The embeddings of each column, and why clips could not be read."""
+    corpus = labelled.corpus(channel=config.channel)
+    found = [
+        embed_corpus(
+            column.variants[0],
+            corpus,
+            title=f"{labelled.spec.name}, {column.name}",
+            cache=_cache(config),
+            workers=config.workers,
+            batch_seconds=config.batch_seconds or scoring_seconds(),
+            sha256=column.sha256,
+        )
+        for column in columns
+    ]
+    return found, dict(rejected_clips(labelled, corpus, found))
+
+
+def _scored(
+    column: Column, features: Tensor, numbers: NDArray[np.int64], config: ClusterConfig
+) -> dict[str, Any]:
+    """Scores of one column, of clips (n, D) with the numbers of their classes (n,)."""
+    started = time.monotonic()
+    own = score_clusters(
+        features,
+        numbers,
+        normalisation=config.normalise,
+        num_seeds=config.seeds,
+        seed=config.seed,
+    )
+    return {
+        "dim": column.variants[0].dim,
+        "encoder_sha256": column.sha256,
+        **own,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _classes_on_map(labelled: LabelledSet, config: ClusterConfig) -> list[str]:
+    """Those of `classes` or `first_classes`; the most frequent where neither is given."""
+    named = config.classes
+    if config.first_classes:
+        require(not named, "classes", named, "left out where first_classes= is given")
+        named = sorted(set(labelled.labels))[: config.first_classes]
+    return clusters.chosen_classes(labelled.labels, named)
+
+
+def _picture(
+    labelled: LabelledSet,
+    positions: NDArray[np.int64],
+    features: dict[str, Tensor],
+    classes: list[str],
+    config: ClusterConfig,
+) -> dict[str, Any]:
+    """The map of those clips, of the features (n, D) of each column, whose class is drawn."""
+    labels = [labelled.labels[position] for position in positions]
+    where = np.flatnonzero(np.isin(labels, classes))
+    logger.info("UMAP of %d clips of %d classes", min(len(where), config.points), len(classes))
+    where, picture = clusters.draw(
+        features, where, limit=config.points, normalisation=config.normalise, seed=config.seed
+    )
+    return picture | {
+        "classes": classes,
+        "clips": [labelled.clips[position] for position in positions[where]],
+        "rows": labelled.rows[positions[where]].tolist(),
+        "labels": [classes.index(labels[i]) for i in where],
+        "folder": str(labelled.folder.resolve()),
+    }
 
 
 def _out(config: ClusterConfig) -> Path:
