@@ -263,13 +263,15 @@ def embedding_dim(config: PretrainConfig, backbone: Backbone) -> int:
 
 
 def _check_lost_lines(config: PretrainConfig, backbone: Backbone) -> None:
-    """Refuse lines to lose of which a view this small would lose none, for they go in groups."""
+    """Refuse to lose more lines than a view this small can, for they go in groups; one is kept."""
     mels, frames = config.front_end.num_mels, config.views.frames
     groups = backbone.grid_of(mels, frames)[0].pool(backbone.drop_group)
     columns, rows = config.lost_lines
     for key, rate, num in (("columns", columns, groups.time), ("rows", rows, groups.freq)):
-        if rate and max(1, round((1 - rate) * num)) == num:
+        most = 1 - 1 / num
+        if rate > most + 1e-6:
             raise ValueError(
-                f"views.{key}={rate:g} takes nothing of a view of {mels} mel bins x {frames} "
-                f"frames, whose {key} go in {num} group(s); give a larger view, another rate, or 0"
+                f"views.{key}={rate:g} is more than a view of {mels} mel bins x {frames} frames "
+                f"can lose: its {key} go in {num} group(s), of which one is kept; give a larger "
+                f"view, or at most {most:.3g}"
             )

@@ -112,7 +112,8 @@ class ViewMaker:
             view: 0 or 1.
             step: optimiser steps done.
             backbone: whose grid they are dropped from.
-            rows: fraction of the groups of rows, 0 to below 1; at least one group is kept.
+            rows: fraction of the groups of rows, 0 to below 1, on average over the steps where it
+                is no whole number of groups; at least one group is kept.
             columns: fraction of the groups of columns.
         """
         drop = self._lines_of(view, step=step, backbone=backbone, rows=rows, columns=columns)
@@ -126,12 +127,15 @@ class ViewMaker:
         """`drop_lines` before they are placed."""
         grid = backbone.grid_of(self.config.front_end.num_mels, self.config.views.frames)[0]
         groups = grid.pool(backbone.drop_group)
-        draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]))
+        draws = self._uniform_of_step(step, _DROP_STREAM + view, sum(groups[:]) + 2)
+        *draws, odds = draws.split([*groups[:], 2])
         kept = []
-        for draw, size, length, rate in zip(
-            draws.split(list(groups[:])), backbone.drop_group, grid[:], (rows, columns), strict=True
+        for draw, odd, size, length, rate in zip(
+            draws, odds.tolist(), backbone.drop_group, grid[:], (rows, columns), strict=True
         ):
-            num = max(1, round((1 - rate) * len(draw)))
+            # 1.6 of 4 groups: two in 60 % of the steps, and one in the others.
+            whole, rest = divmod(round((1 - rate) * len(draw), 6), 1)
+            num = max(1, int(whole) + (odd < rest))
             chosen = draw.argsort()[:num].sort().values
             members = (chosen[:, None] * size + torch.arange(size)).flatten()
             kept.append(members[members < length])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ssmast.audio import ViewAugment, open_corpus
 from ssmast.contrastive.monitors import feature_std
 from ssmast.encoder import load_encoder
+from ssmast.model import create_model
 from ssmast.settings import UsageError, parse
 from ssmast.training import pretrain
 from ssmast.training.alarm import Alarm
@@ -181,6 +182,23 @@ def test_mosaic_views_lose_other_lines_and_the_encoder_computes_less():
     assert (len(rows.rows), len(rows.columns)) == (3 * grid.freq // 4, grid.time)
 
 
+def test_lost_lines_average_the_rate_that_was_asked_for():
+    words = ["views.columns=0.6", "views.rows=0.3", "views.frames=128", "front_end.num_mels=64"]
+    maker = _state("ss_mast_mosaic", *words).objective.make_views
+    backbone = create_model("mast_nano", num_classes=0, input_size=(64, 128))
+    drops = [
+        maker.drop_lines(0, step=step, backbone=backbone, columns=0.6, rows=0.3)
+        for step in range(400)
+    ]
+    grid = drops[0].grid
+    columns = np.array([len(drop.columns) / grid.time for drop in drops])
+    rows = np.array([len(drop.rows) / grid.freq for drop in drops])
+    assert set(columns) == {0.25, 0.5}  # of 4 groups each
+    assert set(rows) == {0.5, 0.75}
+    assert columns.mean() == pytest.approx(0.4, abs=0.02)  # three standard errors
+    assert rows.mean() == pytest.approx(0.7, abs=0.02)
+
+
 @pytest.mark.parametrize("name", ["swav", "ss_mast_mosaic"])
 def test_the_views_that_are_drawn_are_those_that_it_is_fed(name, audio):
     words = ["views.frames=64", "views.columns=0.5"] if name == "ss_mast_mosaic" else []
@@ -229,7 +247,7 @@ def test_a_mosaic_that_loses_nothing_and_a_drop_twice_are_refused():
         _config("ss_mast", "views.columns=0.5", "patch_drop.rate=0.4")
     lost = _config("ss_mast_mosaic", "patch_drop.rate=0", "views.columns=auto").lost_lines
     assert lost == (0.5, 0.5)
-    with pytest.raises(ValueError, match=r"views\.columns=0\.5 takes nothing of a view of 32 mel"):
+    with pytest.raises(ValueError, match=r"views\.columns=0\.5 is more than a view of 32 mel"):
         OBJECTIVES["ss_mast_mosaic"].check(_config("ss_mast_mosaic", "views.columns=auto"))
     assert _config("swav").lost_lines == (0, 0)
 
