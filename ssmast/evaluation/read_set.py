@@ -82,26 +82,12 @@ def load_set(
         ValueError: if a column is missing, a split value unknown, a clip listed twice, a part
             empty, or several columns are asked to hold several labels a clip.
     """
-    patterns = "".join(filter(is_pattern, labels or ()))
-    name = set_name(Path(data)) if patterns and not task else ""
-    asked = TaskSpec(name=name) if name else asked_task(Path(data), task)
-    asked = replace(asked, group=group) if group else asked
-    folder = find_folder(Path(data), asked.name, label=patterns or asked.label)
+    asked, folder = _asked_set(Path(data), task, labels or (), group)
     where = table_of(folder)
     table, said = read_columns(folder)
     origin = {**said, **read_task_file(folder)}
-    spec = filled(asked, origin)
     path = find_column(list(table), "path")
-    for what, name in (("group", spec.group), *(("label", one) for one in labels or [spec.label])):
-        if is_pattern(name) and name not in table:
-            table[name] = _taken_of(table[path], name, what)
-    meant = {
-        key: find_column(list(table), name)
-        for key in ("label", "split", "fold", "group")
-        if (name := getattr(spec, key))
-    }
-    spec = replace(spec, **meant)
-    columns = [find_column(list(table), name) for name in labels or ()] or [spec.label]
+    spec, columns = _with_real_columns(filled(asked, origin), table, labels or ())
     if len(columns) > 1 and spec.multi_label == "true":
         raise ValueError(
             f"multi_label=true needs one label column, got {', '.join(columns)}; give one of them"
@@ -126,11 +112,7 @@ def load_set(
         say_once("%s: rows left out: %s", where, counts)
     table = {name: [own[index] for index in kept] for name, own in table.items()}
     clips, values, cells = table[path], table[column], [table[name] for name in columns]
-    # `a.wav` and `./a.wav` are one clip, which must not be trained and tested on.
-    counts = Counter(posixpath.normpath(clip) for clip in clips)
-    repeated = next((clip for clip, count in counts.items() if count > 1), None)
-    if repeated is not None:
-        raise ValueError(f"{where} lists {repeated!r} twice; keep one row a clip")
+    _refuse_repeated(clips, where)
     _warn_of_odd_labels(cells, separator, where)
     if are_class_folders(folder) and columns == ["label"]:
         warn_of_class_folders(folder, sorted({*cells[0]}))
@@ -167,6 +149,42 @@ def load_set(
     check_splits(labelled, scored=scored)
     _warn_of_absent_classes(labelled, folder)
     return labelled
+
+
+def _asked_set(
+    data: Path, task: TaskSpec | str, labels: Sequence[str], group: str
+) -> tuple[TaskSpec, Path]:
+    """The set that is meant, by which columns, and its folder."""
+    patterns = "".join(filter(is_pattern, labels))
+    name = set_name(data) if patterns and not task else ""
+    asked = TaskSpec(name=name) if name else asked_task(data, task)
+    asked = replace(asked, group=group) if group else asked
+    return asked, find_folder(data, asked.name, label=patterns or asked.label)
+
+
+def _with_real_columns(
+    spec: TaskSpec, table: dict[str, list[str]], labels: Sequence[str]
+) -> tuple[TaskSpec, list[str]]:
+    """The spec and the label columns by the names of the table, which gets those of patterns."""
+    path = find_column(list(table), "path")
+    for what, name in (("group", spec.group), *(("label", one) for one in labels or [spec.label])):
+        if is_pattern(name) and name not in table:
+            table[name] = _taken_of(table[path], name, what)
+    meant = {
+        key: find_column(list(table), name)
+        for key in ("label", "split", "fold", "group")
+        if (name := getattr(spec, key))
+    }
+    spec = replace(spec, **meant)
+    return spec, [find_column(list(table), name) for name in labels] or [spec.label]
+
+
+def _refuse_repeated(clips: Sequence[str], where: Path) -> None:
+    """`a.wav` and `./a.wav` are one clip, which must not be trained and tested on."""
+    counts = Counter(posixpath.normpath(clip) for clip in clips)
+    repeated = next((clip for clip, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{where} lists {repeated!r} twice; keep one row a clip")
 
 
 def _complete_rows(table: Table, columns: Sequence[str]) -> tuple[list[int], dict[str, int]]:
