@@ -109,17 +109,17 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
     write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
-_NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
-def _oserror_if_full(path: Path) -> Iterator[None]:
+def oserror_if_full(path: Path) -> Iterator[None]:
     """Say alike that a disk is full: Python names no file, safetensors and faiss raise others."""
     try:
         yield
     except Exception as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
-        if said and any(text in said for text in _NO_ROOM):
+        if said and any(os.strerror(number) in said for number in NO_ROOM):
             raise OSError(f"{path} cannot be written: {said}") from error
         raise
 
@@ -134,7 +134,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with _oserror_if_full(path):
+        with oserror_if_full(path):
             yield partial
         flush(partial)
         os.replace(partial, path)
@@ -155,7 +155,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     )
     try:
         partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the owner alone
-        with _oserror_if_full(folder):
+        with oserror_if_full(folder):
             yield partial
         for file in partial.rglob("*"):
             flush(file)
