@@ -11,7 +11,6 @@ file. With raven and audacity, `out` is a folder that gets a table for each soun
 A file that cannot be read is named in a warning, and the exit status is then 1.
 """
 
-import csv
 import json
 import logging
 import sys
@@ -32,7 +31,7 @@ from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.encoder.input import open_clip
 from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer
-from ssmast.files import check_output, lock_of, locked, oserror_if_full
+from ssmast.files import check_output, csv_lines, lock_of, locked, oserror_if_full
 from ssmast.progress import Progress
 from ssmast.settings import (
     CHANNEL,
@@ -194,7 +193,7 @@ def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, 
                 text = json.dumps(found, indent=1).replace("\n", "\n ")
                 to.write(f"{',' if files else ''}\n {text}")
             case "csv":
-                csv.writer(to, lineterminator="\n").writerows(csv_rows(found))
+                to.write(csv_lines(csv_rows(found)))
             case "raven":
                 new = as_events(found)
                 to.write(raven_table(new, header=not files, first=events + 1))
