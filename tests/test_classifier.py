@@ -77,6 +77,10 @@ def test_a_clip_scores_alike_alone_and_among_others(folder):
     assert classifier.network(x).shape == (1, 4)
 
 
+def test_no_clips_have_no_scores(folder):
+    assert load_classifier(folder).embed_clips([]).shape == (0, 4)
+
+
 def test_what_would_be_taken_for_other_sound_is_refused(folder):
     classifier = load_classifier(folder)
     for clip, found in (
