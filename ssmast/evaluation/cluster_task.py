@@ -192,7 +192,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
         )
     file = result_file(_out(config), labelled, "clusters")
     if process_state().is_main:
-        check_results(file)
+        check_results(file, encoder=config.encoder)
     named = config.classes
     if config.first_classes:
         require(not named, "classes", named, "left out where first_classes= is given")
