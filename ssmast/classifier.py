@@ -168,12 +168,15 @@ class Classifier:
             ValueError: for a clip that is not float samples (S,).
         """
         clips = self.each_window(waveforms, batch_seconds=batch_seconds)
-        return torch.stack([log_mean_probability(clip, self.outputs) for clip in clips]).float()
+        found = [log_mean_probability(clip, self.outputs).float() for clip in clips]
+        return torch.stack(found) if found else torch.empty(0, self.dim)
 
     def each_window(
         self, waveforms: Sequence[Tensor | LongSound], *, batch_seconds: float = 60.0
     ) -> list[Tensor]:
         """Logits of the windows of each clip (S,), float32 (K, C) on the CPU."""
+        if not waveforms:
+            return []
         starts = [self._starts(len(waveform)) for waveform in waveforms]
         windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
         logits, _ = self._logits(waveforms, windows, batch_seconds=batch_seconds)
@@ -318,7 +321,7 @@ class WindowMeans(Classifier):
     ) -> Tensor:
         """Clips (S,) at `sample_rate` -> float32 (n, `dim`) on the CPU."""
         found = self.each_window(waveforms, batch_seconds=batch_seconds)
-        return torch.stack([rows.mean(dim=0) for rows in found])
+        return torch.stack([r.mean(dim=0) for r in found]) if found else torch.empty(0, self.dim)
 
 
 def window_log_mels(

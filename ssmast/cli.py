@@ -41,11 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in {"-h", "--help", "help"}:
-        print(_help())
-        return 0
+        return run_command(lambda _: _print(_help()), [], name="ssmast")
     if words[0] in {"--version", "version"}:
-        print(f"ssmast {__version__}")
-        return 0
+        return run_command(lambda _: _print(f"ssmast {__version__}"), [], name="ssmast")
     name, *rest = words
     return run_command(lambda argv: _dispatch(name, argv), rest, name=f"ssmast {name}")
 
@@ -61,6 +59,11 @@ def _dispatch(name: str, argv: list[str]) -> int:
         error.add_note("`ssmast doctor` names what is wrong with this installation, and its cure")
         raise
     return module.main(argv)
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
 
 
 def _help() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ssmast.files import NO_ROOM
 from ssmast.settings import UsageError
 
 _log = logging.getLogger(__name__)
@@ -81,18 +82,23 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, name: str)
         return _say(name, error, status=2)
     except BrokenPipeError as error:
         return 128 + signal.SIGPIPE if _pipe_is_closed() else _say(name, error, status=1)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return _say(name, _about_room(error) if error.errno in NO_ROOM else error, status=1)
+    except ValueError as error:
         return _say(name, error, status=1)
+    except MemoryError as error:
+        return _say(name, _about_main_memory(name, str(error)), status=1)
     except RuntimeError as error:
         # By name: they are torch's, which is not imported here.
         is_of_gpu = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
         said = str(error)
         if said.startswith("DataLoader worker (pid"):
             return _say(name, f"{said.rstrip('. ')}: is memory short? lower workers=", status=1)
+        if "DefaultCPUAllocator: " in said:
+            return _say(name, _about_main_memory(name, said), status=1)
         if not is_of_gpu or "out of memory" not in said:
             raise
-        key = "batch_size" if name in _TRAINING else "batch_seconds"
-        return _say(name, _about_memory(said, key=key), status=1)
+        return _say(name, _about_memory(said, key=_size_key(name)), status=1)
     except KeyboardInterrupt:
         return _leave(_say(name, "stopped by SIGINT", status=130))
     except StoppedError as error:
@@ -104,6 +110,23 @@ def _about_memory(said: str, *, key: str) -> str:
     found = re.search(r"allocate ([\d.]+ .iB)\..* of which ([\d.]+ .iB) is free", said)
     about = f" ({found[1]} wanted, {found[2]} free)" if found else ""
     return f"CUDA out of memory{about}; lower {key}=, or end what else runs on that GPU"
+
+
+def _about_main_memory(name: str, said: str) -> str:
+    """The same of a computer's memory: what torch or numpy wanted, where they say it."""
+    found = re.search(r"allocate (\d+ bytes|[\d.]+ .iB)", said)
+    about = f" ({found[1]} wanted at once)" if found else ""
+    return f"out of memory{about}; lower {_size_key(name)}= or workers=, or end other programs"
+
+
+def _size_key(name: str) -> str:
+    return "batch_size" if name in _TRAINING else "batch_seconds"
+
+
+def _about_room(error: OSError) -> str:
+    """What is to be done where a disk is full; Python names no file that was open before."""
+    what = error.filename or "a file, or what is printed,"
+    return f"{what} cannot be written: {error.strerror}; make room and start again"
 
 
 def _repair_streams() -> None:

@@ -5,6 +5,7 @@ label tracks (start, end, label; no header).
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
@@ -22,6 +23,7 @@ _RAVEN = (
     *("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"),
     *("Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "File Offset (s)", "Label", "Score"),
 )
+_LONGEST_NAME = 200  # bytes
 _SUFFIX = {"raven": ".selections.txt", "audacity": ".labels.txt"}
 
 
@@ -71,7 +73,8 @@ def raven_table(events: Sequence[Event], *, header: bool = True, first: int = 1)
     for number, event in enumerate(events, start=first):
         start, stop = f"{event.start:.6f}", f"{event.stop:.6f}"
         # The frequencies of a window are all there are: 0 is shown as the whole height.
-        values = [str(number), "Spectrogram 1", "1", start, stop, "0", "0", event.file, start]
+        file = re.sub(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]", " ", event.file)
+        values = [str(number), "Spectrogram 1", "1", start, stop, "0", "0", file, start]
         lines.append("\t".join([*values, _in_one_field(event.label), f"{event.score:.4f}"]))
     return "".join(f"{line}\n" for line in lines)
 
@@ -85,6 +88,11 @@ def audacity_labels(events: Sequence[Event]) -> str:
 
 def _in_one_field(text: str) -> str:
     return " ".join(text.split())
+
+
+def _shortened(name: str) -> str:
+    """The first bytes of a long name: that of its table, while it is written, is longer."""
+    return name.encode("utf-8", "backslashreplace")[:_LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def tables_writer(kind: str, out: str | Path) -> Callable[[str, Sequence[Event]], None]:
@@ -103,7 +111,8 @@ def tables_writer(kind: str, out: str | Path) -> Callable[[str, Sequence[Event]]
     earlier = sum(1 for _ in out.glob(f"*{_SUFFIX[kind]}"))
     if earlier:
         logger.warning(
-            "%s holds %d tables of before; those of sounds that are not read now stay as they are",
+            "%s holds %d tables of before; those of sounds called as one that is read now are "
+            "replaced, the others stay as they are",
             *(out, earlier),
         )
 
@@ -116,10 +125,11 @@ def tables_writer(kind: str, out: str | Path) -> Callable[[str, Sequence[Event]]
 
     def to_folder(file: str, events: Sequence[Event]) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        path, number = out / f"{PurePath(file).name}{_SUFFIX[kind]}", 1
+        name, number = _shortened(PurePath(file).name), 1
+        path = out / f"{name}{_SUFFIX[kind]}"
         while path in taken:  # files of one name from two folders
             number += 1
-            path = out / f"{PurePath(file).name}-{number}{_SUFFIX[kind]}"
+            path = out / f"{name}-{number}{_SUFFIX[kind]}"
         taken.add(path)
         write_atomic(path, raven_table(events) if kind == "raven" else audacity_labels(events))
 

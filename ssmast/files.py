@@ -4,9 +4,11 @@ What cannot be read as text or YAML is refused in one sentence.
 """
 
 import codecs
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,17 +111,32 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
     write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
-_NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+def csv_lines(rows: Iterable[Iterable[Any]]) -> str:
+    r"""Rows as CSV whose lines end in a line feed; a cell with a line break of any kind is quoted.
+
+    >>> csv_lines([("a\rb", 1), ("c,d", "e")])
+    '"a\rb",1\n"c,d",e\n'
+    """
+    lines: list[str] = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        # With a line feed alone at its end, Python up to 3.12 leaves a carriage return unquoted.
+        csv.writer(line, lineterminator="\r\n").writerow(row)
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
-def _oserror_if_full(path: Path) -> Iterator[None]:
+def oserror_if_full(path: Path) -> Iterator[None]:
     """Say alike that a disk is full: Python names no file, safetensors and faiss raise others."""
     try:
         yield
     except Exception as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
-        if said and any(text in said for text in _NO_ROOM):
+        if said and any(os.strerror(number) in said for number in NO_ROOM):
             raise OSError(f"{path} cannot be written: {said}") from error
         raise
 
@@ -134,7 +151,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with _oserror_if_full(path):
+        with oserror_if_full(path):
             yield partial
         flush(partial)
         os.replace(partial, path)
@@ -155,7 +172,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     )
     try:
         partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the owner alone
-        with _oserror_if_full(folder):
+        with oserror_if_full(folder):
             yield partial
         for file in partial.rglob("*"):
             flush(file)

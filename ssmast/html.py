@@ -69,9 +69,12 @@ def markdown_table(
     """A Markdown table whose last `numbers` columns are set to the right."""
     rules = ["---"] * (len(head) - numbers) + ["---:"] * numbers
     return "".join(
-        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n"
-        for line in (head, rules, *rows)
+        f"| {' | '.join(map(_markdown_cell, line))} |\n" for line in (head, rules, *rows)
     )
+
+
+def _markdown_cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").splitlines())
 
 
 def key_table(values: dict[str, Any]) -> str:

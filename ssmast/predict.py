@@ -11,7 +11,6 @@ file. With raven and audacity, `out` is a folder that gets a table for each soun
 A file that cannot be read is named in a warning, and the exit status is then 1.
 """
 
-import csv
 import json
 import logging
 import sys
@@ -32,7 +31,7 @@ from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.encoder.input import open_clip
 from ssmast.events import NONE, TABLES, Event, audacity_labels, merged, raven_table, tables_writer
-from ssmast.files import check_output
+from ssmast.files import check_output, csv_lines, lock_of, locked, oserror_if_full
 from ssmast.progress import Progress
 from ssmast.settings import (
     CHANNEL,
@@ -66,7 +65,8 @@ class PredictConfig(Settings):
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     top: int = setting(
         -1,
-        "classes of each head; 0: all; -1: 5, with merge, raven and audacity 1",
+        "classes of each head; 0: all; -1: 5, with merge, raven and audacity 1, or of several "
+        "labels a clip all from threshold on",
         range="[-1, inf)",
     )
     window: float = setting(0.0, WINDOW, range="0 or [0.01, inf)")
@@ -127,7 +127,11 @@ def main(config: PredictConfig, argv: list[str]) -> int:
         raise UsageError(f"background={sorted(unknown)} are no classes of {config.encoder}")
     failed, started = 0, time.monotonic()
     is_told = bool(config.out) or not sys.stdout.isatty()  # else the output itself is seen to grow
+    alone = nullcontext()
+    if config.out and not is_folder:  # a second one would empty the file under the first
+        alone = locked(lock_of(config.out), doing=f"writing {config.out}")
     with (
+        alone,
         _opened(config) as write,
         Progress("classifying", total=len(files), enabled=is_told, unit="file") as progress,
     ):
@@ -164,16 +168,16 @@ def _sounds_in(names: Sequence[str]) -> Iterator[str]:
 @contextmanager
 def _opened(config: PredictConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
     """What takes the prediction of one file after the other and writes each at once."""
-    if config.out and config.format in TABLES:
-        to_table = tables_writer(config.format, config.out)
-        yield lambda found: to_table(found["file"], as_events(found))
+    if not config.out:
+        yield from _writing(config, sys.stdout)
         return
-    with (
-        open(config.out, "w", encoding="utf-8", newline="")
-        if config.out
-        else nullcontext(sys.stdout)
-    ) as opened:
-        yield from _writing(config, opened)
+    with oserror_if_full(Path(config.out)):
+        if config.format in TABLES:
+            to_table = tables_writer(config.format, config.out)
+            yield lambda found: to_table(found["file"], as_events(found))
+        else:
+            with open(config.out, "w", encoding="utf-8", newline="") as opened:
+                yield from _writing(config, opened)
 
 
 def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, Any]], None]]:
@@ -189,7 +193,7 @@ def _writing(config: PredictConfig, to: TextIO) -> Iterator[Callable[[dict[str, 
                 text = json.dumps(found, indent=1).replace("\n", "\n ")
                 to.write(f"{',' if files else ''}\n {text}")
             case "csv":
-                csv.writer(to, lineterminator="\n").writerows(csv_rows(found))
+                to.write(csv_lines(csv_rows(found)))
             case "raven":
                 new = as_events(found)
                 to.write(raven_table(new, header=not files, first=events + 1))
@@ -280,7 +284,9 @@ def as_events(found: dict[str, Any]) -> list[Event]:
 def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list[dict[str, Any]]:
     """The classes that `Outputs.top` gives for the settings, as JSON has them."""
     few = config.merge or config.format in TABLES
-    top = (1 if few else 5) if config.top < 0 else config.top
+    # Of several labels a clip, those of a high probability are all there.
+    one = 0 if outputs.multi_label and config.threshold else 1
+    top = (one if few else 5) if config.top < 0 else config.top
     found = outputs.top(scores, top, threshold=config.threshold, background=config.background)
     rows = [(head, {"class": name, "probability": round(p, 6)}) for head, name, p in found]
     return [{"head": head, **row} if len(outputs.heads) > 1 else row for head, row in rows]

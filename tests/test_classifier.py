@@ -21,6 +21,7 @@ from ssmast.command import run_command
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.model import create_model
 from ssmast.predict import main as predict
+from tests.held import held
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,10 @@ def test_a_clip_scores_alike_alone_and_among_others(folder):
         torch.testing.assert_close(classifier.embed_clips([clip])[0], row, atol=1e-5, rtol=1e-4)
     x = classifier.log_mel(clips[2][None, 20 : 20 + 31 * 160])
     assert classifier.network(x).shape == (1, 4)
+
+
+def test_no_clips_have_no_scores(folder):
+    assert load_classifier(folder).embed_clips([]).shape == (0, 4)
 
 
 def test_what_would_be_taken_for_other_sound_is_refused(folder):
@@ -258,6 +263,25 @@ def test_predict_loses_nothing_over_a_name_or_a_place(folder, sounds, tmp_path, 
     assert "lies in a folder that does not exist" in capsys.readouterr().err
 
 
+def test_predict_says_which_file_the_disk_has_no_room_for(folder, sounds, tmp_path, capsys):
+    out = tmp_path / "full"
+    out.symlink_to("/dev/full")
+    words = [*sounds, f"encoder={folder}", f"out={out}"]
+    assert run_command(predict, words, name="predict") == 1
+    assert f"{out} cannot be written: No space left on device" in capsys.readouterr().err
+
+
+def test_a_second_predict_does_not_empty_the_file_of_the_first(folder, sounds, tmp_path, capsys):
+    out = tmp_path / "classes.csv"
+    words = [sounds[0], f"encoder={folder}", f"out={out}", "format=csv"]
+    assert run_command(predict, words, name="predict") == 0
+    before = out.read_bytes()
+    with held("from ssmast.files import lock_of, locked", "locked(lock_of(place), doing='')", out):
+        assert run_command(predict, words, name="predict") == 1
+    assert f"another process is writing {out}" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
 def test_a_short_clip_is_seen_without_silence_around_it(folder):
     classifier = load_classifier(folder)
     clips = [torch.randn(size) * 0.1 for size in (1000, 4000, 7, 2500)]
@@ -288,6 +312,19 @@ def test_predict_writes_tables_of_a_folder_for_raven_and_audacity(folder, sounds
     empty.mkdir()
     assert run_command(predict, [str(empty), f"encoder={folder}"], name="predict") == 2
     assert "holds no sound" in capsys.readouterr().err
+
+
+def test_a_table_has_all_labels_of_a_clip_that_has_several(tmp_path, folder, sounds, capsys):
+    encoder = load_encoder(folder)
+    outputs = Outputs([("label", ["cut", "wash", "pan", "lid"])], True)
+    encoder.info["classifier"] = classifier_info(outputs, frames=32, max_windows=0)
+    encoder.save(tmp_path / "several")
+    words = [sounds[0], f"encoder={tmp_path / 'several'}", "format=raven"]
+    for further, count in (([], 1), (["threshold=0.01"], 4), (["threshold=0.01", "top=2"], 2)):
+        assert run_command(predict, [*words, *further], name="predict") == 0
+        rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+        windows = {row["Begin Time (s)"] for row in rows}
+        assert len(rows) == count * len(windows)
 
 
 def test_a_window_can_be_none_of_the_classes(folder, tmp_path, capsys):

@@ -4,13 +4,16 @@ import ast
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import ssmast
 from ssmast.audio import open_corpus
@@ -100,6 +103,39 @@ def test_a_gpu_without_memory_ends_a_command_in_one_sentence(capsys, kind, name,
     assert capsys.readouterr().err == (
         f"ssmast {name}: CUDA out of memory{about}; lower {key}=, or end what else runs on that "
         "GPU\n"
+    )
+
+
+@pytest.mark.parametrize(("name", "key"), [("embed", "batch_seconds"), ("pretrain", "batch_size")])
+@pytest.mark.parametrize("wants", ["torch.empty(2**58)", "np.ones(2**58)", "bytes(2**62)"])
+def test_a_computer_without_memory_ends_a_command_in_one_sentence(capsys, wants, name, key):
+    def main(_):
+        eval(wants, {"torch": torch, "np": np})
+
+    assert run_command(main, [], name=f"ssmast {name}") == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"ssmast {name}: out of memory( \([\w. ]+ wanted at once\))?; "
+        rf"lower {key}= or workers=, or end other programs\n",
+        said,
+    )
+    assert ("wanted at once" in said) == ("bytes" not in wants)
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "describe mast_nano"])
+@pytest.mark.parametrize("to", ["/dev/full", "pipe"])
+def test_an_output_that_takes_nothing_is_said_in_a_sentence(tmp_path, words, to):
+    into = "> /dev/full" if to == "/dev/full" else "| true"
+    line = f"{sys.executable} -u -m ssmast {words} {into}; exit ${{PIPESTATUS[0]}}"
+    found = _shell(line, tmp_path)
+    if to == "pipe":
+        assert (found.returncode in (0, 141), found.stderr) == (True, "")
+        return
+    assert found.returncode == 1
+    assert re.fullmatch(
+        r"ssmast( \w+)?: a file, or what is printed, cannot be written: No space left on device; "
+        r"make room and start again\n",
+        found.stderr,
     )
 
 

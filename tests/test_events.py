@@ -36,11 +36,12 @@ def test_neighbours_of_one_label_become_one_span():
 
 
 def test_a_raven_table_has_ravens_columns_and_audacity_its_three():
-    events = [Event("/rec/a.wav", 0.5, 2, "a\tbird", 0.75), Event("/rec/b.wav", 1, 3, "b", 1)]
+    events = [Event("/rec/a\t.wav", 0.5, 2, "a\tbird", 0.75), Event("/rec/b.wav", 1, 3, "b", 1)]
     rows = list(csv.DictReader(raven_table(events).splitlines(), delimiter="\t"))
     assert [row["Selection"] for row in rows] == ["1", "2"]
     assert rows[0]["Begin Time (s)"] == rows[0]["File Offset (s)"] == "0.500000"
     assert (rows[0]["End Time (s)"], rows[0]["Label"]) == ("2.000000", "a bird")
+    assert rows[0]["Begin Path"] == "/rec/a .wav"
     assert (rows[1]["Begin Path"], rows[1]["Score"]) == ("/rec/b.wav", "1.0000")
     assert audacity_labels(events[:1]) == "0.500000\t2.000000\ta bird\n"
 
@@ -54,6 +55,10 @@ def test_tables_are_written_sound_by_sound(tmp_path, caplog):
     assert not caplog.records
     tables_writer("audacity", tmp_path / "out")
     assert "out holds 2 tables of before" in caplog.text
+    for long in ("é" * 120, "é" * 120 + "2"):  # a name may have 255 bytes, and a table's is longer
+        write(f"{long}.wav", [])
+    names = sorted(file.name for file in (tmp_path / "out").glob("é*"))
+    assert names == ["é" * 100 + end + ".labels.txt" for end in ("-2", "")]
     write = tables_writer("raven", tmp_path / "all.txt")
     write("a.wav", [])
     write("b.wav", [Event("b.wav", 0, 1, "one"), Event("b.wav", 1, 2, "two")])

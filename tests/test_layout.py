@@ -35,7 +35,7 @@ MAY_SEE = {
     "splits": set(),
     "version": set(),
     "weights": set(),
-    "command": {"settings"},
+    "command": {"files", "settings"},
     "audio": {"settings", "files", "progress"},
     "model": {"settings", "weights"},
     "contrastive": {"model"},

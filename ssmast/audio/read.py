@@ -11,6 +11,7 @@ that share an excerpt.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,12 @@ def split_excerpt(name: str) -> tuple[str, tuple[float, float] | None]:
     if found is None:
         return name, None
     return name[: found.start()], (float(found[1]), float(found[2]))
+
+
+def named_excerpt(name: str | os.PathLike[str], *, channel: str = "mean") -> Excerpt:
+    """The file that is called so or, where there is none, the part of one, `a.wav#t=0.5,2`."""
+    file, span = (name, None) if os.path.isfile(name) else split_excerpt(os.fspath(name))
+    return Excerpt(name if span is None else file, *(span or ()), channel=channel)
 
 
 def _seconds(value: float) -> str:

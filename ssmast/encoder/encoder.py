@@ -207,9 +207,9 @@ class Encoder(nn.Module):
         """One vector a clip, of sound of any rate and length.
 
         Args:
-            waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,) of any
-                lengths. Integers, and floats that hold whole numbers, are divided by the full scale
-                of the bits that they need (16, or 32).
+            waveform: a file or a part of one, `a.wav#t=0.5,2`, samples (S,) or (B, S), or a list of
+                files and samples (S,) of any lengths. Integers, and floats that hold whole numbers,
+                are divided by the full scale of the bits that they need (16, or 32).
             sample_rate: Hz of the samples; files know their own.
             channel: of files that have several: mean, first, loudest, left, right, or the number
                 of one, from 0 on; samples have one.

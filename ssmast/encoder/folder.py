@@ -89,6 +89,25 @@ def write_folder(
             (partial / name).write_bytes(content)
 
 
+def check_graph(file: Path) -> None:
+    """Refuse a graph that is not the one which the checksums of its folder are of.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    sums = file.parent / CHECKSUMS
+    wanted = read_json(sums).get(file.name) if sums.is_file() else None
+    if wanted is not None:
+        _check_sum(file, wanted)
+
+
+def _check_sum(file: Path, wanted: str, *, is_inside: bool = True) -> None:
+    if not is_inside or not file.is_file() or sha256_of(file) != wanted:
+        raise ValueError(
+            f"{file} is damaged: it does not match {CHECKSUMS}; copy the encoder folder again"
+        )
+
+
 def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
     """Configuration and weights file of an encoder folder, after checking both.
 
@@ -122,15 +141,11 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], Path]:
             "copy the encoder folder again"
         )
     for name, wanted in sums.items():
-        file = folder / name
         # The list may name further exports, which a copy may lack; a file outside the folder is
         # none of them.
-        if Path(name).name == name and name.endswith(".onnx") and not file.exists():
+        if Path(name).name == name and name.endswith(".onnx") and not (folder / name).exists():
             continue
-        if Path(name).name != name or not file.is_file() or sha256_of(file) != wanted:
-            raise ValueError(
-                f"{file} is damaged: it does not match {CHECKSUMS}; copy the encoder folder again"
-            )
+        _check_sum(folder / name, wanted, is_inside=Path(name).name == name)
     config = read_json(folder / CONFIG)
     wanted_keys = {"architecture", "model_args", "num_classes", "ssmast"}
     lacking = sorted(wanted_keys - config.keys())

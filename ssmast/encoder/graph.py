@@ -23,6 +23,7 @@ from ssmast.audio import LogMel
 from ssmast.audio.mel import ProductMel
 from ssmast.audio.synthetic import CLASSES, make_sound
 from ssmast.encoder import Encoder
+from ssmast.encoder.folder import check_graph
 from ssmast.encoder.input import batch_of
 from ssmast.encoder.windows import evaluating
 
@@ -199,7 +200,8 @@ class OnnxEncoder:
         threads: that one run uses; 0 for one a core.
 
     Raises:
-        ValueError: if the extra `onnx` is not installed, or the graph gives no such output.
+        ValueError: if the extra `onnx` is not installed, the graph is damaged or gives no such
+            output, or a clip is shorter than it takes.
         FileNotFoundError: if there is no such file.
     """
 
@@ -209,13 +211,21 @@ class OnnxEncoder:
 
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise FileNotFoundError(f"no graph at {model}; ssmast export onnx=true writes one")
+        if not isinstance(model, bytes):
+            check_graph(Path(model))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        self._session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+        except Exception as error:  # those of onnxruntime have no kind in common
+            what = "the graph" if isinstance(model, bytes) else model
+            raise ValueError(
+                f"{what} cannot be loaded ({error}); write it again by ssmast export onnx=true"
+            ) from error
         self._outputs = [one.name for one in self._session.get_outputs()]
         self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
 
@@ -234,6 +244,9 @@ class OnnxEncoder:
                 "export onnx=true of a fine-tuned encoder writes one that does"
             )
         feed = {"waveform": batch_of(waveform)}
+        samples, fewest = feed["waveform"].shape[1], int(self.facts.get("min_samples", 1))
+        if samples < fewest:
+            raise ValueError(f"this graph takes clips of {fewest} samples or more, got {samples}")
         (found,) = self._session.run([output], feed)
         return torch.from_numpy(np.asarray(found))
 

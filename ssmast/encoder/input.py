@@ -12,7 +12,7 @@ from torch import Tensor
 from ssmast.audio import LongSound, open_audio, scaled
 from ssmast.audio.decode import LEAST_HZ, check_channel
 from ssmast.audio.long import finished
-from ssmast.audio.read import Excerpt, mix
+from ssmast.audio.read import Excerpt, mix, named_excerpt
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 # Enough to find neighbours of like length among them; 32 MB.
@@ -32,8 +32,8 @@ def read_clips(
     """Float32 clips (S,) at `wanted` Hz; files of over a minute are read from front to back later.
 
     Args:
-        waveform: a file, samples (S,) or (B, S), or a list of files and samples (S,). Full
-            scale is that of `scaled`.
+        waveform: a file or a part of one, `a.wav#t=0.5,2`, samples (S,) or (B, S), or a list of
+            files and samples (S,). Full scale is that of `scaled`.
         sample_rate: Hz of the samples; files know their own.
         wanted: Hz of the clips.
         channel: of files that have several, see `Excerpt`.
@@ -48,7 +48,7 @@ def read_clips(
             raise ValueError("embed wants at least one clip, got an empty list")
         return [_single(item, sample_rate, wanted, channel) for item in waveform]
     if isinstance(waveform, str | os.PathLike):
-        return [open_clip(Excerpt(waveform, channel=channel), sample_rate=wanted)]
+        return [open_clip(named_excerpt(waveform, channel=channel), sample_rate=wanted)]
     names = isinstance(waveform, np.ndarray) and waveform.dtype.kind not in "biufc"
     if names or not isinstance(waveform, np.ndarray | Tensor):
         found = f"{type(waveform).__name__} {getattr(waveform, 'dtype', '')}".rstrip()

@@ -201,7 +201,7 @@ def run_clusters(config: ClusterConfig) -> ClusterResult | None:
     labelled = _load(config)
     file = result_file(_out(config), labelled, "clusters")
     if process_state().is_main:
-        check_results(file)
+        check_results(file, encoder=config.encoder)
     drawn = _classes_on_map(labelled, config) if wants_picture else []
     columns = make_columns(
         config.encoder, protocol=LINEAR, layers=config.layer, baselines=config.baselines,

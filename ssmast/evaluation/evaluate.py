@@ -236,7 +236,7 @@ def main(config: EvaluateConfig, argv: list[str]) -> int:
     split = labelled.split(config.fold)
     positions = split.parts()[config.part]
     file = out / f"{file_name(f'{labelled.spec}-{split.name}-{config.part}')}.json"
-    check_results(file)
+    check_results(file, encoder=config.encoder)
     if wants_dry_run(argv):
         sys.stdout.write(
             f"{labelled.spec}: {len(positions)} clips, {labelled.num_outputs} classes\n"

@@ -208,6 +208,9 @@ def other_tables(folder: Path) -> str:
     words = []
     for name, column in [*tables_naming(folder).items()][:3]:
         columns = read_header(folder / name)
+        if header_hint(columns):
+            words.append(f"data={folder / name}, with a line such as path,label above its first")
+            continue
         renamed = "" if column == find_column(columns, "path") else f", its {column} renamed path,"
         task = TaskSpec(name=Path(name).stem, label="COLUMN")
         words.append(

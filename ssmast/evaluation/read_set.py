@@ -56,6 +56,10 @@ _RECORDING = "the recording"
 _FEWEST_RECORDINGS = 5
 
 
+# What people write between the labels of a clip.
+_MARKS = ";,|/+& "
+
+
 def load_set(
     data: str | Path,
     task: TaskSpec | str = "",
@@ -219,15 +223,15 @@ def _warn_of_odd_labels(labels: list[list[str]], separator: str, where: Path) ->
     several = [
         repr(name)
         for name in sorted(names)
-        if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in ";,|")
+        if any(len(own := {*label_set(name, mark)}) > 1 and own <= names for mark in _MARKS)
         or any(parts[one] > 1 for mark in marks if mark in name for one in label_set(name, mark))
     ]
     if several and not separator:
-        mark = next((mark for mark in ",|" if all(mark in name for name in several)), "")
+        mark = next((mark for mark in _MARKS if all(mark in name for name in several)), ";")
         say_once(
             "%s: %s taken as one class each, though its parts are classes too, or come again; "
             "multi_label=true%s makes several labels of a cell",
-            *(where, few_names(several), f",separator='{mark}'" if mark else ""),
+            *(where, few_names(several), f",separator='{mark}'" if mark != ";" else ""),
             level=logging.WARNING,
         )
     unlabelled = sum(not label_set(cell, separator) for cell in labels[0]) if separator else 0

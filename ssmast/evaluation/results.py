@@ -18,6 +18,7 @@ from ssmast.files import check_output, finite, write_json
 from ssmast.html import markdown_table
 from ssmast.splits import few_names, other_copies
 from ssmast.version import __version__
+from ssmast.weights import DEFAULT
 
 _ORIGIN = ("task", "title", "options", "ids_sha256", "counts", "published", "copies")
 _ORIGIN += ("differences",)
@@ -304,8 +305,10 @@ def parse_result(content: Any) -> Result | ClusterResult | None:
     return None
 
 
-def check_results(*files: Path) -> None:
+def check_results(*files: Path, encoder: str = "") -> None:
     """Refuse to replace what is no result: JSON files, and tables in Markdown beside them.
+
+    With `encoder`, a folder or name, results of another one are not replaced either.
 
     Raises:
         FileExistsError, OSError: as `check_output`.
@@ -313,6 +316,31 @@ def check_results(*files: Path) -> None:
     for file in files:
         check_output(file, begins=r'\{\s*($|"(mean|task)")')  # or cut short
         check_output(file.with_suffix(".md"), begins=r"\| task|no results")
+        other = _encoder_of(file) if encoder else ""
+        if other and _encoder_place(other) != _encoder_place(encoder):
+            raise FileExistsError(
+                f"{file} is the result of encoder={other}, and is not replaced by that of "
+                f"{encoder}; give another out="
+            )
+
+
+def _encoder_of(file: Path) -> str:
+    """The encoder that a result is of; empty for no result, or a folder that is there no more."""
+    try:
+        found = read_result(file)
+    except (OSError, ValueError):
+        return ""
+    name = found.encoder if found else ""
+    is_there = name in (DEFAULT, *TITLES) or ":" in name or Path(name).is_dir()
+    return name if is_there else ""
+
+
+def _encoder_place(name: str) -> Path | str:
+    """What tells one encoder from another, however its folder is written."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    return (folder / "encoder" if (folder / "encoder").is_dir() else folder).resolve()
 
 
 def write_result(file: Path, result: Result | ClusterResult) -> None:

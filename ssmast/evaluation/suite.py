@@ -80,7 +80,8 @@ def run_suite(config: ProbeConfig) -> list[Result]:
     shots = f"-{scorer.protocol.shots}" if scorer.protocol.shots else ""
     name = scorer.protocol.name + shots + ("-shuffled" if config.shuffled else "")
     if state.is_main:
-        check_results(*(result_file(out, labelled, name) for labelled in sets))
+        files = (result_file(out, labelled, name) for labelled in sets)
+        check_results(*files, encoder=config.encoder)
     jobs = [scorer.job(labelled) for labelled in sets]
     if state.size > 1 and not scorer.protocol.updates_encoder:
         # Embed all first: nobody then waits for the first process to fit its probes.

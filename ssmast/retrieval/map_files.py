@@ -9,8 +9,6 @@ Sounds are embedded, put in groups by k-means and drawn in the plane by UMAP (pi
 place of every sound. With more than `points` sounds a random sample is drawn.
 """
 
-import csv
-import io
 import logging
 import math
 import shutil
@@ -27,7 +25,7 @@ from ssmast.encoder import load_encoder
 from ssmast.evaluation import clusters
 from ssmast.evaluation.embedding_cache import Embeddings
 from ssmast.evaluation.processes import process_state
-from ssmast.files import check_output, write_atomic
+from ssmast.files import check_output, csv_lines, write_atomic
 from ssmast.html import PAGE_BEGINS
 from ssmast.report import write_map
 from ssmast.retrieval.embed_files import (
@@ -182,14 +180,12 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
 
 
 def _table(drawn: dict[str, Any]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "start", "stop", "group", "x", "y"])
+    rows: list[tuple[object, ...]] = [("file", "start", "stop", "group", "x", "y")]
     (points,) = drawn["columns"].values()
     for name, label, x, y in zip(
         drawn["clips"], drawn["labels"], points["x"], points["y"], strict=True
     ):
         event = event_of(name, drawn["classes"][label])
         span = (event.start, event.stop) if event.stop else ("", "")
-        writer.writerow([event.file, *span, event.label, x, y])
-    return buffer.getvalue()
+        rows.append((event.file, *span, event.label, x, y))
+    return csv_lines(rows)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmast.audio.read import Excerpt, read_audio, split_excerpt
+from ssmast.audio.read import named_excerpt, read_audio
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.events import raven_table
-from ssmast.files import as_text, check_output, write_atomic
+from ssmast.files import as_text, check_output, csv_lines, write_atomic
 from ssmast.retrieval.embed_files import event_of
 from ssmast.retrieval.index import Index, Vectors
 from ssmast.settings import (
@@ -71,8 +71,6 @@ def main(config: SearchConfig, argv: list[str]) -> int:
         check_output(config.out, begins=r"rank,file,start|Selection\t")
         _check_answers(Path(config.out))
     index = Index.load(config.index)
-    if wants_dry_run(argv):
-        return 0
     lost = [key for key in ("encoder", "encoder_sha256", "settings") if key not in index.about]
     if lost:
         raise ValueError(
@@ -85,6 +83,8 @@ def main(config: SearchConfig, argv: list[str]) -> int:
             f"{config.index} was made with another encoder than "
             f"{config.encoder or index.about['encoder']}; index again, or give that one"
         )
+    if wants_dry_run(argv):
+        return 0
     liked, disliked = _reviewed(index, config.reviewed)
     positive = np.concatenate([_embed(encoder, several_names(config.query), config.channel), liked])
     negative = np.concatenate([_embed(encoder, config.not_like, config.channel), disliked])
@@ -106,9 +106,7 @@ def _embed(encoder: Encoder, files: Sequence[str], channel: str) -> Vectors:
     """Vectors (n, D) of files and parts of files."""
     rows = [np.zeros((0, encoder.dim), dtype=np.float32)]
     for name in files:
-        file, span = (name, None) if Path(name).is_file() else split_excerpt(name)
-        source = Excerpt(Path(file), *(span or ()), channel=channel)
-        clip = read_audio(source, sample_rate=encoder.sample_rate)
+        clip = read_audio(named_excerpt(name, channel=channel), sample_rate=encoder.sample_rate)
         rows.append(encoder.embed(clip, encoder.sample_rate).numpy())
     return np.concatenate(rows)
 
@@ -152,6 +150,4 @@ def _write(out: Path, found: Sequence[tuple[str, float]]) -> None:
     for rank, (event, (name, score)) in enumerate(zip(events, found, strict=True), start=1):
         span = (f"{event.start:g}", f"{event.stop:g}") if event.stop else ("", "")
         lines.append((str(rank), event.file, *span, f"{score:.6f}", "", name))
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(lines)
-    write_atomic(out, table.getvalue())
+    write_atomic(out, csv_lines(lines))

@@ -18,6 +18,7 @@ import torch
 from ssmast.audio import Corpus, MixedSegments, SegmentDataset
 from ssmast.audio.segments import SegmentBatch
 from ssmast.command import run_command
+from ssmast.files import csv_lines
 from ssmast.settings import Settings, command, parse, setting
 from ssmast.training.config import PretrainConfig, TrainConfig, stored_config
 from ssmast.training.finetune.setup import FinetuneConfig, set_up, training_items
@@ -114,7 +115,7 @@ def main(wanted: ReplayConfig, argv: list[str]) -> int:
             peak, rms = float(waveform.abs().max()), float(waveform.square().mean().sqrt())
             finite = bool(torch.isfinite(waveform).all())
             facts = (row["step"], item["position"], item["clip"], f"{peak:.4g}", f"{rms:.4g}")
-            sys.stdout.write(",".join(map(str, (*facts, finite, item["name"]))) + "\n")
+            sys.stdout.write(csv_lines([(*facts, finite, item["name"])]))
     return 0
 
 

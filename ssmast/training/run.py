@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,13 @@ def _plan(
     _check_same_data(folder, data)
     if folder.finished:
         logger.info("%s is finished; its encoder is %s", folder.path, folder.encoder)
+    if not folder.finished and not dry_run:
+        stack.enter_context(folder.locked())
+        # While the data were opened, another process may have gone on, or begun another run.
+        folder = open_run(replace(config, run=str(folder.path)))
+        _check_same_data(folder, data)
     if folder.finished or dry_run:
         return RunPlan(folder=folder, steps=steps, start=start, facts={}, history=[], is_done=True)
-    stack.enter_context(folder.locked())
     folder.write_config(config)
     source = decoded(config, data.clips, runs=folder.path.parent)
     opened.append(_Opened(data=data, source=source))

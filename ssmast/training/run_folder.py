@@ -1,7 +1,9 @@
 """The run folder: its name, who may write into it, and where it is resumed from."""
 
 import json
-from contextlib import AbstractContextManager
+import logging
+import os
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from ssmast.encoder.folder import read_json
 from ssmast.files import as_text, check_output, locked, plain_yaml, write_atomic, write_json
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
+
+logger = logging.getLogger(__name__)
 
 # Settings that may differ when a run is resumed: they change no number that is trained on.
 # `data` is compared by content; `optim.gradient_accumulation_steps` and the number of processes
@@ -185,19 +189,31 @@ def write_skipped(
         items: position, epoch, clip and name of each item, in the order of the batch.
     """
     row = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "items": items}
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(row) + "\n")
+    with file.open("ab+") as opened:
+        if opened.tell():
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":  # a kill cut the last line short: it ends here
+                opened.write(b"\n")
+        opened.write(json.dumps(row).encode() + b"\n")
 
 
 def read_skipped(file: Path) -> list[dict[str, Any]]:
     """The skipped steps of a run, the last word on each step; empty if nothing was skipped.
 
+    A line that a kill cut short is left out, with a warning.
+
     Raises:
         ValueError: if a line is not one of `write_skipped`.
     """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = [line for line in file.read_bytes().splitlines() if line] if file.is_file() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
     try:
-        rows = {int(row["step"]): row for row in map(json.loads, lines)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no list of skipped steps; it may be cut short") from error
+        rows = {int(row["step"]): row for row in found if row["items"] is not None}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no list of skipped steps; give the run's own file") from error
+    if len(found) < len(lines):
+        logger.warning("%s: %d lines are cut short, left out", file, len(lines) - len(found))
     return [rows[step] for step in sorted(rows)]

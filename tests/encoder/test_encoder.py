@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from ssmast.audio import LogMel, read_audio
+from ssmast.audio import AudioError, LogMel, read_audio
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.evaluation.baselines import random_twin
 from ssmast.model import create_model, pool_tokens
@@ -107,6 +107,18 @@ def test_file_numpy_torch_and_integers_are_one_clip(encoder, tmp_path):
         torch.testing.assert_close(encoder.embed(clip, RATE), wanted, atol=1e-5, rtol=1e-4)
     listed = encoder.embed([tmp_path / "clip.wav", samples], RATE)
     torch.testing.assert_close(listed, wanted.repeat(2, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_part_of_a_file_has_the_name_that_commands_give_it(encoder, tmp_path):
+    sound = 0.1 * noise(2 * RATE)
+    soundfile.write(tmp_path / "a.wav", sound.numpy(), RATE, subtype="FLOAT")
+    part = encoder.embed(f"{tmp_path / 'a.wav'}#t=0.5,1.25")
+    torch.testing.assert_close(part, encoder.embed(sound[RATE // 2 : RATE * 5 // 4], RATE))
+    (tmp_path / "a.wav").rename(tmp_path / "a.wav#t=0.5,1")  # a file that is called so comes first
+    whole = encoder.embed([tmp_path / "a.wav#t=0.5,1"])
+    torch.testing.assert_close(whole, encoder.embed(sound, RATE))
+    with pytest.raises(AudioError, match=r"a\.wav#t=0,1 cannot be opened"):
+        encoder.embed(tmp_path / "a.wav#t=0,1")
 
 
 def test_rows_of_a_batch_are_clips(encoder):

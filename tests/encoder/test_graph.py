@@ -133,6 +133,24 @@ def test_onnx_needs_nothing_beside_the_file(exported, tmp_path):
         OnnxEncoder(tmp_path / "none.onnx")
 
 
+def test_a_damaged_graph_and_a_clip_too_short_for_one_are_refused(exported, tmp_path):
+    encoder, _, model = exported
+    with pytest.raises(ValueError, match=rf"takes clips of {min_samples(encoder)} samples or more"):
+        OnnxEncoder(model)(np.zeros((1, min_samples(encoder) - 1), np.float32))
+    file = tmp_path / "model.onnx"
+    for bad in (b"", b"<html>", model[: len(model) // 2]):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"model\.onnx cannot be loaded \(.*; write it again"):
+            OnnxEncoder(file)
+    encoder.save(tmp_path / "e", extra={"model.onnx": model})
+    file = tmp_path / "e" / "model.onnx"
+    OnnxEncoder(file)
+    middle = len(model) // 2
+    file.write_bytes(model[:middle] + bytes(100) + model[middle + 100 :])  # of some weights
+    with pytest.raises(ValueError, match=r"model\.onnx is damaged: it does not match checksums"):
+        OnnxEncoder(file)
+
+
 def test_a_graph_that_is_off_is_not_written(monkeypatch):
     encoder = make_encoder().eval()
     monkeypatch.setattr("ssmast.encoder.graph.onnx_model", lambda encoder: b"")

@@ -10,6 +10,7 @@ from ssmast import __version__
 from ssmast.audio import AudioError
 from ssmast.doctor.sounds import check_sounds
 from ssmast.evaluation import embed, scorer, suite
+from ssmast.evaluation.results import check_results
 from ssmast.evaluation.suite import ProbeConfig, main, out_folder
 from ssmast.settings import UsageError
 from tests.sets import write_set
@@ -106,6 +107,22 @@ def test_a_result_that_is_not_ours_is_not_replaced(sets, tmp_path):
         run_suite(config)
     assert file.read_text() == '{"thesis": 1}'
     assert [path.name for path in tmp_path.iterdir()] == ["tones.linear.json"]
+
+
+def test_a_result_of_another_encoder_is_not_replaced(sets, encoder_folder, tmp_path):
+    words = {"data": str(sets), "tasks": "tones", "out": str(tmp_path / "out"), "seeds": 1}
+    run_suite(ProbeConfig(encoder="log_mel", **words))
+    before = (tmp_path / "out" / "tones.linear.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"is the result of encoder=log_mel, .* another out="):
+        run_suite(ProbeConfig(encoder=str(encoder_folder), **words))
+    assert (tmp_path / "out" / "tones.linear.json").read_bytes() == before
+    # A folder that was renamed since may be this one.
+    moved = before.replace(b'"encoder": "log_mel"', b'"encoder": "gone/encoder"')
+    (tmp_path / "out" / "tones.linear.json").write_bytes(moved)
+    check_results(tmp_path / "out" / "tones.linear.json", encoder=str(encoder_folder))
+    here = moved.replace(b"gone/encoder", str(encoder_folder).encode())
+    (tmp_path / "out" / "tones.linear.json").write_bytes(here)
+    check_results(tmp_path / "out" / "tones.linear.json", encoder=f"{encoder_folder}/.")
 
 
 def test_another_recording_of_the_same_clips_is_scored_anew(tmp_path):
@@ -380,7 +397,7 @@ def test_the_encoder_is_updated_by_lape_and_by_nothing_else(encoder_folder, tmp_
     assert set(result["baselines"]) == {"untrained", "log_mel"}
     assert result["baselines"]["log_mel"]["fitted_by"] == "linear"
     assert (encoder_folder / "model.safetensors").read_bytes() == before
-    config = replace(config, encoder="log_mel")
+    config = replace(config, encoder="log_mel", out=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="trains an encoder, which log_mel is not"):
         run_suite(config)
 

@@ -116,6 +116,11 @@ def test_what_was_hardly_meant_is_said(tmp_path, caplog):
     assert "'cat;rain', 'dog;rain' taken as one class each" in caplog.text
     load_set(tmp_path, "s:multi_label=true")
     assert "no clip has more than one label by the separator ';'" in caplog.text
+    for mark in " /+&":  # between labels, where what they part is a class elsewhere
+        write(tmp_path / "q", "path,label,split\n" + rows.replace("x|y", f"x{mark}y"))
+        load_set(tmp_path, "q")
+        assert f"'x{mark}y' taken as one class each" in caplog.text
+        assert f"multi_label=true,separator='{mark}' makes" in caplog.text
     caplog.clear()
     assert load_set(tmp_path, "s:multi_label=true,separator=|").classes == ["nan", "x", "y"]
     assert "the separator" not in caplog.text

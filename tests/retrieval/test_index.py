@@ -138,8 +138,9 @@ def test_a_folder_of_sound_is_indexed_and_searched(encoder_folder, tmp_path, cap
 
 def test_an_index_of_vectors_alone_does_not_say_its_encoder(tmp_path):
     Index.build(vectors(5), "abcde").save(tmp_path / "i")
-    with pytest.raises(ValueError, match="does not say its encoder and encoder_sha256"):
-        search.main([str(tmp_path / "a.wav"), f"index={tmp_path / 'i'}"])
+    for further in ([], ["--dry-run"]):
+        with pytest.raises(ValueError, match="does not say its encoder and encoder_sha256"):
+            search.main([str(tmp_path / "a.wav"), f"index={tmp_path / 'i'}", *further])
 
 
 def test_every_clip_that_is_left_out_is_counted_and_none_of_an_index_before(

@@ -15,7 +15,7 @@ from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.config import PretrainConfig
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.replay import open_dataset, replay_batch
-from ssmast.training.run_folder import RunFolder, read_skipped
+from ssmast.training.run_folder import RunFolder, read_skipped, write_skipped
 from ssmast.training.step import TrainingState
 from tests.sets import write_set
 from tests.training.processes import DOOR, SMALL, Group
@@ -61,7 +61,7 @@ def _with_a_nan_in(monkeypatch, steps: set[int]) -> list[dict[str, torch.Tensor]
     return batches
 
 
-def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys):
+def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys, caplog):
     run = tmp_path / "run"
     batches = _with_a_nan_in(monkeypatch, {2, 5})
     assert _run("views.waveform_augment=1.0", audio=audio, run=run) == 0
@@ -82,6 +82,17 @@ def test_a_skipped_batch_can_be_made_again(audio, tmp_path, monkeypatch, capsys)
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "step,position,clip,peak,rms,finite,name"
     assert [line.split(",")[0] for line in lines[1:]] == ["5"] * 4
+    # A kill may have cut the last line short; what is written next is a line of its own.
+    before = (run / "skipped.jsonl").read_bytes()
+    (run / "skipped.jsonl").write_bytes(before + b'{"step": 6, "it')
+    assert [row["step"] for row in read_skipped(run / "skipped.jsonl")] == [2, 5]
+    write_skipped(run / "skipped.jsonl", step=7, loss=1, grad_norm=1, items=[])
+    assert [row["step"] for row in read_skipped(run / "skipped.jsonl")] == [2, 5, 7]
+    assert "skipped.jsonl: 1 lines are cut short, left out" in caplog.text
+    (run / "skipped.jsonl").write_bytes(b"[1]\n")
+    with pytest.raises(ValueError, match="is no list of skipped steps"):
+        read_skipped(run / "skipped.jsonl")
+    (run / "skipped.jsonl").write_bytes(before)
     rows[0]["items"][0]["name"] = "other.wav"
     with pytest.raises(ValueError, match=r"was other\.wav; replay on the same audio"):
         replay_batch(dataset, rows[0])

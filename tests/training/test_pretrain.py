@@ -18,6 +18,7 @@ from ssmast.command import run_command
 from ssmast.encoder import load_encoder
 from ssmast.prepare import prepare_corpus
 from ssmast.training import pretrain
+from ssmast.training import run as run_module
 from ssmast.training.checkpoint import checkpoints, load_checkpoint
 from ssmast.training.metrics_log import read_metrics
 from ssmast.training.step import TrainingState
@@ -219,6 +220,25 @@ def test_a_folder_that_is_no_run_and_a_file_are_left_alone(audio, tmp_path, caps
     assert _run(audio=audio, run=tmp_path / "thesis.tex") == 1
     assert "is a file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("words", [("seed=7",), ("resume=auto",)])
+def test_what_another_process_did_while_data_were_opened_is_seen(
+    audio, tmp_path, monkeypatch, capsys, words
+):
+    run, usual, before = tmp_path / "run", run_module.steps_of, list[bytes]()
+
+    def slow(config, **sizes):
+        monkeypatch.setattr(run_module, "steps_of", usual)
+        assert _run("steps=1", audio=audio, run=run) == 0
+        before.append((run / "metrics.jsonl").read_bytes())
+        return usual(config, **sizes)
+
+    monkeypatch.setattr(run_module, "steps_of", slow)
+    status = _run("steps=1", *words, audio=audio, run=run)
+    assert status == (0 if "resume=auto" in words else 1)
+    assert ("already holds a run" in capsys.readouterr().err) == bool(status)
+    assert (run / "metrics.jsonl").read_bytes() == before[0]
 
 
 def test_a_second_process_is_kept_out(audio, tmp_path, capsys):

@@ -39,6 +39,7 @@ from ssmast.audio.corpus.table import (
 )
 from ssmast.audio.read import excerpt_name
 from ssmast.files import as_text
+from ssmast.progress import say_once
 
 _log = logging.getLogger(__name__)
 
@@ -308,9 +309,14 @@ def _read_values(path: Path) -> pa.Table:
     """A table of the rows of Parquet or of JSON lines; what is nested in them is left out."""
     lists: set[str] = set()
     objects = read_columns(path).to_pylist() if path.suffix == ".parquet" else _json_lines(path)
-    rows = [_cells(row, path, lists) for row in objects]
+    rows, nested = list[dict[str, str]](), set[str]()
+    for row in objects:
+        rows.append(_cells(row, path, lists))
+        nested |= row.keys() - rows[-1].keys()
     if not rows:
         raise ValueError(f"{path} has no row")
+    if nested:
+        say_once(f"{path}: nested values are left out, of {', '.join(sorted(nested)[:5])}")
     columns = columns_of(rows)
     label = find_column(list(columns), "label")
     said = {"label": label, "multi_label": True, "label_separator": LABELS_BETWEEN}

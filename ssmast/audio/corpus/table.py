@@ -311,6 +311,10 @@ def _full_rows(
         if len(row) != len(columns):
             line = getattr(rows, "line_num", "?")
             hint = "; delete the comment lines above the header" * columns[0].startswith("#")
+            if not hint and len(row) > len(columns):  # as tags in MTG-Jamendo's tables
+                hint = header_hint(columns) or (
+                    "; put what belongs to one column into one cell, labels with ; between them"
+                )
             raise ValueError(
                 f"{path} has {len(row)} fields in line {line}; its header has {len(columns)}: "
                 f"{', '.join(columns)}{hint or header_hint(columns)}"

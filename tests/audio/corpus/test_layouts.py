@@ -828,12 +828,30 @@ def test_a_tsv_whose_quotes_are_letters(tmp_path):
         ("a.csv", "a,0,people whispering,train\n", "looks like a row: write a line with"),
         ("a.csv", "# Segments csv\n# x, y\n1,2\n", "delete the comment lines above the header"),
         ("a.txt", "a.wav\tbus\nb.wav\tpark\n", "has several columns; wanted one path a line"),
+        ("a.tsv", "path\ttags\na\tx\nb\tx\ty\n", "fields in line 3.*into one cell, labels with ;"),
     ],
 )
 def test_a_table_without_a_header_is_told_so(tmp_path, name, text, sentence):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=sentence):
         open_corpus(tmp_path / name)
+
+
+def test_a_headerless_table_beside_sounds_is_told_to_get_a_header(tmp_path):
+    for i in range(3):
+        tone(tmp_path / f"audio/{i}.wav")
+    (tmp_path / "meta.csv").write_text("".join(f"audio/{i}.wav\tpark\n" for i in range(3)))
+    with pytest.raises(FileNotFoundError, match=r"meta\.csv, with a line such as path,label above"):
+        find_sets(tmp_path)
+
+
+def test_nested_values_of_json_lines_are_named(tmp_path, caplog):
+    tone(tmp_path / "0.wav")
+    caplog.set_level(logging.INFO)
+    row = {"file_name": "0.wav", "label": {"name": "dog"}, "tags": [{"a": 1}], "x": 1}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    open_corpus(tmp_path)
+    assert "metadata.jsonl: nested values are left out, of label, tags" in caplog.text
 
 
 def test_absolute_paths_of_another_machine_by_the_names_of_their_files(tmp_path):
