@@ -161,7 +161,7 @@ class SegmentDataset(Dataset[SegmentItem]):
         same_segment: bool = False,
         waveform_augment: float = 0.0,
         transforms: str | os.PathLike[str] | None = None,
-        order: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
+        order: Callable[..., tuple[Any, Any]] | None = None,
         pad: bool = True,
     ) -> None:
         for what, value in (("num_samples", num_samples), ("num_segments", num_segments)):
