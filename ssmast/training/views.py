@@ -1,5 +1,7 @@
 """Segments -> what the networks are fed: two augmented views, less what the student loses."""
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +14,7 @@ from ssmast.audio import LogMel, MixupMemory, ViewAugment, keyed_uniform
 from ssmast.audio.augment import ResizedCrop
 from ssmast.audio.segments import SegmentBatch, sent
 from ssmast.model import Backbone, PatchDrop, patch_drop_draws
+from ssmast.progress import say_once
 from ssmast.training.config import PretrainConfig
 
 # Streams of keyed random numbers; distinct numbers keep them apart.
@@ -94,6 +97,15 @@ class ViewMaker:
         mels, frames = self.config.front_end.num_mels, self.config.views.frames
         size = backbone.grid_of(mels, frames)[0]
         batch, group = len(segments), backbone.drop_group
+        most = 1 - 1 / math.prod(size.pool(group)[:])
+        if mode == self.config.patch_drop.mode == "structured" and rate > most + 1e-6:
+            say_once(
+                "patch_drop.rate=%g is more than a view of %d mel bins x %d frames can lose, whose "
+                "patches go in groups: %.3g of them are dropped; give a larger view, or "
+                "patch_drop.mode=random",
+                *(rate, mels, frames, most),
+                level=logging.WARNING,
+            )
         num = patch_drop_draws(size, mode=mode, batch=batch, group=group)[-1]
         draw = partial(backbone.draw_patch_drop, mels, frames, rate=rate, mode=mode, batch=batch)
         if mode == "random":  # every clip its own patches, which a GPU sorts out faster

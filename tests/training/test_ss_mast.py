@@ -263,6 +263,14 @@ def test_views_of_a_clip_do_not_depend_on_the_batch_around_it():
         torch.testing.assert_close(a[2:4], b)
 
 
+def test_a_drop_that_a_small_view_cannot_have_is_said(caplog):
+    trainer = _trainer(_config(patch_drop=PatchDropConfig(rate=0.77)))
+    drop = trainer.objective.views(_batch(), 0).drops[0]
+    assert len(drop.rows) * len(drop.columns) == 32  # one of two groups of 8 x 8 patches
+    assert "patch_drop.rate=0.77 is more than a view of 32 mel bins" in caplog.text
+    assert "0.5 of them are dropped" in caplog.text
+
+
 def test_measure_gives_finite_numbers():
     trainer = _trainer(_config())
     row = trainer.numbers(trainer.train_step(_batch()))
