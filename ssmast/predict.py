@@ -5,7 +5,8 @@
 
     ssmast predict recordings/ encoder=runs/tuned format=raven out=tables threshold=0.5 merge=true
 
-A file is cut into windows, as long as those of the training or `window` says, `hop` seconds apart.
+A file, or a part of one (a.wav#t=0.5,2: from second 0.5 to 2), is cut into windows, as long as
+those of the training or `window` says, `hop` seconds apart; times are those of the file.
 Text has the whole file first, then window by window. What is known is written at once, file by
 file. With raven and audacity, `out` is a folder that gets a table for each sound, or one .txt file.
 A file that cannot be read is named in a warning, and the exit status is then 1.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ssmast.audio import AudioError
 from ssmast.audio.corpus.remote import walk
-from ssmast.audio.read import SOUND_EXTENSIONS, Excerpt
+from ssmast.audio.read import SOUND_EXTENSIONS, named_excerpt
 from ssmast.audio.source import label_of
 from ssmast.classifier import Classifier, Outputs, load_classifier
 from ssmast.encoder.input import open_clip
@@ -219,14 +220,15 @@ def predict_file(
     *,
     advance: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Classes of a file and of each window of it, plain JSON values.
+    """Classes of a file, or of a part of one, and of each window of it, plain JSON values.
 
-    `advance` is told after each batch of windows which fraction of the file it was.
+    Of a part, `a.wav#t=0.5,2`, times are those of the file. `advance` is told after each batch of
+    windows which fraction of the file it was.
 
     Raises:
         AudioError: if it cannot be read.
     """
-    source = Excerpt(Path(file), channel=config.channel)
+    source = named_excerpt(file, channel=config.channel)
     waveform = open_clip(source, sample_rate=classifier.sample_rate)
     found, whole = classifier.windows_and_whole(
         waveform, hop_seconds=config.hop, batch_seconds=config.batch_seconds, advance=advance
@@ -235,13 +237,12 @@ def predict_file(
     for start, stop, scores, level in zip(*found, strict=True):
         is_quiet = bool(config.min_level) and level < config.min_level
         classes = [] if is_quiet else top_classes(scores, classifier.outputs, config)
-        windows.append(
-            {"start": round(float(start), 3), "stop": round(float(stop), 3), "classes": classes}
-        )
+        first, last = (round(source.start + float(moment), 3) for moment in (start, stop))
+        windows.append({"start": first, "stop": last, "classes": classes})
     if config.merge:
         windows = _merged(windows)
     return {
-        "file": label_of(file, None),
+        "file": label_of(source.source, None),
         "seconds": round(len(waveform) / classifier.sample_rate, 3),
         "classes": top_classes(whole, classifier.outputs, config),
         "windows": windows,
@@ -283,10 +284,11 @@ def as_events(found: dict[str, Any]) -> list[Event]:
 
 def top_classes(scores: Tensor, outputs: Outputs, config: PredictConfig) -> list[dict[str, Any]]:
     """The classes that `Outputs.top` gives for the settings, as JSON has them."""
-    few = config.merge or config.format in TABLES
-    # Of several labels a clip, those of a high probability are all there.
-    one = 0 if outputs.multi_label and config.threshold else 1
-    top = (one if few else 5) if config.top < 0 else config.top
+    top = config.top
+    if top < 0:
+        few = config.merge or config.format in TABLES
+        # Of several labels a clip, all that reach the threshold are there.
+        top = 5 if not few else 0 if outputs.multi_label and config.threshold else 1
     found = outputs.top(scores, top, threshold=config.threshold, background=config.background)
     rows = [(head, {"class": name, "probability": round(p, 6)}) for head, name, p in found]
     return [{"head": head, **row} if len(outputs.heads) > 1 else row for head, row in rows]

@@ -356,7 +356,8 @@ def _is_name(word: str, keys: Mapping[str, Key]) -> bool:
     """Whether a word is neither a key nor a flag, but names something."""
     if not word.startswith("-") and "=" not in word:
         return True
-    if word.partition("=")[0].endswith("#t"):  # a part of a file: FILE#t=START,STOP
+    file, _, span = word.partition("#t=")  # a part of a file: FILE#t=START,STOP
+    if span and ("=" not in file or os.path.exists(file)):
         return True
     return word.partition("=")[0] not in {*keys, "recipe"} and os.path.exists(word)
 

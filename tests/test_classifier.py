@@ -206,6 +206,21 @@ def test_predict_takes_any_name_that_a_file_can_have(name, folder, sounds, tmp_p
     assert capsys.readouterr().err == ""
 
 
+def test_predict_takes_a_part_of_a_file_at_its_times(folder, sounds, tmp_path, capsys):
+    samples, rate = soundfile.read(sounds[1])
+    soundfile.write(tmp_path / "part.wav", samples[rate // 4 : 3 * rate // 4], rate)
+    words = [f"{sounds[1]}#t=0.25,0.75", str(tmp_path / "part.wav"), f"encoder={folder}"]
+    assert run_command(predict, [*words, "format=json"], name="predict") == 0
+    part, alone = json.loads(capsys.readouterr().out)
+    assert (part["file"], part["seconds"]) == (sounds[1], alone["seconds"])
+    for one, other in zip(part["windows"], alone["windows"], strict=True):
+        assert one["start"] == pytest.approx(other["start"] + 0.25)
+        assert one["stop"] == pytest.approx(other["stop"] + 0.25)
+        for row, same in zip(one["classes"], other["classes"], strict=True):
+            assert row["class"] == same["class"]
+            assert row["probability"] == pytest.approx(same["probability"], abs=0.02)
+
+
 def test_predict_goes_on_past_a_bad_file_and_says_what_is_missing(folder, sounds, tmp_path, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")
