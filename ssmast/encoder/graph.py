@@ -244,7 +244,10 @@ class OnnxEncoder:
                 "export onnx=true of a fine-tuned encoder writes one that does"
             )
         feed = {"waveform": batch_of(waveform)}
-        samples, fewest = feed["waveform"].shape[1], int(self.facts.get("min_samples", 1))
+        # A classifier's own length may be a column shorter than what a graph surely takes.
+        facts = (self.facts.get(key) for key in ("min_samples", "classifier_samples"))
+        fewest = min((int(fact) for fact in facts if fact), default=1)
+        samples = feed["waveform"].shape[1]
         if samples < fewest:
             raise ValueError(f"this graph takes clips of {fewest} samples or more, got {samples}")
         (found,) = self._session.run([output], feed)

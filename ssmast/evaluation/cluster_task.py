@@ -149,7 +149,10 @@ class ClusterConfig(SoundSettings):
     points: int = setting(
         2000, "most clips on the map; of more, a random sample is drawn", range="[4, inf)"
     )
-    out: str = setting("", "folder of results; empty: clusters/ beside the encoder folder")
+    out: str = setting(
+        "",
+        "folder of results; empty: clusters/ beside encoder/, of another folder NAME-clusters/",
+    )
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
 
 

@@ -109,7 +109,10 @@ class EvaluateConfig(EventRules, SoundSettings):
     events: bool = setting(
         False, "also score events in the recordings whose spans the clips are, by onset and offset"
     )
-    out: str = setting("", "folder of the result; empty: evaluate/ beside the encoder folder")
+    out: str = setting(
+        "",
+        "folder of the result; empty: evaluate/ beside encoder/, of another folder NAME-evaluate/",
+    )
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     window: float = setting(0.0, WINDOW, range="0 or [0.01, inf)")
 
@@ -439,7 +442,4 @@ def _open(config: EvaluateConfig) -> tuple[LabelledSet, Classifier]:
 
 
 def _out(config: EvaluateConfig) -> Path:
-    folder = Path(config.encoder)
-    if (folder / "encoder").is_dir():
-        folder = folder / "encoder"
-    return Path(config.out) if config.out else beside(folder, "evaluate")
+    return Path(config.out) if config.out else beside(config.encoder, "evaluate")

@@ -359,9 +359,16 @@ def _plain(value: Any) -> Any:
 
 
 def beside(encoder: str | Path, name: str) -> Path:
-    """Where results go if nothing is said: a folder beside the encoder's, else here."""
-    folder = Path(encoder)
-    return folder.resolve().parent / name if folder.is_dir() else Path(name)
+    """Where results go if nothing is said: a folder beside the encoder's, else here.
+
+    Encoders side by side have one each: probe/ is that of encoder/, frogs-probe/ of frogs/.
+    """
+    folder = Path(encoder).resolve()
+    if not folder.is_dir():
+        return Path(name)
+    if (folder / "encoder").is_dir():  # a run folder
+        return folder / name
+    return folder.parent / (name if folder.name == "encoder" else f"{folder.name}-{name}")
 
 
 def result_file(out: Path, labelled: LabelledSet, protocol: str) -> Path:

@@ -69,7 +69,10 @@ class ProbeConfig(SoundSettings):
         "all, or [a,b:label=COLUMN,split=COLUMN,group=COLUMN]; poster: the eight sets of the "
         "SS-MAST poster that are there, beside its rows (its protocol is lape_finetune)",
     )
-    out: str = setting("", "folder of results; empty: probe/ beside the encoder folder")
+    out: str = setting(
+        "",
+        "folder of results; empty: probe/ beside encoder/, of another folder NAME-probe/",
+    )
     protocol: str = setting("linear", "see docs/protocols.md", choices=PROTOCOLS)
     metric: str = setting(
         "", "metric of the score; empty: as the set says, else accuracy or map", choices=METRICS

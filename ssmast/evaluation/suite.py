@@ -120,7 +120,7 @@ def _read_done(file: Path, inputs: str) -> Result | None:
 
 
 def out_folder(config: ProbeConfig) -> Path:
-    """Where results go: `out`, or probe/ beside the encoder folder."""
+    """Where results go: `out`, or probe/ beside the encoder's folder."""
     return Path(config.out) if config.out else beside(config.encoder, "probe")
 
 

@@ -1,10 +1,12 @@
 import json
 import math
+from pathlib import Path
 
 from ssmast.evaluation.results import (
     ClusterResult,
     Result,
     Score,
+    beside,
     parse_result,
     read_result,
     write_result,
@@ -49,3 +51,12 @@ def test_other_files_are_no_results():
     assert parse_result(clusters.to_dict()) == clusters
     assert parse_result({"task": "a", "mean": 0.5}) is None
     assert parse_result([1]) is None
+
+
+def test_encoders_side_by_side_have_a_place_each(tmp_path):
+    for name in ("run/encoder", "frogs"):
+        (tmp_path / name).mkdir(parents=True)
+    run = tmp_path / "run"
+    assert beside(run / "encoder", "probe") == beside(run, "probe") == run / "probe"
+    assert beside(tmp_path / "frogs", "probe") == tmp_path / "frogs-probe"
+    assert beside("org/name", "probe") == Path("probe")
