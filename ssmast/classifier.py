@@ -229,9 +229,9 @@ class Classifier:
     def _hops(self, samples: int, hop_seconds: float) -> list[int]:
         """First sample of each window along a clip; the last one ends where the clip ends."""
         length = self.log_mel.samples(self.frames)
-        hop = round(hop_seconds * self.sample_rate) or length
+        hop = round(hop_seconds * self.sample_rate) if hop_seconds else length
         if hop < 1:
-            raise ValueError(f"hop must be above 0 s, got {hop_seconds}")
+            raise ValueError(f"hop must be at least one sample, got {hop_seconds} s")
         return window_starts(samples, size=length, hop=hop)
 
     def _starts(self, samples: int) -> list[int]:

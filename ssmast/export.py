@@ -81,6 +81,8 @@ class ExportConfig(Settings):
         super().__post_init__()
         if self.int8 and not self.onnx:
             raise UsageError("int8=true needs onnx=true")
+        if self.private and not self.push:
+            raise UsageError("private=true needs push=ORGANISATION/NAME")
 
 
 @command(ExportConfig, "ssmast export", dry_run=True, positional="run")
@@ -182,14 +184,22 @@ def whitening_for(config: ExportConfig, encoder: Encoder) -> Whitening | None:
 
     Raises:
         FileNotFoundError: if there is no sound to measure it on.
+        UsageError: if there is, and nothing is to be whitened.
     """
     run, stored = Path(config.run), encoder.info.get("settings") or {}
     directions = config.whiten
     if directions < 0:
-        if encoder.whitening is not None:
+        if encoder.whitening is not None and not config.data:
             return encoder.whitening
         directions = int((stored.get("export") or {}).get("whiten", 0))
+        if encoder.whitening is not None:
+            directions = len(encoder.whitening.factors)
     if directions == 0:
+        if config.data:
+            raise UsageError(
+                "data= is what embeddings are whitened by, and these are not whitened; give "
+                "whiten=DIRECTIONS, or leave data= out"
+            )
         return None
     if is_encoder(run / "encoder") and not config.data:
         made = load_encoder(run / "encoder")

@@ -205,7 +205,9 @@ def hold_out(
 
     Args:
         clips: names; their hashes make the choice.
-        labels: every class gives its `fraction`, but keeps at least one clip for training.
+        labels: every class gives its `fraction`, but keeps at least one clip for training. Where
+            that comes to under half of what is wanted, as of classes with three clips each, those
+            that gave none give one, until the fraction of all clips is reached.
         groups: clips of one group (a speaker) go together; the classes are then balanced as far
             as whole groups allow.
         fraction: of the clips.
@@ -229,9 +231,11 @@ def hold_out(
         by_class[labels[index]].append(index)
     for members in by_class.values():
         held[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
-    if not held.any():  # classes too small to give a whole clip each: take the fraction of all
+    wanted = max(1, round(fraction * len(clips)))
+    if held.sum() < wanted / 2:  # most classes are too small to give a whole clip: one of each
         spare = [members[0] for members in by_class.values() if len(members) > 1]
-        held[spare[: max(1, round(fraction * len(clips)))]] = True
+        spare = [clip for clip in spare if not held[clip]]
+        held[spare[: wanted - int(held.sum())]] = True
     return held
 
 

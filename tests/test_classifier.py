@@ -100,6 +100,8 @@ def test_timestamps_run_along_the_clip(folder):
     assert found.stop.tolist() == pytest.approx([0.31, 0.51, 0.71, 0.91, 1.0])
     short = classifier.windows(torch.randn(1000))
     assert (short.start.tolist(), short.stop.tolist()) == ([0.0], [1000 / 16000])
+    with pytest.raises(ValueError, match=r"hop must be at least one sample, got 1e-05 s"):
+        classifier.windows(torch.randn(16000), hop_seconds=1e-5)
 
 
 def test_the_length_of_a_window_may_be_another_than_that_of_training(folder, sounds, capsys):

@@ -77,7 +77,10 @@ def test_whitening_is_the_runs_own_or_measured_again_on_its_clips(run, tmp_path,
     # a folder keeps its own; of other vectors it is measured again, or left out, or refused
     assert export.main([str(tmp_path / "a"), f"out={tmp_path / 'b'}", "window_seconds=3"]) == 0
     assert load_encoder(tmp_path / "b").settings()["whitening"] == white.settings()["whitening"]
-    words = [str(tmp_path / "a"), f"out={tmp_path / 'c'}", "pooling=mean"]
+    words = [str(tmp_path / "a"), f"out={tmp_path / 'c'}"]
+    with pytest.raises(FileNotFoundError, match="give data=FOLDER"):
+        export.main([*words, "data=nowhere"])  # other clips than its own are measured
+    words.append("pooling=mean")
     assert export.main([*words, "whiten=2", f"data={data}"]) == 0
     assert len(load_encoder(tmp_path / "c").whitening.mean) == load_encoder(tmp_path / "c").dim
     assert export.main([*words, "whiten=0"]) == 0
@@ -355,6 +358,10 @@ def test_what_is_not_there_is_said(run, tmp_path):
         export.main([str(run / "encoder"), f"out={tmp_path / 'x'}", "network=student"])
     with pytest.raises(UsageError, match="needs onnx=true"):
         export.main([str(run), f"out={tmp_path / 'x'}", "int8=true"])
+    with pytest.raises(UsageError, match="private=true needs push="):
+        export.main([str(run), f"out={tmp_path / 'x'}", "private=true"])
+    with pytest.raises(UsageError, match="data= is what embeddings are whitened by"):
+        export.main([str(run), f"out={tmp_path / 'x'}", "data=clips"])
     with pytest.raises(UsageError, match="out= is missing"):
         export.main([str(run)])
 

@@ -99,6 +99,8 @@ def test_a_probe_scores_it(tmp_path):
     assert (tmp_path / "out" / "tones.few_shot-2.json").is_file()
     with pytest.raises(UsageError, match="protocol linear draws no clips"):
         ProbeConfig(data="x", shots=4)
+    with pytest.raises(UsageError, match="protocol knn has no epochs to set"):
+        ProbeConfig(data="x", protocol="knn", epochs=5)
 
 
 # -- as initial weights ----------------------------------------------------------------------------

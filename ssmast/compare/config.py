@@ -145,7 +145,7 @@ def variants_of(config: CompareConfig) -> list[Variant]:
                 f"variant {name!r} needs another name: letters, digits and . + - _, each once, "
                 f"and none of {', '.join(_BASELINES)}"
             )
-    return [
+    variants = [
         Variant(
             name=f"{name}-{file_name(task)}" if task else name,
             row=name,
@@ -157,6 +157,12 @@ def variants_of(config: CompareConfig) -> list[Variant]:
         for task, folds in _tasks(config)
         for name, words in asked
     ]
+    if config.labelled and not any(isinstance(one.config, FinetuneConfig) for one in variants):
+        raise UsageError(
+            f"labelled={config.labelled} is what recipes of fine-tuning learn from, and no variant "
+            "has one; leave it out"
+        )
+    return variants
 
 
 def _tasks(config: CompareConfig) -> list[tuple[str, list[str]]]:

@@ -31,6 +31,7 @@ from ssmast.evaluation.probe import Protocol
 from ssmast.model import Backbone
 from ssmast.model.backbone import LAYERS
 from ssmast.model.pool import POOL_MODES
+from ssmast.progress import say_once
 
 _LONGEST = 6000  # frames of a log-mel that are held at once: a minute
 BEST = "best"
@@ -299,4 +300,10 @@ def _variants(encoder: Encoder, pooling: str, layers: str) -> list[Encoder]:
         return [encoder]
     pairs = itertools.product(poolings, layer_modes)
     made = [encoder.variant(pooling=mode, layers=which) for mode, which in pairs]
+    if encoder.whitening is not None:
+        say_once(
+            "vectors of other pooling or layers than %s of %s are not whitened: the encoder's "
+            "whitening is of those alone",
+            *(encoder.pooling, encoder.layers),
+        )
     return sorted(made, key=lambda variant: variant.dim)

@@ -155,6 +155,12 @@ class ClusterConfig(SoundSettings):
     )
     cache: str = setting("", "folder where embeddings are kept; empty: that of `ssmast probe`")
 
+    def __post_init__(self) -> None:
+        """Refuse classes of a map that is not drawn."""
+        super().__post_init__()
+        if self.umap == "false" and (self.classes or self.first_classes):
+            raise UsageError("classes= and first_classes= are about the map; leave umap=false out")
+
 
 @command(ClusterConfig, "ssmast cluster", dry_run=True, positional="task")
 def main(config: ClusterConfig, argv: list[str]) -> int:

@@ -311,7 +311,14 @@ def measured_whitening(
             *(len(vectors), FEWEST_CLIPS),
         )
         return None
-    return Whitening.of(vectors, directions=directions)
+    whitening = Whitening.of(vectors, directions=directions)
+    if len(whitening.factors) < directions:
+        logger.warning(
+            "embeddings are whitened along %d directions in place of %d: each takes %d clips of %d "
+            "and one number of %d",
+            *(len(whitening.factors), directions, FEWEST_CLIPS, *vectors.shape),
+        )
+    return whitening
 
 
 def read_batches(

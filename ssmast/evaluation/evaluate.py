@@ -9,6 +9,7 @@ clips of the set are spans of recordings: these are classified window by window 
 one class make an event, and events are scored by onset and offset.
 """
 
+import dataclasses
 import logging
 import math
 import shlex
@@ -61,6 +62,7 @@ from ssmast.settings import (
     PRECISION,
     WINDOW,
     SoundSettings,
+    UsageError,
     command,
     setting,
     to_words,
@@ -115,6 +117,13 @@ class EvaluateConfig(EventRules, SoundSettings):
     )
     precision: str = setting("fp32", PRECISION, choices=NETWORK_PRECISIONS)
     window: float = setting(0.0, WINDOW, range="0 or [0.01, inf)")
+
+    def __post_init__(self) -> None:
+        """Refuse rules of events where none are scored."""
+        super().__post_init__()
+        for field in dataclasses.fields(EventRules):
+            if not self.events and getattr(self, field.name) != getattr(EventRules(), field.name):
+                raise UsageError(f"{field.name}= is about events; give events=true too")
 
 
 class PartScores(NamedTuple):

@@ -118,6 +118,8 @@ class ProbeConfig(SoundSettings):
             raise UsageError(f"protocol {self.protocol} draws no clips; leave shots= out")
         if self.lr and not protocol.fixed_rate:
             raise UsageError(f"protocol {self.protocol} has no fixed rate; leave lr= out")
+        if self.epochs != ProbeConfig.epochs and not protocol.updates_encoder:
+            raise UsageError(f"protocol {self.protocol} has no epochs to set; leave epochs= out")
         if protocol.updates_encoder and BEST in (self.pooling, self.layers):
             raise UsageError("pooling=best and layers=best need a protocol with a frozen encoder")
 

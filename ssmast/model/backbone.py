@@ -232,7 +232,9 @@ class Backbone(nn.Module, ABC):
         if _NUMBERS.fullmatch(layers):
             for part in layers.split("+"):
                 first, _, last = part.partition("-")
-                wanted |= set(range(int(first), int(last or first) + 1))
+                own = range(int(first), int(last or first) + 1)
+                # A falling part, such as 3-2, holds none: that is no stage of this model either.
+                wanted |= set(own or [len(ends) + 1])
         if not wanted or max(wanted) > len(ends):
             raise ValueError(
                 f"layers must be {', '.join(LAYERS)}, {BEFORE_LAST}, or numbers from 1 to "

@@ -68,6 +68,8 @@ def main(config: IndexConfig, argv: list[str]) -> int:
     """`ssmast index`: parse, embed where need be, index."""
     if bool(config.data) == bool(config.embeddings):
         raise UsageError("give audio or embeddings=FILE, and not both; see `ssmast index --help`")
+    if config.embeddings and config.window:
+        raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
     check_output(config.out, folder=True)
     check_folder(config.out)  # now, and not when all is embedded
     encoder = load_encoder(config.encoder).to(process_state().device)
@@ -165,7 +167,7 @@ class Index:
 
         Raises:
             ValueError: if there are too few vectors for ivfpq, values and names do not fit, a value
-                is not finite, or the kind is unknown.
+                is not finite, `probes` is below 1, or the kind is unknown.
         """
         import faiss
 
@@ -180,6 +182,8 @@ class Index:
         num, dim = values.shape
         if kind == "auto":
             kind = "flat" if num <= FLAT_UP_TO else "ivfpq"
+        if probes < 1:
+            raise ValueError(f"probes must be at least 1, got {probes}")
         if kind == "ivfpq" and num < 256:
             raise ValueError(f"kind=ivfpq needs at least 256 vectors, got {num}; use kind=flat")
         mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -201,9 +205,14 @@ class Index:
     def search(self, queries: Vectors | Tensor, top: int = 10) -> list[list[tuple[str, float]]]:
         """The nearest names of each query (m, D) with their cosine, best first; `top` or all.
 
+        Where the cells that a query of ivfpq visits hold fewer, twice as many are visited, until
+        there are so many.
+
         Raises:
             ValueError: for queries of another length or not finite, or a `top` below 1.
         """
+        import faiss
+
         queries = _finite(queries)
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
@@ -211,7 +220,17 @@ class Index:
             raise ValueError(
                 f"queries must have shape (n, {len(self._mean)}), got {tuple(queries.shape)}"
             )
-        found, rows = self._index.search(_units(queries - self._mean), min(top, len(self.names)))
+        units, wanted = _units(queries - self._mean), min(top, len(self.names))
+        found, rows = self._index.search(units, wanted)
+        visiting: Any = faiss.SearchParametersIVF  # its stub knows no arguments
+        cells = getattr(self._index, "nlist", 0)
+        probes = min(getattr(self._index, "nprobe", 0), cells)
+        while (rows < 0).any() and probes < cells:
+            probes = min(2 * probes, cells)
+            few = (rows < 0).any(axis=1)
+            found[few], rows[few] = self._index.search(
+                units[few], wanted, params=visiting(nprobe=probes)
+            )
         return [
             [(self.names[row], float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows, found, strict=True)

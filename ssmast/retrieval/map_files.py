@@ -38,6 +38,7 @@ from ssmast.retrieval.embed_files import (
     sole_writer,
 )
 from ssmast.settings import SEEDS, UsageError, command, setting, several_names, wants_dry_run
+from ssmast.weights import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def main(config: MapConfig, argv: list[str]) -> int:
         raise UsageError(f"layout=umap needs umap-learn, which is missing; {clusters.INSTALL}")
     if config.embeddings and config.window:
         raise UsageError("window= is for sounds to be embedded; leave it or embeddings= out")
+    if config.embeddings and config.encoder != DEFAULT:
+        raise UsageError("encoder= is for sounds to be embedded; leave it or embeddings= out")
     corpus = open_words(config.data).with_channel(config.channel)
     device = process_state().device
     encoder = None if config.embeddings else load_encoder(config.encoder).to(device)
@@ -159,6 +162,8 @@ def map_of(found: Embeddings, corpus: Corpus, config: MapConfig) -> dict[str, An
         raise ValueError(f"a map needs at least 4 sounds, got {total}; window= cuts long ones")
     features = clusters.normalise(found.values, "l2")
     groups = clusters.kmeans(features, min(config.groups, total), seed=config.seed).labels
+    if config.groups > total:
+        logger.warning("groups=%d of %d sounds: each is a group of its own", config.groups, total)
     if total > config.points:
         logger.info("%d of %d sounds are drawn", config.points, total)
     method = config.layout

@@ -62,6 +62,8 @@ class SearchConfig(Settings):
         super().__post_init__()
         if self.out and Path(self.out).suffix not in (".csv", ".txt"):
             raise UsageError(f"out must end in .csv or .txt, got {self.out!r}")
+        if self.out and self.json:
+            raise UsageError("json=true is for the terminal; leave it or out= out")
 
 
 @command(SearchConfig, "ssmast search", dry_run=True, positional="query", several=True)

@@ -78,8 +78,9 @@ class Views:
     mixup_memory: int = setting(512, "past clips that backgrounds are drawn from", range="[0, inf)")
     crop_freq: list[float] = setting(
         [1.0, 1.0],
-        "random resized crop: smallest and largest height relative to the view; BYOL-A's "
-        "[0.6, 1.5] shifts pitch and formants, so the encoder becomes invariant to them",
+        "random resized crop: smallest and largest height relative to the view, above 1 its whole "
+        "height; BYOL-A's [0.6, 1.5] shifts pitch and formants, so the encoder becomes invariant "
+        "to them",
         length=2,
     )
     crop_time: list[float] = setting(
@@ -442,6 +443,13 @@ class PretrainConfig(TrainConfig):
         """Refuse keys that do not go together."""
         super().__post_init__()
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
+        lr, last = self.optim.lr, self.optim.min_lr
+        require(
+            last <= lr, "optim.min_lr", last, f"at most optim.lr={lr:g}, or the rate would rise"
+        )
+        wanted = "above 0 with views.transforms, or nothing is transformed"
+        is_used = bool(self.views.waveform_augment or not self.views.transforms)
+        require(is_used, "views.waveform_augment", self.views.waveform_augment, wanted)
         size, wanted = self.loss.queue_size, "above 0 with loss.batch_negatives=false"
         require(size > 0 or self.loss.batch_negatives, "loss.queue_size", size, wanted)
         low, high = self.ssast.cluster

@@ -204,7 +204,10 @@ def build_augment(config: PretrainConfig) -> ViewAugment:
     """The batched part of the augmentation."""
     views = config.views
     (low_freq, high_freq), (low_time, high_time) = views.crop_freq, views.crop_time
-    crop = ResizedCrop(freq=(low_freq, high_freq), time=(low_time, high_time))
+    # The canvas is BYOL-A's, and wider where a crop is to be: it would be cut down to it.
+    crop = ResizedCrop(
+        freq=(low_freq, high_freq), time=(low_time, high_time), canvas=(1.0, max(1.5, high_time))
+    )
     return ViewAugment(crop, mixup_rate=views.mixup_rate)
 
 

@@ -375,6 +375,7 @@ def test_objectives_recipes_and_settings_are_variants_over_what_is_common():
         ({"objectives": ["none"]}, "variant none: objective must be"),
         ({"objectives": ["ssast"]}, "left alone by objective=ssast"),
         ({"variants": "a:model=none"}, "variant a: model 'none' is unknown"),
+        ({"variants": "a", "labelled": "x"}, "labelled=x is what recipes of fine-tuning learn"),
         ({"variants": "a", "common": "lr"}, "settings are key=value words, got 'lr'"),
     ],
 )
@@ -405,7 +406,7 @@ def test_a_whole_comparison_on_the_built_in_sounds(tmp_path, capsys, monkeypatch
     common = ",".join(word for word in SMALL if word.partition("=")[0] not in given)
     words = [
         f"out={tmp_path / 'out'}", "minutes=0.04", "seeds=1", "recipe=smoke", f"common=[{common}]",
-        "variants=[learns:optim.lr=1e-3,still:optim.lr=1e-12,bad:init=gone.safetensors]",
+        "variants=[learns:optim.lr=1e-3,still:optim.lr=1e-12,optim.min_lr=0,bad:init=gone.safetensors]",
         "calibration_steps=5",
     ]  # fmt: skip
     assert main(["compare", *words]) == 0

@@ -445,7 +445,7 @@ def test_frames_come_from_the_deepest_layer_that_is_pooled():
     assert frames.shape == alone.shape
 
 
-@pytest.mark.parametrize("layers", ["5", "0", "2-9", "3-2", "first", "2,3", ""])
+@pytest.mark.parametrize("layers", ["5", "0", "2-9", "3-2", "1+3-2", "first", "2,3", ""])
 def test_layers_that_do_not_exist_are_refused(layers):
     with pytest.raises(
         ValueError, match=r"layers must be last, .* numbers from 1 to 4 such as 2-4"

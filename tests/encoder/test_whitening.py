@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import ssmast
+from ssmast.audio import open_corpus
 from ssmast.encoder import Encoder, load_encoder
 from ssmast.encoder.whitening import Whitening
+from ssmast.evaluation.embed import measured_whitening
 from ssmast.files import sha256_of
+from tests.sets import write_set
 
 RATE = 16000
 
@@ -69,6 +72,17 @@ def test_few_clips_give_few_directions_and_a_constant_number_stays_zero():
     assert whitening(x).isfinite().all()
     with pytest.raises(ValueError, match="whitening needs 4 clips or more, got 3"):
         Whitening.of(x[:3], directions=1)
+
+
+def test_fewer_directions_than_asked_for_are_told(tmp_path, caplog):
+    corpus, encoder = open_corpus(write_set(tmp_path / "tones", num_clips=9)), _encoder()
+    found = measured_whitening(encoder, corpus, directions=128, seed=0)
+    assert found is not None
+    assert len(found.factors) == 2
+    assert "along 2 directions in place of 128: each takes 4 clips of 9 and one" in caplog.text
+    caplog.clear()
+    assert measured_whitening(encoder, corpus, directions=2, seed=0) is not None
+    assert not caplog.text
 
 
 def test_it_is_applied_by_every_door_and_comes_back_from_the_folder(tmp_path):

@@ -83,7 +83,9 @@ def test_baselines_are_asked_for_by_name(sets, encoder_folder, tmp_path):
     assert result.mean > 0.9
 
 
-def test_the_twin_of_a_whitened_encoder_is_whitened_where_it_gains(sets, encoder_folder, tmp_path):
+def test_the_twin_of_a_whitened_encoder_is_whitened_where_it_gains(
+    sets, encoder_folder, tmp_path, caplog
+):
     """Else the untrained column would lack what the trained one has, and look worse than it is."""
     encoder = load_encoder(encoder_folder)
     labelled = load_set(sets, "tones")
@@ -93,6 +95,9 @@ def test_the_twin_of_a_whitened_encoder_is_whitened_where_it_gains(sets, encoder
     encoder.save(tmp_path / "white")
     words = {"data": str(sets), "tasks": "[tones]", "out": str(tmp_path / "out"), "seeds": 1}
     (result,) = run_suite(ProbeConfig(encoder=str(tmp_path / "white"), **words))
+    caplog.set_level("INFO", "ssmast")
+    run_suite(ProbeConfig(encoder=str(tmp_path / "white"), pooling="std", **words))
+    assert "vectors of other pooling or layers than freq+max of last are not whi" in caplog.text
     twin = embed_corpus(random_twin(encoder, seed=0), corpus).values[
         torch.from_numpy(labelled.rows)
     ]

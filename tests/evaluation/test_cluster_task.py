@@ -175,6 +175,8 @@ def test_what_does_not_exist_is_named(sets, encoder_folder, tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             main(["tones", word])
+    with pytest.raises(UsageError, match="are about the map; leave umap=false out"):
+        main(["tones", f"data={sets}", "umap=false", "classes=[low]"])
     with pytest.raises(UsageError, match="an encoder folder or a Hub name, got log_mel"):
         main(["tones", f"data={sets}", "encoder=log_mel"])
     config = settings(sets, encoder_folder, tmp_path, umap="true", classes=["middel"])

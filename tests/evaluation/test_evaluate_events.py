@@ -7,8 +7,9 @@ import torch
 
 from ssmast.audio import open_corpus
 from ssmast.classifier import Outputs, WindowScores
-from ssmast.evaluation.evaluate import EventRules, _num_seen, score_recordings
+from ssmast.evaluation.evaluate import EventRules, _num_seen, main, score_recordings
 from ssmast.evaluation.read_set import load_set
+from ssmast.settings import UsageError
 from tests.sets import write_set
 
 
@@ -53,6 +54,12 @@ def test_spans_are_found_by_onset_and_offset(recordings):
     assert (found.classes["loud"]["f1"], found.classes["quiet"]["f1"]) == (1, 0)
     assert found.precision == 1 / 3
     assert _scores(recordings, threshold=0.95).recall == 0
+
+
+def test_rules_of_events_that_are_not_scored_are_refused():
+    for word in ("hop=1", "threshold=0.9", "background=[quiet]", "collar=1"):
+        with pytest.raises(UsageError, match="= is about events; give events=true too"):
+            main(["encoder=x", "data=x", word])
 
 
 def test_spans_of_one_recording_belong_to_one_part(recordings):

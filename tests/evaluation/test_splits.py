@@ -81,3 +81,10 @@ def test_a_valid_part_that_is_there_is_used_under_any_of_its_names():
 def test_a_strange_split_is_named():
     with pytest.raises(ValueError, match="train, valid or test, got 'eval' for clip 'b'"):
         named_parts(["a", "b"], ["x", "y"], ["train", "eval"])
+
+
+def test_many_small_classes_give_their_fraction_though_one_larger_class_does():
+    labels = [str(number // 3) for number in range(300)] + ["0"]  # of three clips, and one of four
+    held = hold_out([f"clip{number}" for number in range(301)], labels)
+    assert held.sum() == 45  # 15 %, where one clip of the class of four was all
+    assert len({label for label, out in zip(labels, held, strict=True) if out}) == 45

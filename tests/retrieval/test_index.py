@@ -42,6 +42,11 @@ def test_ivfpq_finds_most_of_what_flat_finds(tmp_path):
     results = Index.load(tmp_path / "i").search(values[::97])
     for query, result in zip(range(0, 2000, 97), results, strict=True):
         assert sum(name == names[query] for name, _ in result) >= 8
+    few = Index.build(values, names, kind="ivfpq", probes=1)  # a cell of them holds about 40
+    assert [len(result) for result in few.search(values[::97], top=300)] == [300] * 21
+    assert len(few.search(values[:1], top=9999)[0]) == 2000
+    with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
+        Index.build(values, names, kind="ivfpq", probes=0)
     with pytest.raises(ValueError, match="at least 256 vectors, got 100"):
         Index.build(vectors(100), names[:100], kind="ivfpq")
 
@@ -183,5 +188,9 @@ def test_a_place_where_no_index_can_be_is_refused_before_anything_is_embedded(
 def test_what_is_missing_is_said(tmp_path, encoder_folder):
     with pytest.raises(FileNotFoundError, match="no index at"):
         search.main(["a.wav", f"index={tmp_path}"])
+    with pytest.raises(UsageError, match="window= is for sounds to be embedded"):
+        index.main(["embeddings=e.npz", f"encoder={encoder_folder}", "out=x", "window=1"])
+    with pytest.raises(UsageError, match="json=true is for the terminal"):
+        search.main(["a.wav", f"index={tmp_path}", "json=true", "out=x.csv"])
     with pytest.raises(UsageError, match="not both"):
         index.main([f"encoder={encoder_folder}", "out=x"])

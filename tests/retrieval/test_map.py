@@ -14,6 +14,7 @@ from ssmast.command import run_command
 from ssmast.evaluation import clusters
 from ssmast.prepare import prepare_corpus
 from ssmast.retrieval import embed_files, map_files
+from ssmast.settings import UsageError
 from tests.retrieval.test_windows import recording  # noqa: F401 - a fixture
 from tests.sets import write_set
 
@@ -88,7 +89,9 @@ def test_what_embed_wrote_is_drawn_without_an_encoder(encoder_folder, tmp_path, 
         words = [data, f"encoder={encoder_folder}", *window]
         assert embed_files.main([*words, f"out={file}"]) == 0
         assert map_files.main([*words, *more, f"out={tmp_path / 'a'}"]) == 0
-        again = [data, *more, f"embeddings={file}", "encoder=none", f"out={tmp_path / 'b'}"]
+        again = [data, *more, f"embeddings={file}", f"out={tmp_path / 'b'}"]
+        with pytest.raises(UsageError, match="encoder= is for sounds to be embedded"):
+            map_files.main([*again, f"encoder={encoder_folder}"])
         assert map_files.main(again) == 0
         tables, pages = ([tmp_path / a / f"map.{kind}" for a in "ab"] for kind in ("csv", "html"))
         assert tables[0].read_text() == tables[1].read_text()

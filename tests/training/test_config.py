@@ -51,6 +51,12 @@ def _numbers(schema: type) -> dict[str, str]:
     return {key: impossible[leaf.type] for key, leaf in leaves if leaf.type in impossible}
 
 
+def test_transforms_that_are_never_applied_are_refused():
+    words = ["data=x", "views.transforms=x.yaml", "views.waveform_augment=0"]
+    with pytest.raises(UsageError, match=r"views\.waveform_augment must be above 0 with views"):
+        parse(PretrainConfig, words, command="test", recipes=RECIPES)
+
+
 @pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
 def test_a_number_that_cannot_be_is_refused_before_any_audio_is_read(schema):
     accepted, said = [], {}

@@ -223,8 +223,10 @@ def test_an_unknown_optimiser_is_refused():
 
 
 def test_the_warning_counts_the_queue_that_is_built(caplog):
+    caplog.set_level("INFO", "ssmast")
     trainer = _trainer(loss=Loss(queue_size=500, queue_fraction=0.05))
     assert trainer.objective.queue.size == 50
+    assert "loss.queue_size=500 is limited to 50, loss.queue_fraction=0.05 of the" in caplog.text
     assert "more than a tenth" not in caplog.text
     assert _trainer(loss=Loss(queue_size=500)).objective.queue.size == 100
     assert "more than a tenth" not in caplog.text

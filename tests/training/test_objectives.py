@@ -23,6 +23,7 @@ from ssmast.training.objective import Objective, Step
 from ssmast.training.objectives import OBJECTIVES
 from ssmast.training.show_views import at_step, view_panels
 from ssmast.training.step import TrainingState
+from ssmast.training.views import build_augment
 from tests.training.processes import DOOR, SMALL, Group, write_tones
 from tests.training.states import state_of
 from tests.training.test_pretrain import _assert_same_state, _dies_at
@@ -199,6 +200,17 @@ def test_lost_lines_average_the_rate_that_was_asked_for():
     assert rows.mean() == pytest.approx(0.7, abs=0.02)
 
 
+def test_crops_are_as_wide_as_they_were_asked_for():
+    augment = build_augment(_config("ss_mast", "views.crop_time=[3,3]", "views.mixup_rate=0"))
+    clip = torch.zeros(64, 1, 32, 90)
+    clip[..., 30:60] = 1.0
+    draws = torch.rand(64, augment.num_draws)
+    view = augment(clip, draws=draws, background=None, mean=0.0, std=1.0)
+    middle = view[:, 0, 16]  # a clip is a third of its view, and its tone a third of that
+    wide = (middle > middle.amax(dim=1, keepdim=True) / 2).sum(dim=1)
+    assert wide.float().mean() == pytest.approx(10, abs=1)  # 20 of a canvas of 1.5
+
+
 @pytest.mark.parametrize("name", ["swav", "ss_mast_mosaic"])
 def test_the_views_that_are_drawn_are_those_that_it_is_fed(name, audio):
     words = ["views.frames=64", "views.columns=0.5"] if name == "ss_mast_mosaic" else []
@@ -233,6 +245,7 @@ def test_the_views_that_are_drawn_are_those_that_it_is_fed(name, audio):
         ("dino", "swav.prototypes=9", "swav.prototypes must be left alone by objective=dino"),
         ("ss_mast", "ssast.masked=0.5", "ssast.masked must be left alone by objective=ss_mast"),
         ("swav", "views.frames=16", "views.frames must be at least 24 with views.local"),
+        ("swav", "optim.lr=1e-7", "optim.min_lr must be at most optim.lr=1e-07, or the rate"),
     ],
 )
 def test_what_an_objective_does_not_use_is_refused(name, word, said):

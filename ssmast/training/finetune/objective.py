@@ -23,7 +23,7 @@ from ssmast.evaluation.processes import scoring_seconds
 from ssmast.evaluation.results import write_result
 from ssmast.model import Backbone, LoadReport, create_model
 from ssmast.report import write_report
-from ssmast.settings import to_dict
+from ssmast.settings import require, to_dict
 from ssmast.training.finetune.network import (
     HEAD_PARTS,
     HeadLayers,
@@ -126,7 +126,19 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
     @classmethod
     def resolve(cls, config: FinetuneConfig) -> FinetuneConfig:
         """Read the set and the encoder's folder, and write out what they decide."""
-        return set_up(config).config
+        wanted = "false or auto with init=none, whose features are random"
+        require(not config.heads.probe or config.init != "none", "heads.probe", "true", wanted)
+        lr, last = config.optim.lr, config.optim.min_lr
+        wanted = f"at most optim.lr={lr:g}, or the rate would rise"
+        require(not lr or last <= lr, "optim.min_lr", last, wanted)
+        setup = set_up(config)
+        if config.heads.smoothing and setup.found.multi_label:
+            logger.warning(
+                "heads.smoothing=%g has no effect: it is of the cross-entropy, and the clips of %s "
+                "have several labels each",
+                *(config.heads.smoothing, setup.found.folder),
+            )
+        return setup.config
 
     @classmethod
     def check(cls, config: FinetuneConfig) -> None:

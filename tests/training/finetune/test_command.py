@@ -473,6 +473,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(tones, tmp_path, capsys):
         "heads.pooling=cls": "needs class tokens",
         "pooling_schedule=three": "pooling_schedule must be one of",
         "heads.lr_scale=[1.0,2.0]": "heads.lr_scale must be one number",
+        "heads.probe=true": "heads.probe must be false or auto with init=none",
+        "optim.lr=1e-7": "optim.min_lr must be at most optim.lr=1e-07",
     }
     for word, said in wrong.items():
         assert _run(word, data=tones, run=tmp_path / word) in (1, 2), word

@@ -175,3 +175,13 @@ def test_points_between_the_first_weights_and_the_last_compete(tones, monkeypatc
     before = first["patch_embed.proj.bias"]
     for found, share in zip(scored, (0.25, 0.5), strict=True):
         torch.testing.assert_close(found, before + share)
+
+
+def test_smoothing_that_the_loss_of_several_labels_does_not_have_is_told(tones, caplog):
+    words = [*SMALL, f"data={tones}", "heads.smoothing=0.2"]
+    for several in (False, True):
+        words += ["task=tones:multi_label=true"] if several else []
+        config = parse(FinetuneConfig, words, command="test", recipes=RECIPES)
+        assert config is not None
+        FineTuning.resolve(config)
+        assert ("heads.smoothing=0.2 has no effect" in caplog.text) == several

@@ -72,7 +72,7 @@ def test_fitted_heads_are_the_linear_probe(sets, tiny_encoder):
 
 def test_a_run_begins_at_the_probe_and_never_ends_below_it(encoder_folder, tmp_path):
     tones = write_set(tmp_path / "tones", num_clips=36)
-    words = [*PROBED, f"init={encoder_folder}", "optim.lr=1e-9"]
+    words = [*PROBED, f"init={encoder_folder}", "optim.lr=1e-9", "optim.min_lr=0"]
     assert _run(*words, data=tones, run=tmp_path / "run") == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     [first] = [row for row in rows if row["step"] == 0]
