@@ -58,10 +58,11 @@ class SSMAST(Objective[PretrainConfig, TwoViews, ContrastiveLoss]):
         size = queue_size_of(config, num_clips=run.num_clips)
         self.info_nce = info_nce
         self.queue = KeyQueue(size=size, dim=config.head.dim)
-        if size < config.loss.queue_size != type(config.loss).queue_size:
+        asked, usual = config.loss.queue_size, type(config.loss).queue_size
+        if size < asked and asked != usual:
             logger.info(
                 "loss.queue_size=%d is limited to %d, loss.queue_fraction=%g of the %d clips",
-                *(config.loss.queue_size, size, config.loss.queue_fraction, run.num_clips),
+                *(asked, size, config.loss.queue_fraction, run.num_clips),
             )
         if size > run.num_clips / 10:
             logger.warning(
