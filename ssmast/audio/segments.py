@@ -186,10 +186,16 @@ class SegmentDataset(Dataset[SegmentItem]):
 
     def __getitem__(self, position: int) -> SegmentItem:
         """Item at a position of the endless stream."""
-        return self.__getitems__([position])[0]
+        return self._items([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[SegmentItem]:
-        """Items of a batch, as `DataLoader` asks for them: where they are is computed at once."""
+        """Items of a batch, as `DataLoader` asks for them."""
+        if type(self).__getitem__ is not SegmentDataset.__getitem__:  # a subclass has its own
+            return [self[position] for position in positions]
+        return self._items(positions)
+
+    def _items(self, positions: Sequence[int]) -> list[SegmentItem]:
+        """Items whose places are computed at once, a third of the time of a batch."""
         epochs, clips = self.order(np.asarray(positions, dtype=np.int64), seed=self.seed)
         places = zip(positions, epochs.tolist(), clips.tolist(), strict=True)
         return [self._item(int(position), epoch, clip) for position, epoch, clip in places]
@@ -348,10 +354,16 @@ class MixedSegments(Dataset[MixedItem]):
 
     def __getitem__(self, position: int) -> MixedItem:
         """Item at a position of the endless stream, waveform (S,)."""
-        return self.__getitems__([position])[0]
+        return self._items([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[MixedItem]:
-        """Items of a batch, as those of `SegmentDataset`."""
+        """Items of a batch, as `DataLoader` asks for them."""
+        if type(self).__getitem__ is not MixedSegments.__getitem__:  # a subclass has its own
+            return [self[position] for position in positions]
+        return self._items(positions)
+
+    def _items(self, positions: Sequence[int]) -> list[MixedItem]:
+        """Items whose places are computed at once, as those of `SegmentDataset`."""
         where, seed = np.asarray(positions, dtype=np.int64), self.segments.seed ^ _PARTNER_SEED
         epochs, clips = sample_at(where, size=len(self.segments), seed=seed)
         items = self.segments.__getitems__(positions)

@@ -109,6 +109,18 @@ def test_workers_change_nothing(folder, augment):
     assert sum(len(batch.rejected) for batch in batches[0]) >= 2
 
 
+def test_a_batch_asks_a_subclass_for_its_own_items(folder):
+    class Quiet(SegmentDataset):
+        def __getitem__(self, position):
+            item = super().__getitem__(position)
+            return {**item, "waveform": item["waveform"] / 2}
+
+    words = {"num_samples": 400, "sample_rate": RATE, "seed": 1}
+    loud, quiet = SegmentDataset(open_corpus(folder), **words), Quiet(open_corpus(folder), **words)
+    pairs = zip(loud.__getitems__([4, 1]), quiet.__getitems__([4, 1]), strict=True)
+    assert all(torch.equal(one["waveform"] / 2, other["waveform"]) for one, other in pairs)
+
+
 def test_augmentation_changes_segments_but_no_global_state(folder):
     dataset = dataset_of(folder, waveform_augment=1.0)
     plain = dataset_of(folder)

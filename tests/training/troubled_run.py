@@ -57,12 +57,12 @@ def _hang(*args: object, **kwargs: object) -> None:
 
 
 def _hang_in_data(position: int) -> None:
-    original = SegmentDataset.__getitem__
+    original = SegmentDataset.__getitems__
 
-    def item(self, at: int):
-        return _hang() if at >= position else original(self, at)
+    def items(self, positions: list[int]):
+        return _hang() if max(positions) >= position else original(self, positions)
 
-    SegmentDataset.__getitem__ = item
+    SegmentDataset.__getitems__ = items
 
 
 if __name__ == "__main__":
