@@ -138,8 +138,11 @@ class _Decoded(IterableDataset[tuple[int, bytes]]):
             yield from ((i, b"") for i in range(done, end))
 
     def _wav(self, audio: np.ndarray) -> bytes:
+        from scipy.io import wavfile
+
         buffer = io.BytesIO()
-        soundfile.write(buffer, audio, self.sample_rate, format="WAV", subtype="FLOAT")
+        # Not by libsndfile, whose float files hold the second at which they were written.
+        wavfile.write(buffer, self.sample_rate, audio)
         return buffer.getvalue()
 
 
