@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -123,7 +123,27 @@ def _common(items: Sequence[SegmentItem]) -> dict[str, Any]:
     return {**numbers, "rejected": [pair for item in items for pair in item["rejected"]]}
 
 
-class SegmentDataset(Dataset[SegmentItem]):
+_Item = TypeVar("_Item")
+
+
+class _Stream(Dataset[_Item]):
+    """Items by their position in the endless stream; the places of a batch are computed at once."""
+
+    def _items(self, positions: Sequence[int]) -> list[_Item]:
+        raise NotImplementedError
+
+    def __getitem__(self, position: int) -> _Item:
+        """Item at a position of the endless stream."""
+        return self._items([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[_Item]:
+        """Items of a batch, as `DataLoader` asks for them."""
+        if type(self).__getitem__ is not _Stream.__getitem__:  # a subclass has its own
+            return [self[position] for position in positions]
+        return self._items(positions)
+
+
+class SegmentDataset(_Stream[SegmentItem]):
     """Random segments of the clips of a corpus, addressed by position in the endless stream.
 
     Everything random in an item follows from (seed, epoch, clip, segment): not from the batch, the
@@ -184,18 +204,7 @@ class SegmentDataset(Dataset[SegmentItem]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_whole": bytearray()}
 
-    def __getitem__(self, position: int) -> SegmentItem:
-        """Item at a position of the endless stream."""
-        return self._items([position])[0]
-
-    def __getitems__(self, positions: Sequence[int]) -> list[SegmentItem]:
-        """Items of a batch, as `DataLoader` asks for them."""
-        if type(self).__getitem__ is not SegmentDataset.__getitem__:  # a subclass has its own
-            return [self[position] for position in positions]
-        return self._items(positions)
-
     def _items(self, positions: Sequence[int]) -> list[SegmentItem]:
-        """Items whose places are computed at once, a third of the time of a batch."""
         epochs, clips = self.order(np.asarray(positions, dtype=np.int64), seed=self.seed)
         places = zip(positions, epochs.tolist(), clips.tolist(), strict=True)
         return [self._item(int(position), epoch, clip) for position, epoch, clip in places]
@@ -320,8 +329,8 @@ def collate_mixed(items: Sequence[MixedItem]) -> MixedBatch:
     )
 
 
-class MixedSegments(Dataset[MixedItem]):
-    """One segment a clip; with some probability the waveform of another clip is mixed in.
+class MixedSegments(_Stream[MixedItem]):
+    """One segment (S,) a clip; with some probability another clip's waveform is mixed in.
 
     `partner_weight` of an item is the fraction of it, and of its label, that is the partner's. It,
     the partner and whether there is one follow from (seed, epoch, clip) and the position alone.
@@ -352,18 +361,7 @@ class MixedSegments(Dataset[MixedItem]):
     def __len__(self) -> int:
         return len(self.segments)
 
-    def __getitem__(self, position: int) -> MixedItem:
-        """Item at a position of the endless stream, waveform (S,)."""
-        return self._items([position])[0]
-
-    def __getitems__(self, positions: Sequence[int]) -> list[MixedItem]:
-        """Items of a batch, as `DataLoader` asks for them."""
-        if type(self).__getitem__ is not MixedSegments.__getitem__:  # a subclass has its own
-            return [self[position] for position in positions]
-        return self._items(positions)
-
     def _items(self, positions: Sequence[int]) -> list[MixedItem]:
-        """Items whose places are computed at once, as those of `SegmentDataset`."""
         where, seed = np.asarray(positions, dtype=np.int64), self.segments.seed ^ _PARTNER_SEED
         epochs, clips = sample_at(where, size=len(self.segments), seed=seed)
         items = self.segments.__getitems__(positions)
