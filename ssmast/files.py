@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,26 @@ def csv_lines(rows: Iterable[Iterable[Any]]) -> str:
         csv.writer(line, lineterminator="\r\n").writerow(row)
         lines.append(line.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines)
+
+
+def json_lines(file: Path) -> tuple[list[Any], int]:
+    """Values of a file of JSON lines, none if it is missing, and how many lines are cut short."""
+    lines = [line for line in file.read_bytes().splitlines() if line] if file.is_file() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # what a kill cut short, or what is no UTF-8 any more
+            found.append(json.loads(line))
+    return found, len(lines) - len(found)
+
+
+def append_lines(file: Path, lines: bytes) -> None:
+    """Add whole lines to a file; one that a kill cut short before is ended first."""
+    with file.open("ab+") as opened:
+        if opened.tell():
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.write(b"\r\n" if lines.endswith(b"\r\n") else b"\n")
+        opened.write(lines)
 
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

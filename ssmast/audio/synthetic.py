@@ -5,7 +5,6 @@ for every class, so only what happens in a sound tells its class; three pairs of
 the order of time alone (up and down, even and paired).
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
+from ssmast.files import csv_lines
 
 _TABLE_SIZE = 4096
 _ECHO_SECONDS = 0.4
@@ -311,9 +312,8 @@ def _write(folder: Path, settings: dict[str, Any]) -> None:
         encoded = io.BytesIO()  # written to a path, libsndfile would wait for the disk each time
         soundfile.write(encoded, samples, sample_rate, format="FLAC", subtype="PCM_16")
         (folder / path).write_bytes(encoded.getvalue())
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-    (folder / "metadata.csv").write_text(text.getvalue(), encoding="utf-8")
+    table = csv_lines([("path", "label", "split"), *rows])
+    (folder / "metadata.csv").write_text(table, encoding="utf-8")
     marker = {**settings, "sha256": _hash_of(folder)}
     (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 

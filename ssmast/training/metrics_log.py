@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssmast.files import finite, write_atomic
+from ssmast.files import finite, json_lines, write_atomic
 from ssmast.settings import UsageError, flatten
 
 logger = logging.getLogger(__name__)
@@ -218,15 +218,8 @@ class MetricsLog:
 
 def read_metrics(file: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
     """All complete lines of a metrics.jsonl, or those of the first `up_to` steps."""
-    lines = file.read_bytes().splitlines() if file.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line a kill cut short, or one that is no UTF-8 any more
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+    rows, _ = json_lines(file)
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
     return [row for row in rows if up_to is None or row["step"] <= up_to]
 
 

@@ -2,14 +2,22 @@
 
 import json
 import logging
-import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssmast.encoder.folder import read_json
-from ssmast.files import as_text, check_output, locked, plain_yaml, write_atomic, write_json
+from ssmast.files import (
+    append_lines,
+    as_text,
+    check_output,
+    json_lines,
+    locked,
+    plain_yaml,
+    write_atomic,
+    write_json,
+)
 from ssmast.settings import flatten, refuse_renamed, to_dict, to_yaml
 from ssmast.training.checkpoint import newest_checkpoint
 
@@ -189,12 +197,7 @@ def write_skipped(
         items: position, epoch, clip and name of each item, in the order of the batch.
     """
     row = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "items": items}
-    with file.open("ab+") as opened:
-        if opened.tell():
-            opened.seek(-1, os.SEEK_END)
-            if opened.read(1) != b"\n":  # a kill cut the last line short: it ends here
-                opened.write(b"\n")
-        opened.write(json.dumps(row).encode() + b"\n")
+    append_lines(file, json.dumps(row).encode() + b"\n")
 
 
 def read_skipped(file: Path) -> list[dict[str, Any]]:
@@ -205,15 +208,11 @@ def read_skipped(file: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: if a line is not one of `write_skipped`.
     """
-    lines = [line for line in file.read_bytes().splitlines() if line] if file.is_file() else []
-    found = []
-    for line in lines:
-        with suppress(ValueError):
-            found.append(json.loads(line))
+    found, lost = json_lines(file)
     try:
         rows = {int(row["step"]): row for row in found if row["items"] is not None}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no list of skipped steps; give the run's own file") from error
-    if len(found) < len(lines):
-        logger.warning("%s: %d lines are cut short, left out", file, len(lines) - len(found))
+    if lost:
+        logger.warning("%s: %d lines are cut short, left out", file, lost)
     return [rows[step] for step in sorted(rows)]

@@ -2,10 +2,11 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+
+from ssmast.files import append_lines
 
 
 class Quarantine:
@@ -65,18 +66,12 @@ class Quarantine:
 
 def _append_quarantine(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        torn = False
-        if size:
-            file.seek(size - 1)
-            torn = file.read(1) != b"\n"  # a crash cut the last row short: close it first
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        if not size:
-            writer.writerow(["name", "reason"])
-        writer.writerows(rows)
-        file.write((b"\r\n" if torn else b"") + text.getvalue().encode())
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if not path.is_file() or not path.stat().st_size:
+        writer.writerow(["name", "reason"])
+    writer.writerows(rows)
+    append_lines(path, text.getvalue().encode())
 
 
 def _read_quarantine(path: Path) -> list[str]:
