@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ssmast.audio import LogMel, LongSound
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.folder import encoder_folder
 from ssmast.encoder.input import check_clips
 from ssmast.encoder.windows import arithmetic, evaluating, window_starts
 
@@ -385,9 +386,7 @@ def load_classifier(
         FileNotFoundError: if there is none.
         ValueError: if the folder is damaged, or holds an encoder that was not fine-tuned.
     """
-    folder = Path(path)
-    if (folder / "encoder").is_dir() and not (folder / "config.json").is_file():
-        path = folder / "encoder"
+    path = encoder_folder(path)
     encoder = load_encoder(path, precision=precision)
     made = as_classifier(encoder, name=str(path), cut=cut)
     if window_seconds:

@@ -89,6 +89,13 @@ def write_folder(
             (partial / name).write_bytes(content)
 
 
+def encoder_folder(path: str | Path) -> Path:
+    """The encoder folder in a run folder; any other path as it is."""
+    folder = Path(path)
+    is_run = (folder / "encoder").is_dir() and not (folder / CONFIG).is_file()
+    return folder / "encoder" if is_run else folder
+
+
 def check_graph(file: Path) -> None:
     """Refuse a graph that is not the one which the checksums of its folder are of.
 

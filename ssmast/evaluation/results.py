@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from ssmast.encoder.folder import encoder_folder
 from ssmast.evaluation.labelled_set import LabelledSet
 from ssmast.files import check_output, finite, write_json
 from ssmast.html import markdown_table
@@ -337,10 +338,7 @@ def _encoder_of(file: Path) -> str:
 
 def _encoder_place(name: str) -> Path | str:
     """What tells one encoder from another, however its folder is written."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    return (folder / "encoder" if (folder / "encoder").is_dir() else folder).resolve()
+    return encoder_folder(name).resolve() if Path(name).is_dir() else name
 
 
 def write_result(file: Path, result: Result | ClusterResult) -> None:
@@ -363,11 +361,9 @@ def beside(encoder: str | Path, name: str) -> Path:
 
     Encoders side by side have one each: probe/ is that of encoder/, frogs-probe/ of frogs/.
     """
-    folder = Path(encoder).resolve()
+    folder = encoder_folder(encoder).resolve()
     if not folder.is_dir():
         return Path(name)
-    if (folder / "encoder").is_dir():  # a run folder
-        return folder / name
     return folder.parent / (name if folder.name == "encoder" else f"{folder.name}-{name}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssmast.audio import LogMel
 from ssmast.audio.mel import KaldiMel, front_end_of
 from ssmast.encoder import Encoder, load_encoder
+from ssmast.encoder.folder import encoder_folder
 from ssmast.encoder.published import PUBLISHED
 from ssmast.files import write_json
 from ssmast.model import (
@@ -84,7 +85,7 @@ def find_weights(init: str, model: str) -> Path | None:
         return _imagenet(model)
     path = Path(init)
     if path.is_dir():
-        return path / "encoder" if (path / "encoder").is_dir() else path
+        return encoder_folder(path)
     if init == DEFAULT:
         return FOLDER
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt", ".tar"}:
