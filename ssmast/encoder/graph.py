@@ -228,6 +228,9 @@ class OnnxEncoder:
             ) from error
         self._outputs = [one.name for one in self._session.get_outputs()]
         self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
+        # A classifier's own length may be a column shorter than what a graph surely takes.
+        lengths = (self.facts.get(key) for key in ("min_samples", "classifier_samples"))
+        self._fewest = min((int(length) for length in lengths if length), default=1)
 
     def __call__(self, waveform: np.ndarray[Any, Any] | Tensor) -> Tensor:
         """Samples (B, S) at the encoder's rate, of any number type as in `embed` -> (B, D)."""
@@ -244,12 +247,11 @@ class OnnxEncoder:
                 "export onnx=true of a fine-tuned encoder writes one that does"
             )
         feed = {"waveform": batch_of(waveform)}
-        # A classifier's own length may be a column shorter than what a graph surely takes.
-        facts = (self.facts.get(key) for key in ("min_samples", "classifier_samples"))
-        fewest = min((int(fact) for fact in facts if fact), default=1)
         samples = feed["waveform"].shape[1]
-        if samples < fewest:
-            raise ValueError(f"this graph takes clips of {fewest} samples or more, got {samples}")
+        if samples < self._fewest:
+            raise ValueError(
+                f"this graph takes clips of {self._fewest} samples or more, got {samples}"
+            )
         (found,) = self._session.run([output], feed)
         return torch.from_numpy(np.asarray(found))
 

@@ -9,7 +9,6 @@ clips of the set are spans of recordings: these are classified window by window 
 one class make an event, and events are scored by onset and offset.
 """
 
-import dataclasses
 import logging
 import math
 import shlex
@@ -65,6 +64,7 @@ from ssmast.settings import (
     UsageError,
     command,
     setting,
+    to_dict,
     to_words,
     wants_dry_run,
 )
@@ -121,9 +121,12 @@ class EvaluateConfig(EventRules, SoundSettings):
     def __post_init__(self) -> None:
         """Refuse rules of events where none are scored."""
         super().__post_init__()
-        for field in dataclasses.fields(EventRules):
-            if not self.events and getattr(self, field.name) != getattr(EventRules(), field.name):
-                raise UsageError(f"{field.name}= is about events; give events=true too")
+        if self.events:
+            return
+        usual = to_dict(EventRules())
+        changed = [key for key, value in usual.items() if getattr(self, key) != value]
+        if changed:
+            raise UsageError(f"{changed[0]}= is about events; give events=true too")
 
 
 class PartScores(NamedTuple):

@@ -393,6 +393,13 @@ class TrainConfig(Settings):
     front_end: FrontEnd = setting(FrontEnd)
     optim: Optim = setting(Optim)
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that would rise; one of 0 is chosen later."""
+        super().__post_init__()
+        lr, last = self.optim.lr, self.optim.min_lr
+        wanted = f"at most optim.lr={lr:g}, or the rate would rise"
+        require(not lr or last <= lr, "optim.min_lr", last, wanted)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
@@ -443,10 +450,6 @@ class PretrainConfig(TrainConfig):
         """Refuse keys that do not go together."""
         super().__post_init__()
         require(self.steps > 0 or self.epochs > 0, "epochs", self.epochs, "above 0, or give steps")
-        lr, last = self.optim.lr, self.optim.min_lr
-        require(
-            last <= lr, "optim.min_lr", last, f"at most optim.lr={lr:g}, or the rate would rise"
-        )
         wanted = "above 0 with views.transforms, or nothing is transformed"
         is_used = bool(self.views.waveform_augment or not self.views.transforms)
         require(is_used, "views.waveform_augment", self.views.waveform_augment, wanted)

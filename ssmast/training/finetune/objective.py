@@ -128,9 +128,6 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         """Read the set and the encoder's folder, and write out what they decide."""
         wanted = "false or auto with init=none, whose features are random"
         require(not config.heads.probe or config.init != "none", "heads.probe", "true", wanted)
-        lr, last = config.optim.lr, config.optim.min_lr
-        wanted = f"at most optim.lr={lr:g}, or the rate would rise"
-        require(not lr or last <= lr, "optim.min_lr", last, wanted)
         setup = set_up(config)
         if config.heads.smoothing and setup.found.multi_label:
             logger.warning(
