@@ -28,14 +28,21 @@ def take_turns(
 
 
 def peak_mb(*words: str) -> float:
-    """MB that `ssmast` with these words, a process of its own, holds at most."""
+    """MB that `ssmast` with these words, a process of its own, holds at most.
+
+    Raises:
+        RuntimeError: with what it said, if it failed.
+    """
     code = (
-        "import re, sys; from ssmast.cli import main; main(sys.argv[1:]);"
+        "import re, sys; from ssmast.cli import main; status = main(sys.argv[1:]);"
         # Not ru_maxrss: that keeps the size of the process that started this one.
-        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]);"
+        "sys.exit(status)"
     )
     argv = [sys.executable, "-c", code, *words]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ssmast {' '.join(words)} failed: {done.stderr[-2000:]}")
     return int(done.stdout.split()[-1]) / 1024
 
 

@@ -245,6 +245,7 @@ def test_what_is_scored_is_not_scored_again(trainer, words, monkeypatch, tmp_pat
     assert main(["compare", *words]) == 0
     before = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert before["variants"][0]["scores"]["0"].keys() == {"tones"}
+    assert not (tmp_path / "out" / "embeddings").exists()  # gigabytes of them after ten runs
     with caplog.at_level(logging.INFO):
         assert main(["compare", *words]) == 0
     assert caplog.text.count("done before") == 8  # two fixed, two variants, their twin twice

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -277,8 +278,9 @@ def run(name: str, device: str) -> dict[str, Any]:
         begun = out / ("mast" if name == "resume" else "begun")
         shutil.rmtree(begun / "checkpoints" / "00000002")
         (begun / "report.html").unlink()  # with it the run would be finished
+    roomy = mock.patch("ssmast.doctor.machine._LEAST_DISK", 0)  # a full disk is not the card's
     try:
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), roomy:
             status = ssmast(words)
     except Exception:
         return {"status": 1, "said": traceback.format_exc(), "numbers": {}}
