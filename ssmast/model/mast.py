@@ -61,7 +61,8 @@ class MAST(Backbone):
         depths: blocks of each stage.
         num_heads: attention heads of the first stage; doubles with each stage.
         stride_q: the pooling schedule: (freq, time) stride of each stage's first block.
-        stride_kv: key and value stride of the first stage; each query stride divides it.
+        stride_kv: key and value stride of the first stage; each query stride divides it, rounded
+            down to 1 at least, so (3, 3) gives 3, 1, 1, 1.
         stem_kernel: (freq, time) kernel of the patch embedding.
         stem_stride: its stride.
         stem_padding: its padding.

@@ -443,6 +443,13 @@ class FineTuning(Objective[FinetuneConfig, Inputs, LabelledLoss]):
         if kept.num_averaged > 1:
             last = kept.averaged(self.scored)
             mixtures[f"average of {kept.num_averaged} validations' weights"] = last
+        elif optim.swa_fraction:
+            logger.info(
+                "no average of weights was tried: optim.swa_fraction=%g of the run held %s;"
+                " validate more often by scoring.every",
+                optim.swa_fraction,
+                "one validation" if kept.num_averaged else "no validation",
+            )
         if kept.first is not None:
             for share in optim.wise_ft_alphas:
                 name = f"{share:g} of the way from the first weights to the last"

@@ -271,6 +271,13 @@ def _usual_frames(corpus: Corpus, front: Any) -> int:
     log_mel = log_mel_of(front, mean=0.0, std=1.0)
     lengths = [log_mel.frames(length) for length in samples]
     frames = math.ceil(float(np.quantile(lengths, 0.9)) / _FRAME_STEP) * _FRAME_STEP
+    if frames > _MOST_FRAMES:
+        logger.info(
+            "one clip in ten has %d frames and more; inputs have %d, a random part of such a clip;"
+            " for longer ones give clips.frames",
+            frames,
+            _MOST_FRAMES,
+        )
     return min(_MOST_FRAMES, max(_FEWEST_FRAMES, frames))
 
 

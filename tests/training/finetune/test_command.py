@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import shutil
 import signal
@@ -479,6 +480,15 @@ def test_what_cannot_be_is_refused_in_a_sentence(tones, tmp_path, capsys):
     for word, said in wrong.items():
         assert _run(word, data=tones, run=tmp_path / word) in (1, 2), word
         assert said in capsys.readouterr().err
+
+
+def test_what_an_average_or_a_length_leaves_out_is_said(tones, tmp_path, caplog, monkeypatch):
+    """Validations at steps 2 and 4: of the last three tenths, one."""
+    monkeypatch.setattr("ssmast.training.finetune.setup._MOST_FRAMES", 32)
+    with caplog.at_level(logging.INFO):
+        assert _run("clips.frames=0", data=tones, run=tmp_path / "run") == 0
+    assert "optim.swa_fraction=0.3 of the run held one validation" in caplog.text
+    assert "one clip in ten has 64 frames and more; inputs have 32" in caplog.text
 
 
 def test_folds_and_sizes_are_settled_before_the_run(tones):
