@@ -28,7 +28,7 @@ from ssmast.training.checkpoint import load_checkpoint, newest_checkpoint
 from ssmast.training.config import FrontEnd, stored_config
 from ssmast.training.init_weights import backbone_weights
 from ssmast.training.inputs import log_mel_of, open_data
-from ssmast.training.run_folder import RunFolder, changed_settings
+from ssmast.training.run_folder import RunFolder, changed_settings, facts_of_encoder
 from ssmast.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -264,10 +264,9 @@ def _of_checkpoint(checkpoint: Path, run: Path, config: ExportConfig) -> Encoder
             f"{' and '.join(networks)}; leave network= out"
         )
     weights = backbone_weights(state, tensors, network=network)
-    facts.pop("segments", None)
     encoder = _of_weights(settings, facts, weights, config)
     steps = {"steps": int(state["step"]), "planned_steps": int(state["steps"])}
-    encoder.info = {**facts, **steps, "settings": settings, "network": network}
+    encoder.info = {**facts_of_encoder(facts), **steps, "settings": settings, "network": network}
     encoder.info["version"] = __version__
     logger.info("%s of step %d from %s", network, state["step"], checkpoint)
     return encoder

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
+from ssmast.audio.read import Excerpt, bytes_hash
 from ssmast.files import check_output
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
@@ -19,7 +21,7 @@ from ssmast.training.launch import StopRequest, on_main, start_accelerator
 from ssmast.training.loop import Instruments, run_loop
 from ssmast.training.metrics_log import MetricsLog, Tracker, check_tracker, read_metrics
 from ssmast.training.objective import Objective, PretrainConfig, RunFacts, TrainConfig, TrainingData
-from ssmast.training.run_folder import RunFolder, open_run
+from ssmast.training.run_folder import RunFolder, facts_of_encoder, open_run
 from ssmast.training.show_views import draw_step
 from ssmast.training.step import TrainingState
 from ssmast.version import __version__
@@ -237,8 +239,7 @@ def _train(
     with log, stop.deferred():
         run_loop(state, iter(loader), instruments)
     seconds = round(time.monotonic() - started, 1)
-    known = {key: value for key, value in facts.items() if key != "segments"}
-    known |= {"steps": plan.steps, "seconds": seconds}
+    known = {**facts_of_encoder(facts), "steps": plan.steps, "seconds": seconds}
     objective.finish(folder.path, known, is_main=is_main)
     if is_main:
         if num_bad := len(instruments.quarantine):
@@ -258,11 +259,19 @@ def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
     Before anything of it is written anew.
     """
     facts, corpus = folder.read_facts(), data.clips
-    if facts and facts["corpus"] != corpus.listing_hash:
+    if not facts:
+        return
+    if facts["corpus"] != corpus.listing_hash:
         order = ", or on the same in another order" if facts["clips"] == len(corpus) else ""
         raise ValueError(
             f"{folder.path} was started on other audio{order} ({facts['clips']} clips, now "
             f"{len(corpus)}); resume with the same data= or choose another run="
+        )
+    looks = zip(facts.get("looks", []), _looks(corpus), strict=False)  # older runs have none
+    if any(was and now and was != now for was, now in looks):
+        raise ValueError(
+            f"{folder.path} was started on other audio: clips of the same names and sizes hold "
+            "other bytes now; resume with the same data= or choose another run="
         )
     if facts.get("labels", data.labels_sha256) != data.labels_sha256:
         raise ValueError(
@@ -270,11 +279,28 @@ def _check_same_data(folder: RunFolder, data: TrainingData) -> None:
             "choose another run="
         )
     front = data.log_mel
-    if front is not None and facts and (facts["mean"], facts["std"]) != (front.mean, front.std):
+    if front is not None and (facts["mean"], facts["std"]) != (front.mean, front.std):
         raise ValueError(
             f"{folder.path} was started from an encoder with another mean and std than that of "
             "init= has now; put that encoder back, or choose another run="
         )
+
+
+def _looks(corpus: Corpus) -> list[str]:
+    """Hashes of the middle of 16 clips' files, empty where one cannot be read.
+
+    The clean and the noisy version of a set have the same names and sizes.
+    """
+    hashes = []
+    for row in np.linspace(0, len(corpus) - 1, 16).astype(int).tolist():
+        try:
+            found = corpus.sought(row)
+        except (OSError, ValueError):  # training says what to do about it
+            hashes.append("")
+        else:
+            source = found.source if isinstance(found, Excerpt) else found
+            hashes.append(bytes_hash(source, 1 << 16))
+    return hashes
 
 
 def _facts(
@@ -295,6 +321,7 @@ def _facts(
         "data": config.data or "built-in synthetic corpus",
         "clips": len(data.clips),
         "corpus": data.clips.listing_hash,
+        "looks": _looks(data.clips),
         **({"labels": data.labels_sha256} if data.labels_sha256 else {}),
         "mean": mean,
         "std": std,

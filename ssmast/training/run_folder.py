@@ -35,6 +35,13 @@ MAY_CHANGE = {
     "export.window_seconds",
 }  # fmt: skip
 
+_ITS_OWN = ("segments", "looks")  # what only the run itself needs of its facts
+
+
+def facts_of_encoder(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a run, less those of which its encoder tells nothing."""
+    return {key: value for key, value in facts.items() if key not in _ITS_OWN}
+
 
 @dataclass(kw_only=True)
 class RunFolder:

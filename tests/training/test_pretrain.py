@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ssmast.audio import open_corpus
@@ -157,6 +158,24 @@ def test_going_on_with_other_audio_is_refused_and_leaves_the_run_as_it_was(
         said = capsys.readouterr().err
         assert "was started on other audio (12 clips, now 5); resume with the same data=" in said
     assert (finished / "config.yaml").read_text() == before
+
+
+def test_going_on_with_other_audio_of_the_same_names_and_sizes_is_refused(
+    finished, audio, tmp_path, capsys
+):
+    """A noisy version of the set; a copy of the clean one is taken."""
+    noisy, copy = tmp_path / "noisy", tmp_path / "copy"
+    shutil.copytree(audio, copy)
+    shutil.copytree(audio, noisy)
+    for file in noisy.glob("**/*.wav"):
+        samples, rate = soundfile.read(file)
+        soundfile.write(file, samples[::-1], rate)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert _run("resume=auto", audio=copy, run=run) == 0
+    assert _run("resume=auto", audio=noisy, run=run) == 1
+    said = capsys.readouterr().err
+    assert "clips of the same names and sizes hold other bytes now; resume with the same" in said
 
 
 def test_a_checkpoint_of_a_run_on_other_audio_is_refused(finished, tmp_path, capsys):
