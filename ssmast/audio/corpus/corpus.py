@@ -143,7 +143,7 @@ class Corpus:
         Only clips of equal size are read. Those at URLs and in Parquet are not looked at: they
         would have to be fetched again.
         """
-        if self.reads_groups or any(isinstance(place, str) for place in (self.root, *self.shards)):
+        if self.is_fetched:
             return []
         groups: dict[Any, list[int]] = defaultdict(list)
         for row in rows:
@@ -239,6 +239,11 @@ class Corpus:
     def reads_groups(self) -> bool:
         """Whether a clip is read together with its neighbours, from Parquet."""
         return isinstance(self._reader, RowGroupReader)
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether a look at a clip costs more than its bytes: from a URL, or in Parquet."""
+        return self.reads_groups or any(isinstance(p, str) for p in (self.root, *self.shards))
 
     @property
     def shards(self) -> Sequence[Place]:

@@ -46,7 +46,9 @@ class CutCorpus(Corpus):
     def __init__(
         self, whole: Corpus, *, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray
     ) -> None:
-        super().__init__(root=whole.root, entries=whole.entries, channel=whole.channel)
+        super().__init__(
+            root=whole.root, entries=whole.entries, shards=whole.shards, channel=whole.channel
+        )
         self.whole, self.rows, self.starts, self.stops = whole, rows, starts, stops
 
     def __len__(self) -> int:
