@@ -127,6 +127,7 @@ def open_run(config: Any, *, root: Path = Path("runs")) -> RunFolder:
     Raises:
         FileExistsError: if the folder holds another run, or one that was not asked to be resumed.
         FileNotFoundError: if a named checkpoint does not exist.
+        ValueError: if the settings of the run are damaged.
     """
     path = Path(config.run) if config.run else _free_name(config, root)
     folder = RunFolder(path=path)
@@ -169,6 +170,14 @@ def _free_name(config: Any, root: Path) -> Path:
 
 def _same_settings(config: Any, folder: RunFolder) -> None:
     before = folder.read_config()
+    known = flatten(before)
+    lost = [key for key in flatten(to_dict(config)) if key not in known and key not in MAY_CHANGE]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ValueError(
+            f"{folder.config_file} has no {', '.join(lost[:3])}{more}: it is cut short, or of "
+            "another command or version; put back the file as it was written or choose another run="
+        )
     changed = changed_settings(before, to_dict(config))
     if changed:
         # Of fine-tuning, what is not given is sized by the set: rows added to it change optim.lr.

@@ -191,6 +191,7 @@ def test_a_checkpoint_of_a_run_on_other_audio_is_refused(finished, tmp_path, cap
     [
         ("config.yaml", "a: [", "config.yaml cannot be read as plain YAML"),
         ("config.yaml", "", "config.yaml holds no settings of a run"),
+        ("config.yaml", "seed: 0\noptim:\n  lr", " more: it is cut short, or of another command"),
         ("facts.json", '{"mean": ', "facts.json is damaged: it is not JSON"),
         ("facts.json", "[]", "facts.json is damaged: it holds no JSON object"),
     ],
