@@ -9,7 +9,6 @@ split rule, published counts, differences) and missing.csv to `out`. `ssmast pro
 scores on all sets in `sets`.
 """
 
-import csv
 import difflib
 import itertools
 import logging
@@ -39,7 +38,7 @@ from ssmast.datasets.task import (
     data_task,
     published_of,
 )
-from ssmast.files import check_output, replacing, sha256_of, write_json
+from ssmast.files import check_output, csv_lines, replacing, sha256_of, write_json
 from ssmast.settings import Settings, UsageError, command, setting, wants_dry_run
 from ssmast.splits import (
     Split,
@@ -303,7 +302,7 @@ def _build(
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(itertools.chain([header], rows))
+        file.writelines(csv_lines([row]) for row in itertools.chain([header], rows))
 
 
 def _present(

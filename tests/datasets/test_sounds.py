@@ -46,6 +46,15 @@ def test_nsynth_pitches_are_those_of_a_piano_unless_all_are_wanted(mini):
         mini.build("nsynth_pitch", pitches="108-21")
 
 
+def test_a_line_break_in_a_name_stays_in_its_cell(mini):
+    header = "slice_file_name,fsID,start,end,salience,fold,classID,class"
+    lines = [header, 'a.wav,"1\r2",0,1,1,1,1,"car\rhorn"']
+    mini.touch("audio/fold1/a.wav")
+    mini.text("metadata/UrbanSound8K.csv", "\n".join(lines) + "\n")
+    rows, _ = mini.build("urbansound8k")
+    assert [(row["label"], row["fsID"]) for row in rows] == [("car\rhorn", "1\r2")]
+
+
 def test_urbansound8k_keeps_its_folds_and_the_recordings_in_them(mini):
     lines = ["slice_file_name,fsID,start,end,salience,fold,classID,class"]
     for fold in range(1, 11):
