@@ -142,7 +142,11 @@ Size = TypeVar("Size", int, Tensor)
 
 
 class PatchEmbed(nn.Module):
-    """The stem: one strided convolution from the spectrogram to tokens."""
+    """The stem: one strided convolution from the spectrogram to tokens.
+
+    Raises:
+        ValueError: if it has no input channels.
+    """
 
     def __init__(
         self,
@@ -154,6 +158,8 @@ class PatchEmbed(nn.Module):
         padding: tuple[int, int],
     ):
         super().__init__()
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {in_chans}")
         self.in_chans, self.kernel, self.stride, self.padding = in_chans, kernel, stride, padding
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=kernel, stride=stride, padding=padding)
 

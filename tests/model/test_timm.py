@@ -88,6 +88,9 @@ def test_a_size_that_is_none_is_refused():
     with pytest.raises(ValueError, match="has 1 channels and in_chans is 3"):
         create_model("mast_nano", input_size=(1, 96, 96), in_chans=3)
     assert create_model("mast_nano", input_size=(3, 96, 96)).in_chans == 3
+    for name, least in (("in_chans", 1), ("num_classes", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be at least {least}"):
+            create_model("mast_nano", **{name: least - 1})
 
 
 @pytest.mark.parametrize("name", ["mast_nano", "ast_nano"])
