@@ -172,6 +172,9 @@ def batch_of(samples: Samples | Tensor) -> Samples:
         ValueError: as `read_clips`.
     """
     if isinstance(samples, Tensor):
+        if samples.layout is not torch.strided or samples.is_meta:
+            kind = "meta" if samples.is_meta else samples.layout
+            raise ValueError(f"waveform must be a dense tensor with values, got a {kind} one")
         # Forced: off its device, its graph, and views that are negated or conjugated.
         samples = (samples.float() if samples.is_floating_point() else samples).numpy(force=True)
     if np.ma.is_masked(samples):

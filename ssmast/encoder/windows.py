@@ -154,7 +154,12 @@ class WindowCutter:
         On a CPU a thread decodes and transforms the next batch while one goes through the network:
         files, FFTs and the network's products all run without Python's lock. A card is used by the
         calling thread alone.
+
+        Raises:
+            ValueError: if `batch_seconds` is not above 0.
         """
+        if not batch_seconds > 0:  # NaN would put all into one batch
+            raise ValueError(f"batch_seconds must be above 0, got {batch_seconds}")
         groups = list(batches(windows, most_frames=self.frames_in(batch_seconds)))
         made = ((group, *self.log_mels(clips, group)) for group in groups)
         if len(groups) < 2 or self._log_mel.filterbank.device.type != "cpu":

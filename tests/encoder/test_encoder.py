@@ -374,6 +374,15 @@ def test_unknown_settings_name_the_allowed_ones(settings, sentence):
         make_encoder(**settings)
 
 
+def test_tensors_without_values_and_batches_of_no_length_are_refused(encoder):
+    for clip in (torch.ones(4000, device="meta"), torch.ones(4000).to_sparse()):
+        with pytest.raises(ValueError, match="waveform must be a dense tensor with values, got a"):
+            encoder.embed(clip, sample_rate=16000)
+    for seconds in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="batch_seconds must be above 0, got"):
+            encoder.embed(noise(4000), sample_rate=16000, batch_seconds=seconds)
+
+
 def test_another_family_is_refused():
     with pytest.raises(ValueError, match=r"ssmast\.create_model, got Linear"):
         Encoder(torch.nn.Linear(1, 1), LogMel())
