@@ -146,7 +146,7 @@ def _score(config: CompareConfig, variant: Variant, entry: Entry, encoder: Path,
     entry.untrained[seed] = checked(better)
     entry.best_stage[seed] = checked(run_suite(best))
     entry.scores[seed] = scores
-    # Half a gigabyte for 30,000 clips; the results that were written need them no more.
+    # Some hundred megabytes a run; the results, which are written, need them no more.
     shutil.rmtree(_embeddings(config), ignore_errors=True)
 
 
