@@ -72,6 +72,7 @@ __all__ = [
     "check_channel",
     "decode_whole",
     "excerpt_name",
+    "file_of",
     "first_bytes",
     "hear",
     "libsndfile_version",
@@ -130,6 +131,11 @@ class Excerpt:
         """First sample and end of the excerpt in a file of `total` samples; equal if empty."""
         last = math.floor(min(self.stop * sample_rate, total) + 0.5)
         return min(math.floor(self.start * sample_rate + 0.5), last), last
+
+
+def file_of(found: Source | Excerpt) -> Source:
+    """The file or bytes of a sound, all of it."""
+    return found.source if isinstance(found, Excerpt) else found
 
 
 def excerpt_name(path: str, start: float, stop: float, *, clip: str = "") -> str:

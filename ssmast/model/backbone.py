@@ -355,6 +355,8 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: for an unknown pooling, or fewer than 0 classes.
         """
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0 (no classes), got {num_classes}")
         if global_pool is not None:
             global_pool = self.TIMM_POOLS.get(global_pool, global_pool)
             if global_pool not in ("attention", ""):
@@ -365,8 +367,6 @@ class Backbone(nn.Module, ABC):
                     AttentionPool(self.num_features, self.last_heads) if attends else None
                 )
             self.global_pool = global_pool
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0 (no classes), got {num_classes}")
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features
         if self.global_pool not in ("attention", ""):

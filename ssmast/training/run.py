@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ssmast.audio import Corpus, Quarantine
-from ssmast.audio.read import Excerpt, bytes_hash
+from ssmast.audio.read import bytes_hash, file_of
 from ssmast.files import check_output
 from ssmast.settings import to_dict
 from ssmast.training.alarm import Alarm
@@ -297,11 +297,10 @@ def _looks(corpus: Corpus) -> list[str]:
         return hashes
     for row in np.linspace(0, len(corpus) - 1, 16).astype(int).tolist():
         try:
-            found = corpus.sought(row)
+            source = file_of(corpus.sought(row))
         except (OSError, ValueError):  # training says what to do about it
             hashes.append("")
         else:
-            source = found.source if isinstance(found, Excerpt) else found
             hashes.append(bytes_hash(source, 1 << 16))
     return hashes
 

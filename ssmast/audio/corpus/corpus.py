@@ -26,6 +26,7 @@ from ssmast.audio.read import (
     bytes_hash,
     check_channel,
     excerpt_name,
+    file_of,
     split_excerpt,
 )
 from ssmast.files import as_text, yaml_list
@@ -159,8 +160,7 @@ class Corpus:
             with Progress("comparing bytes", total=sum(map(len, equal))) as progress:
                 for number, group in enumerate(equal):
                     for row in group:
-                        found = self.sought(row)
-                        source = found.source if isinstance(found, Excerpt) else found
+                        source = file_of(self.sought(row))
                         key = source, most or 0
                         if key not in hashes:
                             hashes[key] = bytes_hash(source, most)

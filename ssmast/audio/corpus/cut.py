@@ -16,6 +16,7 @@ from ssmast.audio.read import (
     Excerpt,
     Source,
     excerpt_name,
+    file_of,
     split_excerpt,
     stated_seconds,
 )
@@ -68,9 +69,7 @@ class CutCorpus(Corpus):
         row, (start, stop) = int(self.rows[self._checked(i)]), self.span(i)
         if not start and stop == math.inf:
             return self.whole.source(row)
-        found = self.whole.sought(row)
-        base = found.source if isinstance(found, Excerpt) else found
-        return Excerpt(base, start, stop, channel=self.channel)
+        return Excerpt(file_of(self.whole.sought(row)), start, stop, channel=self.channel)
 
     def sought(self, i: int) -> Source | Excerpt:
         """As `source`."""
